@@ -1,0 +1,400 @@
+"""Stored runs: ``<home>/<analysis>-<12 hex>/`` with ``manifest.json`` (written last), ``tables/*.parquet``,
+``tensors/*.safetensors`` and ``events.jsonl``.
+
+A run is built in a hidden temporary folder on the same file system, flushed, and renamed. So a run is
+complete or absent, whatever happens to the process. Runs are immutable: the same digest is the same run.
+Half-finished work lives in ``<home>/.partial/<digest>/``, one file for each finished step.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsescope.core.files import replace_file, sha256_file, storage_errors, sync_folder, write_file
+from sparsescope.core.manifest import MANIFEST, RUN_ID, SCHEMA_VERSION, FileEntry, Manifest, TableEntry
+from sparsescope.core.manifest import TensorEntry, read_manifest
+from sparsescope.core.result import Result, Tensor
+from sparsescope.core.spec import Spec
+from sparsescope.errors import ArtifactError
+
+SAFETENSORS_HEADER_LIMIT = 100 * 1024 * 1024
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def home() -> Path:
+    """Folder of the stored runs: ``$SPARSESCOPE_HOME``, else ``runs`` in the working directory."""
+    return Path(os.environ.get("SPARSESCOPE_HOME") or "runs")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What ``verify`` says of one run: ``status`` is ``ok``, ``damaged`` or ``unreadable``."""
+
+    run_id: str
+    status: str
+    detail: str
+
+
+class Store:
+    """The runs under one folder.
+
+    Args:
+        root: The folder; ``home()`` when None. It is created on the first write.
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = Path(root) if root is not None else home()
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def path(self, run_id: str) -> Path:
+        """Return the folder of a run.
+
+        Raises:
+            ArtifactError: If ``run_id`` is not of the form ``<analysis>-<12 hex>``.
+        """
+        if not RUN_ID.fullmatch(run_id):
+            raise ArtifactError(
+                "not the id of a run",
+                allowed="<analysis>-<12 hex digits>",
+                got=repr(run_id)[:120],
+                next_step="run: sparsescope list",
+            )
+        return self.root / run_id
+
+    def has(self, run_id: str) -> bool:
+        """Whether the run is stored and complete."""
+        return (self.path(run_id) / MANIFEST).is_file()
+
+    def run_ids(self) -> list[str]:
+        """Ids of the complete runs, newest first."""
+        if not self.root.is_dir():
+            return []
+        found = [p for p in self.root.iterdir() if RUN_ID.fullmatch(p.name) and (p / MANIFEST).is_file()]
+        return [p.name for p in sorted(found, key=lambda p: (-(p / MANIFEST).stat().st_mtime_ns, p.name))]
+
+    def manifest(self, run_id: str) -> Manifest:
+        """Read the manifest of a run; see ``read_manifest`` for what it raises."""
+        folder = self.path(run_id)
+        if not folder.is_dir():
+            raise self._missing(run_id)
+        return read_manifest(folder)
+
+    def open(self, run_id: str) -> Result:
+        """Read a stored run.
+
+        Raises:
+            ArtifactError: If the run is missing, damaged or newer than this program.
+        """
+        manifest = self.manifest(run_id)
+        folder = self.path(run_id)
+        result = Result(manifest.spec.analysis)
+        result.scalars = {scalar.name: scalar for scalar in manifest.scalars}
+        result.notes = list(manifest.notes)
+        for name, entry in manifest.tables.items():
+            result.tables[name] = _read_table(_inside(folder, entry.file), entry)
+            result.columns[name] = entry.columns
+        for name, entry in manifest.tensors.items():
+            result.tensors[name] = Tensor(entry.dims, _read_tensor(_inside(folder, entry.file), name))
+        result.provenance = provenance(manifest)
+        return result
+
+    def verify(self) -> list[Verdict]:
+        """Check the size and checksum of every file of every run."""
+        verdicts = []
+        for run_id in self.run_ids():
+            try:
+                damage = _damage(self.path(run_id), self.manifest(run_id))
+            except ArtifactError as error:
+                verdicts.append(Verdict(run_id, "unreadable", error.message()))
+                continue
+            verdicts.append(Verdict(run_id, "damaged" if damage else "ok", "; ".join(damage)))
+        return verdicts
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def check_writable(self) -> None:
+        """Fail now, not after minutes of computing, when the folder cannot be written to.
+
+        Raises:
+            ArtifactError: With the reason.
+        """
+        probe = self.root / f".probe-{os.getpid()}-{secrets.token_hex(4)}"
+        with storage_errors("write to the folder of runs", self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            try:
+                write_file(probe, b"probe")
+            finally:
+                probe.unlink(missing_ok=True)
+
+    def write(
+        self,
+        result: Result,
+        spec: Spec,
+        *,
+        seconds: float,
+        environment: dict[str, Any],
+        events: list[dict[str, Any]] | None = None,
+        command: str = "",
+    ) -> Path:
+        """Store a result atomically and return its folder. A run that exists is left as it is.
+
+        Args:
+            result: What to store. Its ``provenance`` is filled in.
+            spec: Names the run.
+            seconds: Wall time of the computation.
+            environment: Versions and hardware, recorded but not part of the digest.
+            events: Log lines.
+            command: Command line that makes this run again.
+
+        Raises:
+            ArtifactError: If the disk refuses. No other run is touched and nothing half-written stays.
+        """
+        final = self.path(spec.run_id)
+        temporary = self.root / f".tmp-{spec.run_id}-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+        with storage_errors("store the run", final):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._remove_strays()
+            try:
+                temporary.mkdir()
+                manifest = _write_contents(temporary, result, spec, seconds, environment, events or [], command)
+                result.provenance = provenance(manifest)
+                self._publish(temporary, final)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        return final
+
+    def _publish(self, temporary: Path, final: Path) -> None:
+        """Rename the finished folder into place; another process may have been first."""
+        if final.exists() and not (final / MANIFEST).is_file():
+            # Only a person can make this (runs are renamed into place complete). Keep their files.
+            final.rename(final.with_name(f".incomplete-{final.name}-{secrets.token_hex(4)}"))
+        try:
+            temporary.rename(final)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST} or not (final / MANIFEST).is_file():
+                raise
+        sync_folder(self.root)
+
+    def _remove_strays(self) -> None:
+        """Delete temporary folders of killed processes of this machine, and any older than a day."""
+        for folder in self.root.glob(".tmp-*"):
+            host, pid, _ = folder.name.rsplit("-", 3)[-3:]
+            try:
+                stale = time.time() - folder.stat().st_mtime > 86_400
+            except FileNotFoundError:
+                continue
+            if stale or (host == _HOST and pid.isdigit() and not _alive(int(pid))):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    # -- partial work ----------------------------------------------------------------------------
+
+    def partial(self, digest: str) -> Path:
+        """Folder for the unfinished steps of the run with this digest."""
+        return self.root / ".partial" / digest
+
+    def save_step(self, digest: str, step: str, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        """Store the state after a finished step, atomically.
+
+        Raises:
+            ArtifactError: If the disk refuses.
+        """
+        from safetensors.numpy import save
+
+        data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"meta": json.dumps(meta)})
+        replace_file(self.partial(digest) / f"{step}.safetensors", data, action="save the state of the run")
+
+    def load_step(self, digest: str, step: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Return the state of a step, or None when there is none or it cannot be read."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.partial(digest) / f"{step}.safetensors"
+        try:
+            with safe_open(path, framework="numpy") as handle:
+                meta = json.loads((handle.metadata() or {})["meta"])
+                return {key: handle.get_tensor(key) for key in handle.keys()}, meta
+        except (OSError, SafetensorError, ValueError, KeyError):
+            return None  # a step is a convenience: without it the run starts from the beginning
+
+    def drop_partial(self, digest: str) -> None:
+        """Delete the partial work of a run that is now complete."""
+        shutil.rmtree(self.partial(digest), ignore_errors=True)
+
+    def _missing(self, run_id: str) -> ArtifactError:
+        return ArtifactError(
+            f"no run {run_id!r}",
+            where=str(self.root),
+            allowed=self.run_ids()[:8] or "there is no run yet",
+            next_step="run: sparsescope list",
+        )
+
+
+def open_run(path: str | Path) -> Result:
+    """Open a stored run by folder (``runs/<id>``) or by id under ``home()``.
+
+    Raises:
+        ArtifactError: If it is missing, damaged or newer than this program.
+    """
+    path = Path(path)
+    if path.parent != Path() or path.is_dir():
+        return Store(path.resolve().parent).open(path.resolve().name)
+    return Store().open(path.name)
+
+
+def provenance(manifest: Manifest) -> dict[str, Any]:
+    """Flatten what reports and pages show about the origin of a run."""
+    return {
+        "run_id": manifest.run_id,
+        "digest": manifest.spec.digest,
+        "version": manifest.spec.version,
+        "created": manifest.created,
+        "seconds": manifest.seconds,
+        "subject": manifest.spec.subject,
+        "corpus": manifest.spec.corpus,
+        "params": manifest.spec.params,
+        "environment": manifest.environment,
+        "command": manifest.command,
+    }
+
+
+def _write_contents(
+    folder: Path,
+    result: Result,
+    spec: Spec,
+    seconds: float,
+    environment: dict[str, Any],
+    events: list[dict[str, Any]],
+    command: str,
+) -> Manifest:
+    """Write tables, tensors, events and last the manifest into ``folder``."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from safetensors.numpy import save
+
+    def put(name: str, data: bytes) -> FileEntry:
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        write_file(path, data)
+        return FileEntry(file=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    tables = {}
+    for name, frame in result.tables.items():
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), buffer, compression="zstd")
+        entry = put(f"tables/{name}.parquet", buffer.getvalue())
+        tables[name] = TableEntry(**entry.model_dump(), rows=len(frame), columns=result.columns[name])
+    tensors, files = {}, []
+    for name, tensor in result.tensors.items():
+        files.append(put(f"tensors/{name}.safetensors", save({name: np.ascontiguousarray(tensor.array)})))
+        tensors[name] = TensorEntry(
+            file=files[-1].file, dims=tensor.dims, shape=tensor.array.shape, dtype=str(tensor.array.dtype)
+        )
+    files.append(put("events.jsonl", "".join(json.dumps(event) + "\n" for event in events).encode()))
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        run_id=spec.run_id,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+        spec=spec,
+        environment=environment,
+        scalars=tuple(result.scalars.values()),
+        notes=tuple(result.notes),
+        tables=tables,
+        tensors=tensors,
+        files=tuple(files),
+        command=command,
+    )
+    for sub in folder.iterdir():
+        if sub.is_dir():
+            sync_folder(sub)
+    write_file(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
+    sync_folder(folder)
+    return manifest
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Join and refuse a path that leaves the run, also through a symbolic link."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ArtifactError("a file of the run lies outside its folder", where=str(folder), got=name[:200])
+    return path
+
+
+def _unreadable(path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        "a file of the run cannot be read",
+        where=str(path),
+        got=f"{type(error).__name__}: {str(error)[:160]}",
+        next_step="run: sparsescope verify",
+    )
+
+
+def _read_table(path: Path, entry: TableEntry) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        frame = pq.read_table(path).to_pandas()
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+    if list(frame.columns) != [column.name for column in entry.columns] or len(frame) != entry.rows:
+        raise ArtifactError(
+            "a table differs from its manifest",
+            where=str(path),
+            allowed=[column.name for column in entry.columns],
+            got=list(frame.columns),
+            next_step="run: sparsescope verify",
+        )
+    return frame
+
+
+def _read_tensor(path: Path, name: str) -> np.ndarray:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with path.open("rb") as handle:
+            header = int.from_bytes(handle.read(8), "little")
+        if header > SAFETENSORS_HEADER_LIMIT:
+            raise ArtifactError("the header of a tensor file is too large", where=str(path), got=str(header))
+        with safe_open(path, framework="numpy") as handle:
+            return handle.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _damage(folder: Path, manifest: Manifest) -> list[str]:
+    """List what differs between the files of a run and its manifest."""
+    damage = []
+    for entry in (*manifest.tables.values(), *manifest.files):
+        path = _inside(folder, entry.file)
+        if not path.is_file():
+            damage.append(f"{entry.file} is missing")
+        elif path.stat().st_size != entry.bytes:
+            damage.append(f"{entry.file} has {path.stat().st_size} bytes, not {entry.bytes}")
+        elif sha256_file(path) != entry.sha256:
+            damage.append(f"{entry.file} has another checksum")
+    return damage
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,83 @@
+"""Durable file writes and the translation of operating-system errors.
+
+A file appears under its name only when it is complete: temporary file in the same folder, write,
+flush, fsync, rename, fsync of the folder. Every failure of these five steps becomes an
+``ArtifactError`` that names the path, the reason and the next step.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sparsescope.errors import ArtifactError
+
+_NEXT_STEP = {
+    errno.ENOSPC: "free space on that disk, or set SPARSESCOPE_HOME to a folder on another one",
+    errno.EDQUOT: "free some of your quota, or set SPARSESCOPE_HOME to another folder",
+    errno.EROFS: "the disk is read-only: set SPARSESCOPE_HOME to a folder that you can write to",
+    errno.EACCES: "set SPARSESCOPE_HOME to a folder that you can write to, or change the permissions",
+    errno.EPERM: "set SPARSESCOPE_HOME to a folder that you can write to, or change the permissions",
+    errno.ENOENT: "check that the folder exists",
+    errno.ENOTDIR: "a file stands where a folder is needed: set SPARSESCOPE_HOME to another folder",
+}
+
+
+@contextmanager
+def storage_errors(action: str, path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` inside the block into an ``ArtifactError`` about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        code = errno.errorcode.get(error.errno or 0, "OSError")
+        raise ArtifactError(
+            f"cannot {action}",
+            where=str(path),
+            got=f"{code}: {error.strerror or error}",
+            next_step=_NEXT_STEP.get(error.errno or 0, "mend the cause and run the same command again"),
+        ) from error
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` and flush it to the disk. Not atomic; for files in a temporary folder."""
+    with path.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Flush the directory entry, so that a rename survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes, *, action: str = "write the file") -> None:
+    """Write a file atomically: readers see the old content or the new, never a part.
+
+    Raises:
+        ArtifactError: If the disk refuses; the old file is untouched and no temporary file stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    with storage_errors(action, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_file(temporary, data)
+            temporary.replace(path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file as 64 hex digits."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,171 @@
+"""The registered analyses and how they are found.
+
+Built-ins are discovered by listing the sub-packages of ``sparsescope.analysis``; third parties register
+by the entry point group ``sparsescope.analyses``. A declaration is light (no torch, no plotly): ``compute``
+and ``views`` are module names, imported when they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from sparsescope.core.spec import Params
+from sparsescope.errors import SparsescopeError, SpecError, unknown_name
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from sparsescope.core.result import Result
+
+NAME_PATTERN = r"[a-z][a-z0-9_]{0,63}"
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """Where a definition comes from, for example ``("Li et al. 2023", "arXiv:2210.06313")``."""
+
+    label: str
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A figure that an analysis can draw from its stored result.
+
+    Args:
+        name: Name of the function in the views module.
+        title: Title of the figure.
+        caption: What is drawn and how to read it.
+        formula: The definition, as text.
+        table: The table with the numbers of the figure.
+        citation: Where the definition comes from.
+    """
+
+    name: str
+    title: str
+    caption: str
+    table: str
+    formula: str = ""
+    citation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """The registered record of an analysis.
+
+    Args:
+        name: Identifier, ``[a-z][a-z0-9_]*``; also the first part of a run's folder name.
+        version: Changes when a number changes for the same input.
+        title: Heading in the app and the report.
+        summary: One sentence.
+        params: Parameter model.
+        compute: Module with either ``accumulator(params, context)`` and ``result(params, context,
+            accumulator)`` (fed in the shared forward pass) or ``compute(params, context)``.
+        view_module: Module with one function ``(Result) -> Figure`` for each entry of ``views``.
+        views: The figures, in reading order; empty for the generic ones.
+        headline: Names of the scalars shown first.
+        requires: Capabilities that the subject must have.
+        citations: Sources of the definitions.
+        measures_time: Whether device, backend and threads join the digest.
+    """
+
+    name: str
+    version: str
+    title: str
+    summary: str
+    params: type[Params]
+    compute: str
+    view_module: str = ""
+    views: tuple[View, ...] = ()
+    headline: tuple[str, ...] = ()
+    requires: frozenset[str] = frozenset()
+    citations: tuple[Citation, ...] = ()
+    measures_time: bool = False
+
+    def compute_module(self) -> Any:
+        """Import and return the compute module (this may import torch)."""
+        return importlib.import_module(self.compute)
+
+    def draw(self, name: str | None, result: Result) -> go.Figure:
+        """Draw the view ``name`` (the first when None) of a result.
+
+        Raises:
+            SpecError: If there is no such view.
+        """
+        known = [view.name for view in self.views]
+        name = name or (known[0] if known else None)
+        if name not in known:
+            raise unknown_name("view", str(name), known, next_step=f"see: sparsescope show {self.name}")
+        return getattr(importlib.import_module(self.view_module), name)(result)
+
+
+class Registry:
+    """Analyses by name. A second registration of a name is refused."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, Analysis] = {}
+        self.broken: dict[str, str] = {}
+
+    def add(self, record: Analysis) -> None:
+        """Register an analysis.
+
+        Raises:
+            SpecError: If the name is malformed or taken.
+        """
+        import re
+
+        if not re.fullmatch(NAME_PATTERN, record.name):
+            raise SpecError("analysis name is malformed", allowed=NAME_PATTERN, got=record.name)
+        if record.name in self._records:
+            raise SpecError(
+                f"analysis {record.name!r} is registered twice",
+                got=f"{record.compute} after {self._records[record.name].compute}",
+                next_step="uninstall one of the two packages",
+            )
+        self._records[record.name] = record
+
+    def get(self, name: str) -> Analysis:
+        """Return the analysis called ``name``.
+
+        Raises:
+            SpecError: If there is none; the message lists near matches.
+        """
+        if name not in self._records:
+            raise unknown_name("analysis", name, self._records, next_step="run: sparsescope list")
+        return self._records[name]
+
+    def __iter__(self) -> Iterator[Analysis]:
+        return iter(sorted(self._records.values(), key=lambda record: record.name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+
+@cache
+def analyses() -> Registry:
+    """Return the registry with built-in and installed analyses.
+
+    A third-party package that fails to import does not take the tool down: it is listed in
+    ``Registry.broken`` with its error and shown by ``sparsescope list``.
+    """
+    registry = Registry()
+    package = importlib.import_module("sparsescope.analysis")
+    for module in pkgutil.iter_modules(package.__path__):
+        registry.add(importlib.import_module(f"{package.__name__}.{module.name}").ANALYSIS)
+    for point in entry_points(group="sparsescope.analyses"):
+        try:
+            registry.add(point.load())
+        except SparsescopeError as error:
+            registry.broken[point.name] = error.what
+        except Exception as error:  # a foreign package may raise anything; it is reported, not hidden
+            registry.broken[point.name] = f"{type(error).__name__}: {error}"
+    return registry

@@ -1,0 +1,250 @@
+"""What an analysis returns: scalars, typed tables, tensors and notes. No figures, no model.
+
+Every number carries its definition; a number that claims a trend or a difference carries
+its interval and n. Columns have a *kind* from a closed vocabulary (``COLUMN_KINDS``): the
+kind drives default figures, number format, units, alignment in comparisons and CSV headers.
+
+Tables are pandas frames in ``Result.tables``; what their columns mean is in ``Result.columns``.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from sparsescope.errors import SpecError, unknown_name
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+ColumnKind = Literal[
+    "layer", "head", "neuron", "feature", "expert", "token", "token_text", "position", "document", "domain",
+    "step", "checkpoint", "site", "metric", "value", "count", "fraction", "bytes", "seconds", "flops",
+    "threshold", "label", "group",
+]  # fmt: skip
+COLUMN_KINDS: tuple[str, ...] = get_args(ColumnKind)
+TEXT_KINDS = frozenset({"token_text", "document", "domain", "checkpoint", "site", "metric", "label", "group"})
+INDEX_KINDS = frozenset({"layer", "head", "neuron", "feature", "expert", "token", "position", "step"})
+Direction = Literal["higher", "lower", "none"]
+Severity = Literal["info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An uncertainty interval.
+
+    Args:
+        low: Lower end, in the unit of the number.
+        high: Upper end.
+        level: Nominal coverage, for example 0.95.
+        method: How it was made, for example ``"document-cluster bootstrap"``.
+        n: The number of independent units behind it (documents, seeds).
+    """
+
+    low: float
+    high: float
+    level: float
+    method: str
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """One number with its meaning.
+
+    Args:
+        name: Identifier within the result.
+        value: The number; NaN where it is not defined.
+        unit: ``"fraction"``, ``"count"``, ``"seconds"``, ... Empty when it has none.
+        direction: Which direction is better, or ``"none"``.
+        definition: One sentence, or a formula, that defines the number.
+        interval: Its uncertainty, or None where the number is a count or a constant.
+    """
+
+    name: str
+    value: float
+    unit: str
+    direction: Direction
+    definition: str
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What a table column means.
+
+    Args:
+        name: Column name in the frame.
+        kind: One of ``COLUMN_KINDS``.
+        description: One sentence with the formula where there is one.
+        unit: Unit of the values; empty for counts, fractions and labels.
+
+    Raises:
+        SpecError: If ``kind`` is not in the vocabulary.
+    """
+
+    name: str
+    kind: str
+    description: str
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in COLUMN_KINDS:
+            raise unknown_name("column kind", self.kind, COLUMN_KINDS, next_step="see core/result.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An array with named dimensions, for example ``("layer", "neuron")``."""
+
+    dims: tuple[str, ...]
+    array: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that the reader of a number has to know. Shown in the app and the report."""
+
+    severity: Severity
+    message: str
+    place: str = ""
+
+
+@dataclass(slots=True)
+class Result:
+    """The outcome of one analysis on one subject.
+
+    Attributes:
+        analysis: Name of the analysis.
+        scalars: Numbers by name.
+        tables: pandas frames by name.
+        columns: For every table, the meaning of its columns, in order.
+        tensors: Arrays with named dimensions.
+        notes: What the reader has to know.
+        provenance: Subject, corpus, parameters and environment, filled by the runner.
+    """
+
+    analysis: str
+    scalars: dict[str, Scalar] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    columns: dict[str, tuple[Column, ...]] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def add_scalar(
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        definition: str,
+        *,
+        direction: Direction = "none",
+        interval: Interval | None = None,
+    ) -> None:
+        """Add one number; see ``Scalar`` for the arguments."""
+        self.scalars[name] = Scalar(name, float(value), unit, direction, definition, interval)
+
+    def add_table(self, name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> None:
+        """Add a table after checking that frame and column meanings agree.
+
+        Raises:
+            SpecError: If a column has no meaning, or a meaning has no column.
+        """
+        given, described = list(frame.columns), [column.name for column in columns]
+        if given != described:
+            raise SpecError(
+                f"table {name!r} and its column descriptions differ",
+                where=f"result of {self.analysis}",
+                allowed=described,
+                got=given,
+                next_step="describe each column once, in the order of the frame",
+            )
+        self.tables[name] = frame.reset_index(drop=True)
+        self.columns[name] = columns
+
+    def note(self, severity: Severity, message: str, place: str = "") -> None:
+        """Add a note once."""
+        entry = Note(severity, message, place)
+        if entry not in self.notes:
+            self.notes.append(entry)
+
+    @property
+    def run_id(self) -> str | None:
+        """The name of the stored run, or None for a result that is only in memory."""
+        return self.provenance.get("run_id")
+
+    def view(self, name: str | None = None) -> go.Figure:
+        """Draw one of the views of the analysis; the first when no name is given.
+
+        Raises:
+            SpecError: If the analysis has no view of that name.
+        """
+        from sparsescope.core.registry import analyses
+
+        return analyses().get(self.analysis).draw(name, self)
+
+    def _repr_html_(self) -> str:
+        """Draw the result in a notebook: headline numbers, then the first view."""
+        from sparsescope.core.registry import analyses
+
+        rows = "".join(
+            f"<tr><td title='{html.escape(s.definition, quote=True)}'>{html.escape(s.name)}</td>"
+            f"<td style='text-align:right'>{html.escape(format_scalar(s))}</td></tr>"
+            for s in self.scalars.values()
+        )
+        notes = "".join(f"<li>{html.escape(n.severity)}: {html.escape(n.message)}</li>" for n in self.notes)
+        title = html.escape(f"{self.analysis} · {self.provenance.get('subject', {}).get('id', 'in memory')}")
+        body = f"<h4>{title}</h4><table>{rows}</table><ul>{notes}</ul>"
+        record = analyses().get(self.analysis)
+        if record.views:
+            figure = record.draw(None, self)
+            body += figure.to_html(full_html=False, include_plotlyjs=True)
+        return body
+
+    def __repr__(self) -> str:
+        subject = self.provenance.get("subject", {}).get("id", "?")
+        tables = ", ".join(f"{name}[{len(frame)}]" for name, frame in self.tables.items())
+        return f"Result({self.analysis}, subject={subject}, scalars={list(self.scalars)}, tables={tables})"
+
+
+def format_number(value: float, unit: str) -> str:
+    """Format a number for people: fractions as percent, counts with separators.
+
+    A fraction just below 100 % is never rounded up to 100 %, nor a tiny one down to 0 %: the
+    difference between "always" and "almost always" is what a reader of sparsity looks for.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "not defined"
+    if unit == "fraction":
+        percent = 100 * value
+        if 0 < percent < 0.01:
+            return "< 0.01 %"
+        if 99.99 < percent < 100:
+            return "> 99.99 %"
+        return f"{percent:.2f} %"
+    if unit == "count" or (unit in {"tokens", "documents", "units"} and float(value).is_integer()):
+        return f"{int(value):,}"
+    if unit == "seconds":
+        return f"{value:.2f} s"
+    return f"{value:.4g}" + (f" {unit}" if unit else "")
+
+
+def format_scalar(scalar: Scalar) -> str:
+    """Format a scalar with its interval, for example ``31.20 % [30.90 %, 31.52 %], n = 79``."""
+    text = format_number(scalar.value, scalar.unit)
+    if scalar.interval is not None:
+        i = scalar.interval
+        text += f" [{format_number(i.low, scalar.unit)}, {format_number(i.high, scalar.unit)}], n = {i.n}"
+    return text
+
+
+def columns_by_kind(columns: tuple[Column, ...], kinds: Mapping[str, Any] | frozenset[str] | set[str]) -> list[Column]:
+    """Return the columns whose kind is among ``kinds``, in table order."""
+    return [column for column in columns if column.kind in kinds]

@@ -1,0 +1,109 @@
+"""Frozen, hashed parameters of one run.
+
+The digest names the run: SHA-256 over canonical JSON of analysis name and version, parameters with
+defaults filled in, the identity of the subject (revision, weight hash, precision of origin, compute
+dtype, attention implementation) and the digest of the token stream. The environment is recorded
+beside it but is not part of it; only analyses that measure time add device, backend and threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sparsescope.errors import SpecError, near_matches
+
+# What of a subject changes a number. Its id and device do not: the same weights under another
+# name, or on another device, are the same run.
+SUBJECT_DIGEST_KEYS = ("revision", "weight_hash", "origin_precision", "dtype", "attn_implementation")
+
+
+class Params(BaseModel):
+    """Base class of the parameters of an analysis: frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Spec(BaseModel):
+    """Everything that names a run.
+
+    Attributes:
+        analysis: Registered name.
+        version: Version of the analysis; a change of method changes it.
+        params: Parameters with defaults filled in.
+        subject: Identity of the subject (``SubjectIdentity.as_dict()``).
+        corpus: Description of the corpus with its ``digest``, or None where none is used.
+        timing: Device, backend and thread count for analyses that measure time, else None.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    analysis: str
+    version: str
+    params: dict[str, Any]
+    subject: dict[str, Any]
+    corpus: dict[str, Any] | None = None
+    timing: dict[str, Any] | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (64 hex digits) over the canonical JSON of what changes a number."""
+        named = {
+            "analysis": self.analysis,
+            "version": self.version,
+            "params": self.params,
+            "subject": {key: self.subject.get(key) for key in SUBJECT_DIGEST_KEYS},
+            "corpus": None if self.corpus is None else self.corpus["digest"],
+            "timing": self.timing,
+        }
+        return hashlib.sha256(canonical_json(named).encode()).hexdigest()
+
+    @property
+    def run_id(self) -> str:
+        """Folder name of the run: ``<analysis>-<12 hex>``."""
+        return f"{self.analysis}-{self.digest[:12]}"
+
+
+def canonical_json(value: Any) -> str:
+    """Serialize so that equal values give equal text: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def make_params(model: type[Params], given: dict[str, Any], *, analysis: str) -> Params:
+    """Validate parameters and fill in defaults.
+
+    Args:
+        model: The parameter model of the analysis.
+        given: What the user set.
+        analysis: Name used in messages.
+
+    Raises:
+        SpecError: For an unknown parameter (with near matches) or a value out of range.
+    """
+    fields = model.model_fields
+    for name in given:
+        if name not in fields:
+            near = near_matches(name, fields)
+            hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+            raise SpecError(
+                f"unknown parameter {name!r}",
+                where=f"analysis {analysis}",
+                allowed=list(fields),
+                got=name,
+                next_step=hint + f"see: sparsescope show {analysis}",
+            )
+    try:
+        return model(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise SpecError(
+            f"parameter {name!r} is not valid",
+            where=f"analysis {analysis}",
+            allowed=first["msg"],
+            got=repr(first.get("input"))[:200],
+            next_step=f"see: sparsescope show {analysis}",
+        ) from None
