@@ -1,0 +1,283 @@
+"""Corpora: text with document ids, domains, license and digest, cut to a token budget by a seed.
+
+``corpus("python-docs+python-source", tokens=16384).tokenize(tokenizer)`` gives what a model reads. The budget
+counts tokens of the text; special tokens (BOS, CLS) come on top: they are in the attention mask but not in
+``text_mask``, because token statistics leave them out. Long documents are read from their beginning. The
+selection depends on arguments, texts and tokenizer alone: it is equal in every process and on every platform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsescope.activations.arguments import BosPolicy, check_arguments
+from sparsescope.activations.digests import corpus_digest, stream_digest
+from sparsescope.activations.documents import CorpusEntry, Document
+from sparsescope.activations.duplicates import NearDuplicates
+from sparsescope.activations.filling import (
+    DomainFill,
+    LeftOut,
+    even_shares,
+    fill_evenly,
+    interleave,
+    seeded_order,
+)
+from sparsescope.activations.resolve import resolve
+from sparsescope.activations.texts import registered_corpora
+from sparsescope.activations.tokenized import TokenBatch, TokenizedCorpus, TokenizedDocument
+from sparsescope.activations.vocabulary import encoder, padding_id, special_tokens, vocabulary_hash
+from sparsescope.errors import SubjectError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "Corpus",
+    "CorpusEntry",
+    "Document",
+    "TokenBatch",
+    "TokenizedCorpus",
+    "TokenizedDocument",
+    "corpus",
+    "registered_corpora",
+]
+
+# One document gives at most this part of its domain's share, so that a domain has at least 16 documents.
+_DOCUMENTS_PER_SHARE = 16
+_OWN_LICENSE = "not stated"
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Text to be read by a model. Made by ``corpus``.
+
+    Args:
+        name: Name for titles and tables.
+        documents: Every document that may be drawn, in the order of the source; no blank text, ids unique.
+        license: License of the text, all domains together.
+        budget: Text tokens wanted; None for all.
+        seed: Draws the order of documents.
+        context: Longest window, special tokens included.
+        bos: ``"auto"``, ``"always"`` or ``"never"``.
+        min_tokens: Documents with fewer tokens are left out.
+        max_document_tokens: Most tokens of one document; None for the default rule.
+        deduplicate: Whether near-duplicates are left out.
+        licenses: License of each domain.
+        notes: What a reader of results should know.
+        digest: SHA-256 of texts, ids, domains and every argument that changes the tokens.
+    """
+
+    name: str
+    documents: tuple[Document, ...]
+    license: str
+    budget: int | None
+    seed: int
+    context: int
+    bos: BosPolicy
+    min_tokens: int
+    max_document_tokens: int | None
+    deduplicate: bool
+    licenses: Mapping[str, str]
+    notes: tuple[str, ...]
+    digest: str
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains, in the order of their first document."""
+        return tuple(dict.fromkeys(document.domain for document in self.documents))
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values for reports: what may be drawn.
+
+        What was drawn is known once there is a tokenizer: ``TokenizedCorpus.describe``.
+        """
+        domains: dict[str, dict[str, Any]] = {}
+        for domain in self.domains:
+            texts = [document.text for document in self.documents if document.domain == domain]
+            domains[domain] = {
+                "available_documents": len(texts),
+                "available_characters": sum(map(len, texts)),
+                "license": self.licenses.get(domain, _OWN_LICENSE),
+            }
+        return {
+            "name": self.name,
+            "license": self.license,
+            "domains": domains,
+            "budget": self.budget,
+            "context": self.context,
+            "bos": self.bos,
+            "seed": self.seed,
+            "min_tokens": self.min_tokens,
+            "max_document_tokens": self.max_document_tokens,
+            "deduplicate": self.deduplicate,
+            "notes": list(self.notes),
+            "digest": self.digest,
+        }
+
+    def tokenize(self, tokenizer: PreTrainedTokenizerBase | None) -> TokenizedCorpus:
+        """Draw documents and tokenize them until the budget is met.
+
+        The budget is split evenly over domains; what one lacks goes to the others. The total is exactly
+        ``min(budget, tokens there are)``. Text that looks like a special token (``"</s>"``) is text.
+
+        Args:
+            tokenizer: A Hugging Face tokenizer (``subject.tokenizer``); it is not changed.
+
+        Raises:
+            SubjectError: If there is no tokenizer, the context has no room for text, or no document is left.
+        """
+        if tokenizer is None:
+            raise SubjectError(
+                "this model has no tokenizer, so it cannot read text",
+                where="subject.tokenizer",
+                next_step="give one: ss.wrap(model, tokenizer)",
+            )
+        encode = encoder(tokenizer)
+        prefix, suffix = special_tokens(tokenizer, self.bos)
+        window = self.context - len(prefix) - len(suffix)
+        if window < 1:
+            raise SubjectError(
+                "the context has no room for text beside the special tokens",
+                where="context",
+                allowed=f"at least {len(prefix) + len(suffix) + 1}",
+                got=self.context,
+                next_step="ask for a longer context, or bos='never'",
+            )
+        left_out, seen = LeftOut(), NearDuplicates() if self.deduplicate else None
+        shares: list[int | None] = [None] * len(self.domains)
+        if self.budget is not None:
+            shares = list(even_shares(self.budget, len(self.domains)))
+        fills = [
+            DomainFill(
+                seeded_order(
+                    (document for document in self.documents if document.domain == domain), self.seed
+                ),
+                encode,
+                cap=self._cap(share, window),
+                hard=self.max_document_tokens is not None,
+                min_tokens=self.min_tokens,
+                seen=seen,
+                left_out=left_out,
+            )
+            for domain, share in zip(self.domains, shares, strict=True)
+        ]
+        fill_evenly(fills, shares)
+        documents = tuple(
+            TokenizedDocument(
+                index=n,
+                id=taken.document.id,
+                domain=taken.document.domain,
+                ids=taken.ids[: taken.count],
+                whole=taken.whole and taken.count == len(taken.ids),
+            )
+            for n, taken in enumerate(interleave(fills))
+        )
+        if not documents:
+            raise SubjectError(
+                "no document of the corpus is left",
+                where=self.name,
+                allowed=f"documents of at least {self.min_tokens} tokens",
+                got=f"{len(left_out.too_short)} too short",
+                next_step="lower min_tokens, or give longer texts",
+            )
+        vocabulary = vocabulary_hash(tokenizer)
+        return TokenizedCorpus(
+            name=self.name,
+            documents=documents,
+            domains=self.domains,
+            context=self.context,
+            prefix=prefix,
+            suffix=suffix,
+            pad_id=padding_id(tokenizer),
+            tokenizer_hash=vocabulary,
+            digest=stream_digest(self.digest, vocabulary, prefix, suffix, documents),
+            provenance=self._provenance(documents, left_out),
+        )
+
+    def _cap(self, share: int | None, window: int) -> int | None:
+        """Return the most tokens taken from one document, None for all of them."""
+        if self.max_document_tokens is not None or share is None:
+            return self.max_document_tokens
+        return max(1, share // _DOCUMENTS_PER_SHARE // window) * window
+
+    def _provenance(self, documents: tuple[TokenizedDocument, ...], left_out: LeftOut) -> dict[str, Any]:
+        """Return what ``TokenizedCorpus.describe`` adds to its own counts."""
+        notes = list(self.notes)
+        total = sum(map(len, documents))
+        if self.budget is not None and total < self.budget:
+            notes.append(f"only {total} of the {self.budget} tokens asked for are there")
+        if len(documents) == 1 and len(self.documents) > 1:
+            notes.append("one document was drawn: intervals over documents cannot be given")
+        return {
+            **self.describe(),
+            "notes": notes,
+            "near_duplicates": len(left_out.near_duplicates),
+            "near_duplicate_of": dict(left_out.near_duplicates),
+            "too_short": len(left_out.too_short),
+        }
+
+
+def corpus(
+    source: str | Path | Iterable[str | Document],
+    tokens: int | None = 8192,
+    seed: int = 0,
+    context: int = 256,
+    bos: BosPolicy = "auto",
+    min_tokens: int = 2,
+    name: str | None = None,
+    *,
+    max_document_tokens: int | None = None,
+    deduplicate: bool = True,
+) -> Corpus:
+    """Return a corpus of real text.
+
+    Args:
+        source: A registered name (``registered_corpora()``), several joined by ``+``, the path of a .txt,
+            .jsonl or .parquet file (columns text, optional domain and id), or a list of texts. A string is a
+            path if it has one of these suffixes or a path separator, and a name otherwise.
+        tokens: Text tokens wanted, split evenly over domains; None for all there are.
+        seed: Draws the order of documents.
+        context: Longest window in tokens, special tokens included; longer documents give several windows.
+        bos: Special tokens of every window: ``"auto"`` those that the tokenizer itself adds, ``"always"`` at
+            least a BOS (or CLS), ``"never"`` none.
+        min_tokens: Documents with fewer tokens are left out.
+        name: Name for titles and tables; by default the registered name, the file's stem or ``"texts"``.
+        max_document_tokens: Most tokens taken from one document. By default a sixteenth of its domain's
+            share, in whole windows and at least one, raised only where documents run out; no cap where
+            ``tokens`` is None. A number given here is never raised.
+        deduplicate: Leave out near-duplicates (Jaccard index of word 5-grams at least 0.8).
+
+    Raises:
+        SpecError: If an argument is not valid or the name is not registered.
+        SubjectError: If the file cannot be read or there is no text in it.
+        DependencyError: If a registered corpus is not available on this machine.
+    """
+    check_arguments(tokens, seed, context, bos, min_tokens, max_document_tokens)
+    found = resolve(source, name)
+    notes = []
+    if found.n_blank:
+        notes.append(f"blank documents left out: {found.n_blank}")
+    if len(found.documents) == 1:
+        notes.append(
+            "one document: intervals over documents cannot be given. Separate documents with form feeds"
+            " or lines '<|endoftext|>' (.txt), or give one a line (.jsonl)"
+        )
+    arguments = (tokens, seed, context, bos, min_tokens, max_document_tokens, deduplicate)
+    return Corpus(
+        name=found.name,
+        documents=found.documents,
+        license=", ".join(dict.fromkeys(found.licenses.values())) or _OWN_LICENSE,
+        budget=tokens,
+        seed=seed,
+        context=context,
+        bos=bos,
+        min_tokens=min_tokens,
+        max_document_tokens=max_document_tokens,
+        deduplicate=deduplicate,
+        licenses=found.licenses,
+        notes=tuple(notes),
+        digest=corpus_digest(found.documents, arguments),
+    )
