@@ -20,7 +20,6 @@ from sparsescope.activations.duplicates import NearDuplicates
 from sparsescope.activations.filling import (
     DomainFill,
     LeftOut,
-    even_shares,
     fill_evenly,
     interleave,
     seeded_order,
@@ -95,11 +94,10 @@ class Corpus:
         What was drawn is known once there is a tokenizer: ``TokenizedCorpus.describe``.
         """
         domains: dict[str, dict[str, Any]] = {}
-        for domain in self.domains:
-            texts = [document.text for document in self.documents if document.domain == domain]
+        for domain, documents in self._by_domain().items():
             domains[domain] = {
-                "available_documents": len(texts),
-                "available_characters": sum(map(len, texts)),
+                "available_documents": len(documents),
+                "available_characters": sum(len(document.text) for document in documents),
                 "license": self.licenses.get(domain, _OWN_LICENSE),
             }
         return {
@@ -147,24 +145,19 @@ class Corpus:
                 next_step="ask for a longer context, or bos='never'",
             )
         left_out, seen = LeftOut(), NearDuplicates() if self.deduplicate else None
-        shares: list[int | None] = [None] * len(self.domains)
-        if self.budget is not None:
-            shares = list(even_shares(self.budget, len(self.domains)))
         fills = [
             DomainFill(
-                seeded_order(
-                    (document for document in self.documents if document.domain == domain), self.seed
-                ),
+                seeded_order(documents, self.seed),
                 encode,
-                cap=self._cap(share, window),
+                cap=self._cap(window),
                 hard=self.max_document_tokens is not None,
                 min_tokens=self.min_tokens,
                 seen=seen,
                 left_out=left_out,
             )
-            for domain, share in zip(self.domains, shares, strict=True)
+            for documents in self._by_domain().values()
         ]
-        fill_evenly(fills, shares)
+        fill_evenly(fills, self.budget)
         documents = tuple(
             TokenizedDocument(
                 index=n,
@@ -197,10 +190,18 @@ class Corpus:
             provenance=self._provenance(documents, left_out),
         )
 
-    def _cap(self, share: int | None, window: int) -> int | None:
+    def _by_domain(self) -> dict[str, list[Document]]:
+        """Return the documents of each domain, domains in the order of their first document."""
+        groups: dict[str, list[Document]] = {}
+        for document in self.documents:
+            groups.setdefault(document.domain, []).append(document)
+        return groups
+
+    def _cap(self, window: int) -> int | None:
         """Return the most tokens taken from one document, None for all of them."""
-        if self.max_document_tokens is not None or share is None:
+        if self.max_document_tokens is not None or self.budget is None:
             return self.max_document_tokens
+        share = self.budget // len(self.domains)
         return max(1, share // _DOCUMENTS_PER_SHARE // window) * window
 
     def _provenance(self, documents: tuple[TokenizedDocument, ...], left_out: LeftOut) -> dict[str, Any]:

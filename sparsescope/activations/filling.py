@@ -158,26 +158,29 @@ class DomainFill:
         return True
 
 
-def fill_evenly(domains: list[DomainFill], shares: list[int | None]) -> None:
-    """Fill every domain with its share; what one lacks is split evenly over those that have more.
+def fill_evenly(domains: list[DomainFill], tokens: int | None) -> None:
+    """Fill the domains with equal shares of a budget; what one lacks is split evenly over the others.
 
     Args:
         domains: One for each domain.
-        shares: Tokens for each; None for all there are.
+        tokens: Tokens of all domains together; None for all there are.
     """
-    open_domains = list(domains)
-    wanted = list(shares)
-    while open_domains:
-        given = [domain.fill(share) for domain, share in zip(open_domains, wanted, strict=True)]
-        if any(share is None for share in wanted):
+    if tokens is None:
+        for domain in domains:
+            domain.fill(None)
+        return
+    filled = [0] * len(domains)
+    not_exhausted = list(range(len(domains)))
+    while not_exhausted:
+        left = tokens - sum(filled[n] for n in range(len(domains)) if n not in not_exhausted)
+        # A share never shrinks from one round to the next: the budget of an exhausted domain is added to it.
+        shares = dict(zip(not_exhausted, even_shares(left, len(not_exhausted)), strict=True))
+        for n, share in shares.items():
+            filled[n] += domains[n].fill(share - filled[n])
+        still = [n for n, share in shares.items() if filled[n] == share]
+        if len(still) == len(not_exhausted):
             return
-        lacking = sum(share - got for share, got in zip(wanted, given, strict=True) if share is not None)
-        open_domains = [
-            domain for domain, share, got in zip(open_domains, wanted, given, strict=True) if got == share
-        ]
-        if not lacking:
-            return
-        wanted = list(even_shares(lacking, len(open_domains))) if open_domains else []
+        not_exhausted = still
 
 
 def interleave(domains: list[DomainFill]) -> list[Taken]:

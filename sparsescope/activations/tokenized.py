@@ -278,8 +278,8 @@ class TokenizedCorpus:
         """Return plain values for reports.
 
         The keys of ``Corpus.describe`` with, for each domain, the ``documents`` and ``tokens`` used, and:
-        ``documents``, ``tokens``, ``windows``, ``special_tokens`` (per window), ``tokenizer_hash``, ``digest``
-        and the numbers of documents that are ``cut``, left out as ``near_duplicates`` or as ``too_short``.
+        ``documents``, ``tokens``, ``windows``, ``special_tokens`` (a window), ``tokenizer_hash``, ``digest``,
+        and how many documents are ``cut``, left out as ``near_duplicates`` or as ``too_short``.
         """
         domains = {
             name: {**entry, "documents": 0, "tokens": 0} for name, entry in self.provenance["domains"].items()
