@@ -60,7 +60,13 @@ class SubjectError(SparsescopeError):
 
 
 class ArtifactError(SparsescopeError):
-    """A stored result cannot be read or written."""
+    """A stored result cannot be read or written.
+
+    Attributes:
+        result: The result that could not be stored, so that it is not lost; None when reading.
+    """
+
+    result: object = None
 
 
 class KernelError(SparsescopeError):
@@ -80,7 +86,14 @@ def near_matches(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     return [match for match, _, _ in found]
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], *, next_step: str, error: type[SparsescopeError] = SpecError) -> SparsescopeError:
+def unknown_name(
+    kind: str,
+    name: str,
+    known: Iterable[str],
+    *,
+    next_step: str,
+    error: type[SparsescopeError] = SpecError,
+) -> SparsescopeError:
     """Build the error for a name that is not registered, with near matches.
 
     Args:

@@ -1,1 +1,1 @@
-
+"""Pure functions on arrays: no model, no files, no torch."""

@@ -1,1 +1,1 @@
-
+"""Running analyses: one forward pass for all that only need activations, stored results, studies."""

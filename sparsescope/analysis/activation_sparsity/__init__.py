@@ -97,7 +97,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("below_1%", "fraction", "Share of units that fire on fewer than 1 % of tokens."),
         Column("below_10%", "fraction", "Share of units that fire on fewer than 10 % of tokens."),
         Column("below_50%", "fraction", "Share of units that fire on fewer than half of the tokens."),
-        Column("icc", "fraction", "Intraclass correlation of firing within documents (median over units)."),
+        Column("icc", "fraction", "Intraclass correlation of firing within documents, pooled over units; 1 where there are too few events."),
         Column("effective_tokens", "value", "Tokens / design effect: as many independent tokens say as much.", "tokens"),
         *_N,
     ),
@@ -126,11 +126,12 @@ ANALYSIS = Analysis(
             "Density by layer",
             "Share of units that are not exactly zero, and share of units in the smallest set that holds a given part of the "
             "L1 norm or of the energy. Bands are document-cluster bootstrap intervals. Dotted: what a vector of independent "
-            "normal entries gives; only below that line is a layer sparser than chance shape. For SwiGLU and GELU the "
-            "exact-zero density is near 100 % by construction and says nothing.",
+            "normal entries gives. A gated layer multiplies two factors and lies below that line even without training, so read "
+            "differences between layers, not the distance to the line. For SwiGLU and GELU the exact-zero density is near "
+            "100 % by construction and says nothing.",
             table="per_layer",
             formula="d_0 = #{j: v_j != 0} / n;  d_p = min{k: sum of the k largest |v_j|^q >= p * sum |v_j|^q} / n, q = 1 (L1) or 2 (energy)",
-            citation="Li et al. 2023, arXiv:2210.06313; Szatkowski et al. 2025, arXiv:2509.00454",
+            citation="Li et al. 2023, arXiv:2210.06313; Universal Properties of Activation Sparsity, arXiv:2509.00454",
         ),
         View(
             "token_spread",
@@ -190,6 +191,6 @@ ANALYSIS = Analysis(
     citations=(
         Citation("Li et al. 2023, The Lazy Neuron Phenomenon", "https://arxiv.org/abs/2210.06313"),
         Citation("Hurley & Rickard 2009, Comparing Measures of Sparsity", "https://arxiv.org/abs/0811.4706"),
-        Citation("Szatkowski et al. 2025, Universal Properties of Activation Sparsity", "https://arxiv.org/abs/2509.00454"),
+        Citation("Universal Properties of Activation Sparsity (2025)", "https://arxiv.org/abs/2509.00454"),
     ),
 )  # fmt: skip

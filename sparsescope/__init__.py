@@ -1,0 +1,51 @@
+"""sparsescope shows the sparse structure of trained models and measures what that structure buys.
+
+Public names are loaded when they are first used, so ``import sparsescope`` is quick and imports no torch::
+
+    import sparsescope as ss
+    subject = ss.load("smollm2-135m")
+    corpus = ss.corpus("python-docs", tokens=8192)
+    result = ss.run("activation_sparsity", subject, corpus)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsescope.activations.capture import capture as capture
+    from sparsescope.activations.corpus import corpus as corpus
+    from sparsescope.core.artifact import open_run as open
+    from sparsescope.core.registry import analyses as analyses
+    from sparsescope.models.sources import load as load
+    from sparsescope.models.sources import wrap as wrap
+    from sparsescope.report.build import build as report
+    from sparsescope.runner.run import run as run
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load": ("sparsescope.models.sources", "load"),
+    "wrap": ("sparsescope.models.sources", "wrap"),
+    "corpus": ("sparsescope.activations.corpus", "corpus"),
+    "capture": ("sparsescope.activations.capture", "capture"),
+    "run": ("sparsescope.runner.run", "run"),
+    "open": ("sparsescope.core.artifact", "open_run"),
+    "report": ("sparsescope.report.build", "build"),
+    "analyses": ("sparsescope.core.registry", "analyses"),
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'sparsescope' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

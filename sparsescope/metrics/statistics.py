@@ -1,0 +1,114 @@
+"""Uncertainty of means over tokens that come in documents.
+
+Tokens of one document are alike, so documents are the independent units. Means are ratios of sums over documents
+and are resampled by document, within domains: the share of each domain is fixed by design.
+Design effect and effective sample size: Kish (1965); zero events: "rule of three" for effective tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def bootstrap_weights(strata: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """How often each document is drawn in each resample, drawn within its stratum.
+
+    Args:
+        strata: int [documents], the stratum (domain) of each document.
+        resamples: Number of resamples B.
+        seed: Seed of an own generator; the global one is not touched.
+
+    Returns:
+        float64 [B, documents]; within a stratum each row sums to the number of its documents.
+    """
+    generator = np.random.default_rng(seed)
+    weights = np.zeros((resamples, len(strata)))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        weights[:, members] = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
+    return weights
+
+
+def cluster_interval(
+    sums: np.ndarray, counts: np.ndarray, weights: np.ndarray, level: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean with percentile interval of a ratio of sums over documents.
+
+    Args:
+        sums: [documents, ...] sum of the statistic over the tokens of each document.
+        counts: [documents, ...] tokens of each document, broadcastable to ``sums``.
+        weights: [B, documents] from ``bootstrap_weights``.
+        level: Coverage, for example 0.95.
+
+    Returns:
+        mean, low, high, each of the shape of ``sums`` without its first axis. The interval is NaN where fewer
+        than two documents have tokens: one document says nothing about the spread between documents.
+    """
+    counts = np.broadcast_to(counts, sums.shape).astype(np.float64)
+    flat_sums, flat_counts = sums.reshape(len(sums), -1), counts.reshape(len(counts), -1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = flat_sums.sum(0) / flat_counts.sum(0)
+        replicates = (weights @ flat_sums) / (weights @ flat_counts)
+    low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    enough = (flat_counts > 0).sum(0) >= 2
+    if enough.any():
+        tail = 100 * (1 - level) / 2
+        low[enough], high[enough] = np.nanpercentile(replicates[:, enough], [tail, 100 - tail], axis=0)
+    shape = sums.shape[1:]
+    return mean.reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
+def pooled_intraclass_correlation(spread: float, variance: float, tokens: float, squared_tokens: float) -> float:
+    """Intraclass correlation of yes/no events within documents, pooled over kinds of events (units).
+
+    With rate p = K/N and k_d events among the n_d tokens of document d:
+    E[sum_d (k_d - p n_d)^2] = p (1 - p) (N + ICC (sum n_d^2 - N)). Both sides are summed over units and solved for ICC.
+
+    Args:
+        spread: sum over units and documents of (k_d - p n_d)^2.
+        variance: sum over units of p (1 - p).
+        tokens: N = sum_d n_d.
+        squared_tokens: sum_d n_d^2.
+
+    Returns:
+        The correlation, clipped to [0, 1]; 1, the cautious value, where it cannot be estimated.
+    """
+    spare = squared_tokens - tokens
+    if spare <= 0 or variance <= 0:
+        return 1.0
+    return min(max((spread / variance - tokens) / spare, 0.0), 1.0)
+
+
+def effective_tokens(tokens: float, squared_tokens: float, icc: float) -> float:
+    """N / (1 + (m - 1) ICC) with m = sum n_d^2 / N, the size-weighted mean document length (Kish 1965)."""
+    if tokens <= 0:
+        return 0.0
+    return tokens / (1 + (squared_tokens / tokens - 1) * icc)
+
+
+def zero_events_bound(n: float, level: float = 0.95) -> float:
+    """One-sided upper bound on a rate after zero events in n independent trials: 1 - (1 - level)^(1/n) ~ 3/n."""
+    return 1.0 if n <= 0 else -math.expm1(math.log1p(-level) / n)
+
+
+def histogram_quantiles(counts: np.ndarray, edges: np.ndarray, quantiles: tuple[float, ...]) -> np.ndarray:
+    """Quantiles from a fixed-edge histogram, linear within a bin.
+
+    Args:
+        counts: int [bins].
+        edges: [bins + 1].
+        quantiles: In [0, 1].
+
+    Returns:
+        [quantiles]; NaN for an empty histogram. The error is at most one bin width.
+    """
+    total = counts.sum()
+    if total == 0:
+        return np.full(len(quantiles), np.nan)
+    cumulative = np.concatenate([[0], np.cumsum(counts)])
+    wanted = np.asarray(quantiles) * total
+    index = np.clip(np.searchsorted(cumulative, wanted, side="left") - 1, 0, len(counts) - 1)
+    inside = (wanted - cumulative[index]) / np.maximum(counts[index], 1)
+    return edges[index] + np.clip(inside, 0, 1) * (edges[index + 1] - edges[index])

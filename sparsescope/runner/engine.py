@@ -1,0 +1,94 @@
+"""The local engine: one pass over a source that feeds every accumulator, and goes on after an interruption.
+
+The state of all accumulators is stored every ``SAVE_SECONDS`` and on Ctrl-C. A run that was killed continues at the
+batch after the last stored one and ends with the same numbers, because batches are the same and states are exact.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sparsescope.activations.accumulators import Accumulator
+from sparsescope.activations.capture import LiveSource
+from sparsescope.core.artifact import Store
+
+SAVE_SECONDS = 30.0
+STEP = "pass"
+
+# Called with what is going on, how much is done, how much there is, in tokens.
+Progress = Callable[[str, int, int], None]
+
+
+def one_pass(
+    source: LiveSource,
+    accumulators: Mapping[str, Accumulator],
+    *,
+    store: Store | None = None,
+    progress: Progress | None = None,
+    events: list[dict[str, Any]] | None = None,
+) -> None:
+    """Feed every batch of a source to all accumulators.
+
+    Args:
+        source: What to run.
+        accumulators: By the digest of the run that each belongs to.
+        store: Where unfinished work is kept; None keeps none.
+        progress: Told after every batch.
+        events: Log lines are appended here.
+
+    Raises:
+        SubjectError: If an activation is not finite.
+        ArtifactError: If the state cannot be stored.
+    """
+    log = events if events is not None else []
+    start = _resume(source, accumulators, store)
+    done = 0
+    if start:
+        done = sum(batch.n_tokens for batch in source.corpus.batches(source.batch_tokens) if batch.index < start)
+        log.append({"time": time.time(), "event": "resumed", "batch": start, "tokens": done})
+    saved, number = time.monotonic(), start
+    try:
+        for batch in source.batches(start):
+            for accumulator in accumulators.values():
+                accumulator.update(batch)
+            number = batch.index + 1
+            done += len(batch.token_ids)
+            if progress is not None:
+                progress("forward pass", min(done, source.n_tokens), source.n_tokens)
+            if store is not None and time.monotonic() - saved > SAVE_SECONDS:
+                _save(source, accumulators, store, number)
+                saved = time.monotonic()
+                log.append({"time": time.time(), "event": "saved", "batch": number, "tokens": done})
+    except KeyboardInterrupt:
+        if store is not None and number > start:
+            _save(source, accumulators, store, number)
+        raise
+    log.append({"time": time.time(), "event": "pass finished", "batches": source.n_batches, "tokens": source.n_tokens})
+
+
+def _fingerprint(source: LiveSource) -> dict[str, Any]:
+    """What must be equal for a stored state to continue with this source."""
+    return {"batch_tokens": source.batch_tokens, "padding_side": source.padding_side, "corpus": source.corpus.digest}
+
+
+def _save(source: LiveSource, accumulators: Mapping[str, Accumulator], store: Store, next_batch: int) -> None:
+    for digest, accumulator in accumulators.items():
+        arrays, meta = accumulator.state()
+        store.save_step(digest, STEP, arrays, {"next_batch": next_batch, "source": _fingerprint(source), "state": meta})
+
+
+def _resume(source: LiveSource, accumulators: Mapping[str, Accumulator], store: Store | None) -> int:
+    """Restore all accumulators if all were stored at the same batch; return the batch to start from."""
+    if store is None:
+        return 0
+    found = {digest: store.load_step(digest, STEP) for digest in accumulators}
+    steps = [step for step in found.values() if step is not None]
+    starts = {step[1].get("next_batch") for step in steps if step[1].get("source") == _fingerprint(source)}
+    if len(steps) < len(found) or len(starts) != 1:
+        return 0
+    for digest, accumulator in accumulators.items():
+        arrays, meta = found[digest]  # type: ignore[misc]  # none is missing: checked above
+        accumulator.restore(arrays, meta["state"])
+    return int(starts.pop())

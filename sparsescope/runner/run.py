@@ -1,0 +1,269 @@
+"""From a request to a stored result.
+
+``run_many`` runs several analyses of one subject on one corpus: what is stored already is opened, all that need
+only activations share ONE forward pass, the rest follows. One that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsescope.activations.capture import BATCH_TOKENS, LiveSource
+from sparsescope.activations.context import Context
+from sparsescope.core.artifact import Store
+from sparsescope.core.environment import environment
+from sparsescope.core.registry import Analysis, analyses
+from sparsescope.core.result import Result
+from sparsescope.core.spec import Params, Spec, make_params
+from sparsescope.errors import ArtifactError, SparsescopeError, SubjectError
+from sparsescope.runner.engine import Progress, one_pass
+
+if TYPE_CHECKING:
+    from sparsescope.activations.corpus import Corpus
+    from sparsescope.activations.tokenized import TokenizedCorpus
+    from sparsescope.models.subject import Subject
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One analysis to run.
+
+    Attributes:
+        analysis: Registered name.
+        params: What differs from the defaults.
+    """
+
+    analysis: str
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a request.
+
+    Attributes:
+        spec: Names the run.
+        result: The result, None if it failed.
+        error: Why it failed.
+        stored: Whether the result was there before and nothing was computed.
+        path: Folder of the stored run.
+    """
+
+    spec: Spec
+    result: Result | None = None
+    error: SparsescopeError | None = None
+    stored: bool = False
+    path: Path | None = None
+
+
+@dataclass(slots=True)
+class _Job:
+    record: Analysis
+    params: Params
+    outcome: Outcome
+
+
+def run(
+    analysis: str,
+    subject: Subject,
+    corpus: Corpus | TokenizedCorpus,
+    *,
+    store: str | Path | bool | None = None,
+    progress: Progress | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    **params: Any,
+) -> Result:
+    """Run one analysis.
+
+    Args:
+        analysis: Registered name, for example ``"activation_sparsity"``.
+        subject: The model.
+        corpus: The text.
+        store: Where to keep the result: a folder, True for ``$SPARSESCOPE_HOME`` or ``runs``, None for memory only.
+            A stored run with the same digest is opened instead of computed again.
+        progress: Told about tokens done.
+        batch_tokens: Most positions in one forward pass.
+        **params: Parameters of the analysis; ``sparsescope show <analysis>`` lists them.
+
+    Returns:
+        The result.
+
+    Raises:
+        SpecError: For an unknown analysis or parameter.
+        SubjectError: If the subject lacks a capability, or activations are not finite.
+        ArtifactError: If the result cannot be stored; the error has it as ``.result``.
+    """
+    outcome = run_many(
+        [Request(analysis, params)], subject, corpus, store=store, progress=progress, batch_tokens=batch_tokens
+    )[0]
+    if outcome.error is not None:
+        raise outcome.error
+    if outcome.result is None:
+        raise ArtifactError("the run left no result", where=outcome.spec.run_id, next_step="please report this")
+    return outcome.result
+
+
+def run_many(
+    requests: Sequence[Request],
+    subject: Subject,
+    corpus: Corpus | TokenizedCorpus,
+    *,
+    store: str | Path | bool | None = None,
+    progress: Progress | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[Outcome]:
+    """Run several analyses of one subject on one corpus; see ``run`` for the arguments.
+
+    Returns:
+        One outcome for each request, in order. Errors of one analysis are in its outcome.
+
+    Raises:
+        SpecError: For an unknown analysis or parameter, before anything runs.
+        ArtifactError: If the folder of runs cannot be written to, before anything runs.
+    """
+    records = [(analyses().get(request.analysis), request) for request in requests]
+    checked = [(record, make_params(record.params, request.params, analysis=record.name)) for record, request in records]
+    tokens = corpus.tokenize(subject.tokenizer) if hasattr(corpus, "tokenize") else corpus
+    context = Context(subject, tokens)
+    home = Store() if store is True else Store(store) if store else None
+    jobs = []
+    for record, params in checked:
+        outcome = Outcome(_spec(record, params, context))
+        jobs.append(_Job(record, params, outcome))
+        missing = record.requires - subject.capabilities
+        if missing:
+            outcome.error = _lacks(subject, record, missing)
+        elif home is not None and home.has(outcome.spec.run_id):
+            outcome.result, outcome.stored = home.open(outcome.spec.run_id), True
+            outcome.path = home.path(outcome.spec.run_id)
+    waiting = [job for job in jobs if job.outcome.result is None and job.outcome.error is None]
+    if waiting and home is not None:
+        home.check_writable()
+    _compute(waiting, context, home, progress, batch_tokens)
+    return [job.outcome for job in jobs]
+
+
+def _compute(
+    jobs: list[_Job], context: Context, store: Store | None, progress: Progress | None, batch_tokens: int
+) -> None:
+    """Run the jobs: the shared pass first, then each job's own work."""
+    streaming = []
+    for job in jobs:
+        module = job.record.compute_module()
+        if not hasattr(module, "accumulator"):
+            continue
+        try:
+            streaming.append((job, module.accumulator(job.params, context)))
+        except SparsescopeError as error:
+            job.outcome.error = error
+    accumulated = {id(job): accumulator for job, accumulator in streaming}
+    begin, events = time.perf_counter(), [{"time": time.time(), "event": "started"}]
+    if streaming:
+        sites = {site.name: site for _, accumulator in streaming for site in accumulator.sites}
+        source = LiveSource(context.subject, context.corpus, tuple(sites.values()), batch_tokens=batch_tokens)
+        by_digest = {job.outcome.spec.digest: accumulator for job, accumulator in streaming}
+        try:
+            one_pass(source, by_digest, store=store, progress=progress, events=events)
+        except SparsescopeError as error:
+            for job, _ in streaming:
+                job.outcome.error = error
+    shared = time.perf_counter() - begin
+    for job in jobs:
+        if job.outcome.error is not None:
+            continue
+        begin = time.perf_counter()
+        module = job.record.compute_module()
+        try:
+            if id(job) in accumulated:
+                job.outcome.result = module.result(job.params, context, accumulated[id(job)])
+            else:
+                job.outcome.result = module.compute(job.params, context)
+            seconds = time.perf_counter() - begin + (shared if id(job) in accumulated else 0.0)
+            _finish(job, context, store, seconds, events, batch_tokens)
+        except SparsescopeError as error:
+            job.outcome.error = error
+
+
+def _finish(
+    job: _Job, context: Context, store: Store | None, seconds: float, events: list[dict[str, Any]], batch_tokens: int
+) -> None:
+    """Fill in the provenance and store the result."""
+    import torch
+
+    outcome, identity = job.outcome, context.subject.identity
+    result = outcome.result
+    if result is None:
+        raise ArtifactError("the analysis returned no result", where=job.record.compute, got="None")
+    made_with = environment(
+        device=str(identity.device), threads=torch.get_num_threads(), batch_tokens=batch_tokens
+    )
+    command = reproduce_command(job.record, job.params, outcome.spec)
+    result.provenance = {
+        "run_id": None, "digest": outcome.spec.digest, "version": job.record.version, "created": None, "seconds": seconds,
+        "subject": outcome.spec.subject, "corpus": outcome.spec.corpus, "params": outcome.spec.params,
+        "environment": made_with, "command": command,
+    }  # fmt: skip
+    if store is None:
+        return
+    try:
+        outcome.path = store.write(
+            result, outcome.spec, seconds=seconds, environment=made_with, events=events, command=command
+        )
+    except ArtifactError as error:
+        error.result = result  # minutes of computing are not lost with the disk
+        raise
+    store.drop_partial(outcome.spec.digest)
+
+
+def _spec(record: Analysis, params: Params, context: Context) -> Spec:
+    """Name the run."""
+    identity = context.subject.identity
+    timing = None
+    if record.measures_time:
+        import torch
+
+        timing = {"device": str(identity.device), "threads": torch.get_num_threads()}
+    return Spec(
+        analysis=record.name,
+        version=record.version,
+        params=params.model_dump(mode="json"),
+        subject=identity.as_dict(),
+        corpus={**context.corpus.describe(), "digest": context.corpus.digest},
+        timing=timing,
+    )
+
+
+def _lacks(subject: Subject, record: Analysis, missing: frozenset[str]) -> SubjectError:
+    return SubjectError(
+        f"{record.name} needs what this subject does not have",
+        where=subject.id,
+        allowed=f"subjects with {', '.join(sorted(record.requires))}",
+        got=f"no {', '.join(sorted(missing))}",
+        next_step=f"see: sparsescope doctor --subject {shlex.quote(subject.id)}",
+    )
+
+
+def reproduce_command(record: Analysis, params: Params, spec: Spec) -> str:
+    """Return the command line that makes this run again, or say why there is none."""
+    subject, corpus = spec.subject, spec.corpus or {}
+    if subject.get("wrapped"):
+        return f"made in Python: ss.run({record.name!r}, ss.wrap(model, tokenizer), corpus)"
+    words = ["sparsescope", "run", record.name, "--subject", str(subject["id"]), "--dtype", str(subject["dtype"])]
+    if subject.get("revision"):
+        words += ["--revision", str(subject["revision"])]
+    for option, key in (("--corpus", "name"), ("--tokens", "budget"), ("--seed", "seed"), ("--context", "context")):
+        if corpus.get(key) is not None:
+            words += [option, str(corpus[key])]
+    if corpus.get("bos", "auto") != "auto":
+        words += ["--bos", str(corpus["bos"])]
+    defaults = record.params().model_dump(mode="json")
+    for name, value in params.model_dump(mode="json").items():
+        if value != defaults[name]:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += ["--set", f"{name}={text}"]
+    return shlex.join(words)
