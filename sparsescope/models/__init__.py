@@ -1,1 +1,50 @@
+"""The model under study: loading, identity, sites by role, parameters by role, checks.
 
+``load`` and ``wrap`` make a ``Subject``; ``sites`` says which hook names exist; ``attach``
+puts capture hooks on a model for the length of a ``with`` block. Nothing here ever changes
+the model. Importing this package imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsescope.models.catalog import SubjectEntry as SubjectEntry
+    from sparsescope.models.catalog import registered_subjects as registered_subjects
+    from sparsescope.models.doctor import examine as examine
+    from sparsescope.models.sites import Site as Site
+    from sparsescope.models.sites import attach as attach
+    from sparsescope.models.sources import cache_dir as cache_dir
+    from sparsescope.models.sources import load as load
+    from sparsescope.models.sources import wrap as wrap
+    from sparsescope.models.subject import Subject as Subject
+    from sparsescope.models.subject import SubjectIdentity as SubjectIdentity
+
+_HOMES = {
+    "SubjectEntry": "catalog",
+    "registered_subjects": "catalog",
+    "examine": "doctor",
+    "Site": "sites",
+    "attach": "sites",
+    "cache_dir": "sources",
+    "load": "sources",
+    "wrap": "sources",
+    "Subject": "subject",
+    "SubjectIdentity": "subject",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562), so that listing names stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,331 @@
+"""``Subject``: a model under study, with tokenizer, identity, sites and weight matrices by role.
+
+It never changes the model that it holds. Passes run in inference mode, in evaluation mode,
+without cache and, unless logits are asked for, without the output head.
+
+Shapes: [batch, pos] token ids in, [batch, pos, d_model] hidden states or [batch, pos, vocabulary]
+logits out.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from sparsescope.errors import SubjectError, unknown_name
+from sparsescope.models import parameters as _parameters
+from sparsescope.models import sites as _sites
+from sparsescope.models.identity import SubjectIdentity as SubjectIdentity
+from sparsescope.models.identity import config_hash, fingerprint, named_tensors, weight_hash
+from sparsescope.models.parameters import ParameterSite
+from sparsescope.models.patterns import select
+from sparsescope.models.quiet import dtype_name
+from sparsescope.models.roles import Block, text_config
+from sparsescope.models.sites import Site
+
+EXACT_ZERO_ACTIVATIONS = frozenset({"relu", "relu2", "relu6"})
+
+
+class Subject:
+    """A model under study. Make one with ``load`` or ``wrap``.
+
+    Args:
+        model: HF model.
+        blocks: The roles found in its blocks.
+        tokenizer: Its fast tokenizer, or None.
+        id: Name of the subject.
+        revision: Revision that was loaded, or None.
+        origin_precision: Precision of the stored weights.
+        trust_remote_code: Whether code of the repository was allowed to run.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        blocks: Sequence[Block],
+        tokenizer: Any,
+        *,
+        id: str,
+        revision: str | None,
+        origin_precision: str,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.id = id
+        self.revision = revision
+        self.origin_precision = origin_precision
+        self.trust_remote_code = trust_remote_code
+        self.blocks = tuple(blocks)
+        self._hash: tuple[Any, str] | None = None
+
+    def __repr__(self) -> str:
+        shape = f"{type(self.model).__name__}, {self.n_layers} layers x {self.d_model}"
+        return f"Subject({self.id!r}, {shape}, {self.dtype} from {self.origin_precision}, {self.device})"
+
+    @property
+    def n_layers(self) -> int:
+        """Number of transformer blocks."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(text_config(self.model).hidden_size)
+
+    @property
+    def device(self) -> str:
+        """Device of the parameters, for example ``"cpu"`` or ``"cuda:0"``."""
+        return str(next(self.model.parameters()).device)
+
+    @property
+    def dtype(self) -> str:
+        """Precision that holds most weights, for example ``"float32"``."""
+        return dtype_name(self.torch_dtype)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The same as a torch dtype."""
+        sizes: dict[torch.dtype, int] = {}
+        for parameter in self.model.parameters():
+            sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
+        return max(sizes, key=lambda dtype: sizes[dtype])
+
+    @property
+    def identity(self) -> SubjectIdentity:
+        """Everything that a result depends on. The hash is renewed when the weights change."""
+        mark = fingerprint(self.model)
+        if self._hash is None or self._hash[0] != mark:
+            self._hash = (mark, weight_hash(self.model))
+        return SubjectIdentity(
+            id=self.id,
+            revision=self.revision,
+            weight_hash=self._hash[1],
+            config_hash=config_hash(self.model),
+            origin_precision=self.origin_precision,
+            dtype=self.dtype,
+            attn_implementation=str(getattr(self.model.config, "_attn_implementation", None) or "default"),
+            device=self.device,
+            architecture=type(self.model).__name__,
+            n_parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            n_layers=self.n_layers,
+            d_model=self.d_model,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    @cached_property
+    def capabilities(self) -> frozenset[str]:
+        """What analyses can ask of this subject: ``mlp_hidden``, ``mlp_gated``, ``experts``, ``attention``,
+        ``logits``, ``tokenizer``, ``causal``, ``encoder``, ``exact_zeros``.
+
+        ``mlp_hidden`` means that ``blocks.*.mlp.hook_post`` can be asked for: no layer is sparse.
+        """
+        roles = {site.role for site in self._all_sites}
+        hidden = [site for site in self._all_sites if site.role.endswith("hook_post")]
+        has_head = self.model.get_output_embeddings() is not None
+        causal = has_head and bool(self.model.can_generate())
+        facts = {
+            "mlp_hidden": "mlp.hook_post" in roles and not self._sparse_layers(),
+            "mlp_gated": any(site.gated for site in hidden),
+            "experts": "mlp.experts.hook_post" in roles,
+            "attention": "attn.hook_z" in roles,
+            "logits": has_head,
+            "tokenizer": self.tokenizer is not None,
+            "causal": causal,
+            "encoder": not causal,
+            "exact_zeros": bool(hidden) and all(site.activation in EXACT_ZERO_ACTIVATIONS for site in hidden),
+        }
+        return frozenset(name for name, present in facts.items() if present)
+
+    @property
+    def backbone(self) -> Any:
+        """The HF module below the output head; it gives hidden states without logits."""
+        return self.model.base_model
+
+    def forward(self, input_ids: Any, attention_mask: Any = None, logits: bool = False) -> torch.Tensor:
+        """Run the model once, in inference mode.
+
+        Args:
+            input_ids: Integers [batch, pos], tensor or NumPy array, on any device.
+            attention_mask: True or 1 where a token is real, [batch, pos]; None when all are.
+            logits: Run the output head too.
+
+        Returns:
+            Logits [batch, pos, vocabulary], or the last hidden state [batch, pos, d_model].
+
+        Raises:
+            SubjectError: Logits are asked of a model without output head, or the ids do not fit.
+        """
+        ids = torch.as_tensor(input_ids, dtype=torch.int64, device=self.device)
+        if ids.ndim != 2 or ids.numel() == 0:
+            raise SubjectError(
+                "token ids must be [batch, pos] and not empty",
+                where="Subject.forward(input_ids)",
+                got=tuple(ids.shape),
+                next_step="for one sequence give [[...]]",
+            )
+        if logits and "logits" not in self.capabilities:
+            raise SubjectError(
+                "this model has no output head, so it has no logits",
+                where=f"{self.id} ({type(self.model).__name__})",
+                next_step="use hidden states, or load the model class with its language-model head",
+            )
+        module = self.model if logits else self.backbone
+        arguments = self._mask_arguments(module, ids, attention_mask)
+        with torch.inference_mode(), evaluating(self.model):
+            output = module(input_ids=ids, **arguments)
+        return output.logits if logits else output.last_hidden_state  # type: ignore[no-any-return]
+
+    def _mask_arguments(self, module: Any, ids: torch.Tensor, attention_mask: Any) -> dict[str, Any]:
+        """Return mask, positions and cache switch, as far as the module takes them."""
+        accepted = inspect.signature(module.forward).parameters
+        arguments: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
+        if attention_mask is None:
+            return arguments
+        mask = torch.as_tensor(attention_mask, device=self.device).to(torch.int64)
+        if mask.shape != ids.shape:
+            raise SubjectError(
+                "mask and token ids differ in shape",
+                where="Subject.forward(attention_mask)",
+                allowed=str(tuple(ids.shape)),
+                got=tuple(mask.shape),
+                next_step="give one mask entry per token",
+            )
+        arguments["attention_mask"] = mask
+        if "position_ids" in accepted and not bool(mask[:, 0].all()):
+            # Padding on the left would shift the positions of learned embeddings (GPT-2, BERT). OPT
+            # counts from the mask by itself, in the same way.
+            arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        return arguments
+
+    @cached_property
+    def _all_sites(self) -> tuple[Site, ...]:
+        return _sites.sites_of(self.model, self.blocks, self.d_model)
+
+    @cached_property
+    def _all_parameters(self) -> tuple[ParameterSite, ...]:
+        return _parameters.parameters_of(self.model, self.blocks)
+
+    def _sparse_layers(self) -> tuple[int, ...]:
+        return tuple(block.layer for block in self.blocks if block.experts is not None)
+
+    def sites(self, patterns: str | Sequence[str]) -> tuple[Site, ...]:
+        """Return the sites that patterns such as ``blocks.*.mlp.hook_post`` name, by layer.
+
+        Raises:
+            SubjectError: A pattern matches nothing; the message lists candidates and near matches.
+        """
+        return select(self._all_sites, patterns, self.n_layers, self._sparse_layers())
+
+    def site_names(self) -> tuple[str, ...]:
+        """Return the name of every site."""
+        return tuple(site.name for site in self._all_sites)
+
+    def attach(
+        self, sites: Sequence[Site], callback: Callable[[Site, torch.Tensor, torch.Tensor | None], None]
+    ) -> AbstractContextManager[None]:
+        """Read activations of this subject; see ``sites.attach``."""
+        return _sites.attach(self.model, sites, callback)
+
+    def parameter_sites(self, patterns: str | Sequence[str]) -> tuple[ParameterSite, ...]:
+        """Return the weight matrices that patterns such as ``weight:blocks.*.mlp.out.weight`` name.
+
+        Raises:
+            SubjectError: A pattern matches nothing.
+        """
+        return select(self._all_parameters, patterns, self.n_layers, self._sparse_layers())
+
+    def parameter(self, name: str | ParameterSite) -> torch.Tensor:
+        """Return one weight matrix (out, in) as a view of the parameter.
+
+        Args:
+            name: ``weight:blocks.3.mlp.out.weight``; of experts ``...mlp.experts.5.out.weight``, or
+                without a number all experts as [experts, out, in].
+
+        Raises:
+            SubjectError: There is no such parameter.
+        """
+        if isinstance(name, ParameterSite):
+            return _parameters.read(self.model, name)
+        by_name = {site.name: site for site in self._all_parameters}
+        site = by_name.get(name) or _parameters.batched(self._all_parameters, name)
+        if site is None:
+            hint = 'subject.parameter_sites("weight:blocks.*.*") lists them'
+            of_experts = str(name).replace(".mlp.", ".mlp.experts.", 1)
+            if _parameters.batched(self._all_parameters, of_experts) is not None:
+                hint = f"this layer is a mixture of experts: {of_experts} gives all of them; {hint}"
+            raise unknown_name("parameter", name, by_name, next_step=hint, error=SubjectError)
+        return _parameters.read(self.model, site)
+
+    def memory_estimate(self, batch_tokens: int = 2048) -> dict[str, int]:
+        """Estimate the memory of one forward pass, in bytes.
+
+        Args:
+            batch_tokens: Tokens in a batch.
+
+        Returns:
+            ``weights`` (exact), ``activations`` (the widest block at work), ``captured`` (the hidden
+            layers of all MLPs kept at once, in the compute dtype), ``logits`` and ``total``.
+        """
+        size = self.torch_dtype.itemsize
+        weights = sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(self.model))
+        dense_roles = ("mlp.hook_post", "mlp.shared_expert.hook_post")
+        hidden = [site for site in self._all_sites if site.role in dense_roles]
+        routed = [
+            site for site in self._all_sites if site.role == "mlp.experts.hook_post" and not site.expert
+        ]
+        top_k = int(getattr(text_config(self.model), "num_experts_per_tok", None) or 1)
+        width = sum(site.width for site in hidden) + sum(site.width * top_k for site in routed)
+        widest = max((site.width for site in hidden + routed), default=self.d_model)
+        estimate = {
+            "weights": weights,
+            "activations": batch_tokens * (6 * self.d_model + 3 * widest * (top_k if routed else 1)) * size,
+            "captured": batch_tokens * width * size,
+            "logits": batch_tokens * int(text_config(self.model).vocab_size) * size,
+        }
+        return {**estimate, "total": sum(estimate.values())}
+
+    def copy(self, id: str | None = None) -> Subject:
+        """Return a subject with its own copy of the model, to be pruned or made sparse.
+
+        Args:
+            id: Name of the copy; by default the same.
+        """
+        return Subject(
+            copy.deepcopy(self.model),
+            self.blocks,
+            self.tokenizer,
+            id=id or self.id,
+            revision=self.revision,
+            origin_precision=self.origin_precision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def bridge(self) -> Any:
+        """Return a ``TransformerBridge`` of TransformerLens on a deep copy of the model.
+
+        Raises:
+            SubjectError: TransformerLens has no adapter for the architecture.
+        """
+        from sparsescope.models.bridge import build_bridge
+
+        return build_bridge(self)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Switch dropout off for the length of a pass, and restore the mode of every module."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
