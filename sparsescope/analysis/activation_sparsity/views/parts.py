@@ -1,0 +1,136 @@
+"""What the views of ``activation_sparsity`` share: metric ids, sentences, number formats for sentences.
+
+A density is a share in [0, 1]; sentences give it in percent, with three digits, never rounded to 0 or 100 %.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from sparsescope.core.result import Result, format_number
+from sparsescope.viz import figure as fig
+from sparsescope.viz.layers import Series, dropped_text
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+LAYER = "layer (0 at the input)"
+_ALMOST_ALL = 0.999  # an exact-zero rule that every unit passes on this share of tokens says nothing
+
+
+def describe(
+    figure: go.Figure,
+    result: Result,
+    found: Series,
+    *,
+    title: str,
+    subtitle: str,
+    alt: str,
+    bands: bool = True,
+) -> go.Figure:
+    """Set the texts; the subtitle gets the subject and, with ``bands``, what the bands mean."""
+    subject = str(result.provenance.get("subject", {}).get("id", ""))
+    subtitle = (f"{subject}: " if subject else "") + subtitle
+    if bands:
+        subtitle += f"; {found.band_text()}"
+    return fig.describe(figure, title=title, subtitle=subtitle + dropped_text(found), alt=alt)
+
+
+def shares(frame: pd.DataFrame, norm: str) -> list[str]:
+    """Shares p of the metrics ``density_<norm>_<p>`` that are there, rising."""
+    prefix = f"density_{norm}_"
+    found = {str(m).removeprefix(prefix) for m in frame["metric"] if str(m).startswith(prefix)}
+    return sorted(found, key=float)
+
+
+def main_share(frame: pd.DataFrame) -> str | None:
+    """The energy share that stands for all: 90, or the nearest to it."""
+    return min(shares(frame, "energy"), key=lambda share: abs(float(share) - 90), default=None)
+
+
+def rows_of(found: Series, role: str, **keys: object) -> pd.DataFrame:
+    """Rows of one role and, for example, ``metric="gini"``, by layer."""
+    frame = found.frame[found.frame["role"] == role]
+    for name, value in keys.items():
+        frame = frame[frame[name] == value]
+    return frame.sort_values("layer")
+
+
+def hover(rows: pd.DataFrame, *, as_percent: bool = True, layer: bool = True) -> list[str]:
+    """Hover texts: the value with its interval."""
+    show = percent if as_percent else decimal
+    texts = []
+    for at, mean, low, high in rows[["layer", "mean", "low", "high"]].itertuples(index=False):
+        interval = f" [{show(low)}, {show(high)}]" if np.isfinite(low) and np.isfinite(high) else ""
+        texts.append((f"layer {at:g}: " if layer else "") + show(mean) + interval)
+    return texts
+
+
+def panel_titles(found: Series, columns: list[str]) -> list[str]:
+    """Titles of the panels; the role is named only where there are several."""
+    if len(found.roles) <= 1:
+        return columns
+    return [f"{role}: {column}" if column else role for role in found.roles for column in columns]
+
+
+def percent_axes(
+    figure: go.Figure,
+    found: Series,
+    title: str,
+    *,
+    y_range: tuple[float, float] | None = None,
+    ticks: int = 16,
+) -> None:
+    """Set a layer axis and a percent axis from zero on every panel."""
+    fig.integer_axis(figure, found.frame["layer"], LAYER, ticks=ticks)
+    figure.update_yaxes(tickformat=".0~%", range=list(y_range) if y_range else None, rangemode="tozero")
+    figure.update_yaxes(title_text=title, col=1)
+
+
+def label(measure: str) -> str:
+    """Name of a concentration measure in sentences and on axes."""
+    return measure.capitalize() if measure in ("hoyer", "gini") else measure.upper()
+
+
+def decimal(value: float) -> str:
+    """Format a number that is not a share."""
+    return f"{value:.4f}" if np.isfinite(value) else "–"
+
+
+def percent(value: float) -> str:
+    """Format a share for a sentence, without markup characters."""
+    if not np.isfinite(value):
+        return "–"
+    if value in (0.0, 1.0) or 0.0005 <= value < 0.995:
+        return f"{100 * value:.3g} %"
+    return format_number(float(value), "fraction").replace("> ", "over ").replace("< ", "under ")
+
+
+def between(values: pd.Series) -> str:
+    """Say the range of shares, for example ``11.6–21.3 %``."""
+    low, high = percent(values.min()), percent(values.max())
+    return low if low == high else f"{low.removesuffix(' %')}–{high}"
+
+
+def nonzero_says_nothing(result: Result) -> bool:
+    """Whether (almost) every unit is non-zero on (almost) every token, as in SwiGLU and GELU layers."""
+    values = _nonzero(result)
+    return values.empty or bool(values.min() > _ALMOST_ALL)
+
+
+def nonzero_text(result: Result) -> str:
+    """Say how many units are not exactly zero."""
+    values = _nonzero(result)
+    return (
+        "exact zeros were not measured"
+        if values.empty
+        else f"exactly non-zero: {between(values)} of the units"
+    )
+
+
+def _nonzero(result: Result) -> pd.Series:
+    table = result.tables["per_layer"]
+    return table.loc[table["metric"] == "density_nonzero", "mean"].astype(float).dropna()

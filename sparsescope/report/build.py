@@ -1,0 +1,99 @@
+"""The report: one self-contained HTML file for one or several results.
+
+It works from a file path without a network: plotly's bundle is inlined once, figures are JSON, tables are
+HTML with a CSV download in a ``data:`` address. Nothing in it names a path outside the folder of runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from sparsescope.core.files import replace_file
+from sparsescope.core.result import Result, format_scalar
+from sparsescope.errors import SpecError
+from sparsescope.report import page
+from sparsescope.report.sections import CSV_BUDGET, Section, record_of, section
+
+
+def build(results: Sequence[Result], path: str | Path, *, title: str | None = None) -> Path:
+    """Write a report.
+
+    Args:
+        results: What to show, in this order; at least one.
+        path: The HTML file; an existing one is replaced atomically.
+        title: Heading; made from the subjects when None.
+
+    Returns:
+        The path.
+
+    Raises:
+        SpecError: If there is no result.
+        ArtifactError: If the file cannot be written.
+    """
+    target = Path(path)
+    replace_file(target, render(results, title=title).encode(), action="write the report")
+    return target
+
+
+def render(results: Sequence[Result], *, title: str | None = None) -> str:
+    """Return the report as HTML text; see ``build``."""
+    if not results:
+        raise SpecError(
+            "a report needs at least one result",
+            next_step="run an analysis first: sparsescope run activation_sparsity --subject smollm2-135m",
+        )
+    sections = [
+        section(result, f"s{index}", budget=CSV_BUDGET // len(results))
+        for index, result in enumerate(results)
+    ]
+    subjects = list(dict.fromkeys(entry.subject for entry in sections))
+    heading = title or (
+        "Sparse structure of " + (subjects[0] if len(subjects) == 1 else f"{len(subjects)} models")
+    )
+    return page.render(
+        "report.html",
+        name="report",
+        title=heading,
+        sections=sections,
+        origins=_origins(sections),
+        across=_across(results),
+    )
+
+
+def _origins(sections: Sequence[Section]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Distinct models and corpora, for the head of the report; what differs by run stays with the run."""
+    by_run = {"Run", "Version of the analysis", "Time", "Corpus digest", "Weights", "Device"}
+    found: dict[tuple[tuple[str, str], ...], str] = {}
+    for entry in sections:
+        rows = tuple(row for row in entry.origin if row[0] not in by_run and row[0] != "Made")
+        found.setdefault(rows, next((text for label, text in entry.origin if label == "Made"), "not stored"))
+    return [(made[:10], list(rows)) for rows, made in found.items()]
+
+
+def _across(results: Sequence[Result]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Headline numbers side by side, for every analysis that has two results or more."""
+    tables = []
+    for name, group in groupby(sorted(results, key=lambda r: r.analysis), key=lambda r: r.analysis):
+        members = list(group)
+        if len(members) < 2:
+            continue
+        record = record_of(members[0])
+        names = [
+            n
+            for n in record.headline or tuple(members[0].scalars)[:8]
+            if any(n in m.scalars for m in members)
+        ]
+        rows = []
+        for member in members:
+            found = member.scalars
+            rows.append([_name(member), *(format_scalar(found[n]) if n in found else "–" for n in names)])
+        tables.append((record.title or name, [n.replace("_", " ") for n in names], rows))
+    return tables
+
+
+def _name(result: Result) -> str:
+    """Model and corpus of a result."""
+    subject, corpus = result.provenance.get("subject") or {}, result.provenance.get("corpus") or {}
+    return " · ".join(str(part) for part in (subject.get("id", "in memory"), corpus.get("name")) if part)

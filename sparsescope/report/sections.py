@@ -1,0 +1,336 @@
+"""What a report shows of one result: plain values for the templates, made without drawing HTML.
+
+Numbers are formatted here, by the kind of their column or the unit of their scalar, so that the template only
+places text. A view that fails on unusual data becomes a visible message; its table is still shown.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from sparsescope.core.registry import Analysis, View, analyses
+from sparsescope.core.result import Column, Note, Result, Scalar, format_number
+from sparsescope.core.spec import Params
+from sparsescope.report import page
+from sparsescope.viz import generic
+from sparsescope.viz.tables import csv, format_rows, heading, numeric
+
+ROWS_SHOWN = 200
+CSV_BUDGET = (
+    1_500_000  # bytes of inlined downloads in one report; beyond its share a table offers the rows shown
+)
+_PLAIN_IN_URL = ",.:;/_-[]()=@!~*'|"
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TableBlock:
+    """A table as text: at most ``ROWS_SHOWN`` rows, and a download of all rows where there is room."""
+
+    key: str
+
+    name: str
+    headings: tuple[tuple[str, str, bool], ...]  # text, description, aligned as a number
+    rows: list[list[str]]
+    total: int
+    stored_at: str
+    download: str
+    download_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class FigureBlock:
+    """A figure with its texts and the table behind it."""
+
+    key: str
+    title: str
+    caption: str
+    formula: str
+    citation: str
+    alt: str
+    height: int
+    json: str
+    table: TableBlock | None
+    table_key: str
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A headline number with its interval and definition."""
+
+    label: str
+    value: str
+    interval: str
+    definition: str
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Everything about one result."""
+
+    key: str
+    title: str
+    summary: str
+    subject: str
+    run_id: str
+    cards: list[Card]
+    others: list[Card]
+    notes: list[Note]
+    figures: list[FigureBlock]
+    tables: list[TableBlock]
+    origin: list[tuple[str, str]]
+    params: list[tuple[str, str]]
+    environment: list[tuple[str, str]]
+    command: str
+    citations: list[tuple[str, str]]
+
+
+def record_of(result: Result) -> Analysis:
+    """Return the registered analysis, or a bare record when its package is not installed."""
+    registry = analyses()
+    if result.analysis in registry:
+        return registry.get(result.analysis)
+    title = result.analysis.replace("_", " ").capitalize()
+    return Analysis(
+        result.analysis,
+        "?",
+        title,
+        "This analysis is not installed here; its stored numbers are shown.",
+        Params,
+        "",
+    )
+
+
+def views_of(result: Result) -> tuple[View, ...]:
+    """Return the declared views whose table is there, or one generic view for each table."""
+    declared = tuple(view for view in record_of(result).views if view.table in result.tables)
+    if declared:
+        return declared
+    return tuple(
+        View(name, name.replace("_", " ").capitalize(), "Default figure of this table.", table=name)
+        for name in result.tables
+    )
+
+
+def draw(result: Result, view: View) -> Any:
+    """Draw a view of ``views_of``: the declared figure or the generic one."""
+    record = record_of(result)
+    if any(view.name == known.name for known in record.views):
+        return record.draw(view.name, result)
+    return generic.draw(result, view.table)
+
+
+def section(result: Result, key: str, *, budget: int = CSV_BUDGET) -> Section:
+    """Prepare one result for the template.
+
+    Args:
+        result: What to show.
+        key: Prefix of the anchors, unique in the report.
+        budget: Bytes that the inlined downloads of this result may take.
+    """
+    record = record_of(result)
+    each = budget // max(len(result.tables), 1)
+    figures: list[FigureBlock] = []
+    shown: set[str] = set()
+    for index, view in enumerate(views_of(result)):
+        # A table that belongs to several figures stands below the first of them.
+        block = (
+            None if view.table in shown else table_block(result, view.table, f"{key}-t-{view.table}", each)
+        )
+        shown.add(view.table)
+        figures.append(_figure(result, view, f"{key}-{index}", block, f"{key}-t-{view.table}"))
+    headline = [result.scalars[name] for name in record.headline if name in result.scalars] or list(
+        result.scalars.values()
+    )[:8]
+    others = [scalar for scalar in result.scalars.values() if scalar not in headline]
+    origin = result.provenance
+    return Section(
+        key=key,
+        title=record.title,
+        summary=record.summary,
+        subject=str(origin.get("subject", {}).get("id", "in memory")),
+        run_id=str(result.run_id or "not stored"),
+        cards=[card(scalar) for scalar in headline],
+        others=[card(scalar) for scalar in others],
+        notes=sorted(result.notes, key=lambda note: ("error", "warning", "info").index(note.severity)),
+        figures=figures,
+        tables=[
+            table_block(result, name, f"{key}-t-{name}", each) for name in result.tables if name not in shown
+        ],
+        origin=origin_rows(result),
+        params=flat(origin.get("params") or {}),
+        environment=flat(origin.get("environment") or {}),
+        command=str(origin.get("command") or ""),
+        citations=[(c.label, c.reference) for c in record.citations],
+    )
+
+
+def card(scalar: Scalar) -> Card:
+    """Format one scalar."""
+    interval = ""
+    if scalar.interval is not None:
+        i = scalar.interval
+        low, high = format_number(i.low, scalar.unit), format_number(i.high, scalar.unit)
+        interval = f"{100 * i.level:g} % interval {low} to {high}, n = {i.n} ({i.method})"
+    return Card(
+        scalar.name.replace("_", " "), format_number(scalar.value, scalar.unit), interval, scalar.definition
+    )
+
+
+def table_block(result: Result, name: str, key: str, budget: int) -> TableBlock:
+    """Format one table and prepare its download: all rows if they take less than ``budget`` bytes."""
+    frame, columns = result.tables[name], result.columns[name]
+    rows = len(frame)
+    # Do not write a large table out only to find that it does not fit: a cell takes two bytes or more.
+    text = "" if 2 * frame.size > budget else quote(table_csv(result, name), safe=_PLAIN_IN_URL)
+    if not text or len(text) > budget:
+        rows = min(rows, ROWS_SHOWN)
+        text = quote(table_csv(result, name, frame.head(rows)), safe=_PLAIN_IN_URL)
+    return TableBlock(
+        key=key,
+        name=name,
+        headings=tuple((heading(c), c.description, numeric(c)) for c in columns),
+        rows=format_rows(frame, columns, ROWS_SHOWN),
+        total=len(frame),
+        stored_at=f"{result.run_id}/tables/{name}.parquet" if result.run_id else "",
+        download="data:text/csv;charset=utf-8," + text,
+        download_rows=rows,
+    )
+
+
+def table_csv(result: Result, name: str, frame: pd.DataFrame | None = None) -> str:
+    """Return a table of a result as CSV with the run, the subject and the units above the header."""
+    subject = result.provenance.get("subject", {}).get("id", "in memory")
+    run = result.run_id or "not stored"
+    comments = (f"sparsescope {result.analysis}, table {name}, run {run}, subject {subject}",)
+    return csv(result.tables[name] if frame is None else frame, result.columns[name], comments=comments)
+
+
+def _figure(result: Result, view: View, key: str, table: TableBlock | None, table_key: str) -> FigureBlock:
+    texts: dict[str, Any] = {
+        "key": key,
+        "title": view.title,
+        "caption": view.caption,
+        "formula": view.formula,
+        "citation": view.citation,
+        "table": table,
+        "table_key": table_key,
+    }
+    try:
+        figure = draw(result, view)
+        meta = figure.layout.meta or {}
+        return FigureBlock(
+            **texts,
+            alt=str(meta.get("alt") or view.caption),
+            height=int(figure.layout.height or 450),
+            json=page.figure_json(figure),
+        )
+    except (
+        Exception
+    ) as error:  # one figure must not take the report with it; the table still holds the numbers
+        _LOG.exception("view %s of %s failed", view.name, result.analysis)
+        return FigureBlock(
+            **texts,
+            alt="",
+            height=0,
+            json="",
+            problem=f"This figure could not be drawn ({type(error).__name__}). The table holds the numbers.",
+        )
+
+
+# -- where a result comes from ---------------------------------------------------------------------
+
+
+def origin_rows(result: Result) -> list[tuple[str, str]]:
+    """Return where the numbers come from, as label and text."""
+    origin = result.provenance
+    subject, corpus = origin.get("subject") or {}, origin.get("corpus") or {}
+    rows = [
+        ("Model", subject.get("id")),
+        ("Revision", subject.get("revision")),
+        ("Architecture", _architecture(subject)),
+        ("Weights", f"SHA-256 {subject['weight_hash'][:16]}…" if subject.get("weight_hash") else None),
+        ("Precision of origin", origin_text(subject.get("origin_precision"))),
+        ("Computed in", subject.get("dtype")),
+        ("Attention", subject.get("attn_implementation")),
+        ("Device", subject.get("device")),
+        ("Remote code", "trusted and executed" if subject.get("trust_remote_code") else None),
+        ("Corpus", corpus.get("name")),
+        ("Text", _amount(corpus)),
+        ("Domains", _domains(corpus.get("domains"))),
+        ("License of the text", corpus.get("license")),
+        ("Corpus digest", f"{corpus['digest'][:16]}…" if corpus.get("digest") else None),
+        ("Run", result.run_id or "not stored"),
+        ("Version of the analysis", origin.get("version")),
+        ("Made", origin.get("created")),
+        (
+            "Time",
+            format_number(float(origin["seconds"]), "seconds") if origin.get("seconds") is not None else None,
+        ),
+    ]
+    return [(label, str(text)) for label, text in rows if text not in (None, "")]
+
+
+def origin_text(precision: object) -> str | None:
+    """Say in words what precision the weights came in."""
+    if not precision:
+        return None
+    text = str(precision)
+    return f"dequantized from {text}" if text.startswith("gguf:") else text
+
+
+def _architecture(subject: Mapping[str, Any]) -> str | None:
+    parts = [str(subject["architecture"])] if subject.get("architecture") else []
+    if subject.get("n_parameters"):
+        parts.append(f"{subject['n_parameters'] / 1e6:,.1f} M parameters")
+    if subject.get("n_layers"):
+        parts.append(f"{subject['n_layers']} layers of width {subject.get('d_model', '?')}")
+    return ", ".join(parts) or None
+
+
+def _amount(corpus: Mapping[str, Any]) -> str | None:
+    parts = []
+    for key, unit in (("tokens", "tokens"), ("documents", "documents")):
+        if isinstance(corpus.get(key), int):
+            parts.append(f"{corpus[key]:,} {unit}")
+    if corpus.get("context"):
+        parts.append(f"windows of {corpus['context']}")
+    return ", ".join(parts) or None
+
+
+def _domains(domains: Any) -> str | None:
+    if isinstance(domains, Mapping):
+        texts = []
+        for name, entry in domains.items():
+            tokens = entry.get("tokens") if isinstance(entry, Mapping) else None
+            texts.append(f"{name} ({tokens:,} tokens)" if isinstance(tokens, int) else str(name))
+        return ", ".join(texts) or None
+    if isinstance(domains, Sequence) and not isinstance(domains, str):
+        return ", ".join(map(str, domains)) or None
+    return str(domains) if domains else None
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Flatten nested values to ``(dotted name, text)`` rows."""
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        label = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            rows += flat(value, f"{label}.")
+        else:
+            rows.append(
+                (label, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+            )
+    return rows
+
+
+def columns_text(columns: Sequence[Column]) -> list[tuple[str, str]]:
+    """Return heading and description of each column."""
+    return [(heading(column), column.description) for column in columns]

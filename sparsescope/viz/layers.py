@@ -1,0 +1,93 @@
+"""Series over layers: one value per layer and measure, also where a layer has many sites.
+
+A mixture-of-experts layer has one site per expert (``blocks.3.mlp.experts.7.hook_post``). Such sites share
+a *role* (``mlp.experts.hook_post``); a series over layers then shows the median over the experts, and its
+band is the range over experts instead of an interval. Different roles are never mixed: they get a row of
+panels each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+_LAYER = re.compile(r"^blocks\.\d+\.")
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+MAX_ROLES = 3
+SPREAD_LOW, SPREAD_HIGH = 0.05, 0.95
+
+
+def role(site: object) -> str:
+    """Return the role of a site: its name without the numbers of layer and expert."""
+    return _EXPERT.sub(".experts.", _LAYER.sub("", str(site)))
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Rows over layers with one row for each role, layer and further key.
+
+    Attributes:
+        frame: Columns ``role``, ``layer``, the further keys, ``mean``, ``low``, ``high`` and any others kept.
+        roles: The roles that are drawn, at most ``MAX_ROLES``.
+        dropped: Roles that are only in the table.
+        sites: Largest number of sites behind one row; 1 means nothing was aggregated.
+    """
+
+    frame: pd.DataFrame
+    roles: tuple[str, ...]
+    dropped: tuple[str, ...]
+    sites: int
+
+    @property
+    def intervals(self) -> bool:
+        """Whether any row has an interval (or a range over experts)."""
+        return bool((self.frame["low"].notna() & self.frame["high"].notna()).any())
+
+    def band_text(self, level: str = "95 % document-cluster bootstrap interval") -> str:
+        """Say in words what the band shows."""
+        if self.sites > 1:
+            return f"lines: median over up to {self.sites} experts of a layer; bands: 5–95 % of the experts"
+        return f"bands: {level}" if self.intervals else "no intervals: they need two documents or more"
+
+
+def series(
+    frame: pd.DataFrame, keys: Sequence[str] = (), *, value: str = "mean", keep: Sequence[str] = ()
+) -> Series:
+    """Bring a table with ``layer`` and ``site`` columns to one row per role, layer and key.
+
+    Args:
+        frame: Table with ``layer``, ``site``, the keys, ``value`` and, where present, ``low`` and ``high``.
+        keys: Further grouping columns, for example ``("metric",)``.
+        value: The column with the numbers.
+        keep: Further numeric columns; their median is kept.
+
+    Returns:
+        The series, sorted by role, keys and layer.
+    """
+    work = frame.assign(role=[role(site) for site in frame["site"]])
+    work["mean"] = pd.to_numeric(work[value], errors="coerce").astype(float)
+    for name in ("low", "high"):
+        work[name] = (
+            pd.to_numeric(work[name], errors="coerce").astype(float) if name in frame else float("nan")
+        )
+    by = ["role", *keys, "layer"]
+    groups = work.groupby(by, sort=True, dropna=False)
+    sites = int(groups.size().max()) if len(work) else 1
+    if sites > 1:
+        tidy = groups["mean"].median().to_frame()
+        tidy["low"], tidy["high"] = groups["mean"].quantile(SPREAD_LOW), groups["mean"].quantile(SPREAD_HIGH)
+        for name in keep:
+            tidy[name] = groups[name].median()
+        tidy = tidy.reset_index()
+    else:
+        tidy = work[[*by, "mean", "low", "high", *keep]].sort_values(by).reset_index(drop=True)
+    roles = tuple(dict.fromkeys(sorted(tidy["role"], key=lambda r: (-(tidy["role"] == r).sum(), r))))
+    return Series(tidy[tidy["role"].isin(roles[:MAX_ROLES])], roles[:MAX_ROLES], roles[MAX_ROLES:], sites)
+
+
+def dropped_text(found: Series) -> str:
+    """Say which kinds of site are only in the table, or nothing."""
+    return f"; {len(found.dropped)} further kinds of site are in the table" if found.dropped else ""
