@@ -9,6 +9,7 @@ copy, for people who want to go on in TransformerLens (>= 4.3).
 from __future__ import annotations
 
 import copy
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.errors import SubjectError
@@ -105,17 +106,32 @@ def build_bridge(subject: Subject) -> Any:
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     model = copy.deepcopy(subject.model)
-    try:
-        with quiet_transformers():
+    # TransformerLens reloads the tokenizer by name to make it prepend BOS. The name is that of a
+    # folder of ours, so that it never asks the hub.
+    with TemporaryDirectory() as folder, quiet_transformers():
+        tokenizer = _reloaded(subject.tokenizer, folder)
+        try:
             return build_bridge_from_module(
                 model,
                 type(model).__name__,
                 hf_config=copy.deepcopy(model.config),
-                tokenizer=copy.deepcopy(subject.tokenizer),
+                tokenizer=tokenizer,
                 model_name=subject.id,
             )
-    except Exception as error:
-        raise _no_adapter(model, error) from error
+        except Exception as error:
+            raise _no_adapter(model, error) from error
+
+
+def _reloaded(tokenizer: Any, folder: str) -> Any:
+    """Return a copy of a tokenizer that knows ``folder`` as its name, or None."""
+    if tokenizer is None:
+        return None
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(folder)
+    reloaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    reloaded.init_kwargs["name_or_path"] = folder
+    return reloaded
 
 
 def _no_adapter(model: Any, error: Exception) -> SubjectError:

@@ -137,7 +137,8 @@ def _plain_pass(subject: Subject, ids: torch.Tensor) -> dict[str, Any]:
     mask = torch.ones_like(ids)
     with torch.inference_mode(), quiet_transformers():
         output = twin(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-        backbone = twin.base_model(input_ids=ids, attention_mask=mask)
+        path = next(path for path, module in subject.model.named_modules() if module is subject.backbone)
+        backbone = twin.get_submodule(path)(input_ids=ids, attention_mask=mask)
     found = {"hidden": output.hidden_states, "backbone": backbone.last_hidden_state}
     if "logits" in subject.capabilities:
         found["logits"] = output.logits

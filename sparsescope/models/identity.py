@@ -24,13 +24,31 @@ from sparsescope.models.quiet import dtype_name
 _SAMPLES = 256
 # Keys of a configuration that do not change what the model computes.
 _NOT_COMPUTING = frozenset(
-    """
-    _name_or_path _model_name_or_path architectures dtype torch_dtype transformers_version
-    _attn_implementation_autoset attn_implementation _experts_implementation experts_implementation
-    id2label label2id finetuning_task use_cache output_attentions output_hidden_states
-    output_router_logits return_dict auto_map task_specific_params initializer_range initializer_factor
-    gguf_file
-    """.split()
+    {
+        "_name_or_path",
+        "_model_name_or_path",
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "_attn_implementation_autoset",
+        "attn_implementation",
+        "_experts_implementation",
+        "experts_implementation",
+        "id2label",
+        "label2id",
+        "finetuning_task",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "return_dict",
+        "auto_map",
+        "task_specific_params",
+        "initializer_range",
+        "initializer_factor",
+        "gguf_file",
+    }
 )
 
 

@@ -65,7 +65,9 @@ def select(
         SpecError: No pattern, or one that is not text.
         SubjectError: A pattern matches nothing, or asks a sparse layer for a dense role.
     """
-    listed = [patterns] if isinstance(patterns, str) else list(patterns)
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    listed = list(patterns) if isinstance(patterns, Sequence) else []
     if not listed or not all(isinstance(pattern, str) for pattern in listed):
         raise SpecError(
             "sites are given as one pattern or a list of patterns",
@@ -145,8 +147,11 @@ def _dense_role_on_sparse_layer(
 ) -> SubjectError:
     """Build the error for ``mlp.hook_post`` and its kin on mixture-of-experts layers."""
     dense = sorted({item.layer for item in items if item.role == role})
-    offers = ["blocks.*.mlp.experts.hook_post (hidden layer of every expert, on the tokens routed to it)"]
-    if any(item.role == "mlp.shared_expert.hook_post" for item in items):
+    roles = {item.role for item in items}
+    offers = []
+    if "mlp.experts.hook_post" in roles:
+        offers.append("blocks.*.mlp.experts.hook_post (hidden layer of each expert, on its tokens)")
+    if "mlp.shared_expert.hook_post" in roles:
         offers.append("blocks.*.mlp.shared_expert.hook_post")
     offers.append("blocks.*.mlp.hook_out (output of the whole block)")
     if dense:

@@ -108,7 +108,14 @@ _MLP_NAMES: tuple[tuple[str | None, str, str], ...] = (
     (None, "intermediate.dense", "output.dense"),
 )
 _FUSED_GATE_UP = (("gate_up_proj", "down_proj"),)
-_ACTIVATION_NAMES = ("act_fn", "activation_fn", "act", "activation", "intermediate.intermediate_act_fn")
+_ACTIVATION_NAMES = (
+    "act_fn",
+    "activation_fn",
+    "act",
+    "activation",
+    "gelu_impl",
+    "intermediate.intermediate_act_fn",
+)
 _ATTENTION_CONTAINERS = ("self_attn", "attn.attention", "attn", "attention", "self_attention")
 _ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "output.dense", "wo")
 _QKV_NAMES = (
@@ -117,8 +124,10 @@ _QKV_NAMES = (
     ("q_lin", "k_lin", "v_lin"),
     ("wq", "wk", "wv"),
 )
-_FUSED_QKV_ROWS = ("qkv_proj", "c_attn")  # rows [q; k; v]
-_FUSED_QKV_MIXED = ("query_key_value", "Wqkv")  # rows of the heads alternate, or differ by family
+_FUSED_QKV = ("qkv_proj", "c_attn", "query_key_value", "Wqkv")
+# Model types whose fused rows are [q; k; v]; in others they alternate by head (GPT-NeoX, Bloom, GPT
+# BigCode) or by device (CodeGen), under the same module names.
+_QKV_IN_ROWS = frozenset({"gpt2", "openai-gpt", "phi3"})
 
 
 def submodule(root: Any, path: str) -> Any:
@@ -274,23 +283,20 @@ class BlockReader:
         for names in _QKV_NAMES:
             if all(is_linear(submodule(container, name)) for name in names):
                 return {role: Matrix(_join(home, name)) for role, name in zip("qkv", names, strict=True)}
-        for name in _FUSED_QKV_ROWS:
-            module = submodule(container, name)
-            if not is_linear(module):
-                continue
-            config = text_config(self.model)
-            head = getattr(config, "head_dim", None) or self.d_model // config.num_attention_heads
-            n_kv = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-            rows = [config.num_attention_heads * head, n_kv * head, n_kv * head]
-            if sum(rows) == features(module)[0]:
-                q_end, k_end = rows[0], rows[0] + rows[1]
-                parts = {"q": (0, q_end), "k": (q_end, k_end), "v": (k_end, sum(rows))}
-                return {role: Matrix(_join(home, name), part) for role, part in parts.items()}
-            return {"qkv": Matrix(_join(home, name))}
-        for name in _FUSED_QKV_MIXED:
-            if is_linear(submodule(container, name)):
-                return {"qkv": Matrix(_join(home, name))}
-        return {}
+        name = _first(container, _FUSED_QKV)
+        module = submodule(container, name) if name else None
+        if name is None or not is_linear(module):
+            return {}
+        fused = Matrix(_join(home, name))
+        config = text_config(self.model)
+        head = getattr(config, "head_dim", None) or self.d_model // config.num_attention_heads
+        n_kv = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        q_end = config.num_attention_heads * head
+        k_end, v_end = q_end + n_kv * head, q_end + 2 * n_kv * head
+        if config.model_type not in _QKV_IN_ROWS or v_end != features(module)[0]:
+            return {"qkv": fused}
+        parts = {"q": (0, q_end), "k": (q_end, k_end), "v": (k_end, v_end)}
+        return {role: Matrix(fused.path, part) for role, part in parts.items()}
 
 
 def activation_of(container: Any, path: str, config: Any) -> tuple[str | None, str | None]:

@@ -114,7 +114,8 @@ def wrap(model: Any, tokenizer: Any = None, id: str | None = None) -> Subject:
         method = quantizer.quantization_config.quant_method
         origin = str(getattr(method, "value", method))
     loaded = LoadedModel(model, tokenizer, getattr(model.config, "_commit_hash", None), origin)
-    return _subject(loaded, id=name, trust_remote_code=False)
+    remote = type(model).__module__.startswith("transformers_modules.")  # code of a repository
+    return _subject(loaded, id=name, trust_remote_code=remote)
 
 
 def _load(reference: Reference) -> LoadedModel:
@@ -165,7 +166,10 @@ def find_roles(model: Any) -> tuple[Block, ...]:
         return found
     from sparsescope.models.bridge import block_modules
 
-    found = block_modules(model)
+    try:
+        found = block_modules(model)
+    except SubjectError as error:
+        raise unsupported(model, "its blocks are known neither to us nor to TransformerLens") from error
     if not any(block.mlp or block.experts for block in found):
         raise unsupported(model, "no MLP was found in its blocks")
     return found

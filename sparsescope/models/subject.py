@@ -146,7 +146,10 @@ class Subject:
     @property
     def backbone(self) -> Any:
         """The HF module below the output head; it gives hidden states without logits."""
-        return self.model.base_model
+        base = self.model.base_model
+        if base is self.model and "logits" in self.capabilities:  # a class that does not name its base
+            base = next((child for child in self.model.children() if hasattr(child, "config")), base)
+        return base
 
     def forward(self, input_ids: Any, attention_mask: Any = None, logits: bool = False) -> torch.Tensor:
         """Run the model once, in inference mode.
