@@ -1,0 +1,191 @@
+"""The parts of a result page: headline numbers, notes, figures, tables with downloads, provenance."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from functools import partial
+
+import pandas as pd
+import streamlit as st
+from components.boundary import boundary
+from components.text import plain
+from pandas.io.formats.style import Styler
+from streamlit.delta_generator import DeltaGenerator
+
+from sparsescope.core.registry import View
+from sparsescope.core.result import TEXT_KINDS, Column, Result
+from sparsescope.report.page import figure_page
+from sparsescope.report.sections import Card, card, draw, flat, origin_rows, record_of, table_csv
+from sparsescope.viz import theme
+from sparsescope.viz.tables import format_cell, heading, is_share
+
+_STYLED_CELLS = 40_000
+_PER_ROW = 4
+_CHART = {
+    "displaylogo": False,
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
+    "toImageButtonOptions": {"format": "svg"},
+}
+
+
+def headline(result: Result) -> None:
+    """Show the headline numbers as cards and the others in a table."""
+    record = record_of(result)
+    first = [result.scalars[name] for name in record.headline if name in result.scalars]
+    first = first or list(result.scalars.values())[:8]
+    for start in range(0, len(first), _PER_ROW):
+        places = st.columns(_PER_ROW)
+        for place, scalar in zip(places, first[start : start + _PER_ROW], strict=False):
+            _card(place, card(scalar))
+    rest = [card(scalar) for scalar in result.scalars.values() if scalar not in first]
+    if rest:
+        with st.expander(f"{len(rest)} further numbers"):
+            rows = [(c.label, c.value, c.interval, c.definition) for c in rest]
+            st.dataframe(
+                pd.DataFrame(rows, columns=["number", "value", "interval", "definition"]), hide_index=True
+            )
+
+
+def _card(place: DeltaGenerator, content: Card) -> None:
+    with place.container(border=True, height="stretch"):
+        st.metric(plain(content.label), content.value, help=plain(content.definition, limit=800))
+        if content.interval:
+            st.caption(plain(content.interval))
+
+
+def notes(result: Result) -> None:
+    """Show what the reader of the numbers has to know."""
+    shapes = {"error": st.error, "warning": st.warning, "info": st.info}
+    for note in sorted(result.notes, key=lambda note: list(shapes).index(note.severity)):
+        place = f" ({plain(note.place)})" if note.place else ""
+        shapes[note.severity](plain(note.message, limit=800) + place)
+
+
+@st.fragment
+def figure(result: Result, view: View, key: str, *, heading_text: bool = True) -> None:
+    """Draw one view with its texts, its downloads and the table behind it."""
+    if heading_text:
+        st.subheader(plain(view.title), anchor=view.name)
+    with boundary("draw this figure"):
+        drawn = draw(result, view)
+        mode = "dark" if st.context.theme.type == "dark" else "light"
+        meta = drawn.layout.meta or {}
+        alt = str(meta.get("alt") or view.caption)
+        st.plotly_chart(theme.restyle(drawn, mode), theme=None, key=f"figure-{key}", config=_CHART, alt=alt)
+        st.caption(plain(view.caption, limit=2000))
+        row = st.container(horizontal=True)
+        if view.formula or view.citation:
+            with row.popover("Definition", icon=":material/function:"):
+                st.code(view.formula or "see the source", language=None, wrap_lines=True)
+                st.caption(plain(f"Source: {view.citation}" if view.citation else alt))
+        name = f"{result.run_id or result.analysis}-{view.name}"
+        source = f"{result.analysis}, run {result.run_id or 'not stored'}"
+        row.download_button(
+            "HTML",
+            lambda: figure_page(drawn, title=view.title, source=source).encode(),
+            f"{name}.html",
+            "text/html",
+            key=f"html-{key}",
+            on_click="ignore",
+            icon=":material/download:",
+            help="The figure as one page that works offline. For SVG use the camera in the figure.",
+        )
+        row.download_button(
+            "JSON",
+            lambda: str(drawn.to_json()).encode(),
+            f"{name}.json",
+            "application/json",
+            key=f"json-{key}",
+            on_click="ignore",
+            icon=":material/download:",
+            help="The figure as plotly JSON.",
+        )
+    if view.table in result.tables:
+        with st.expander(f"Table {plain(view.table)}: {len(result.tables[view.table]):,} rows"):
+            table(result, view.table, f"{key}-table")
+
+
+def table(result: Result, name: str, key: str) -> None:
+    """Show a table of a result with its downloads."""
+    frame, columns = result.tables[name], result.columns[name]
+    show_frame(frame, columns, key)
+    row = st.container(horizontal=True)
+    stem = f"{result.run_id or result.analysis}-{name}"
+    row.download_button(
+        "CSV",
+        lambda: table_csv(result, name).encode(),
+        f"{stem}.csv",
+        "text/csv",
+        key=f"csv-{key}",
+        on_click="ignore",
+        icon=":material/download:",
+    )
+    row.download_button(
+        "Parquet",
+        lambda: _parquet(frame),
+        f"{stem}.parquet",
+        "application/octet-stream",
+        key=f"parquet-{key}",
+        on_click="ignore",
+        icon=":material/download:",
+    )
+
+
+def show_frame(frame: pd.DataFrame, columns: Sequence[Column], key: str) -> None:
+    """Show a frame formatted by the kinds of its columns; sorting stays numeric."""
+    config = {
+        c.name: st.column_config.Column(heading(c).replace("_", " "), help=plain(c.description))
+        for c in columns
+    }
+    shown: object = frame
+    if 0 < frame.size <= _STYLED_CELLS and frame.columns.is_unique and frame.index.is_unique:
+        shown = _styled(frame, columns)
+    st.dataframe(
+        shown,
+        hide_index=True,
+        column_config=config,
+        key=f"frame-{key}",
+        height="auto" if len(frame) < 9 else 320,
+    )
+
+
+def _styled(frame: pd.DataFrame, columns: Sequence[Column]) -> Styler:
+    """Give numbers their display text; a styler leaves the values as they are."""
+    metric = next((c.name for c in columns if c.kind == "metric"), None)
+    share = frame[metric].map(is_share) if metric else pd.Series(True, index=frame.index)
+    styler = frame.style
+    for column in columns:
+        if column.kind not in TEXT_KINDS:
+            for mask, sample in ((share, None), (~share, "")):
+                show = partial(format_cell, column=column, metric=sample)
+                styler = styler.format(show, subset=pd.IndexSlice[frame.index[mask], [column.name]])
+    return styler
+
+
+def _parquet(frame: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def provenance(result: Result) -> None:
+    """Show where the numbers come from and the command that makes them again."""
+    st.divider()
+    st.markdown("**Provenance**")
+    rows = origin_rows(result)
+    places = st.columns(3)
+    for index, (label, text) in enumerate(rows):
+        places[index % 3].markdown(f"{plain(label)}  \n:gray[{plain(text)}]")
+    origin = result.provenance
+    left, right = st.columns(2)
+    for place, title, values in (
+        (left, "Parameters", origin.get("params")),
+        (right, "Environment", origin.get("environment")),
+    ):
+        if values:
+            with place.expander(title):
+                st.dataframe(pd.DataFrame(flat(values), columns=["name", "value"]), hide_index=True)
+    if origin.get("command"):
+        st.markdown("To make these numbers again:")
+        st.code(str(origin["command"]), language="bash", wrap_lines=True)

@@ -1,0 +1,142 @@
+"""The runs: what was measured on which model, the newest first, and what could not be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import shell
+import state
+import streamlit as st
+from components.boundary import boundary
+from components.text import plain
+
+from sparsescope.core.registry import analyses
+from sparsescope.core.result import format_scalar
+
+_NEWEST = 200
+_SUBJECTS = 50
+
+
+def _empty() -> None:
+    st.info("There are no runs yet. Make the first one, then reload this page.", icon=":material/science:")
+    st.code(state.FIRST_COMMAND, language="bash")
+    st.caption("Which models are installed: sparsescope doctor")
+
+
+def _coverage(found: Sequence[state.Run]) -> None:
+    """Matrix of models and analyses: a cell opens the newest run, an empty one shows the command."""
+    st.subheader("Models and analyses")
+    names = [record.name for record in analyses()]
+    names += sorted({run.analysis for run in found} - set(names))
+    subjects = list(dict.fromkeys(run.subject for run in found))[:_SUBJECTS]
+    newest = {(run.subject, run.analysis): run for run in reversed(found)}
+    widths = [2, *([3] * len(names))]
+    for place, text in zip(
+        st.columns(widths), ["Model", *(state.title_of(name) for name in names)], strict=True
+    ):
+        place.markdown(f"**{plain(text)}**")
+    for subject in subjects:
+        places = st.columns(widths, vertical_alignment="center")
+        places[0].markdown(plain(subject))
+        for place, name in zip(places[1:], names, strict=True):
+            run = newest.get((subject, name))
+            if run is not None:
+                label = plain(f"{run.corpus or 'open'}, {run.created[:10]}")
+                place.page_link(
+                    shell.pages()["result"],
+                    label=label,
+                    icon=":material/check_circle:",
+                    query_params={"run": run.run_id},
+                )
+            else:
+                with place.popover("not run", icon=":material/radio_button_unchecked:"):
+                    st.code(f"sparsescope run {name} --subject {subject}", language="bash")
+
+
+def _newest(found: Sequence[state.Run]) -> None:
+    """Table of runs; a selected row is opened."""
+    st.subheader("Newest runs")
+    st.caption("Select a row to open the run.")
+    rows = [
+        (
+            run.subject,
+            state.title_of(run.analysis),
+            run.corpus,
+            run.tokens,
+            run.warnings,
+            run.created.replace("T", " ")[:16],
+            run.run_id,
+        )
+        for run in found[:_NEWEST]
+    ]
+    frame = pd.DataFrame(
+        rows, columns=["model", "analysis", "corpus", "tokens", "warnings", "made (UTC)", "run"]
+    )
+    frame["tokens"] = frame["tokens"].astype("Int64")
+    config = {"tokens": st.column_config.NumberColumn(format="localized")}
+    event = st.dataframe(
+        frame,
+        hide_index=True,
+        column_config=config,
+        on_select="rerun",
+        selection_mode="single-row",
+        key="newest",
+    )
+    selected = event["selection"]["rows"]
+    if selected and selected[0] < len(frame):
+        shell.go("result", run=str(frame["run"].iloc[selected[0]]))
+
+
+def _headlines(found: Sequence[state.Run]) -> None:
+    """Headline numbers of the newest run of every model, one table for each analysis."""
+    for name in dict.fromkeys(run.analysis for run in found):
+        record = state.record_of(name)
+        runs = {run.subject: run for run in reversed(found) if run.analysis == name}
+        wanted = record.headline if record else ()
+        rows = []
+        for subject, run in runs.items():
+            scalars = {scalar.name: scalar for scalar in run.scalars}
+            shown = [n for n in wanted if n in scalars] or list(scalars)[:6]
+            rows.append({"model": subject} | {n.replace("_", " "): format_scalar(scalars[n]) for n in shown})
+        if rows:
+            st.subheader(plain(f"{state.title_of(name)}: headline numbers"))
+            st.dataframe(pd.DataFrame(rows).fillna("–"), hide_index=True)
+
+
+def _problems(found: Sequence[state.Run]) -> None:
+    broken = [run for run in found if run.problem]
+    if broken:
+        st.subheader("Runs that cannot be read")
+        for run in broken:
+            st.error(
+                f"{plain(run.run_id)}: {plain(run.problem)}"
+                + (f". Next step: {plain(run.next_step)}" if run.next_step else "")
+            )
+        st.code("sparsescope verify", language="bash")
+    waiting = state.unfinished()
+    if waiting:
+        st.info(
+            f"{waiting} unfinished: run the same command again, it goes on where it stopped.",
+            icon=":material/hourglass:",
+        )
+
+
+st.title("Runs")
+with boundary("list the runs"):
+    every = state.index()
+    good = [run for run in every if not run.problem]
+    if not every:
+        _empty()
+    if good:
+        counts = st.columns(4)
+        counts[0].metric("Runs", f"{len(good):,}", border=True)
+        counts[1].metric("Models", f"{len({run.subject for run in good}):,}", border=True)
+        counts[2].metric("Analyses", f"{len({run.analysis for run in good}):,}", border=True)
+        counts[3].metric("Runs with warnings", f"{sum(run.warnings > 0 for run in good):,}", border=True)
+        _coverage(good)
+        _headlines(good)
+        _newest(good)
+    _problems(every)
+for package, reason in analyses().broken.items():
+    st.warning(f"The package {plain(package)} could not be loaded: {plain(reason)}")
