@@ -61,7 +61,9 @@ def load(
     loaded = _load(reference)
     check_finite(loaded.model, where=reference.request.name)
     loaded.model.to(device)  # type: ignore[arg-type]
-    return _subject(loaded, id=reference.request.name, trust_remote_code=trust_remote_code)
+    # A path is named by its last part: where a model lies on this disk is no property of the model.
+    id = Path(reference.request.name).name if reference.kind in ("folder", "gguf") else reference.request.name
+    return _subject(loaded, id=id, trust_remote_code=trust_remote_code, source=str(name))
 
 
 def wrap(model: Any, tokenizer: Any = None, id: str | None = None) -> Subject:
@@ -136,7 +138,7 @@ def _load(reference: Reference) -> LoadedModel:
     return load_hub(request)
 
 
-def _subject(loaded: LoadedModel, id: str, trust_remote_code: bool) -> Subject:
+def _subject(loaded: LoadedModel, id: str, trust_remote_code: bool, source: str | None = None) -> Subject:
     """Find the roles of a loaded model and build the subject."""
     from sparsescope.models.subject import Subject
 
@@ -148,6 +150,7 @@ def _subject(loaded: LoadedModel, id: str, trust_remote_code: bool) -> Subject:
         revision=loaded.revision,
         origin_precision=loaded.origin_precision,
         trust_remote_code=trust_remote_code,
+        source=source,
     )
 
 

@@ -43,6 +43,7 @@ class Subject:
         revision: Revision that was loaded, or None.
         origin_precision: Precision of the stored weights.
         trust_remote_code: Whether code of the repository was allowed to run.
+        source: The name or path that was given to ``load``; None for a wrapped model.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Subject:
         revision: str | None,
         origin_precision: str,
         trust_remote_code: bool = False,
+        source: str | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -62,6 +64,7 @@ class Subject:
         self.revision = revision
         self.origin_precision = origin_precision
         self.trust_remote_code = trust_remote_code
+        self.source = source
         self.blocks = tuple(blocks)
         self._hash: tuple[Any, str] | None = None
 

@@ -32,7 +32,9 @@ def test_resolving_names_imports_no_heavy_library() -> None:
         "try:\n    load('smolm2')\nexcept Exception as error:\n    print(type(error).__name__)\n"
         "print(sorted({'torch', 'transformers', 'transformer_lens', 'numpy'} & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.split("\n")[:2] == ["SubjectError", "[]"]
 
 
@@ -102,7 +104,11 @@ def test_a_missing_gpu_is_a_dependency_error(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_at_is_short_for_revision() -> None:
     reference = resolve("organization/model@v1.0")
-    assert (reference.kind, reference.request.name, reference.request.revision) == ("hub", "organization/model", "v1.0")
+    assert (reference.kind, reference.request.name, reference.request.revision) == (
+        "hub",
+        "organization/model",
+        "v1.0",
+    )
     assert resolve("random-opt@3").request.revision == "3"
     with pytest.raises(SpecError, match="different revisions"):
         resolve("random-opt@3", revision="seed-4")

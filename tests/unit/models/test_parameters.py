@@ -87,7 +87,11 @@ def test_experts_come_one_by_one_or_all_at_once(key: str, subject: Get) -> None:
     for site in sites:
         assert torch.equal(batch[site.expert], model.parameter(site))
     experts = model.model.model.layers[1].mlp.experts
-    stored = {"gate": experts.gate_up_proj[:, :96], "in": experts.gate_up_proj[:, 96:], "out": experts.down_proj}
+    stored = {
+        "gate": experts.gate_up_proj[:, :96],
+        "in": experts.gate_up_proj[:, 96:],
+        "out": experts.down_proj,
+    }
     assert torch.equal(batch, stored[key])
 
 
@@ -109,7 +113,7 @@ def test_unknown_parameters_list_near_matches(subject: Get) -> None:
     with pytest.raises(SubjectError) as caught:
         subject("random-llama").parameter("weight:blocks.0.mlp.out.wieght")
     assert "weight:blocks.0.mlp.out.weight" in str(caught.value)
-    with pytest.raises(SubjectError, match="weight:blocks.0.mlp.experts.out.weight"):
+    with pytest.raises(SubjectError, match=r"weight:blocks\.0\.mlp\.experts\.out\.weight"):
         subject("random-olmoe").parameter("weight:blocks.0.mlp.out.weight")
     with pytest.raises(SubjectError, match="no parameter matches"):
         subject("random-llama").parameter_sites("blocks.*.mlp.out.weight")

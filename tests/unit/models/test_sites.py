@@ -66,7 +66,9 @@ def test_dense_roles_hold_what_their_names_say(name: str, subject: Get) -> None:
         assert torch.allclose(found[f"{at}mlp.hook_out"], out, atol=1e-5)
         first = "gate" if block.mlp.gate is not None else "in"
         module = model.model.get_submodule((block.mlp.gate or block.mlp.into).path)
-        pre = linear(found[f"{at}mlp.hook_in"], model.parameter(f"weight:{at}mlp.{first}.weight"), module.bias)
+        pre = linear(
+            found[f"{at}mlp.hook_in"], model.parameter(f"weight:{at}mlp.{first}.weight"), module.bias
+        )
         assert torch.allclose(found[f"{at}mlp.hook_pre"], pre, atol=1e-5)
         o = model.model.get_submodule(block.attention.out.path)
         attention = linear(found[f"{at}attn.hook_z"], model.parameter(f"weight:{at}attn.o.weight"), o.bias)
@@ -85,7 +87,9 @@ def test_the_residual_stream_adds_up(subject: Get) -> None:
 
 @pytest.mark.parametrize("name", ["random-qwen2moe", "random-olmoe", "random-mixtral"])
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
-def test_the_hidden_layers_of_experts_add_up_to_the_block(name: str, implementation: str, subject: Get) -> None:
+def test_the_hidden_layers_of_experts_add_up_to_the_block(
+    name: str, implementation: str, subject: Get
+) -> None:
     model = subject(name).copy()
     model.model.set_experts_implementation(implementation)
     outputs: dict[int, torch.Tensor] = {}
@@ -144,7 +148,10 @@ def test_only_the_wanted_experts_are_recomputed(subject: Get) -> None:
         ("blocks.0.mlp.hook_p*", ["blocks.0.mlp.hook_post", "blocks.0.mlp.hook_pre"]),
         ("blocks.0.hook_*", ["blocks.0.hook_in", "blocks.0.hook_out"]),
         ("blocks.0.hook_resid_pre", ["blocks.0.hook_resid_pre"]),
-        (["blocks.1.hook_in", "blocks.0.hook_in", "blocks.*.hook_in"], [f"blocks.{i}.hook_in" for i in range(4)]),
+        (
+            ["blocks.1.hook_in", "blocks.0.hook_in", "blocks.*.hook_in"],
+            [f"blocks.{i}.hook_in" for i in range(4)],
+        ),
     ],
 )
 def test_patterns_select_by_layer_then_role(pattern: Any, names: list[str], subject: Get) -> None:
@@ -245,7 +252,8 @@ def test_the_callback_gets_the_very_tensor(subject: Get) -> None:
         lambda module, args: seen.__setitem__("module", args[0].data_ptr())
     )
     with model.attach(
-        model.sites("blocks.0.mlp.hook_post"), lambda s, tensor, r: seen.__setitem__("site", tensor.data_ptr())
+        model.sites("blocks.0.mlp.hook_post"),
+        lambda s, tensor, r: seen.__setitem__("site", tensor.data_ptr()),
     ):
         model.forward(IDS)
     handle.remove()

@@ -43,7 +43,13 @@ def test_the_hash_covers_names_dtypes_shapes_and_bytes() -> None:
     reference = weight_hash(Two(one, two))
     assert reference == weight_hash(Two(one.clone(), two.clone()))
     assert reference == weight_hash(Two(one.T.contiguous().T, two)), "layout in memory must not matter"
-    others = [Two(one.T, two), Two(one.double(), two), Two(one.reshape(6), two), Two(one, -two), Two(two, one)]
+    others = [
+        Two(one.T, two),
+        Two(one.double(), two),
+        Two(one.reshape(6), two),
+        Two(one, -two),
+        Two(two, one),
+    ]
     assert len({reference, *map(weight_hash, others)}) == 6  # -0.0 has other bytes than 0.0
 
 
@@ -138,7 +144,9 @@ def test_without_logits_the_head_does_not_run(subject: Get) -> None:
     assert calls == [1]
 
 
-@pytest.mark.parametrize("name", ["random-llama", "random-gpt2", "random-opt", "random-gemma2", "random-mixtral"])
+@pytest.mark.parametrize(
+    "name", ["random-llama", "random-gpt2", "random-opt", "random-gemma2", "random-mixtral"]
+)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(name: str, side: str, subject: Get) -> None:
     model = subject(name)
@@ -175,7 +183,11 @@ def test_dropout_is_off_and_the_mode_is_restored() -> None:
 @pytest.mark.parametrize(
     ("name", "present", "absent"),
     [
-        ("random-llama", {"mlp_hidden", "mlp_gated", "attention", "logits", "tokenizer", "causal"}, {"experts"}),
+        (
+            "random-llama",
+            {"mlp_hidden", "mlp_gated", "attention", "logits", "tokenizer", "causal"},
+            {"experts"},
+        ),
         ("random-opt", {"mlp_hidden", "exact_zeros"}, {"mlp_gated", "encoder"}),
         ("random-gpt2", {"mlp_hidden"}, {"exact_zeros", "mlp_gated"}),
         ("random-olmoe", {"experts", "mlp_gated"}, {"mlp_hidden", "exact_zeros"}),
@@ -304,7 +316,9 @@ def test_a_bare_bert_is_served_by_our_own_map() -> None:
     assert {"encoder", "mlp_hidden", "attention"} <= subject.capabilities
     assert not {"logits", "causal", "tokenizer", "exact_zeros"} & subject.capabilities
     found: dict[str, torch.Tensor] = {}
-    with subject.attach(subject.sites("blocks.*.*"), lambda site, tensor, _: found.__setitem__(site.name, tensor)):
+    with subject.attach(
+        subject.sites("blocks.*.*"), lambda site, tensor, _: found.__setitem__(site.name, tensor)
+    ):
         subject.forward(IDS % 40)
     for layer in range(2):
         hidden = torch.nn.functional.gelu(found[f"blocks.{layer}.mlp.hook_pre"])
@@ -322,7 +336,10 @@ def test_the_doctor_finds_every_pass_bit_equal(name: str) -> None:
     subject = load(name)
     found = examine(subject)
     assert found.healthy and found.hooks_left == 0
-    assert [row.what for row in found.parity] == ["hidden state"] * (subject.n_layers - 1) + ["backbone", "logits"]
+    assert [row.what for row in found.parity] == ["hidden state"] * (subject.n_layers - 1) + [
+        "backbone",
+        "logits",
+    ]
     assert all(row.max_abs_difference == 0 and row.argmax_agreement == 1 for row in found.parity)
     assert all(row.scale > 0 for row in found.parity)
     assert count_hooks(subject.model) == 0
