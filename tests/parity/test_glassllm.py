@@ -31,7 +31,7 @@ def package(name: str) -> tuple[Any, Any]:
 def test_logits_are_those_of_the_package(name: str) -> None:
     reference_model, reference_tokenizer = package(name)
     ids = np.array([reference_tokenizer.encode(TEXTS[name])])
-    assert ids.shape[1] >= 30
+    assert ids.shape[1] >= 20
     reference = reference_model.forward(ids).data
     subject = load(name)
     ours = subject.forward(ids, logits=True).numpy()
