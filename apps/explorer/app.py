@@ -16,8 +16,9 @@ import shell  # noqa: E402  the folder of the app is on the path only now
 
 # Drawn here: a Material icon or an emoji would be fetched from a font server.
 ICON = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" rx="3" fill="#0064a6"/>'
-    '<g fill="#fff"><circle cx="4" cy="12" r="1.2"/><circle cx="8" cy="8" r="2.4"/><circle cx="12" cy="4" r="1.2"/></g></svg>'
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'
+    '<rect width="16" height="16" rx="3" fill="#0064a6"/><g fill="#fff"><circle cx="4" cy="12" r="1.2"/>'
+    '<circle cx="8" cy="8" r="2.4"/><circle cx="12" cy="4" r="1.2"/></g></svg>'
 )
 st.set_page_config(page_title="sparsescope", page_icon=ICON, layout="wide")
 page = st.navigation(list(shell.pages().values()), position="top")

@@ -16,9 +16,9 @@ from components.text import plain
 
 from sparsescope.core.artifact import Store, home
 from sparsescope.core.manifest import MANIFEST, RUN_ID
-from sparsescope.core.registry import Analysis, analyses
+from sparsescope.core.registry import Analysis, find_record
 from sparsescope.core.result import Result, Scalar
-from sparsescope.errors import SparsescopeError
+from sparsescope.errors import SparsescopeError, SpecError
 
 FIRST_COMMAND = "sparsescope run activation_sparsity --subject smollm2-135m"
 
@@ -85,9 +85,11 @@ def title_of(analysis: str) -> str:
 
 
 def record_of(analysis: str) -> Analysis | None:
-    """Return the registered analysis, or None."""
-    registry = analyses()
-    return registry.get(analysis) if analysis in registry else None
+    """Return the registered analysis or benchmark, or None."""
+    try:
+        return find_record(analysis)
+    except SpecError:
+        return None
 
 
 def choose(

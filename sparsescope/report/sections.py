@@ -14,9 +14,10 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from sparsescope.core.registry import Analysis, View, analyses
+from sparsescope.core.registry import Analysis, View, find_record
 from sparsescope.core.result import Column, Note, Result, Scalar, format_number
 from sparsescope.core.spec import Params
+from sparsescope.errors import SpecError
 from sparsescope.report import page
 from sparsescope.viz import generic
 from sparsescope.viz.tables import csv, format_rows, heading, numeric
@@ -94,9 +95,10 @@ class Section:
 
 def record_of(result: Result) -> Analysis:
     """Return the registered analysis, or a bare record when its package is not installed."""
-    registry = analyses()
-    if result.analysis in registry:
-        return registry.get(result.analysis)
+    try:
+        return find_record(result.analysis)
+    except SpecError:
+        pass  # a result outlives the package that made it
     title = result.analysis.replace("_", " ").capitalize()
     return Analysis(
         result.analysis,

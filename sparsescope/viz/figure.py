@@ -83,6 +83,8 @@ def describe(figure: go.Figure, *, title: str, subtitle: str, alt: str, caption:
             "caption": display(caption, limit=2000, markup=False),
         },
     )
+    # Also for figures that were not made by ``panels``: one theme, and a height that the page can reserve.
+    figure.update_layout(template=theme.template("light"), height=figure.layout.height or 440)
     panel_titles = any(a.yref == "paper" for a in figure.layout.annotations)
     figure.update_layout(margin={"t": 34 + _LINE * len(head) + 17 * len(below) + (18 if panel_titles else 0)})
     return figure

@@ -46,11 +46,12 @@ class Series:
         """Whether any row has an interval (or a range over experts)."""
         return bool((self.frame["low"].notna() & self.frame["high"].notna()).any())
 
-    def band_text(self, level: str = "95 % document-cluster bootstrap interval") -> str:
-        """Say in words what the band shows."""
+    def band_text(self, level: float = 0.95) -> str:
+        """Say in words what the band shows; ``level`` is the coverage of the intervals."""
         if self.sites > 1:
             return f"lines: median over up to {self.sites} experts of a layer; bands: 5–95 % of the experts"
-        return f"bands: {level}" if self.intervals else "no intervals: they need two documents or more"
+        interval = f"bands: {100 * level:g} % document-cluster bootstrap interval"
+        return interval if self.intervals else "no intervals: they need two documents or more"
 
 
 def series(

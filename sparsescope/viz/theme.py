@@ -106,9 +106,8 @@ def restyle(figure: go.Figure, mode: Mode) -> go.Figure:
     """Return a copy of a figure of this theme in the light or dark form."""
     if mode == "light":
         return go.Figure(figure)
-    raw = figure.to_dict()
-    layout = {**_dark(raw.get("layout", {})), "template": template("dark")}
-    return go.Figure(data=[_dark(trace) for trace in raw.get("data", [])], layout=layout)
+    layout = {**_dark(figure.layout.to_plotly_json()), "template": template("dark")}
+    return go.Figure(data=[_dark(trace.to_plotly_json()) for trace in figure.data], layout=layout)
 
 
 @cache

@@ -86,13 +86,20 @@ def activation_tables(
             for metric, (value, reference) in metrics.items():
                 low, high = _interval(value, documents)
                 rows["per_layer"].append(
-                    place | size
+                    place
+                    | size
                     | {
-                        "metric": metric, "mean": value, "low": low, "high": high,
+                        "metric": metric,
+                        "mean": value,
+                        "low": low,
+                        "high": high,
                         "sparsity": 1 - value if metric.startswith("density") else np.nan,
-                        "q05": 0.6 * value, "q50": 0.97 * value, "q95": min(1.0, 1.5 * value), "reference": reference,
+                        "q05": 0.6 * value,
+                        "q50": 0.97 * value,
+                        "q95": min(1.0, 1.5 * value),
+                        "reference": reference,
                     }
-                )  # fmt: skip
+                )
             for metric in ("density_nonzero", "density_energy_90", "hoyer"):
                 value = metrics[metric][0]
                 for first, last in bins:
@@ -130,22 +137,37 @@ def activation_tables(
             for rule, curve in (("nonzero", fire), ("in use", use)):
                 dead, always = int((curve == 0).mean() * width), int((curve > 0.99).mean() * width)
                 rows["unit_use"].append(
-                    place | size
+                    place
+                    | size
                     | {
-                        "rule": rule, "units": width, "dead": dead, "dead_share": dead / width, "dead_bound": 0.002,
-                        "always_on": always, "always_on_share": always / width, "always_on_bound": 0.998,
-                        **{f"below_{p}%": float((curve < float(p) / 100).mean()) for p in ("0.1", "1", "10", "50")},
-                        "icc": 0.05, "effective_tokens": 1700.5,
+                        "rule": rule,
+                        "units": width,
+                        "dead": dead,
+                        "dead_share": dead / width,
+                        "dead_bound": 0.002,
+                        "always_on": always,
+                        "always_on_share": always / width,
+                        "always_on_bound": 0.998,
+                        **{
+                            f"below_{p}%": float((curve < float(p) / 100).mean())
+                            for p in ("0.1", "1", "10", "50")
+                        },
+                        "icc": 0.05,
+                        "effective_tokens": 1700.5,
                     }
-                )  # fmt: skip
+                )
             for neuron in range(0, 40):
                 rows["units"].append(
                     place
                     | {
-                        "neuron": neuron, "nonzero": 1.0, "in_use": float(rng.uniform()), "documents_nonzero": documents,
-                        "documents_in_use": int(rng.integers(0, documents + 1)), "mean_magnitude": float(rng.exponential(0.2)),
+                        "neuron": neuron,
+                        "nonzero": 1.0,
+                        "in_use": float(rng.uniform()),
+                        "documents_nonzero": documents,
+                        "documents_in_use": int(rng.integers(0, documents + 1)),
+                        "mean_magnitude": float(rng.exponential(0.2)),
                     }
-                )  # fmt: skip
+                )
     return {name: pd.DataFrame(rows[name], columns=[c.name for c in TABLES[name]]) for name in TABLES}
 
 
@@ -155,11 +177,12 @@ def activation_result(subject: str = "smollm2-135m", **options) -> Result:
     documents = options.get("documents", 79)
     for name, frame in activation_tables(**options).items():
         result.add_table(name, frame, TABLES[name])
-    interval = (
-        (lambda v: Interval(0.97 * v, min(1.0, 1.03 * v), 0.95, "document-cluster bootstrap", documents))
-        if documents > 1
-        else (lambda v: None)
-    )
+
+    def interval(value: float) -> Interval | None:
+        if documents < 2:
+            return None
+        return Interval(0.97 * value, min(1.0, 1.03 * value), 0.95, "document-cluster bootstrap", documents)
+
     table = result.tables["per_layer"].groupby("metric")["mean"].mean()
     for name, metric, text in (
         (
@@ -209,18 +232,37 @@ def activation_result(subject: str = "smollm2-135m", **options) -> Result:
 def subject_identity(subject: str = "smollm2-135m", weight: str = "1f" * 32) -> dict:
     """What the runner records about a model."""
     return {
-        "id": subject, "revision": "main@12fd25f", "weight_hash": weight, "origin_precision": "gguf:Q4_1", "dtype": "float32",
-        "attn_implementation": "sdpa", "device": "cpu", "architecture": "LlamaForCausalLM", "n_parameters": 134_515_008,
-        "n_layers": 30, "d_model": 576, "trust_remote_code": False,
-    }  # fmt: skip
+        "id": subject,
+        "revision": "main@12fd25f",
+        "weight_hash": weight,
+        "origin_precision": "gguf:Q4_1",
+        "dtype": "float32",
+        "attn_implementation": "sdpa",
+        "device": "cpu",
+        "architecture": "LlamaForCausalLM",
+        "n_parameters": 134_515_008,
+        "n_layers": 30,
+        "d_model": 576,
+        "trust_remote_code": False,
+    }
 
 
 def corpus_description(name: str = "python-docs", digest: str = "ab" * 32) -> dict:
     """What the runner records about a corpus."""
     return {
-        "name": name, "license": "PSF-2.0", "digest": digest, "tokens": 8192, "documents": 79, "budget": 8192, "context": 256,
-        "domains": {"documentation": {"tokens": 4096, "documents": 40}, "source code": {"tokens": 4096, "documents": 39}}, "seed": 0,
-    }  # fmt: skip
+        "name": name,
+        "license": "PSF-2.0",
+        "digest": digest,
+        "tokens": 8192,
+        "documents": 79,
+        "budget": 8192,
+        "context": 256,
+        "domains": {
+            "documentation": {"tokens": 4096, "documents": 40},
+            "source code": {"tokens": 4096, "documents": 39},
+        },
+        "seed": 0,
+    }
 
 
 def store_result(
@@ -234,11 +276,17 @@ def store_result(
     """Store a result the way the runner does; return the id of the run."""
     subject = result.provenance.get("subject", {}).get("id", "smollm2-135m")
     spec = Spec(
-        analysis=result.analysis, version="1", params=params or {"sites": "auto", "seed": 0},
-        subject=subject_identity(subject, weight), corpus=corpus or corpus_description(),
-    )  # fmt: skip
+        analysis=result.analysis,
+        version="1",
+        params=params or {"sites": "auto", "seed": 0},
+        subject=subject_identity(subject, weight),
+        corpus=corpus or corpus_description(),
+    )
     Store(home).write(
-        result, spec, seconds=31.4, environment={"sparsescope": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "cpu": "2 cores"},
+        result,
+        spec,
+        seconds=31.4,
+        environment={"sparsescope": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "cpu": "2 cores"},
         command=f"sparsescope run {result.analysis} --subject {subject} --corpus python-docs --tokens 8192",
-    )  # fmt: skip
+    )
     return spec.run_id

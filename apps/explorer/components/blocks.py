@@ -21,6 +21,7 @@ from sparsescope.viz import theme
 from sparsescope.viz.tables import format_cell, heading, is_share
 
 _STYLED_CELLS = 40_000
+_SENT_ROWS = 20_000
 _PER_ROW = 4
 _CHART = {
     "displaylogo": False,
@@ -134,6 +135,9 @@ def table(result: Result, name: str, key: str) -> None:
 
 def show_frame(frame: pd.DataFrame, columns: Sequence[Column], key: str) -> None:
     """Show a frame formatted by the kinds of its columns; sorting stays numeric."""
+    if len(frame) > _SENT_ROWS:
+        st.caption(f"Showing {_SENT_ROWS:,} of {len(frame):,} rows. The downloads have all.")
+        frame = frame.head(_SENT_ROWS)
     config = {
         c.name: st.column_config.Column(heading(c).replace("_", " "), help=plain(c.description))
         for c in columns

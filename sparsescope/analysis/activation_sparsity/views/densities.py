@@ -155,7 +155,7 @@ def concentration(result: Result) -> go.Figure:
         fig.integer_axis(figure, found.frame["layer"], parts.LAYER, **at)
     name = "gini" if "gini" in present else present[0]
     rows = found.frame[found.frame["metric"] == name].dropna(subset=["mean"])
-    title = alt = "Concentration measures by layer"
+    title, alt = "Concentration measures by layer", "Concentration measures by layer; no value is defined."
     if len(rows):
         low, high = rows.loc[rows["mean"].idxmin()], rows.loc[rows["mean"].idxmax()]
         title = (

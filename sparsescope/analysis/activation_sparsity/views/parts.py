@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 LAYER = "layer (0 at the input)"
-_ALMOST_ALL = 0.999  # an exact-zero rule that every unit passes on this share of tokens says nothing
+_ALMOST_ALL = 0.98  # above this density, exact zeros say nothing
 
 
 def describe(
@@ -35,8 +35,13 @@ def describe(
     subject = str(result.provenance.get("subject", {}).get("id", ""))
     subtitle = (f"{subject}: " if subject else "") + subtitle
     if bands:
-        subtitle += f"; {found.band_text()}"
+        subtitle += f"; {found.band_text(_level(result))}"
     return fig.describe(figure, title=title, subtitle=subtitle + dropped_text(found), alt=alt)
+
+
+def _level(result: Result) -> float:
+    """Coverage of the intervals of this result."""
+    return next((s.interval.level for s in result.scalars.values() if s.interval is not None), 0.95)
 
 
 def shares(frame: pd.DataFrame, norm: str) -> list[str]:

@@ -106,6 +106,7 @@ def _edge_use(found: Series) -> tuple[float, float]:
 def unit_use(result: Result) -> go.Figure:
     """Draw how the units of each layer divide into never, rarely, often and always firing."""
     table = result.tables["unit_use"]
+    table = table[table["tokens"] > 0]  # an expert that got no token has no units that could have fired
     if table.empty:
         return fig.empty("Dead and always-on units", "the table has no rows")
     classes = {name: text for name, text in _CLASSES.items() if name in table}

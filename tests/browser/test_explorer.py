@@ -1,0 +1,161 @@
+"""The explorer in a real browser: served on this machine only, drawn without any request elsewhere."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from sparsescope.core.registry import analyses
+from sparsescope.report import explorer
+
+READY = "[data-testid=stApp][data-test-script-state=notRunning][data-test-connection-state=CONNECTED]"
+# Streamlit asks for its health below the path of a page before it finds the root; it is on this machine.
+HARMLESS = re.compile(r"Failed to load resource: the server responded with a status of 404")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind((explorer.ADDRESS, 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def served(synthetic, tmp_path_factory):
+    home = tmp_path_factory.mktemp("runs")
+    first = synthetic.store_result(home, synthetic.activation_result())
+    hostile = synthetic.activation_result(synthetic.HOSTILE[0], layers=3, domains=synthetic.HOSTILE)
+    for text in synthetic.HOSTILE:
+        hostile.note("warning", text, text)
+        hostile.add_scalar(text, 1, "", text)
+    second = synthetic.store_result(home, hostile, weight="2e" * 32)
+    port, log = free_port(), home / "server.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            explorer.command(port),
+            env=explorer.environment(home),
+            cwd=home,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    socket.create_connection((explorer.ADDRESS, port), 0.5).close()
+                    break
+                except OSError:
+                    if server.poll() is not None or time.monotonic() > deadline:
+                        pytest.fail("the explorer did not start:\n" + log.read_text()[-2000:])
+                    time.sleep(0.1)
+            yield port, first, second
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def opened(watch, served, path, **options):
+    here = f"{explorer.ADDRESS}:{served[0]}/"
+    watched = watch(f"http://{here}", f"ws://{here}", "data:", "blob:", **options)
+    watched.page.goto(f"http://{explorer.ADDRESS}:{served[0]}/{path}")
+    watched.page.wait_for_selector(READY, timeout=30_000)
+    return watched
+
+
+def assert_quiet(watched):
+    assert watched.requests == []
+    assert [error for error in watched.errors if not HARMLESS.match(error)] == []
+    assert watched.dialogs == []
+
+
+def test_overview_lists_the_runs_and_a_click_opens_one(watch, served):
+    watched = opened(watch, served, "")
+    page = watched.page
+    page.get_by_text("Models and analyses").wait_for()
+    page.get_by_role("link", name="python-docs").last.click()
+    page.wait_for_url(re.compile(r"/result\?run=activation_sparsity-"))
+    page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    assert_quiet(watched)
+
+
+def test_a_deep_link_draws_every_view_with_alt_text(watch, served):
+    watched = opened(watch, served, f"?run={served[1]}")
+    page = watched.page
+    page.wait_for_url(re.compile(rf"/result\?run={served[1]}"))
+    views = analyses().get("activation_sparsity").views
+    page.wait_for_function(
+        f"document.querySelectorAll('.js-plotly-plot').length === {len(views)}", timeout=30_000
+    )
+    assert page.get_by_text("> 99.99 %").first.is_visible()
+    assert page.locator("[aria-label*='Line chart of density by layer']").count() >= 1
+    assert_quiet(watched)
+
+
+def test_one_view_survives_a_reload(watch, served):
+    watched = opened(watch, served, f"result?run={served[1]}&view=frequency")
+    page = watched.page
+    page.locator(".js-plotly-plot").wait_for()
+    page.reload()
+    page.wait_for_selector(READY)
+    page.locator(".js-plotly-plot").wait_for()
+    assert page.locator(".js-plotly-plot").count() == 1
+    assert "view=frequency" in page.url
+    assert_quiet(watched)
+
+
+def test_hostile_names_do_nothing(watch, served):
+    for path in ("", f"result?run={served[2]}", f"compare?a={served[1]}&b={served[2]}"):
+        watched = opened(watch, served, path)
+        watched.page.locator("h1").first.wait_for()
+        watched.page.wait_for_timeout(300)
+        assert watched.page.locator("img[src*='evil'], img[src='x']").count() == 0
+        assert_quiet(watched)
+
+
+def test_a_table_downloads_as_csv(watch, served):
+    watched = opened(watch, served, f"result?run={served[1]}&view=unit_use")
+    page = watched.page
+    page.get_by_text("Table unit_use").first.click()
+    with page.expect_download() as started:
+        page.get_by_role("button", name="CSV").first.click()
+    text = Path(started.value.path()).read_text()
+    assert text.startswith("# sparsescope activation_sparsity, table unit_use")
+    assert len(text.splitlines()) == 3 + 60
+
+
+def test_the_dark_theme_reaches_the_figures(watch, served):
+    page = opened(watch, served, f"result?run={served[1]}&view=unit_use", color_scheme="dark").page
+    page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    color = "getComputedStyle(document.querySelector('.js-plotly-plot .main-svg')).backgroundColor"
+    page.wait_for_function(f"{color} === 'rgb(17, 21, 26)'")
+
+
+def test_another_host_name_is_refused(served):
+    connection = http.client.HTTPConnection(explorer.ADDRESS, served[0], timeout=10)
+    connection.request(
+        "GET",
+        "/_stcore/stream",
+        headers={
+            "Host": "evil.example",
+            "Origin": "http://evil.example",
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+            "Sec-WebSocket-Version": "13",
+        },
+    )
+    assert connection.getresponse().status == 403
+    connection.close()
+
+
+def test_it_listens_on_this_machine_only(served):
+    port = f":{served[0]:04X}"
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table]
+    listening = [row[1] for row in rows if row[3] == "0A"]
+    assert [address for address in listening if address.endswith(port)] == [f"0100007F{port}"]
