@@ -43,6 +43,9 @@ class Accumulator(Protocol):
     def merge(self, other: Self) -> Self:
         """Add what ``other`` saw on other documents; return self."""
 
+    def finish(self) -> Any:
+        """Close what is open and return what was summed."""
+
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Return arrays and plain values from which ``restore`` continues exactly."""
 

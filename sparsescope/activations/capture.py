@@ -141,7 +141,7 @@ class LiveSource:
             )
         for site in self.sites:
             if site.name not in batch.values:  # an expert that no token of this batch was routed to
-                dtype = self.dtype or self.subject.dtype
+                dtype = self.dtype or self.subject.torch_dtype
                 batch.values[site.name] = torch.empty((0, site.width), dtype=dtype, device=self.subject.device)
                 batch.rows[site.name] = np.empty(0, np.int64)
         self.seconds += time.perf_counter() - begin

@@ -68,7 +68,7 @@ def _download(source: Mapping[str, str], path: Path) -> None:
             "the cache folder for corpora cannot be made",
             where=str(path.parent),
             got=str(error),
-            next_step="set SPARSESCOPE_HOME to a folder that you can write to",
+            next_step="set SPARSESCOPE_CACHE to a folder that you can write to",
         ) from error
     # A folder beside the target is on the same file system, so that the last step is one atomic rename.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:

@@ -220,7 +220,7 @@ def _plan(source: LiveSource) -> dict[str, Any]:
     return {
         "subject": source.subject.identity.as_dict(),
         "corpus": source.corpus.digest,
-        "dtype": str(source.dtype or source.subject.dtype).removeprefix("torch."),
+        "dtype": str(source.dtype or source.subject.torch_dtype).removeprefix("torch."),
         "batch_tokens": source.batch_tokens,
         "padding_side": source.padding_side,
         "sites": [{name: getattr(site, name) for name in Site.__slots__} for site in source.sites],

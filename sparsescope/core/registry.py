@@ -106,9 +106,14 @@ class Analysis:
 
 
 class Registry:
-    """Analyses by name. A second registration of a name is refused."""
+    """Records by name. A second registration of a name is refused.
 
-    def __init__(self) -> None:
+    Args:
+        kind: What the records are, for messages.
+    """
+
+    def __init__(self, kind: str = "analysis") -> None:
+        self.kind = kind
         self._records: dict[str, Analysis] = {}
         self.broken: dict[str, str] = {}
 
@@ -137,7 +142,7 @@ class Registry:
             SpecError: If there is none; the message lists near matches.
         """
         if name not in self._records:
-            raise unknown_name("analysis", name, self._records, next_step="run: sparsescope list")
+            raise unknown_name(self.kind, name, self._records, next_step="run: sparsescope list")
         return self._records[name]
 
     def __iter__(self) -> Iterator[Analysis]:
@@ -157,10 +162,8 @@ def analyses() -> Registry:
     A third-party package that fails to import does not take the tool down: it is listed in
     ``Registry.broken`` with its error and shown by ``sparsescope list``.
     """
-    registry = Registry()
-    package = importlib.import_module("sparsescope.analysis")
-    for module in pkgutil.iter_modules(package.__path__):
-        registry.add(importlib.import_module(f"{package.__name__}.{module.name}").ANALYSIS)
+    registry = Registry("analysis")
+    _add_built_in(registry, "sparsescope.analysis")
     for point in entry_points(group="sparsescope.analyses"):
         try:
             registry.add(point.load())
@@ -169,3 +172,29 @@ def analyses() -> Registry:
         except Exception as error:  # a foreign package may raise anything; it is reported, not hidden
             registry.broken[point.name] = f"{type(error).__name__}: {error}"
     return registry
+
+
+@cache
+def benchmarks() -> Registry:
+    """Return the registry of benchmarks: analyses that measure this machine and run only when asked for."""
+    registry = Registry("benchmark")
+    _add_built_in(registry, "sparsescope.bench")
+    return registry
+
+
+def find_record(name: str) -> Analysis:
+    """Return the analysis or benchmark of this name.
+
+    Raises:
+        SpecError: If there is neither.
+    """
+    return benchmarks().get(name) if name in benchmarks() else analyses().get(name)
+
+
+def _add_built_in(registry: Registry, package_name: str) -> None:
+    """Register the ``ANALYSIS`` of every module of a package that declares one."""
+    package = importlib.import_module(package_name)
+    for module in pkgutil.iter_modules(package.__path__):
+        declared = getattr(importlib.import_module(f"{package_name}.{module.name}"), "ANALYSIS", None)
+        if declared is not None:
+            registry.add(declared)

@@ -186,13 +186,13 @@ class Result:
         Raises:
             SpecError: If the analysis has no view of that name.
         """
-        from sparsescope.core.registry import analyses
+        from sparsescope.core.registry import find_record
 
-        return analyses().get(self.analysis).draw(name, self)
+        return find_record(self.analysis).draw(name, self)
 
     def _repr_html_(self) -> str:
         """Draw the result in a notebook: headline numbers, then the first view."""
-        from sparsescope.core.registry import analyses
+        from sparsescope.core.registry import find_record
 
         rows = "".join(
             f"<tr><td title='{html.escape(s.definition, quote=True)}'>{html.escape(s.name)}</td>"
@@ -202,7 +202,7 @@ class Result:
         notes = "".join(f"<li>{html.escape(n.severity)}: {html.escape(n.message)}</li>" for n in self.notes)
         title = html.escape(f"{self.analysis} · {self.provenance.get('subject', {}).get('id', 'in memory')}")
         body = f"<h4>{title}</h4><table>{rows}</table><ul>{notes}</ul>"
-        record = analyses().get(self.analysis)
+        record = find_record(self.analysis)
         if record.views:
             figure = record.draw(None, self)
             body += figure.to_html(full_html=False, include_plotlyjs=True)

@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sparsescope.errors import SpecError, near_matches
 
-# What of a subject changes a number. Its id and device do not: the same weights under another
+# What of a subject changes a number; the config does: the same weights with another activation are another model.
+# Its id and device do not: the same weights under another
 # name, or on another device, are the same run.
-SUBJECT_DIGEST_KEYS = ("revision", "weight_hash", "origin_precision", "dtype", "attn_implementation")
+SUBJECT_DIGEST_KEYS = ("revision", "weight_hash", "config_hash", "origin_precision", "dtype", "attn_implementation")
 
 
 class Params(BaseModel):

@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 
 
 def cache_dir() -> Path:
-    """Return the folder of downloads: ``$SPARSESCOPE_HOME`` or ``~/.cache/sparsescope``."""
-    home = os.environ.get("SPARSESCOPE_HOME")
-    return Path(home).expanduser() if home else Path.home() / ".cache" / "sparsescope"
+    """Return the folder of downloads: ``$SPARSESCOPE_CACHE``, else ``sparsescope`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    It may not exist yet. It is not ``$SPARSESCOPE_HOME``: runs are kept, downloads can be fetched again.
+    """
+    own, shared = os.environ.get("SPARSESCOPE_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own).expanduser()
+    return (Path(shared) if shared else Path.home() / ".cache") / "sparsescope"
 
 
 def load(

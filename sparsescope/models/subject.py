@@ -124,10 +124,11 @@ class Subject:
 
     @cached_property
     def capabilities(self) -> frozenset[str]:
-        """What analyses can ask of this subject: ``mlp_hidden``, ``mlp_gated``, ``experts``, ``attention``,
+        """What analyses can ask of this subject: ``hidden_units``, ``mlp_hidden``, ``mlp_gated``, ``experts``, ``attention``,
         ``logits``, ``tokenizer``, ``causal``, ``encoder``, ``exact_zeros``.
 
-        ``mlp_hidden`` means that ``blocks.*.mlp.hook_post`` can be asked for: no layer is sparse.
+        ``hidden_units`` means that the hidden layer of an MLP, or of experts, can be read somewhere;
+        ``mlp_hidden`` that ``blocks.*.mlp.hook_post`` can be asked for: no layer is sparse.
         """
         roles = {site.role for site in self._all_sites}
         hidden = [site for site in self._all_sites if site.role.endswith("hook_post")]
@@ -135,6 +136,7 @@ class Subject:
         causal = has_head and bool(self.model.can_generate())
         facts = {
             "mlp_hidden": "mlp.hook_post" in roles and not self._sparse_layers(),
+            "hidden_units": bool(hidden),
             "mlp_gated": any(site.gated for site in hidden),
             "experts": "mlp.experts.hook_post" in roles,
             "attention": "attn.hook_z" in roles,

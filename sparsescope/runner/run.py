@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from sparsescope.activations.capture import BATCH_TOKENS, LiveSource
 from sparsescope.activations.context import Context
 from sparsescope.core.artifact import Store
 from sparsescope.core.environment import environment
-from sparsescope.core.registry import Analysis, analyses
+from sparsescope.core.registry import Analysis, find_record
 from sparsescope.core.result import Result
 from sparsescope.core.spec import Params, Spec, make_params
 from sparsescope.errors import ArtifactError, SparsescopeError, SubjectError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from sparsescope.activations.corpus import Corpus
     from sparsescope.activations.tokenized import TokenizedCorpus
     from sparsescope.models.subject import Subject
+
+DEFAULT_CONTEXT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +119,11 @@ def run_many(
     store: str | Path | bool | None = None,
     progress: Progress | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    again: bool = False,
 ) -> list[Outcome]:
     """Run several analyses of one subject on one corpus; see ``run`` for the arguments.
+
+    With ``again``, what measures time is measured anew: the time of measurement joins its digest.
 
     Returns:
         One outcome for each request, in order. Errors of one analysis are in its outcome.
@@ -126,14 +132,15 @@ def run_many(
         SpecError: For an unknown analysis or parameter, before anything runs.
         ArtifactError: If the folder of runs cannot be written to, before anything runs.
     """
-    records = [(analyses().get(request.analysis), request) for request in requests]
+    records = [(find_record(request.analysis), request) for request in requests]
     checked = [(record, make_params(record.params, request.params, analysis=record.name)) for record, request in records]
     tokens = corpus.tokenize(subject.tokenizer) if hasattr(corpus, "tokenize") else corpus
+    _check_context(subject, tokens)
     context = Context(subject, tokens)
     home = Store() if store is True else Store(store) if store else None
     jobs = []
     for record, params in checked:
-        outcome = Outcome(_spec(record, params, context))
+        outcome = Outcome(_spec(record, params, context, again))
         jobs.append(_Job(record, params, outcome))
         missing = record.requires - subject.capabilities
         if missing:
@@ -220,7 +227,31 @@ def _finish(
     store.drop_partial(outcome.spec.digest)
 
 
-def _spec(record: Analysis, params: Params, context: Context) -> Spec:
+def default_context(subject: Subject) -> int:
+    """Longest window to use when nobody says: 256 tokens, or what the model can take if that is less."""
+    return min(DEFAULT_CONTEXT, max_positions(subject) or DEFAULT_CONTEXT)
+
+
+def max_positions(subject: Subject) -> int | None:
+    """Positions that the model was made for, None where its config sets no limit."""
+    found = getattr(subject.model.config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None
+
+
+def _check_context(subject: Subject, corpus: TokenizedCorpus) -> None:
+    """Refuse windows that are longer than the model was made for: rotary models would answer, with nonsense."""
+    limit, longest = max_positions(subject), max(min(len(d) + corpus.context - corpus.window, corpus.context) for d in corpus.documents)
+    if limit is not None and longest > limit:
+        raise SubjectError(
+            "the windows are longer than the model was made for",
+            where=f"context of corpus {corpus.name}",
+            allowed=f"at most {limit} tokens for {subject.id}",
+            got=corpus.context,
+            next_step=f"ss.corpus(..., context={limit}), or --context {limit}",
+        )
+
+
+def _spec(record: Analysis, params: Params, context: Context, again: bool) -> Spec:
     """Name the run."""
     identity = context.subject.identity
     timing = None
@@ -228,6 +259,8 @@ def _spec(record: Analysis, params: Params, context: Context) -> Spec:
         import torch
 
         timing = {"device": str(identity.device), "threads": torch.get_num_threads()}
+        if again:
+            timing["measured"] = datetime.now(UTC).isoformat(timespec="seconds")
     return Spec(
         analysis=record.name,
         version=record.version,

@@ -187,7 +187,7 @@ ANALYSIS = Analysis(
     headline=(
         "mean_nonzero", "mean_zero_sparsity", "mean_density_energy_90", "mean_density_l1_90", "mean_gini", "mean_hoyer", "dead_units",
     ),
-    requires=frozenset({"mlp_hidden"}),
+    requires=frozenset({"hidden_units"}),
     citations=(
         Citation("Li et al. 2023, The Lazy Neuron Phenomenon", "https://arxiv.org/abs/2210.06313"),
         Citation("Hurley & Rickard 2009, Comparing Measures of Sparsity", "https://arxiv.org/abs/0811.4706"),

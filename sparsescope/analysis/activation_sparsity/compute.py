@@ -28,6 +28,7 @@ from sparsescope.metrics.statistics import (
 )
 
 RULES = ("nonzero", "in use")
+HIDDEN_ROLES = ("mlp.hook_post", "mlp.experts.hook_post", "mlp.shared_expert.hook_post")
 ALWAYS_ON = 0.99
 FREQUENCY_POINTS = 101
 MIN_EVENTS = 30
@@ -44,10 +45,7 @@ def _patterns(params: ActivationSparsityParams, context: Context) -> list[str]:
     """The sites asked for; ``auto`` is the MLP hidden layer, whatever form it takes in each layer."""
     if params.sites != "auto":
         return [params.sites] if isinstance(params.sites, str) else list(params.sites)
-    names = context.subject.site_names()
-    roles = ("mlp.hook_post", "mlp.experts.hook_post", "mlp.shared_expert.hook_post")
-    present = [role for role in roles if any(_role(name) == role for name in names)]
-    return [f"blocks.*.{role}" for role in present or roles[:1]]
+    return [name for name in context.subject.site_names() if _role(name) in HIDDEN_ROLES]
 
 
 def _role(name: str) -> str:
@@ -271,8 +269,9 @@ def _scalars(
         # Column names follow the table, with the shorter names that people ask for.
         name = "mean_nonzero" if metric == "density_nonzero" else f"mean_{metric}"
         kind = "density" if metric.startswith("density") else metric
+        unit = "fraction" if kind == "density" else ""
         out.add_scalar(
-            name, mean[index], "fraction", f"{kind} {_meaning(metric)}: {over}", interval=interval(spread[:, index])
+            name, mean[index], unit, f"{kind} {_meaning(metric)}: {over}", interval=interval(spread[:, index])
         )
     out.add_scalar(
         "mean_zero_sparsity", 1 - mean[0], "fraction", f"sparsity = 1 - mean_nonzero, exact zeros: {over}",

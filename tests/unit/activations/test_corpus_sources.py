@@ -325,11 +325,11 @@ def test_a_failed_download_says_how_to_do_it_by_hand(tmp_path, monkeypatch, outc
 
 
 def test_the_cache_folder_can_be_moved(monkeypatch, tmp_path):
-    monkeypatch.setenv("SPARSESCOPE_HOME", str(tmp_path))
+    monkeypatch.setenv("SPARSESCOPE_CACHE", str(tmp_path))
     assert packaged_text.cache_folder() == tmp_path / "corpora"
 
 
 def test_a_cache_folder_that_cannot_be_made_says_how_to_move_it(tmp_path):
     source = make_wheel(tmp_path / "pkg.whl")
-    with pytest.raises(DependencyError, match=r"cannot be made[\s\S]*SPARSESCOPE_HOME"):
+    with pytest.raises(DependencyError, match=r"cannot be made[\s\S]*SPARSESCOPE_CACHE"):
         wheel_path(source | {"file": "other.whl"}, tmp_path / "pkg.whl" / "below-a-file")

@@ -20,7 +20,7 @@ from sparsescope.models import cache_dir, load, packaged
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache."""
-    monkeypatch.setenv("SPARSESCOPE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SPARSESCOPE_CACHE", str(tmp_path / "home"))
     return tmp_path / "home"
 
 
@@ -39,7 +39,7 @@ def builds(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_cache_dir_follows_the_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_dir() == home
-    monkeypatch.delenv("SPARSESCOPE_HOME")
+    monkeypatch.delenv("SPARSESCOPE_CACHE")
     assert cache_dir() == Path.home() / ".cache" / "sparsescope"
 
 

@@ -1,0 +1,529 @@
+"""The command line. ``sparsescope report SUBJECT`` is the main job.
+
+Exit codes: 0 ok, 1 user error, 2 partial (some runs failed), 3 internal error, 130 interrupted.
+Nothing heavy is imported here: torch comes with the verb that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparsescope.errors import DependencyError, SparsescopeError, SpecError, unknown_name
+
+if TYPE_CHECKING:
+    from sparsescope.core.result import Result
+    from sparsescope.models.subject import Subject
+    from sparsescope.runner.run import Outcome, Request
+
+app = typer.Typer(
+    name="sparsescope",
+    help="Shows the sparse structure of trained models and measures what it buys.\n\n"
+    "Start with: sparsescope report smollm2-135m",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+REPORT_CORPUS = "python-docs+python-source"
+REPORT_TOKENS = 16384
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Corpus = Annotated[str, typer.Option(help="Registered name, names joined by '+', or a .txt, .jsonl or .parquet file.")]
+Tokens = Annotated[int, typer.Option(help="Tokens to read, split evenly over the domains of the corpus.")]
+Context = Annotated[int | None, typer.Option(help="Longest window; 256, or what the model can take if that is less.")]
+Seed = Annotated[int, typer.Option(help="Seed of the choice of documents.")]
+Bos = Annotated[str, typer.Option(help="Beginning-of-sequence token: auto (as the tokenizer does), always, never.")]
+Dtype = Annotated[str, typer.Option(help="Compute type: float32, bfloat16 (quicker, labelled), float16.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code of the model's repository run; recorded.")]
+Home = Annotated[Path | None, typer.Option(help="Folder of stored runs; $SPARSESCOPE_HOME or ./runs by default.")]
+BatchTokens = Annotated[int, typer.Option(help="Most token positions in one forward pass.", min=1)]
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from sparsescope import __version__
+        from sparsescope.cli.console import out
+
+        out(__version__)
+        raise typer.Exit
+
+
+@app.command("list")
+def list_names(
+    what: Annotated[str, typer.Argument(help="analyses, subjects, corpora, benchmarks or runs; all when left out.")] = "all",
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """List analyses, subjects, corpora, benchmarks and stored runs."""
+    from sparsescope.cli import console, listing
+
+    sections = listing.sections(home)
+    if what != "all" and what not in sections:
+        raise unknown_name("kind of name", what, ["all", *sections], next_step="run: sparsescope list")
+    chosen = {name: rows for name, rows in sections.items() if what in ("all", name)}
+    if json:
+        console.out_json(chosen)
+        return
+    for name, rows in chosen.items():
+        console.out(f"{name}\n")
+        empty = f"  none yet; make one with: sparsescope report {listing.DEFAULT_SUBJECT}\n"
+        console.out(console.table(list(rows[0]), [list(row.values()) for row in rows]) + "\n" if rows else empty)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="An analysis, benchmark, subject, corpus or run.")],
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Show one analysis with its parameters and definitions, or a subject, corpus or run."""
+    from sparsescope.cli import console, listing
+
+    found = listing.describe(name, home)
+    if json:
+        console.out_json(found)
+    else:
+        console.out(listing.text(found))
+
+
+@app.command()
+def run(
+    analysis: Annotated[str, typer.Argument(help="Name of the analysis; see: sparsescope list analyses.")],
+    subject: Annotated[str, typer.Option(help="Registered name, hub id, model folder or .gguf file.")],
+    corpus: Corpus = REPORT_CORPUS,
+    tokens: Tokens = REPORT_TOKENS,
+    context: Context = None,
+    seed: Seed = 0,
+    bos: Bos = "auto",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Parameter of the analysis, NAME=VALUE; repeatable.")] = None,
+    batch_tokens: BatchTokens = 2048,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Run one analysis and store its result; a run that is stored already is opened."""
+    from sparsescope.cli import console
+    from sparsescope.core.registry import analyses
+    from sparsescope.core.spec import make_params
+
+    record = analyses().get(analysis)
+    params = _parse_set(set_ or [])
+    make_params(record.params, params, analysis=record.name)  # a wrong name fails before the model is loaded
+    model = _load(subject, revision, dtype, device, trust_remote_code)
+    outcomes = _run([(record.name, params)], model, corpus, tokens, context, seed, bos, batch_tokens, home)
+    _raise_if_all_failed(outcomes)
+    outcome = outcomes[0]
+    if json:
+        console.out_json(_outcome_json(outcome))
+        return
+    console.out(_headline(outcome))
+    console.out(str(outcome.path))
+
+
+@app.command()
+def report(
+    targets: Annotated[list[str], typer.Argument(help="Subjects (analysed if they were not) and stored runs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
+    corpus: Corpus = REPORT_CORPUS,
+    tokens: Tokens = REPORT_TOKENS,
+    context: Context = None,
+    seed: Seed = 0,
+    bos: Bos = "auto",
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    fallback: Annotated[
+        str | None, typer.Option(help="Subject to take, with a notice, for one that cannot be fetched (no network).")
+    ] = None,
+    batch_tokens: BatchTokens = 2048,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Run every analysis that fits the subjects and write one self-contained HTML file; its path is printed last."""
+    from sparsescope.cli import console
+    from sparsescope.core.artifact import Store
+    from sparsescope.core.manifest import RUN_ID
+    from sparsescope.core.result import Note
+
+    _check_output(output)
+    results: list[Result] = []
+    failed: list[Outcome] = []
+    for target in targets:
+        name = Path(target).name
+        if RUN_ID.fullmatch(name):
+            folder = Path(target)
+            store = Store(folder.resolve().parent) if folder.is_dir() else Store(home)
+            results.append(store.open(name))
+            continue
+        notice = None
+        try:
+            model = _load(target, revision, dtype, device, trust_remote_code)
+        except DependencyError as error:
+            if fallback is None:
+                raise
+            notice = f"{target} could not be fetched, so this report is about {fallback} instead ({error.what})"
+            console.say(f"NOTE: {notice}")
+            model = _load(fallback, None, dtype, device, False)
+        outcomes = _run(_fitting(model), model, corpus, tokens, context, seed, bos, batch_tokens, home)
+        for outcome in outcomes:
+            if outcome.result is None:
+                failed.append(outcome)
+                continue
+            if notice is not None:
+                outcome.result.notes.insert(0, Note("warning", notice, "subject"))
+            results.append(outcome.result)
+    for outcome in failed:
+        console.say(f"{outcome.spec.analysis} failed\n{outcome.error}")
+    if not results and failed and failed[0].error is not None:
+        raise failed[0].error
+    from sparsescope.report.build import build
+
+    path = build(results, output).resolve()
+    if json:
+        runs = [{"run": result.run_id, "subject": result.provenance["subject"]["id"]} for result in results]
+        console.out_json({"report": str(path), "bytes": path.stat().st_size, "runs": runs, "failed": len(failed)})
+    else:
+        for result in results:
+            console.say(_summary(result))
+        console.out(str(path))
+    if failed:
+        raise typer.Exit(2)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A run: its id, or its folder.")],
+    second: Annotated[str, typer.Argument(help="Another run of the same analysis.")],
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Compare two stored runs: what was set differently and what came out differently."""
+    from sparsescope.cli import console, listing
+    from sparsescope.report.compare import compare as compare_results
+
+    found = compare_results(listing.open_run(first, home), listing.open_run(second, home))
+    if json:
+        console.out_json(listing.comparison_json(found))
+    else:
+        console.out(listing.comparison_text(found))
+
+
+@app.command()
+def verify(home: Home = None, json: Json = False) -> None:
+    """Check sizes and checksums of every stored run."""
+    from dataclasses import asdict
+
+    from sparsescope.cli import console
+    from sparsescope.core.artifact import Store
+
+    store = Store(home)
+    verdicts = store.verify()
+    bad = [verdict for verdict in verdicts if verdict.status != "ok"]
+    if json:
+        console.out_json({"folder": str(store.root), "runs": [asdict(v) for v in verdicts], "bad": len(bad)})
+    elif verdicts:
+        console.out(console.table(["run", "status", "detail"], [[v.run_id, v.status, v.detail.splitlines()[0] if v.detail else ""]
+                                                                for v in verdicts]))  # fmt: skip
+        console.out(f"{len(verdicts) - len(bad)} of {len(verdicts)} runs are intact")
+    else:
+        console.out(f"no run is stored in {store.root}")
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    subject: Annotated[str | None, typer.Option(help="A subject to load and compare with plain transformers.")] = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Check this installation; with --subject, the parity of a model with plain transformers, its memory and capabilities."""
+    from sparsescope.cli import checkup, console
+
+    findings = checkup.installation(home)
+    examination = None
+    if subject is not None:
+        from sparsescope.models.doctor import examine
+
+        examination = examine(_load(subject, revision, dtype, device, trust_remote_code))
+    if json:
+        console.out_json(checkup.as_json(findings, examination))
+    else:
+        console.out(checkup.as_text(findings, examination))
+    if any(not finding.ok for finding in findings) or (examination is not None and not examination.healthy):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="Name of the benchmark; see: sparsescope list benchmarks.")],
+    subject: Annotated[str, typer.Option(help="Registered name, hub id, model folder or .gguf file.")] = "smollm2-135m",
+    corpus: Corpus = REPORT_CORPUS,
+    tokens: Tokens = 4096,
+    context: Context = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Parameter of the benchmark, NAME=VALUE; repeatable.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write an HTML report with the figure.")] = None,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Measure on this machine: interleaved repeats, spread, environment; the result is stored and can be reported."""
+    from sparsescope.cli import console, listing
+    from sparsescope.core.registry import benchmarks
+    from sparsescope.core.spec import make_params
+
+    record = benchmarks().get(name)
+    params = _parse_set(set_ or [])
+    make_params(record.params, params, analysis=record.name)
+    model = _load(subject, None, dtype, device, False)
+    outcomes = _run([(record.name, params)], model, corpus, tokens, context, 0, "auto", 2048, home, again=True)
+    _raise_if_all_failed(outcomes)
+    outcome = outcomes[0]
+    if json:
+        console.out_json(_outcome_json(outcome))
+        return
+    if outcome.result is not None:
+        console.out(listing.tables_text(outcome.result))
+        if output is not None:
+            from sparsescope.report.build import build
+
+            console.out(str(build([outcome.result], output).resolve()))
+    console.out(str(outcome.path))
+
+
+@app.command()
+def explore(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8501,
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Open the explorer on 127.0.0.1 and show every stored run; Ctrl-C ends it."""
+    import subprocess
+
+    from sparsescope.cli import console
+    from sparsescope.report import explorer
+
+    command = explorer.command(port)
+    if json:
+        console.out_json({"address": explorer.address(port), "command": command})
+        return
+    console.say(f"explorer: {explorer.address(port)}  (Ctrl-C ends it)")
+    ended = subprocess.run(command, env=explorer.environment(home), check=False)
+    if ended.returncode not in (0, 130, -2):
+        raise DependencyError(
+            "the explorer ended with an error",
+            got=f"exit code {ended.returncode}",
+            next_step=f"is port {port} taken? try: sparsescope explore --port {port + 1}",
+        )
+
+
+def main() -> None:
+    """Entry point: run the command line and turn exceptions into exit codes."""
+    sys.exit(_guarded(lambda: app(standalone_mode=False)))
+
+
+def _guarded(call: Callable[[], Any]) -> int:
+    """Run ``call`` and return the exit code; say what went wrong on one screen."""
+    import click
+
+    from sparsescope.cli import console
+
+    wants_json = "--json" in sys.argv
+    try:
+        code = call()
+        return code if isinstance(code, int) else 0
+    except SparsescopeError as error:
+        console.error_json(error) if wants_json else console.say(f"error: {error}")
+        return 1
+    except click.exceptions.Exit as error:
+        return int(error.exit_code)
+    except click.exceptions.Abort:
+        console.say("interrupted")
+        return 130
+    except click.ClickException as error:
+        if wants_json:
+            console.error_json(SpecError(error.format_message(), next_step="see: sparsescope --help"))
+        else:
+            error.show()
+        return 1
+    except KeyboardInterrupt:
+        console.say("interrupted; the same command goes on from the last saved state")
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has gone (| head). Nothing more can be printed, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("SPARSESCOPE_DEBUG"):
+            raise
+        console.say(
+            f"internal error: {type(error).__name__}: {error}\n"
+            "  next:    run it again with SPARSESCOPE_DEBUG=1 for the trace and report it"
+        )
+        return 3
+
+
+def _load(name: str, revision: str | None, dtype: str, device: str, trust_remote_code: bool) -> Subject:
+    """Load a subject and say so, since it can take a while."""
+    import logging
+
+    from sparsescope.cli import console
+    from sparsescope.models.catalog import resolve
+
+    resolve(name, revision, dtype, device, None, trust_remote_code)  # a wrong name is refused before torch is imported
+    logger = logging.getLogger("sparsescope")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    console.say(f"loading {name}")
+    from sparsescope.models.sources import load
+
+    return load(name, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+
+def _run(
+    wanted: list[tuple[str, dict[str, Any]]],
+    subject: Subject,
+    corpus: str,
+    tokens: int,
+    context: int | None,
+    seed: int,
+    bos: str,
+    batch_tokens: int,
+    home: Path | None,
+    *,
+    again: bool = False,
+) -> list[Outcome]:
+    """Run analyses of a loaded subject with a progress bar."""
+    from sparsescope.cli import console
+    from sparsescope.activations.corpus import corpus as make_corpus
+    from sparsescope.runner.run import Request, default_context, run_many
+
+    text = make_corpus(
+        corpus, tokens=tokens, seed=seed, context=default_context(subject) if context is None else context, bos=bos
+    )
+    requests: list[Request] = [Request(name, params) for name, params in wanted]
+    with console.progress_bar() as progress:
+        return run_many(
+            requests, subject, text, store=home or True, progress=progress, batch_tokens=batch_tokens, again=again
+        )
+
+
+def _fitting(subject: Subject) -> list[tuple[str, dict[str, Any]]]:
+    """Every analysis whose needs the subject meets, with default parameters.
+
+    Raises:
+        SpecError: If there is none.
+    """
+    from sparsescope.core.registry import analyses
+
+    fitting = [(record.name, {}) for record in analyses() if record.requires <= subject.capabilities]
+    if not fitting:
+        raise SpecError(
+            "no analysis fits this subject",
+            where=subject.id,
+            got=f"capabilities {', '.join(sorted(subject.capabilities))}",
+            next_step="run: sparsescope list analyses",
+        )
+    return fitting
+
+
+def _check_output(path: Path) -> None:
+    """Refuse an output that cannot be written, before minutes of work."""
+    folder = path.resolve().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise SpecError(
+            "the report cannot be written there",
+            where="--output",
+            allowed="a file in an existing folder that you can write to",
+            got=str(path),
+            next_step="choose another path with: --output FILE.html",
+        )
+
+
+def _parse_set(pairs: list[str]) -> dict[str, Any]:
+    """Turn NAME=VALUE into values: numbers, true/false, comma-separated lists, else text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not name:
+            raise SpecError("a parameter is set as NAME=VALUE", where="--set", got=pair, next_step="for example: --set seed=1")
+        found[name] = [_value(part) for part in value.split(",")] if "," in value else _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _raise_if_all_failed(outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+
+
+def _outcome_json(outcome: Outcome) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    result = outcome.result
+    return {
+        "run": outcome.spec.run_id,
+        "path": str(outcome.path),
+        "stored_before": outcome.stored,
+        "scalars": {} if result is None else {name: asdict(scalar) for name, scalar in result.scalars.items()},
+        "notes": [] if result is None else [asdict(note) for note in result.notes],
+        "tables": {} if result is None else {name: len(frame) for name, frame in result.tables.items()},
+        "provenance": {} if result is None else result.provenance,
+    }
+
+
+def _headline(outcome: Outcome) -> str:
+    """The headline numbers of a result as text."""
+    from sparsescope.cli import console
+    from sparsescope.core.registry import analyses
+    from sparsescope.core.result import format_scalar
+
+    result = outcome.result
+    if result is None:
+        return ""
+    names = analyses().get(result.analysis).headline or tuple(result.scalars)
+    rows = [[name, format_scalar(result.scalars[name])] for name in names if name in result.scalars]
+    notes = "".join(f"\n{note.severity}: {note.message}" for note in result.notes)
+    return console.table(["measure", "value"], rows) + notes
+
+
+def _summary(result: Result) -> str:
+    """One line about a result in a report."""
+    return f"{result.analysis} of {result.provenance['subject']['id']}: {result.run_id or 'not stored'}"
+
+
+if __name__ == "__main__":
+    main()

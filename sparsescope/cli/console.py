@@ -1,0 +1,113 @@
+"""What the command line shows: progress, tables, errors, JSON.
+
+On a terminal a progress bar with rate and time left, otherwise a plain line now and then, always on standard error:
+standard output carries results only, so that it can be piped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sparsescope.errors import SparsescopeError
+
+if TYPE_CHECKING:
+    from sparsescope.runner.engine import Progress
+
+PLAIN_SECONDS = 10.0
+
+
+def say(text: str) -> None:
+    """Tell the user what is going on, on standard error."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201  # the one place that prints
+
+
+def out(text: str) -> None:
+    """Print a result on standard output."""
+    print(text, flush=True)  # noqa: T201
+
+
+def out_json(value: Any) -> None:
+    """Print one JSON document; NaN and infinity, which JSON does not have, become null."""
+    out(json.dumps(_finite(value), indent=1, default=str))
+
+
+def error_json(error: SparsescopeError) -> None:
+    """Print an error as JSON."""
+    parts = ("what", "where", "allowed", "got", "next_step")
+    kind = type(error).__name__
+    out_json({"error": {"kind": kind, **{part: getattr(error, part) for part in parts}}})
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Lay out rows in aligned columns as plain text."""
+    cells = [[_plain(cell) for cell in row] for row in [headings, *rows]]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(headings))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Yield a function that shows progress in tokens."""
+    if not sys.stderr.isatty():
+        yield _plain_progress()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"),
+        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+        begin: dict[str, tuple[float, int]] = {}
+
+        def show(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(phase, total=total, rate="")
+                begin[phase] = (time.monotonic(), done)
+            start, first = begin[phase]
+            rate = (done - first) / max(time.monotonic() - start, 1e-9)
+            bar.update(tasks[phase], completed=done, rate=f"{rate:,.0f}/s" if done > first else "")
+
+        yield show
+
+
+def _plain_progress() -> Progress:
+    """One line at the start of a phase, every ``PLAIN_SECONDS``, and at its end."""
+    last: dict[str, float] = {}
+    start: dict[str, tuple[float, int]] = {}
+
+    def show(phase: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        begin, first = start.setdefault(phase, (now, done))
+        if done < total and phase in last and now - last[phase] < PLAIN_SECONDS:
+            return
+        last[phase] = now
+        rate = (done - first) / (now - begin) if now > begin else 0.0
+        left = f", {rate:,.0f} tokens/s, {(total - done) / rate:,.0f} s left" if rate else ""
+        say(f"{phase}: {done:,} of {total:,} tokens{left}")
+
+    return show
+
+
+def _plain(cell: Any) -> str:
+    """Text of a cell without control characters: names come from files and models."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(cell))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,195 @@
+"""What ``list``, ``show`` and ``compare`` print, as plain values and as text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsescope.cli.console import table
+from sparsescope.errors import ArtifactError, unknown_name
+
+if TYPE_CHECKING:
+    from sparsescope.core.registry import Analysis
+    from sparsescope.core.result import Result
+    from sparsescope.report.compare import Comparison
+
+DEFAULT_SUBJECT = "smollm2-135m"
+_TABLE_ROWS = 40
+
+
+def sections(home: Path | None) -> dict[str, list[dict[str, Any]]]:
+    """Everything that has a name, by kind."""
+    from sparsescope.activations.corpus import registered_corpora
+    from sparsescope.core.artifact import Store
+    from sparsescope.core.registry import analyses, benchmarks
+    from sparsescope.models.catalog import registered_subjects
+
+    store = Store(home)
+    runs = []
+    for run_id in store.run_ids():
+        try:
+            manifest = store.manifest(run_id)
+        except ArtifactError as error:
+            runs.append({"run": run_id, "subject": "unreadable", "corpus": error.what, "created": ""})
+            continue
+        corpus = manifest.spec.corpus or {}
+        runs.append(
+            {
+                "run": run_id,
+                "subject": manifest.spec.subject.get("id", ""),
+                "corpus": corpus.get("name", ""),
+                "created": manifest.created,
+            }
+        )
+    broken = [{"name": name, "summary": f"cannot be imported: {why}"} for name, why in analyses().broken.items()]
+    return {
+        "analyses": [{"name": record.name, "summary": record.summary} for record in analyses()] + broken,
+        "subjects": [
+            {"name": e.name, "summary": e.summary, "precision": e.precision, "license": e.license}
+            for e in registered_subjects().values()
+        ],
+        "corpora": [{"name": e.name, "summary": e.summary, "license": e.license} for e in registered_corpora().values()],
+        "benchmarks": [{"name": record.name, "summary": record.summary} for record in benchmarks()],
+        "runs": runs,
+    }
+
+
+def describe(name: str, home: Path | None) -> dict[str, Any]:
+    """Everything about one name.
+
+    Raises:
+        SpecError: If nothing has this name; the message lists near matches.
+    """
+    from sparsescope.activations.corpus import registered_corpora
+    from sparsescope.core.manifest import RUN_ID
+    from sparsescope.core.registry import analyses, benchmarks
+    from sparsescope.models.catalog import registered_subjects
+
+    if RUN_ID.fullmatch(Path(name).name):
+        return _describe_run(open_run(name, home))
+    for registry in (analyses(), benchmarks()):
+        if name in registry:
+            return _describe_analysis(registry.get(name), registry.kind)
+    if name in registered_subjects():
+        entry = registered_subjects()[name]
+        return {
+            "kind": "subject", "name": name, "summary": entry.summary, "license": entry.license, "origin": entry.origin,
+            "precision": entry.precision,
+        }  # fmt: skip
+    if name in registered_corpora():
+        corpus = registered_corpora()[name]
+        return {"kind": "corpus", "name": name, "summary": corpus.summary, "license": corpus.license, "domain": corpus.domain}
+    known = [r.name for r in (*analyses(), *benchmarks())] + [*registered_subjects(), *registered_corpora()]
+    raise unknown_name("name", name, known, next_step="run: sparsescope list")
+
+
+def open_run(name: str, home: Path | None) -> Result:
+    """Open a run by id in the folder of runs, or by its own folder."""
+    from sparsescope.core.artifact import Store
+
+    folder = Path(name)
+    return Store(folder.resolve().parent).open(folder.name) if folder.is_dir() else Store(home).open(folder.name)
+
+
+def _describe_analysis(record: Analysis, kind: str) -> dict[str, Any]:
+    schema = record.params.model_json_schema()["properties"]
+    return {
+        "kind": kind,
+        "name": record.name,
+        "version": record.version,
+        "title": record.title,
+        "summary": record.summary,
+        "needs": sorted(record.requires),
+        "parameters": [
+            {
+                "name": name,
+                "default": record.params.model_fields[name].default,
+                "meaning": field.get("description", ""),
+            }
+            for name, field in schema.items()
+        ],
+        "views": [{"name": view.name, "title": view.title, "definition": view.formula} for view in record.views],
+        "citations": [{"work": citation.label, "reference": citation.reference} for citation in record.citations],
+    }
+
+
+def _describe_run(result: Result) -> dict[str, Any]:
+    from sparsescope.core.result import format_scalar
+
+    origin = result.provenance
+    return {
+        "kind": "run",
+        "name": origin["run_id"],
+        "subject": origin["subject"].get("id"),
+        "corpus": (origin["corpus"] or {}).get("name"),
+        "created": origin["created"],
+        "seconds": origin["seconds"],
+        "parameters": [{"name": name, "value": value} for name, value in origin["params"].items()],
+        "scalars": [
+            {"name": s.name, "value": format_scalar(s), "definition": s.definition} for s in result.scalars.values()
+        ],
+        "tables": [{"name": name, "rows": len(frame)} for name, frame in result.tables.items()],
+        "notes": [asdict(note) for note in result.notes],
+        "command": origin["command"],
+    }
+
+
+def text(found: dict[str, Any]) -> str:
+    """Lay out a description: plain values first, then one table for each list."""
+    lines = [f"{key + ':':12}{', '.join(map(str, value)) if isinstance(value, list) else value}"
+             for key, value in found.items() if not (isinstance(value, list) and value and isinstance(value[0], dict))]  # fmt: skip
+    for key, value in found.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            lines += ["", key, table(list(value[0]), [list(row.values()) for row in value])]
+    return "\n".join(lines)
+
+
+def tables_text(result: Result) -> str:
+    """The tables of a result as text, cut at ``_TABLE_ROWS`` rows, then its notes."""
+    from sparsescope.viz.tables import format_rows, heading
+
+    parts = []
+    for name, frame in result.tables.items():
+        columns = result.columns[name]
+        rows = format_rows(frame, columns, limit=_TABLE_ROWS)
+        more = f"\n... {len(frame) - _TABLE_ROWS} more rows" if len(frame) > _TABLE_ROWS else ""
+        parts.append(f"{name}\n{table([heading(column) for column in columns], rows)}{more}")
+    parts += [f"{note.severity}: {note.message}" for note in result.notes]
+    return "\n\n".join(parts)
+
+
+def comparison_json(found: Comparison) -> dict[str, Any]:
+    """A comparison as plain values; tables by their shape, since they are as long as the stored ones."""
+    return {
+        "analysis": found.analysis,
+        "a": found.a,
+        "b": found.b,
+        "settings": [asdict(difference) for difference in found.settings],
+        "environment": [asdict(difference) for difference in found.environment],
+        "scalars": [asdict(change) for change in found.scalars],
+        "tables": [
+            {"name": t.name, "rows": len(t.frame), "only_a": t.only_a, "only_b": t.only_b, "note": t.note}
+            for t in found.tables
+        ],
+        "notes": list(found.notes),
+    }
+
+
+def comparison_text(found: Comparison) -> str:
+    """A comparison as text: settings, numbers, environment."""
+    from sparsescope.core.result import format_number
+
+    parts = [f"{found.analysis}\n  a  {found.a}\n  b  {found.b}"]
+    for title, rows in (("settings that differ", found.settings), ("environment that differs", found.environment)):
+        parts.append(f"{title}\n" + (table(["name", "a", "b"], [[d.name, d.a, d.b] for d in rows]) if rows else "  none"))
+    changes = [
+        [
+            change.name, format_number(change.a, change.unit), format_number(change.b, change.unit),
+            format_number(change.delta, change.unit),
+            {True: "yes", False: "no", None: "no interval"}[change.apart],
+        ]
+        for change in found.scalars
+    ]  # fmt: skip
+    parts.insert(1, "numbers\n" + table(["name", "a", "b", "b - a", "intervals apart"], changes))
+    return "\n\n".join([*parts, *found.notes])

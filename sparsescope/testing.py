@@ -1,0 +1,175 @@
+"""Contract suites for plug-ins: call them from your own tests.
+
+Each ``check_*`` raises ``AssertionError`` with what is wrong. They are what the built-in parts are held to::
+
+    from sparsescope.testing import check_analysis
+    def test_my_analysis():
+        check_analysis(MY_ANALYSIS, ss.load("random-llama"), ss.corpus(["some text ..."] * 4, context=64))
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sparsescope.activations.accumulators import Accumulator
+    from sparsescope.activations.capture import ActivationBatch
+    from sparsescope.activations.corpus import Corpus
+    from sparsescope.core.registry import Analysis
+    from sparsescope.core.result import Result
+    from sparsescope.models.subject import Subject
+
+
+def check_subject(subject: Subject) -> None:
+    """Check that reading a subject leaves it bit-identical, also after an exception and an interrupt."""
+    import torch
+
+    from sparsescope.models.doctor import count_hooks, sample_ids
+    from sparsescope.models.sites import attach
+
+    ids = sample_ids(subject)
+    before = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
+    hooks, output = count_hooks(subject.model), subject.forward(ids).clone()
+    sites = [site for site in subject.sites("blocks.*.*") if site.kind != "experts"]
+    for failure in (None, RuntimeError, KeyboardInterrupt):
+
+        def callback(site: Any, tensor: Any, rows: Any, failure: type[BaseException] | None = failure) -> None:
+            assert tensor.shape[-1] == site.width, f"{site.name} is {tensor.shape[-1]} wide, not {site.width}"
+            if failure is not None and site.layer == subject.n_layers - 1:
+                raise failure("on purpose")
+
+        try:
+            with attach(subject.model, sites, callback):
+                assert torch.equal(subject.forward(ids), output), "hooks changed the output"
+        except (RuntimeError, KeyboardInterrupt) as error:
+            assert failure is not None and isinstance(error, failure), f"capture failed: {error}"
+        assert count_hooks(subject.model) == hooks, "hooks were left behind"
+    after = subject.model.state_dict()
+    assert list(after) == list(before), "names of parameters changed"
+    assert all(torch.equal(after[name], before[name]) for name in before), "parameters changed"
+    assert torch.equal(subject.forward(ids), output), "the output changed"
+
+
+def check_accumulator(make: Callable[[], Accumulator], batches: Sequence[ActivationBatch]) -> None:
+    """Check the laws of an accumulator on a stream of batches of at least two documents.
+
+    Any split at a document boundary, merged in either order, gives the state of the whole stream: integers bit for
+    bit, floats to 1e-12 relative; a saved and restored state goes on exactly.
+    """
+    documents = list(dict.fromkeys(batch.document for batch in batches))
+    assert len(documents) >= 2, "give at least two documents"
+    whole = _fed(make, batches)
+    for cut in range(1, len(documents)):
+        first = [batch for batch in batches if batch.document in documents[:cut]]
+        second = [batch for batch in batches if batch.document in documents[cut:]]
+        _same_state(_fed(make, first).merge(_fed(make, second)), whole, f"split after {cut} documents")
+    half = len(batches) // 2
+    begun = _fed(make, batches[:half])
+    resumed = make()
+    resumed.restore(*_through_json(begun.state()))
+    for batch in batches[half:]:
+        resumed.update(batch)
+    _same_state(resumed, whole, "restored state")
+
+
+def check_analysis(record: Analysis, subject: Subject, corpus: Corpus) -> Result:
+    """Check a registered analysis end to end and return its result.
+
+    Runs twice and compares; stores, reopens and compares; draws every view; asks for definitions and unknown parameters.
+    """
+    from sparsescope.core.artifact import Store
+    from sparsescope.core.registry import find_record
+    from sparsescope.errors import SpecError
+    from sparsescope.runner.run import run
+
+    assert find_record(record.name) is record, f"{record.name} is not registered"
+    with tempfile.TemporaryDirectory() as folder:
+        result = run(record.name, subject, corpus, store=folder)
+        stored = Store(folder).open(str(result.run_id))
+        assert [v.status for v in Store(folder).verify()] == ["ok"], "the stored run is damaged"
+    again = run(record.name, subject, corpus)
+    if not record.measures_time:
+        check_same_numbers(result, again)
+    check_same_numbers(result, stored)
+    for scalar in result.scalars.values():
+        assert scalar.definition.strip(), f"scalar {scalar.name} has no definition"
+    for name, columns in result.columns.items():
+        assert list(result.tables[name].columns) == [column.name for column in columns], f"columns of table {name}"
+        assert all(column.description.strip() for column in columns), f"a column of table {name} has no description"
+    assert set(record.headline) <= set(result.scalars) or not record.headline, "a headline scalar is missing"
+    for view in record.views:
+        assert view.table in result.tables, f"view {view.name} shows table {view.table}, which is not there"
+        check_figure(record.draw(view.name, stored), view.name)
+    try:
+        run(record.name, subject, corpus, no_such_parameter=1)
+    except SpecError:
+        return result
+    raise AssertionError("an unknown parameter was accepted")
+
+
+def check_figure(figure: Any, name: str = "figure") -> None:
+    """Check that a figure has a title, axis titles, alt text, valid JSON and only SVG traces."""
+    described = json.loads(figure.to_json())
+    assert described["layout"].get("title", {}).get("text"), f"{name} has no title"
+    meta = described["layout"].get("meta") or {}
+    assert meta.get("alt"), f"{name} has no alt text"
+    assert not [trace["type"] for trace in described["data"] if "gl" in trace["type"]], f"{name} has WebGL traces"
+    if described["data"]:
+        for axis in ("xaxis", "yaxis"):
+            titles = [v.get("title", {}).get("text") for k, v in described["layout"].items() if k.startswith(axis)]
+            assert any(titles), f"{name} has no title on any {axis}"
+
+
+def check_same_numbers(a: Result, b: Result, *, rtol: float = 0.0) -> None:
+    """Check that two results hold equal scalars, tables and tensors, NaN equal to NaN.
+
+    Args:
+        a: One result.
+        b: The other.
+        rtol: Relative tolerance of floats; 0 asks for equal bits. Counts and texts are always compared exactly.
+    """
+    import pandas as pd
+
+    assert list(a.scalars) == list(b.scalars), "other scalars"
+    for name, scalar in a.scalars.items():
+        other = b.scalars[name]
+        np.testing.assert_allclose(scalar.value, other.value, rtol=rtol, atol=0, err_msg=f"scalar {name}")
+        assert (scalar.interval is None) == (other.interval is None), f"scalar {name}: interval on one side"
+    assert list(a.tables) == list(b.tables), "other tables"
+    for name, frame in a.tables.items():
+        close = {"rtol": rtol, "atol": 0} if rtol else {"check_exact": True}
+        pd.testing.assert_frame_equal(frame, b.tables[name], obj=f"table {name}", **close)
+    assert list(a.tensors) == list(b.tensors), "other tensors"
+    for name, tensor in a.tensors.items():
+        np.testing.assert_allclose(tensor.array, b.tensors[name].array, rtol=rtol, atol=0, err_msg=f"tensor {name}")
+
+
+def _fed(make: Callable[[], Accumulator], batches: Sequence[ActivationBatch]) -> Accumulator:
+    accumulator = make()
+    for batch in batches:
+        accumulator.update(batch)
+    return accumulator
+
+
+def _through_json(state: tuple[dict[str, np.ndarray], dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What a state becomes on its way over a disk."""
+    arrays, meta = state
+    return {name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(meta))
+
+
+def _same_state(a: Accumulator, b: Accumulator, what: str) -> None:
+    """Compare finished states."""
+    for accumulator in (a, b):
+        accumulator.finish()
+    mine, theirs = a.state()[0], b.state()[0]
+    assert mine.keys() == theirs.keys(), f"{what}: other arrays"
+    for name, array in mine.items():
+        if np.issubdtype(array.dtype, np.integer):
+            np.testing.assert_array_equal(array, theirs[name], err_msg=f"{what}: {name}")
+        else:
+            np.testing.assert_allclose(array, theirs[name], rtol=1e-12, err_msg=f"{what}: {name}")

@@ -1,0 +1,42 @@
+"""Shared by all tests: no model hub, small real and random subjects, loaded once for each process."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def llama():
+    import sparsescope as ss
+
+    return ss.load("random-llama")
+
+
+@pytest.fixture(scope="session")
+def glass():
+    import sparsescope as ss
+
+    return ss.load("glassllm")
+
+
+@pytest.fixture(scope="session")
+def texts():
+    """Six documents of different words in two domains."""
+    from sparsescope.activations.corpus import Document
+
+    words = "the quick brown fox jumps over a lazy dog while seven wizards box with gloves made of velvet".split()
+    return [
+        Document(f"doc{n}", "fox" if n % 2 else "dog", " ".join(words[(n * 7 + i * (n + 2)) % len(words)] for i in range(60)))
+        for n in range(6)
+    ]
+
+
+@pytest.fixture(scope="session")
+def small_corpus(texts):
+    import sparsescope as ss
+
+    return ss.corpus(texts, tokens=900, context=64, name="small", deduplicate=False)

@@ -1,0 +1,110 @@
+"""The analysis end to end: contract, closed forms, splitting, statistics that mean what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import sparsescope as ss
+from sparsescope.activations.context import Context
+from sparsescope.analysis.activation_sparsity import ANALYSIS, ActivationSparsityParams
+from sparsescope.analysis.activation_sparsity import compute as module
+from sparsescope.errors import SubjectError
+from sparsescope.testing import check_analysis, check_same_numbers
+
+SUBJECTS = ["random-llama", "random-gpt2", "random-opt", "random-gemma2", "random-qwen2moe", "random-olmoe", "random-mixtral"]
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_contract_on_every_architecture(name, small_corpus):
+    result = check_analysis(ANALYSIS, ss.load(name), small_corpus)
+    table = result.tables["per_layer"]
+    values = table[["mean", "low", "high", "q05", "q50", "q95"]].to_numpy()
+    assert np.nanmin(values) >= 0 and np.nanmax(values) <= 1
+    seen = table[table["tokens"] > 0]
+    assert (seen["low"] <= seen["mean"] + 1e-12).all() and (seen["mean"] <= seen["high"] + 1e-12).all()
+    assert (seen["q05"] <= seen["q50"]).all() and (seen["q50"] <= seen["q95"]).all()
+
+
+def test_random_relu_is_half_active():
+    """Symmetric pre-activations: an untrained ReLU layer lets half of its units through."""
+    text = ss.corpus("python-docs", tokens=2000, context=64)
+    layers = []
+    for seed in range(5):
+        result = ss.run("activation_sparsity", ss.load(f"random-opt@{seed}"), text)
+        table = result.tables["per_layer"]
+        layers.append(table.loc[table["metric"] == "density_nonzero", "mean"].to_numpy())
+    assert np.mean(layers) == pytest.approx(0.5, abs=0.02)
+    assert np.min(layers) > 0.45 and np.max(layers) < 0.55
+
+
+def test_two_halves_merged_equal_the_whole(glass):
+    text = ss.corpus("python-docs+python-source", tokens=4000, context=128).tokenize(glass.tokenizer)
+    params = ActivationSparsityParams()
+
+    def accumulate(part):
+        accumulator = module.accumulator(params, Context(glass, part))
+        with ss.capture(glass, part, "blocks.*.mlp.hook_post") as source:
+            for batch in source:
+                accumulator.update(batch)
+        return accumulator
+
+    whole = module.result(params, Context(glass, text), accumulate(text))
+    for cut in (1, len(text.documents) // 2, len(text.documents) - 1):
+        numbers = [document.index for document in text.documents]
+        first, second = accumulate(text.select(numbers[:cut])), accumulate(text.select(numbers[cut:]))
+        merged = module.result(params, Context(glass, text), second.merge(first))
+        check_same_numbers(whole, merged, rtol=1e-12)
+
+
+def test_density_and_sparsity_stand_together(llama, small_corpus):
+    table = ss.run("activation_sparsity", llama, small_corpus).tables["per_layer"]
+    dense = table[table["metric"].str.startswith("density_")]
+    np.testing.assert_allclose(dense["sparsity"], 1 - dense["mean"])
+    assert table.loc[~table["metric"].str.startswith("density_"), "sparsity"].isna().all()
+
+
+def test_units_that_never_fire_are_bounded_by_effective_tokens(small_corpus):
+    import torch
+
+    subject = ss.load("random-opt")
+    with torch.no_grad():
+        subject.model.model.decoder.layers[1].fc1.bias[:5] = -1e4
+    result = ss.run("activation_sparsity", ss.wrap(subject.model, subject.tokenizer), small_corpus)
+    row = result.tables["unit_use"].query("layer == 1 and rule == 'nonzero'").iloc[0]
+    assert row["dead"] >= 5
+    assert 0.05 ** (1 / row["effective_tokens"]) == pytest.approx(1 - row["dead_bound"])
+    assert row["documents"] <= row["effective_tokens"] + 1 and row["effective_tokens"] <= row["tokens"]
+    units = result.tables["units"].query("layer == 1").head(5)
+    assert (units["nonzero"] == 0).all() and (units["documents_nonzero"] == 0).all()
+
+
+def test_one_document_gives_no_interval_and_says_so(llama):
+    result = ss.run("activation_sparsity", llama, ss.corpus(["some words " * 40], context=64))
+    assert result.tables["per_layer"]["low"].isna().all()
+    assert result.scalars["mean_gini"].interval is None
+    assert any("one document" in note.message for note in result.notes)
+
+
+def test_half_precision_is_labelled(small_corpus):
+    result = ss.run("activation_sparsity", ss.load("random-llama", dtype="bfloat16"), small_corpus)
+    assert any(note.severity == "warning" and "bfloat16" in note.message for note in result.notes)
+    assert result.provenance["subject"]["dtype"] == "bfloat16"
+
+
+def test_other_sites_can_be_asked_for(llama, small_corpus):
+    result = ss.run("activation_sparsity", llama, small_corpus, sites=["blocks.*.attn.hook_z", "blocks.0.hook_out"])
+    sites = set(result.tables["per_layer"]["site"])
+    assert "blocks.0.hook_out" in sites and "blocks.2.attn.hook_z" in sites
+    with pytest.raises(SubjectError):
+        ss.run("activation_sparsity", llama, small_corpus, sites="blocks.*.nowhere")
+
+
+def test_experts_are_measured_on_their_own_tokens(small_corpus):
+    subject = ss.load("random-olmoe")
+    result = ss.run("activation_sparsity", subject, small_corpus)
+    table = result.tables["per_layer"].query("metric == 'gini' and layer == 0")
+    assert len(table) == 8 and table["site"].str.contains(".experts.", regex=False).all()
+    tokens = small_corpus.tokenize(subject.tokenizer)
+    later = sum(int((b.text_mask & (b.position > 0)).sum()) for b in tokens.batches())
+    assert table["tokens"].sum() == 2 * later  # two experts for each token

@@ -1,0 +1,157 @@
+"""Stored runs: what is written is read, damage is found, foreign and hostile folders are refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sparsescope.core.artifact import Store, open_run
+from sparsescope.core.result import Column, Interval, Result, Tensor
+from sparsescope.core.spec import Spec
+from sparsescope.errors import ArtifactError
+from sparsescope.testing import check_same_numbers
+
+
+def make_spec(seed=0):
+    return Spec(analysis="activation_sparsity", version="1", params={"seed": seed}, subject={"weight_hash": "w"}, corpus=None)
+
+
+def make_result():
+    result = Result("activation_sparsity")
+    result.add_scalar("d", 0.25, "fraction", "density", interval=Interval(0.2, 0.3, 0.95, "bootstrap", 7))
+    result.add_scalar("none", math.nan, "fraction", "not defined here")
+    frame = pd.DataFrame({"layer": [0, 1], "label": ["a\u202e", "=cmd()"], "value": [0.5, math.nan]})
+    columns = (Column("layer", "layer", "l"), Column("label", "label", "t"), Column("value", "value", "v", "units"))
+    result.add_table("t", frame, columns)
+    result.tensors["x"] = Tensor(("layer", "neuron"), np.arange(6, dtype=np.float32).reshape(2, 3))
+    result.note("warning", "mind this", "t")
+    return result
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "runs")
+
+
+@pytest.fixture
+def folder(store):
+    return store.write(make_result(), make_spec(), seconds=1.5, environment={"cores": 2}, command="sparsescope run")
+
+
+def test_what_is_written_is_read(store, folder):
+    found = open_run(folder)
+    check_same_numbers(make_result(), found)
+    assert found.notes == make_result().notes
+    assert found.columns == make_result().columns
+    assert found.tensors["x"].dims == ("layer", "neuron")
+    assert found.provenance["run_id"] == folder.name == make_spec().run_id
+    assert [v.status for v in store.verify()] == ["ok"]
+    assert not list(store.root.glob(".tmp-*"))
+
+
+def test_the_same_run_is_not_written_twice(store, folder):
+    stamp = (folder / "manifest.json").stat().st_mtime_ns
+    store.write(make_result(), make_spec(), seconds=9, environment={})
+    assert (folder / "manifest.json").stat().st_mtime_ns == stamp
+    assert store.run_ids() == [folder.name]
+
+
+def test_a_flipped_bit_a_missing_and_a_truncated_file_are_found(store, folder):
+    table = folder / "tables" / "t.parquet"
+    data = bytearray(table.read_bytes())
+    data[len(data) // 2] ^= 1
+    table.write_bytes(data)
+    assert "another checksum" in store.verify()[0].detail
+    table.write_bytes(data[:-3])
+    assert "bytes, not" in store.verify()[0].detail
+    table.unlink()
+    assert "missing" in store.verify()[0].detail
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        store.open(folder.name)
+
+
+def edit(folder, change):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(schema_version=99), "newer sparsescope"),
+        (lambda m: m.update(schema_version=0), "no schema version"),
+        (lambda m: m.update(surprise=1), "malformed"),
+        (lambda m: m.pop("notes"), "malformed"),
+        (lambda m: m["tables"]["t"].update(file="../../etc/passwd"), "malformed"),
+        (lambda m: m["tables"]["t"].update(file="/etc/passwd"), "malformed"),
+        (lambda m: m["spec"]["params"].update(seed=1), "does not belong"),
+        (lambda m: m["tables"]["t"].update(rows=7), "differs from its manifest"),
+    ],
+)
+def test_a_changed_manifest_is_refused(store, folder, change, message):
+    edit(folder, change)
+    with pytest.raises(ArtifactError, match=message):
+        store.open(folder.name)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema_version": 1}', "[" * 100_000])
+def test_a_manifest_that_is_no_manifest_is_refused(store, folder, text):
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(ArtifactError):
+        store.open(folder.name)
+
+
+def test_a_link_out_of_the_run_is_refused(store, folder, tmp_path):
+    secret = tmp_path / "secret.parquet"
+    secret.write_bytes((folder / "tables" / "t.parquet").read_bytes())
+    (folder / "tables" / "t.parquet").unlink()
+    (folder / "tables" / "t.parquet").symlink_to(secret)
+    with pytest.raises(ArtifactError, match="outside"):
+        store.open(folder.name)
+
+
+@pytest.mark.parametrize("name", ["../x", "activation_sparsity-zzz", "", "a-0123456789ab/..", "A-0123456789ab"])
+def test_a_run_id_of_another_form_is_refused(store, name):
+    with pytest.raises(ArtifactError, match="not the id"):
+        store.path(name)
+
+
+def test_a_renamed_run_is_refused(store, folder):
+    other = folder.with_name("activation_sparsity-000000000000")
+    folder.rename(other)
+    with pytest.raises(ArtifactError, match="does not belong"):
+        store.open(other.name)
+
+
+def test_a_missing_run_lists_what_is_there(store, folder):
+    with pytest.raises(ArtifactError, match=folder.name):
+        store.open("activation_sparsity-000000000000")
+
+
+def test_folders_of_dead_processes_are_removed_and_living_ones_kept(store, folder):
+    from sparsescope.core.artifact import _HOST
+
+    dead = store.root / f".tmp-a-0123456789ab-{_HOST}-999999999-aa"
+    alive = store.root / f".tmp-a-0123456789ab-{_HOST}-{os.getpid()}-aa"
+    elsewhere = store.root / ".tmp-a-0123456789ab-otherhost-999999999-aa"
+    for path in (dead, alive, elsewhere):
+        path.mkdir()
+    store.write(make_result(), make_spec(seed=1), seconds=0, environment={})
+    assert [path.exists() for path in (dead, alive, elsewhere)] == [False, True, True]
+
+
+def test_steps_survive_and_a_broken_step_is_no_step(store):
+    store.save_step("d" * 64, "pass", {"a": np.arange(3)}, {"next": 4})
+    arrays, meta = store.load_step("d" * 64, "pass")
+    assert meta == {"next": 4}
+    np.testing.assert_array_equal(arrays["a"], np.arange(3))
+    path = store.partial("d" * 64) / "pass.safetensors"
+    path.write_bytes(path.read_bytes()[:20])
+    assert store.load_step("d" * 64, "pass") is None
+    assert store.load_step("e" * 64, "pass") is None

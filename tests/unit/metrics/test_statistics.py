@@ -1,0 +1,81 @@
+"""Intervals, effective sample sizes and bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sparsescope.metrics import statistics as s
+
+
+def test_zero_events_bound_is_the_rule_of_three():
+    assert s.zero_events_bound(1000) == pytest.approx(0.002991, abs=1e-6)
+    assert (1 - s.zero_events_bound(50)) ** 50 == pytest.approx(0.05)
+    assert s.zero_events_bound(0) == 1.0
+
+
+def test_full_correlation_leaves_one_token_per_document():
+    lengths = np.full(20, 50)
+    assert s.effective_tokens(1000, float((lengths**2).sum()), 1.0) == pytest.approx(20)
+    assert s.effective_tokens(1000, float((lengths**2).sum()), 0.0) == pytest.approx(1000)
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.1, 0.4])
+def test_pooled_correlation_recovers_the_planted_one(truth):
+    generator = np.random.default_rng(0)
+    lengths, units, p = generator.integers(20, 60, 400), 200, 0.3
+    spread, variance = 0.0, 0.0
+    for _ in range(units):
+        # Beta-binomial: rates vary between documents so that the intraclass correlation is ``truth``.
+        rates = np.full(400, p) if truth == 0 else generator.beta(p * (1 - truth) / truth, (1 - p) * (1 - truth) / truth, 400)
+        k = generator.binomial(lengths, rates)
+        mean = k.sum() / lengths.sum()
+        spread += ((k - mean * lengths) ** 2).sum()
+        variance += mean * (1 - mean)
+    found = s.pooled_intraclass_correlation(spread, variance, lengths.sum(), (lengths**2).sum())
+    assert found == pytest.approx(truth, abs=0.02)
+
+
+def test_correlation_without_events_is_the_cautious_one():
+    assert s.pooled_intraclass_correlation(0.0, 0.0, 100, 1000) == 1.0
+    assert s.pooled_intraclass_correlation(1.0, 1.0, 100, 100) == 1.0
+
+
+def test_cluster_bootstrap_covers_the_truth():
+    generator, covered, trials = np.random.default_rng(3), 0, 200
+    for trial in range(trials):
+        lengths = generator.integers(10, 50, 40)
+        effects = generator.normal(0.4, 0.1, 40)
+        sums = np.array([generator.normal(e, 0.2, n).sum() for e, n in zip(effects, lengths, strict=True)])
+        weights = s.bootstrap_weights(np.zeros(40, int), 400, trial)
+        _, low, high = s.cluster_interval(sums[:, None], lengths[:, None], weights, 0.95)
+        covered += low[0] <= 0.4 <= high[0]
+    assert covered / trials >= 0.88  # nominal 0.95; a token bootstrap would cover about half
+
+
+def test_resamples_keep_the_share_of_each_domain():
+    strata = np.array([0, 0, 0, 1, 1])
+    weights = s.bootstrap_weights(strata, 50, 0)
+    assert (weights[:, :3].sum(1) == 3).all() and (weights[:, 3:].sum(1) == 2).all()
+    np.testing.assert_array_equal(weights, s.bootstrap_weights(strata, 50, 0))
+    assert (weights != s.bootstrap_weights(strata, 50, 1)).any()
+
+
+def test_one_document_has_no_interval():
+    mean, low, high = s.cluster_interval(np.array([[3.0]]), np.array([[6]]), np.ones((10, 1)), 0.95)
+    assert mean[0] == 0.5 and np.isnan(low[0]) and np.isnan(high[0])
+
+
+def test_the_global_generator_is_untouched():
+    state = np.random.get_state()[1].copy()
+    s.bootstrap_weights(np.zeros(4, int), 10, 0)
+    np.testing.assert_array_equal(state, np.random.get_state()[1])
+
+
+def test_histogram_quantiles_are_within_a_bin():
+    values = np.random.default_rng(0).beta(2, 5, 10_000)
+    edges = np.linspace(0, 1, 201)
+    counts, _ = np.histogram(values, edges)
+    found = s.histogram_quantiles(counts, edges, (0.05, 0.5, 0.95))
+    np.testing.assert_allclose(found, np.quantile(values, (0.05, 0.5, 0.95)), atol=1 / 200)
+    assert np.isnan(s.histogram_quantiles(np.zeros(200, int), edges, (0.5,)))[0]

@@ -1,0 +1,147 @@
+"""The runner: one pass for several analyses, stored runs are opened, interrupted ones go on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import sparsescope as ss
+from sparsescope.activations.accumulators import SparsityAccumulator
+from sparsescope.core.artifact import Store
+from sparsescope.errors import ArtifactError, SpecError, SubjectError
+from sparsescope.runner import engine
+from sparsescope.runner.run import Request, run, run_many
+from sparsescope.testing import check_same_numbers
+
+NAME = "activation_sparsity"
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts forward passes."""
+    from sparsescope.models.subject import Subject
+
+    original, calls = Subject.forward, []
+
+    def counted(self, *args, **kwargs):
+        calls.append(1)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Subject, "forward", counted)
+    return calls
+
+
+def test_several_analyses_share_one_forward_pass(llama, small_corpus, passes):
+    tokens = small_corpus.tokenize(llama.tokenizer)
+    requests = [Request(NAME), Request(NAME, {"sites": "blocks.*.hook_out"}), Request(NAME, {"shares": (0.5,)})]
+    outcomes = run_many(requests, llama, tokens)
+    assert len(passes) == tokens.n_batches()
+    alone = run(NAME, llama, tokens, sites="blocks.*.hook_out")
+    check_same_numbers(outcomes[1].result, alone)
+
+
+def test_a_stored_run_is_opened_not_computed(llama, small_corpus, passes, tmp_path):
+    first = run(NAME, llama, small_corpus, store=tmp_path)
+    before = len(passes)
+    second = run(NAME, llama, small_corpus, store=tmp_path)
+    assert len(passes) == before
+    check_same_numbers(first, second)
+    assert run(NAME, llama, small_corpus, store=tmp_path, seed=1).run_id != first.run_id
+    assert len(passes) > before
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(llama, small_corpus, passes, tmp_path, monkeypatch):
+    expected = run(NAME, llama, small_corpus, batch_tokens=64)
+    original, seen = SparsityAccumulator.update, []
+
+    def interrupted(self, batch):
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+        seen.append(batch.index)
+        original(self, batch)
+
+    monkeypatch.setattr(SparsityAccumulator, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(NAME, llama, small_corpus, store=tmp_path, batch_tokens=64)
+    monkeypatch.setattr(SparsityAccumulator, "update", original)
+    before = len(passes)
+    result = run(NAME, llama, small_corpus, store=tmp_path, batch_tokens=64)
+    assert len(passes) - before == small_corpus.tokenize(llama.tokenizer).n_batches(64) - 7
+    check_same_numbers(expected, result)
+    assert not list((tmp_path / ".partial").iterdir()), "unfinished work of a finished run was left"
+
+
+def test_a_state_of_other_batches_is_not_used(llama, small_corpus, passes, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(Store, "drop_partial", lambda self, digest: None)
+    run(NAME, llama, small_corpus, store=tmp_path / "a", batch_tokens=64)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / ".partial").rename(tmp_path / "b" / ".partial")
+    before = len(passes)
+    run(NAME, llama, small_corpus, store=tmp_path / "b", batch_tokens=512)
+    assert len(passes) - before == small_corpus.tokenize(llama.tokenizer).n_batches(512)
+
+
+def test_one_failing_analysis_does_not_stop_the_others(llama, small_corpus):
+    outcomes = run_many([Request(NAME, {"sites": "blocks.*.nowhere"}), Request(NAME)], llama, small_corpus)
+    assert isinstance(outcomes[0].error, SubjectError) and outcomes[0].result is None
+    assert outcomes[1].result is not None
+
+
+def test_a_full_disk_does_not_lose_the_result(llama, small_corpus, tmp_path, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise ArtifactError("cannot store the run", got="ENOSPC")
+
+    monkeypatch.setattr(Store, "write", full)
+    with pytest.raises(ArtifactError, match="ENOSPC") as caught:
+        run(NAME, llama, small_corpus, store=tmp_path)
+    assert caught.value.result.scalars["mean_gini"].value > 0
+
+
+def test_windows_longer_than_the_model_are_refused(glass):
+    with pytest.raises(SubjectError, match=r"longer than the model[\s\S]*128[\s\S]*--context 128"):
+        run(NAME, glass, ss.corpus("python-docs", tokens=2000, context=256))
+
+
+def test_unknown_names_are_refused_before_anything_runs(llama, small_corpus, passes):
+    with pytest.raises(SpecError, match="did you mean 'activation_sparsity'"):
+        run("activation_sparsty", llama, small_corpus)
+    with pytest.raises(SpecError, match="unknown parameter"):
+        run(NAME, llama, small_corpus, sits="x")
+    assert not passes
+
+
+def test_a_missing_capability_names_what_is_missing(small_corpus, monkeypatch):
+    subject = ss.load("random-llama")
+    monkeypatch.setattr(type(subject), "capabilities", frozenset({"causal"}))
+    with pytest.raises(SubjectError, match="no hidden_units"):
+        run(NAME, subject, small_corpus)
+
+
+def test_progress_reaches_its_end_and_the_global_generators_are_untouched(llama, small_corpus):
+    import torch
+
+    seen = []
+    torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    run(NAME, llama, small_corpus, progress=lambda phase, done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert torch.equal(torch_state, torch.random.get_rng_state())
+    np.testing.assert_array_equal(numpy_state, np.random.get_state()[1])
+
+
+def test_the_reproduce_command_makes_the_same_run(glass, tmp_path):
+    import shlex
+
+    from typer.testing import CliRunner
+
+    from sparsescope.cli import app
+
+    text = ss.corpus("python-docs", tokens=600, context=64, seed=3)
+    result = run(NAME, glass, text, store=tmp_path, shares=(0.5, 0.9), seed=5)
+    words = shlex.split(result.provenance["command"])
+    assert words[:3] == ["sparsescope", "run", NAME]
+    found = CliRunner().invoke(app, [*words[1:], "--home", str(tmp_path), "--json"])
+    assert found.exit_code == 0, found.output
+    assert f'"run": "{result.run_id}"' in found.output and '"stored_before": true' in found.output
+
+
