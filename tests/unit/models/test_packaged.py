@@ -40,6 +40,7 @@ def builds(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_cache_dir_follows_the_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_dir() == home
     monkeypatch.delenv("SPARSESCOPE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert cache_dir() == Path.home() / ".cache" / "sparsescope"
 
 
