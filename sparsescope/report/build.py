@@ -57,6 +57,7 @@ def render(results: Sequence[Result], *, title: str | None = None) -> str:
         name="report",
         title=heading,
         sections=sections,
+        labels=_labels(sections),
         origins=_origins(sections),
         across=_across(results),
     )
@@ -91,6 +92,20 @@ def _across(results: Sequence[Result]) -> list[tuple[str, list[str], list[list[s
             rows.append([_name(member), *(format_scalar(found[n]) if n in found else "–" for n in names)])
         tables.append((record.title or name, [n.replace("_", " ") for n in names], rows))
     return tables
+
+
+def _labels(sections: Sequence[Section]) -> list[str]:
+    """Headings that tell the sections apart: by model, and by corpus or run where the model is the same."""
+    labels = [entry.title for entry in sections]
+    for parts in (
+        lambda s: [s.subject],
+        lambda s: [s.subject, s.corpus],
+        lambda s: [s.subject, s.corpus, s.run_id],
+    ):
+        if len(set(labels)) == len(labels):
+            break
+        labels = [" · ".join(part for part in (entry.title, *parts(entry)) if part) for entry in sections]
+    return labels
 
 
 def _name(result: Result) -> str:

@@ -80,6 +80,7 @@ class Section:
     title: str
     summary: str
     subject: str
+    corpus: str
     run_id: str
     cards: list[Card]
     others: list[Card]
@@ -158,6 +159,7 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET) -> Section:
         title=record.title,
         summary=record.summary,
         subject=str(origin.get("subject", {}).get("id", "in memory")),
+        corpus=str((origin.get("corpus") or {}).get("name", "")),
         run_id=str(result.run_id or "not stored"),
         cards=[card(scalar) for scalar in headline],
         others=[card(scalar) for scalar in others],

@@ -20,7 +20,8 @@ from sparsescope.viz import theme
 from sparsescope.viz.tokens import display
 
 MAX_MARKS = 10_000
-_TITLE_WIDTH, _SUBTITLE_WIDTH = 88, 120
+# Lines of this length fit a printed page.
+_TITLE_WIDTH, _SUBTITLE_WIDTH = 76, 104
 _LINE = 20
 
 

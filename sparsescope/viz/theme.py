@@ -140,7 +140,7 @@ def template(mode: Mode) -> go.layout.Template:
                 "yref": "container",
                 "y": 1,
                 "yanchor": "top",
-                "font": {"size": 16, "color": ink},
+                "font": {"size": 15, "color": ink},
                 "subtitle": {"font": {"size": 12.5, "color": muted}},
             },
             "xaxis": {**axis, "showgrid": False},

@@ -38,8 +38,8 @@ def _metrics(rng: np.random.Generator, depth: float, relu: bool) -> dict[str, tu
     """Mean and reference of every metric at a relative depth in [0, 1]."""
     nonzero = 0.04 + 0.03 * depth if relu else 1.0 - 1e-6
     energy = {"50": 0.02, "90": 0.16, "95": 0.24, "99": 0.42}
-    half = {"50": 0.093, "90": 0.414, "95": 0.529, "99": 0.730}
-    half_l1 = {"50": 0.215, "90": 0.627, "95": 0.744, "99": 0.890}
+    half = {"50": 0.124, "90": 0.445, "95": 0.553, "99": 0.735}
+    half_l1 = {"50": 0.239, "90": 0.646, "95": 0.749, "99": 0.887}
     wave = 1 + 0.5 * np.sin(3 * depth) - 0.35 * depth + rng.normal(0, 0.02)
     found = {"density_nonzero": (nonzero, np.nan)}
     for p in SHARES:

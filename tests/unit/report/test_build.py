@@ -262,6 +262,17 @@ def test_several_results_share_one_bundle_and_are_put_side_by_side(synthetic, tm
     assert targets <= set(ids)
 
 
+def test_sections_of_one_model_are_told_apart_by_corpus(synthetic, tmp_path):
+    results = []
+    for name, digest in (("docs", "ab" * 32), ("code", "cd" * 32)):
+        corpus = synthetic.corpus_description(name, digest)
+        run_id = synthetic.store_result(tmp_path, synthetic.activation_result(layers=2), corpus=corpus)
+        results.append(Store(tmp_path).open(run_id))
+    text = Page(build.render(results)).text
+    for name in ("docs", "code"):
+        assert text.count(f"Activation sparsity · smollm2-135m · {name}") == 2, "in the contents and above"
+
+
 def test_build_writes_atomically_and_names_the_path(stored, tmp_path, monkeypatch):
     target = tmp_path / "sub" / "report.html"
     assert build.build([stored], target) == target
@@ -305,3 +316,11 @@ def test_one_figure_as_a_page(stored):
     parsed = Page(page.figure_page(figure, title="<b>x", source="run r"))
     assert len(parsed.scripts) == 4
     assert figure.layout.meta["alt"] in parsed.values("aria-label")
+
+
+def test_the_glossary_states_the_half_normal_share(parsed):
+    from scipy.stats import chi2, norm
+
+    # Entries above t hold 90 % of the energy where the chi-square CDF with 3 degrees of freedom is 0.1 at t^2.
+    share = 2 * norm.sf(chi2.ppf(0.1, 3) ** 0.5)
+    assert f"yet {100 * share:.0f} % of its entries hold 90 % of its energy" in parsed.text

@@ -46,7 +46,7 @@ def per_layer(result: Result) -> go.Figure:
             if not parts.nonzero_says_nothing(result):
                 lines.append(("density_nonzero", "non-zero", theme.SLATE, "dash"))
             _density_lines(figure, found, role, lines, row, column)
-    parts.percent_axes(figure, found, "share of units", y_range=(0, 1.04))
+    parts.percent_axes(figure, found, "share of units", y_range=(0, 1.04), ticks=10)
     figure.update_layout(margin={"r": 64})
     main = parts.main_share(found.frame)
     rows = found.frame[found.frame["metric"] == f"density_energy_{main}"].dropna(subset=["mean"])
@@ -118,9 +118,7 @@ def token_spread(result: Result) -> go.Figure:
     main = parts.main_share(found.frame)
     rows = found.frame[found.frame["metric"] == f"density_energy_{main}"]
     low, middle, high = (parts.percent(rows[q].median()) for q in ("q05", "q50", "q95"))
-    title = (
-        f"A median token needs {middle} of the units for {main} % of the energy, one in twenty over {high}"
-    )
+    title = f"A median token needs {middle} of the units for {main} % of the energy, 1 in 20 over {high}"
     alt = (
         f"Line charts with a range over tokens, by layer. At {main} % of the energy the 5th, 50th and 95th "
         f"percentile of the density are {low}, {middle} and {high} in the median layer."
@@ -152,7 +150,7 @@ def concentration(result: Result) -> go.Figure:
             fig.line(figure, layer, rows["reference"], "half-normal", **dotted, **place)
         at: dict[str, Any] = {"row": place["row"], "col": place["column"]}
         figure.update_yaxes(title_text=parts.label(name), **at)
-        fig.integer_axis(figure, found.frame["layer"], parts.LAYER, **at)
+        fig.integer_axis(figure, found.frame["layer"], parts.LAYER, ticks=10, **at)
     name = "gini" if "gini" in present else present[0]
     rows = found.frame[found.frame["metric"] == name].dropna(subset=["mean"])
     title, alt = "Concentration measures by layer", "Concentration measures by layer; no value is defined."

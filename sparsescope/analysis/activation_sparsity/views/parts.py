@@ -117,6 +117,8 @@ def percent(value: float) -> str:
 def between(values: pd.Series) -> str:
     """Say the range of shares, for example ``11.6–21.3 %``."""
     low, high = percent(values.min()), percent(values.max())
+    if low.startswith("over"):
+        return low
     return low if low == high else f"{low.removesuffix(' %')}–{high}"
 
 
