@@ -185,7 +185,8 @@ ANALYSIS = Analysis(
         ),
     ),
     headline=(
-        "mean_nonzero", "mean_zero_sparsity", "mean_density_energy_90", "mean_density_l1_90", "mean_gini", "mean_hoyer", "dead_units",
+        "mean_nonzero", "mean_zero_sparsity", "mean_density_energy_90", "mean_sparsity_energy_90", "mean_density_l1_90",
+        "mean_sparsity_l1_90", "mean_gini", "mean_hoyer",
     ),
     requires=frozenset({"hidden_units"}),
     citations=(

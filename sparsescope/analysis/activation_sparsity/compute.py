@@ -273,10 +273,11 @@ def _scalars(
         out.add_scalar(
             name, mean[index], unit, f"{kind} {_meaning(metric)}: {over}", interval=interval(spread[:, index])
         )
-    out.add_scalar(
-        "mean_zero_sparsity", 1 - mean[0], "fraction", f"sparsity = 1 - mean_nonzero, exact zeros: {over}",
-        interval=interval(1 - spread[:, 0]),
-    )  # fmt: skip
+        if kind == "density":
+            other = "mean_zero_sparsity" if index == 0 else name.replace("density", "sparsity")
+            out.add_scalar(
+                other, 1 - mean[index], unit, f"sparsity = 1 - {name}: {over}", interval=interval(1 - spread[:, index])
+            )
     rates = [_rates(statistics[name]) for name in statistics]
     for index, rule in enumerate(RULES):
         suffix = "" if index == 0 else "_in_use"
