@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsescope.activations.capture import capture as capture
     from sparsescope.activations.corpus import corpus as corpus
-    from sparsescope.core.artifact import open_run as open
+    from sparsescope.core.artifact import open_run
     from sparsescope.core.registry import analyses as analyses
     from sparsescope.models.sources import load as load
     from sparsescope.models.sources import wrap as wrap
-    from sparsescope.report.build import build as report
+    from sparsescope.report.build import build
     from sparsescope.runner.run import run as run
+
+    open, report = open_run, build
 
 __version__ = "0.1.0"
 

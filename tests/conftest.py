@@ -28,7 +28,8 @@ def texts():
     """Six documents of different words in two domains."""
     from sparsescope.activations.corpus import Document
 
-    words = "the quick brown fox jumps over a lazy dog while seven wizards box with gloves made of velvet".split()
+    sentence = "the quick brown fox jumps over a lazy dog while seven wizards box with gloves made of velvet"
+    words = sentence.split()
     return [
         Document(f"doc{n}", "fox" if n % 2 else "dog", " ".join(words[(n * 7 + i * (n + 2)) % len(words)] for i in range(60)))
         for n in range(6)

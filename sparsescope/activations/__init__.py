@@ -1,1 +1,1 @@
-
+"""Text, activations of a model on it, and mergeable statistics of them."""

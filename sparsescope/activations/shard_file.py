@@ -101,4 +101,4 @@ def _pieces(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview]:
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for tensor in tensors.values():
         if tensor.numel():
-            yield memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -42,8 +42,8 @@ ANALYSIS = Analysis(
         View(
             "ratios",
             "Time relative to the bare forward pass",
-            "Median over repeats of the time of a variant divided by the time of the bare forward pass (without output head) of "
-            "the same repeat; lines show the quartiles. Variants of another dtype are labelled: they do not compute the same numbers.",
+            "Median over repeats of the time of a variant divided by the time of the bare forward pass (without output head) "
+            "of the same repeat; lines show the quartiles. Variants of another dtype are labelled: they compute other numbers.",
             table="variants",
             formula="ratio = seconds(variant) / seconds(bare forward), within a repeat",
         ),
@@ -72,6 +72,7 @@ def compute(params: CaptureParams, context: Context) -> Result:
     import gc
     import shutil
     import tempfile
+    from functools import partial
 
     import numpy as np
     import torch
@@ -114,14 +115,14 @@ def compute(params: CaptureParams, context: Context) -> Result:
             sites = len(live.sites)
             variants: dict[str, Callable[[], None]] = {
                 "bare forward": forward,
-                "forward with logits": lambda: forward(logits=True),
+                "forward with logits": partial(forward, logits=True),
                 f"copying {sites} sites": copying,
                 f"copying and every statistic of {sites} sites": statistics,
-                f"storing {sites} sites as bfloat16 shards": lambda: shards(compact, "bfloat16"),
-                f"storing {sites} sites as {subject.dtype} shards": lambda: shards(live, subject.dtype),
+                f"storing {sites} sites as bfloat16 shards": partial(shards, compact, "bfloat16"),
+                f"storing {sites} sites as {subject.dtype} shards": partial(shards, live, subject.dtype),
             }
             if half is not None:
-                variants["bare forward in bfloat16 (other numbers)"] = lambda: forward(half)
+                variants["bare forward in bfloat16 (other numbers)"] = partial(forward, half)
             seconds = _interleaved(list(variants.values()), params.repeats)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -130,7 +131,7 @@ def compute(params: CaptureParams, context: Context) -> Result:
     rows = []
     for part in (corpus.split(4)[0], corpus):
         gc.collect()
-        rows.append({"tokens": part.n_tokens, "peak_extra": _peak(lambda part=part: _stream(context, params, part))})
+        rows.append({"tokens": part.n_tokens, "peak_extra": _peak(partial(_stream, context, params, part))})
     import pandas as pd
 
     result.add_table("memory", pd.DataFrame(rows), _MEMORY)

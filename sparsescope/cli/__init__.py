@@ -10,13 +10,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from sparsescope.errors import DependencyError, SparsescopeError, SpecError, unknown_name
 
 if TYPE_CHECKING:
+    from sparsescope.activations.arguments import BosPolicy
     from sparsescope.core.result import Result
     from sparsescope.models.subject import Subject
     from sparsescope.runner.run import Outcome, Request
@@ -329,7 +330,7 @@ def explore(
         console.out_json({"address": explorer.address(port), "command": command})
         return
     console.say(f"explorer: {explorer.address(port)}  (Ctrl-C ends it)")
-    ended = subprocess.run(command, env=explorer.environment(home), check=False)
+    ended = subprocess.run(command, env=explorer.environment(home), check=False)  # noqa: S603  # our own fixed command line
     if ended.returncode not in (0, 130, -2):
         raise DependencyError(
             "the explorer ended with an error",
@@ -418,12 +419,13 @@ def _run(
     again: bool = False,
 ) -> list[Outcome]:
     """Run analyses of a loaded subject with a progress bar."""
-    from sparsescope.cli import console
     from sparsescope.activations.corpus import corpus as make_corpus
+    from sparsescope.cli import console
     from sparsescope.runner.run import Request, default_context, run_many
 
     text = make_corpus(
-        corpus, tokens=tokens, seed=seed, context=default_context(subject) if context is None else context, bos=bos
+        corpus, tokens=tokens, seed=seed, context=default_context(subject) if context is None else context,
+        bos=cast("BosPolicy", bos),  # checked there
     )
     requests: list[Request] = [Request(name, params) for name, params in wanted]
     with console.progress_bar() as progress:
@@ -440,7 +442,7 @@ def _fitting(subject: Subject) -> list[tuple[str, dict[str, Any]]]:
     """
     from sparsescope.core.registry import analyses
 
-    fitting = [(record.name, {}) for record in analyses() if record.requires <= subject.capabilities]
+    fitting: list[tuple[str, dict[str, Any]]] = [(record.name, {}) for record in analyses() if record.requires <= subject.capabilities]
     if not fitting:
         raise SpecError(
             "no analysis fits this subject",

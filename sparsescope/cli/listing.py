@@ -79,7 +79,8 @@ def describe(name: str, home: Path | None) -> dict[str, Any]:
         }  # fmt: skip
     if name in registered_corpora():
         corpus = registered_corpora()[name]
-        return {"kind": "corpus", "name": name, "summary": corpus.summary, "license": corpus.license, "domain": corpus.domain}
+        facts = {"summary": corpus.summary, "license": corpus.license, "domain": corpus.domain}
+        return {"kind": "corpus", "name": name, **facts}
     known = [r.name for r in (*analyses(), *benchmarks())] + [*registered_subjects(), *registered_corpora()]
     raise unknown_name("name", name, known, next_step="run: sparsescope list")
 
@@ -137,12 +138,13 @@ def _describe_run(result: Result) -> dict[str, Any]:
 
 def text(found: dict[str, Any]) -> str:
     """Lay out a description: plain values first, then one table for each list."""
-    lines = [f"{key + ':':12}{', '.join(map(str, value)) if isinstance(value, list) else value}"
-             for key, value in found.items() if not (isinstance(value, list) and value and isinstance(value[0], dict))]  # fmt: skip
+    plain, tables = [], []
     for key, value in found.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            lines += ["", key, table(list(value[0]), [list(row.values()) for row in value])]
-    return "\n".join(lines)
+            tables += ["", key, table(list(value[0]), [list(row.values()) for row in value])]
+        else:
+            plain.append(f"{key + ':':12}{', '.join(map(str, value)) if isinstance(value, list) else value}")
+    return "\n".join(plain + tables)
 
 
 def tables_text(result: Result) -> str:

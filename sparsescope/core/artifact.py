@@ -25,8 +25,16 @@ from typing import Any
 import numpy as np
 
 from sparsescope.core.files import replace_file, sha256_file, storage_errors, sync_folder, write_file
-from sparsescope.core.manifest import MANIFEST, RUN_ID, SCHEMA_VERSION, FileEntry, Manifest, TableEntry
-from sparsescope.core.manifest import TensorEntry, read_manifest
+from sparsescope.core.manifest import (
+    MANIFEST,
+    RUN_ID,
+    SCHEMA_VERSION,
+    FileEntry,
+    Manifest,
+    TableEntry,
+    TensorEntry,
+    read_manifest,
+)
 from sparsescope.core.result import Result, Tensor
 from sparsescope.core.spec import Spec
 from sparsescope.errors import ArtifactError
@@ -108,8 +116,8 @@ class Store:
         for name, entry in manifest.tables.items():
             result.tables[name] = _read_table(_inside(folder, entry.file), entry)
             result.columns[name] = entry.columns
-        for name, entry in manifest.tensors.items():
-            result.tensors[name] = Tensor(entry.dims, _read_tensor(_inside(folder, entry.file), name))
+        for name, tensor in manifest.tensors.items():
+            result.tensors[name] = Tensor(tensor.dims, _read_tensor(_inside(folder, tensor.file), name))
         result.provenance = provenance(manifest)
         return result
 
@@ -226,7 +234,7 @@ class Store:
         try:
             with safe_open(path, framework="numpy") as handle:
                 meta = json.loads((handle.metadata() or {})["meta"])
-                return {key: handle.get_tensor(key) for key in handle.keys()}, meta
+                return {key: handle.get_tensor(key) for key in handle.keys()}, meta  # noqa: SIM118  # not a dict
         except (OSError, SafetensorError, ValueError, KeyError):
             return None  # a step is a convenience: without it the run starts from the beginning
 

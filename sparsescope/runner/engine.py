@@ -91,4 +91,4 @@ def _resume(source: LiveSource, accumulators: Mapping[str, Accumulator], store: 
     for digest, accumulator in accumulators.items():
         arrays, meta = found[digest]  # type: ignore[misc]  # none is missing: checked above
         accumulator.restore(arrays, meta["state"])
-    return int(starts.pop())
+    return int(steps[0][1]["next_batch"])

@@ -240,7 +240,8 @@ def max_positions(subject: Subject) -> int | None:
 
 def _check_context(subject: Subject, corpus: TokenizedCorpus) -> None:
     """Refuse windows that are longer than the model was made for: rotary models would answer, with nonsense."""
-    limit, longest = max_positions(subject), max(min(len(d) + corpus.context - corpus.window, corpus.context) for d in corpus.documents)
+    special = corpus.context - corpus.window
+    limit, longest = max_positions(subject), max(min(len(d) + special, corpus.context) for d in corpus.documents)
     if limit is not None and longest > limit:
         raise SubjectError(
             "the windows are longer than the model was made for",

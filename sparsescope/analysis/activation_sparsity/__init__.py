@@ -97,7 +97,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("below_1%", "fraction", "Share of units that fire on fewer than 1 % of tokens."),
         Column("below_10%", "fraction", "Share of units that fire on fewer than 10 % of tokens."),
         Column("below_50%", "fraction", "Share of units that fire on fewer than half of the tokens."),
-        Column("icc", "fraction", "Intraclass correlation of firing within documents, pooled over units; 1 where there are too few events."),
+        Column("icc", "fraction", "Correlation of firing within documents, pooled over units; 1 where there are too few events."),
         Column("effective_tokens", "value", "Tokens / design effect: as many independent tokens say as much.", "tokens"),
         *_N,
     ),
@@ -130,7 +130,8 @@ ANALYSIS = Analysis(
             "differences between layers, not the distance to the line. For SwiGLU and GELU the exact-zero density is near "
             "100 % by construction and says nothing.",
             table="per_layer",
-            formula="d_0 = #{j: v_j != 0} / n;  d_p = min{k: sum of the k largest |v_j|^q >= p * sum |v_j|^q} / n, q = 1 (L1) or 2 (energy)",
+            formula="d_0 = #{j: v_j != 0} / n;  d_p = min{k: sum of the k largest |v_j|^q >= p * sum |v_j|^q} / n, "
+            "q = 1 (L1) or 2 (energy)",
             citation="Li et al. 2023, arXiv:2210.06313; Universal Properties of Activation Sparsity, arXiv:2509.00454",
         ),
         View(

@@ -279,7 +279,7 @@ def _scalars(
                 other, 1 - mean[index], unit, f"sparsity = 1 - {name}: {over}", interval=interval(1 - spread[:, index])
             )
     rates = [_rates(statistics[name]) for name in statistics]
-    for index, rule in enumerate(RULES):
+    for index in range(len(RULES)):
         suffix = "" if index == 0 else "_in_use"
         meaning = "not exactly zero" if index == 0 else f"in the set that holds {params.use_share:.0%} of the energy"
         dead = sum(int((rate[index] == 0).sum()) for rate in rates)

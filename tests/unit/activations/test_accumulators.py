@@ -35,7 +35,9 @@ def stream(documents=5, pieces=2, seed=0):
             }
             rows = {SITES[1].name: routed.numpy()}
             ids, positions = np.arange(n), np.arange(n, dtype=np.int32)
-            batches.append(ActivationBatch(len(batches), document, document % 2, ids, positions, values, rows))
+            batches.append(
+                ActivationBatch(len(batches), document, document % 2, ids, positions, values, rows)
+            )
     return batches
 
 
@@ -56,7 +58,8 @@ def test_sums_are_those_of_the_definitions():
     assert tokens[0] == (~later).sum() and tokens[1:].sum() == later.sum()
     sums = found.sums.sum(0)
     expected = [m.density(x), m.top_p_density(x, 0.5), m.top_p_density(x, 0.9), m.top_p_density(x, 0.5, 2),
-                m.top_p_density(x, 0.9, 2), m.hoyer(x), m.gini(x), m.participation_ratio(x), m.participation_ratio(x, 4)]  # fmt: skip
+                m.top_p_density(x, 0.9, 2), m.hoyer(x), m.gini(x), m.participation_ratio(x),
+                m.participation_ratio(x, 4)]  # fmt: skip
     np.testing.assert_allclose(sums[0], [e[~later].sum() for e in expected], rtol=1e-9)
     np.testing.assert_allclose(sums[1:].sum(0), [e[later].sum() for e in expected], rtol=1e-9)
     np.testing.assert_array_equal(found.fired[0], np.count_nonzero(x[later], axis=0))
@@ -105,7 +108,9 @@ def test_memory_does_not_grow_with_documents_without_end():
     accumulator = SparsityAccumulator(SITES[:1], (0.5,), 0.9, context=4, threads=1)
     values = {SITES[0].name: torch.ones(2, 50)}
     for document in range(MAX_CLUSTERS + 50):
-        accumulator.update(ActivationBatch(document, document, 0, np.arange(2), np.arange(2, dtype=np.int32), values))
+        accumulator.update(
+            ActivationBatch(document, document, 0, np.arange(2), np.arange(2, dtype=np.int32), values)
+        )
     found = accumulator.finish()[SITES[0].name]
     assert len(found.sums) == MAX_CLUSTERS
     assert found.lengths.tolist() == [MAX_CLUSTERS + 50, MAX_CLUSTERS + 50, MAX_CLUSTERS + 50]

@@ -31,7 +31,8 @@ def rows(subject, corpus, sites, **options):
                 values.setdefault(name, []).append((number, value.clone()))
             tokens.append(batch.token_ids)
     merged = {
-        name: (np.concatenate([n for n, _ in parts]), torch.cat([v for _, v in parts])) for name, parts in values.items()
+        name: (np.concatenate([n for n, _ in parts]), torch.cat([v for _, v in parts]))
+        for name, parts in values.items()
     }
     return merged, np.concatenate(tokens)
 
@@ -67,7 +68,9 @@ def test_values_are_those_of_the_model(llama, small_corpus):
     try:
         with ss.capture(llama, tokens, "blocks.1.mlp.hook_post") as source:
             for batch, text in zip(source, tokens.batches(), strict=True):
-                expected = seen[-1].reshape(-1, seen[-1].shape[-1])[torch.from_numpy(text.attention_mask.reshape(-1))]
+                expected = seen[-1].reshape(-1, seen[-1].shape[-1])[
+                    torch.from_numpy(text.attention_mask.reshape(-1))
+                ]
                 assert torch.equal(batch.values["blocks.1.mlp.hook_post"], expected)
                 assert (batch.positions == text.position[text.attention_mask]).all()
     finally:
@@ -85,7 +88,10 @@ def test_hooks_are_gone_after_a_broken_loop(llama, small_corpus):
         for _ in source:
             break
     assert count_hooks(llama.model) == before
-    with pytest.raises(KeyboardInterrupt), ss.capture(llama, small_corpus, "blocks.*.mlp.hook_post") as source:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        ss.capture(llama, small_corpus, "blocks.*.mlp.hook_post") as source,
+    ):
         for _ in source:
             raise KeyboardInterrupt
     assert count_hooks(llama.model) == before
@@ -95,10 +101,14 @@ def test_hooks_are_gone_after_a_broken_loop(llama, small_corpus):
 def test_a_non_finite_activation_names_site_and_batch(value, small_corpus):
     subject = ss.load("random-llama")
     layer = subject.model.model.layers[1].mlp.up_proj
-    handle = layer.register_forward_hook(lambda module, args, output: output.index_fill(-1, torch.tensor([3]), value))
+    handle = layer.register_forward_hook(
+        lambda module, args, output: output.index_fill(-1, torch.tensor([3]), value)
+    )
     try:
         with (
-            pytest.raises(SubjectError, match=r"not finite[\s\S]*blocks\.1\.mlp\.hook_post, batch 0[\s\S]*unit 3"),
+            pytest.raises(
+                SubjectError, match=r"not finite[\s\S]*blocks\.1\.mlp\.hook_post, batch 0[\s\S]*unit 3"
+            ),
             ss.capture(subject, small_corpus, "blocks.*.mlp.hook_post") as source,
         ):
             next(iter(source))
@@ -118,12 +128,18 @@ def test_large_finite_activations_are_accepted(small_corpus):
 
 
 def test_an_unmatched_site_lists_candidates(llama, small_corpus):
-    with pytest.raises(SubjectError, match="mlp.hook_post"), ss.capture(llama, small_corpus, "blocks.*.mlp.hook_pst"):
+    with (
+        pytest.raises(SubjectError, match=r"mlp\.hook_post"),
+        ss.capture(llama, small_corpus, "blocks.*.mlp.hook_pst"),
+    ):
         pass
 
 
 def test_copies_in_another_type_are_labelled(llama, small_corpus):
     with ss.capture(llama, small_corpus, "blocks.0.mlp.hook_post", dtype="bfloat16") as source:
         assert next(iter(source)).values["blocks.0.mlp.hook_post"].dtype is torch.bfloat16
-    with pytest.raises(SpecError, match="activation dtype"), ss.capture(llama, small_corpus, "blocks.0.hook_out", dtype="int8"):
+    with (
+        pytest.raises(SpecError, match="activation dtype"),
+        ss.capture(llama, small_corpus, "blocks.0.hook_out", dtype="int8"),
+    ):
         pass

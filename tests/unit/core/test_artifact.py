@@ -18,7 +18,13 @@ from sparsescope.testing import check_same_numbers
 
 
 def make_spec(seed=0):
-    return Spec(analysis="activation_sparsity", version="1", params={"seed": seed}, subject={"weight_hash": "w"}, corpus=None)
+    return Spec(
+        analysis="activation_sparsity",
+        version="1",
+        params={"seed": seed},
+        subject={"weight_hash": "w"},
+        corpus=None,
+    )
 
 
 def make_result():
@@ -26,7 +32,11 @@ def make_result():
     result.add_scalar("d", 0.25, "fraction", "density", interval=Interval(0.2, 0.3, 0.95, "bootstrap", 7))
     result.add_scalar("none", math.nan, "fraction", "not defined here")
     frame = pd.DataFrame({"layer": [0, 1], "label": ["a\u202e", "=cmd()"], "value": [0.5, math.nan]})
-    columns = (Column("layer", "layer", "l"), Column("label", "label", "t"), Column("value", "value", "v", "units"))
+    columns = (
+        Column("layer", "layer", "l"),
+        Column("label", "label", "t"),
+        Column("value", "value", "v", "units"),
+    )
     result.add_table("t", frame, columns)
     result.tensors["x"] = Tensor(("layer", "neuron"), np.arange(6, dtype=np.float32).reshape(2, 3))
     result.note("warning", "mind this", "t")
@@ -40,7 +50,9 @@ def store(tmp_path):
 
 @pytest.fixture
 def folder(store):
-    return store.write(make_result(), make_spec(), seconds=1.5, environment={"cores": 2}, command="sparsescope run")
+    return store.write(
+        make_result(), make_spec(), seconds=1.5, environment={"cores": 2}, command="sparsescope run"
+    )
 
 
 def test_what_is_written_is_read(store, folder):
@@ -116,7 +128,9 @@ def test_a_link_out_of_the_run_is_refused(store, folder, tmp_path):
         store.open(folder.name)
 
 
-@pytest.mark.parametrize("name", ["../x", "activation_sparsity-zzz", "", "a-0123456789ab/..", "A-0123456789ab"])
+@pytest.mark.parametrize(
+    "name", ["../x", "activation_sparsity-zzz", "", "a-0123456789ab/..", "A-0123456789ab"]
+)
 def test_a_run_id_of_another_form_is_refused(store, name):
     with pytest.raises(ArtifactError, match="not the id"):
         store.path(name)

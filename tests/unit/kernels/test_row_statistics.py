@@ -69,5 +69,6 @@ def test_no_rows_give_empty_statistics():
 def test_a_layout_with_gaps_is_read_rightly():
     values = sample("normal").T
     np.testing.assert_array_equal(
-        k.row_statistics(values, SHARES, 0.9).counts, k.row_statistics(values.contiguous(), SHARES, 0.9).counts
+        k.row_statistics(values, SHARES, 0.9).counts,
+        k.row_statistics(values.contiguous(), SHARES, 0.9).counts,
     )

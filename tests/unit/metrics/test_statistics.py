@@ -27,7 +27,11 @@ def test_pooled_correlation_recovers_the_planted_one(truth):
     spread, variance = 0.0, 0.0
     for _ in range(units):
         # Beta-binomial: rates vary between documents so that the intraclass correlation is ``truth``.
-        rates = np.full(400, p) if truth == 0 else generator.beta(p * (1 - truth) / truth, (1 - p) * (1 - truth) / truth, 400)
+        rates = (
+            np.full(400, p)
+            if truth == 0
+            else generator.beta(p * (1 - truth) / truth, (1 - p) * (1 - truth) / truth, 400)
+        )
         k = generator.binomial(lengths, rates)
         mean = k.sum() / lengths.sum()
         spread += ((k - mean * lengths) ** 2).sum()

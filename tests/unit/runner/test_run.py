@@ -33,7 +33,11 @@ def passes(monkeypatch):
 
 def test_several_analyses_share_one_forward_pass(llama, small_corpus, passes):
     tokens = small_corpus.tokenize(llama.tokenizer)
-    requests = [Request(NAME), Request(NAME, {"sites": "blocks.*.hook_out"}), Request(NAME, {"shares": (0.5,)})]
+    requests = [
+        Request(NAME),
+        Request(NAME, {"sites": "blocks.*.hook_out"}),
+        Request(NAME, {"shares": (0.5,)}),
+    ]
     outcomes = run_many(requests, llama, tokens)
     assert len(passes) == tokens.n_batches()
     alone = run(NAME, llama, tokens, sites="blocks.*.hook_out")
@@ -143,5 +147,3 @@ def test_the_reproduce_command_makes_the_same_run(glass, tmp_path):
     found = CliRunner().invoke(app, [*words[1:], "--home", str(tmp_path), "--json"])
     assert found.exit_code == 0, found.output
     assert f'"run": "{result.run_id}"' in found.output and '"stored_before": true' in found.output
-
-
