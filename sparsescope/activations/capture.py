@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sparsescope.activations.corpus import Corpus
-    from sparsescope.activations.tokenized import PaddingSide, TokenBatch, TokenizedCorpus
+    from sparsescope.activations.text.tokenized import PaddingSide, TokenBatch, TokenizedCorpus
     from sparsescope.models.sites import Site
     from sparsescope.models.subject import Subject
 

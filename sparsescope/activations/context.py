@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sparsescope.activations.tokenized import TokenizedCorpus
+    from sparsescope.activations.text.tokenized import TokenizedCorpus
     from sparsescope.models.subject import Subject
 
 

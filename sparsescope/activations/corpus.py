@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsescope.activations.arguments import BosPolicy, check_arguments
-from sparsescope.activations.digests import corpus_digest, stream_digest
-from sparsescope.activations.documents import CorpusEntry, Document
-from sparsescope.activations.duplicates import NearDuplicates
-from sparsescope.activations.filling import (
+from sparsescope.activations.text.arguments import BosPolicy, check_arguments
+from sparsescope.activations.text.digests import corpus_digest, stream_digest
+from sparsescope.activations.text.documents import CorpusEntry, Document
+from sparsescope.activations.text.duplicates import NearDuplicates
+from sparsescope.activations.text.filling import (
     DomainFill,
     LeftOut,
     fill_evenly,
     interleave,
     seeded_order,
 )
-from sparsescope.activations.resolve import resolve
-from sparsescope.activations.texts import registered_corpora
-from sparsescope.activations.tokenized import TokenBatch, TokenizedCorpus, TokenizedDocument
-from sparsescope.activations.vocabulary import encoder, padding_id, special_tokens, vocabulary_hash
+from sparsescope.activations.text.registered import registered_corpora
+from sparsescope.activations.text.resolve import resolve
+from sparsescope.activations.text.tokenized import TokenBatch, TokenizedCorpus, TokenizedDocument
+from sparsescope.activations.text.vocabulary import encoder, padding_id, special_tokens, vocabulary_hash
 from sparsescope.errors import SubjectError
 
 if TYPE_CHECKING:

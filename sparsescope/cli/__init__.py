@@ -17,7 +17,7 @@ import typer
 from sparsescope.errors import DependencyError, SparsescopeError, SpecError, unknown_name
 
 if TYPE_CHECKING:
-    from sparsescope.activations.arguments import BosPolicy
+    from sparsescope.activations.text.arguments import BosPolicy
     from sparsescope.core.result import Result
     from sparsescope.models.subject import Subject
     from sparsescope.runner.run import Outcome, Request
@@ -442,7 +442,9 @@ def _fitting(subject: Subject) -> list[tuple[str, dict[str, Any]]]:
     """
     from sparsescope.core.registry import analyses
 
-    fitting: list[tuple[str, dict[str, Any]]] = [(record.name, {}) for record in analyses() if record.requires <= subject.capabilities]
+    fitting: list[tuple[str, dict[str, Any]]] = [
+        (record.name, {}) for record in analyses() if record.requires <= subject.capabilities
+    ]
     if not fitting:
         raise SpecError(
             "no analysis fits this subject",

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from sparsescope.activations.duplicates import NearDuplicates, jaccard, shingles, signature
+from sparsescope.activations.text.duplicates import NearDuplicates, jaccard, shingles, signature
 
 
 def numbered(start: int, stop: int) -> str:

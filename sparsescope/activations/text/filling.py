@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsescope.activations.documents import Document
-from sparsescope.activations.duplicates import NearDuplicates
+from sparsescope.activations.text.documents import Document
+from sparsescope.activations.text.duplicates import NearDuplicates
 
 Encode = Callable[[str], list[int]]
 

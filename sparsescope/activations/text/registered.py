@@ -15,8 +15,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from sparsescope.activations.documents import CorpusEntry, Document
-from sparsescope.activations.packaged_text import read_bible, wheel_path
+from sparsescope.activations.text.documents import CorpusEntry, Document
+from sparsescope.activations.text.packaged import read_bible, wheel_path
 from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 ENTRY_POINT_GROUP = "sparsescope.corpora"
@@ -40,7 +40,7 @@ def sources() -> Mapping[str, Mapping[str, str]]:
         DependencyError: If the file is in neither place.
     """
     here = Path(__file__).resolve()
-    places = [folder / "data" / "corpora" / "SOURCES.toml" for folder in here.parents[1:3]]
+    places = [folder / "data" / "corpora" / "SOURCES.toml" for folder in here.parents[2:4]]
     for place in places:
         if place.is_file():
             return tomllib.loads(place.read_text(encoding="utf-8"))

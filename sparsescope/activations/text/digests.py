@@ -9,8 +9,8 @@ import hashlib
 import json
 from collections.abc import Iterable
 
-from sparsescope.activations.documents import Document
-from sparsescope.activations.tokenized import TokenizedDocument
+from sparsescope.activations.text.documents import Document
+from sparsescope.activations.text.tokenized import TokenizedDocument
 
 # Changes when the same arguments and texts come to select other tokens.
 SELECTION_VERSION = 1

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from sparsescope.activations.documents import Document
+from sparsescope.activations.text.documents import Document
 from sparsescope.errors import ArtifactError, DependencyError
 from sparsescope.models.sources import cache_dir
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sparsescope.activations.documents import Document
+from sparsescope.activations.text.documents import Document
 from sparsescope.errors import SubjectError
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")

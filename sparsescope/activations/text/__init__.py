@@ -1,0 +1,1 @@
+"""Where text comes from and how it becomes a stream of tokens; ``activations.corpus`` is the way in."""
