@@ -15,12 +15,8 @@ def pages() -> dict[str, StreamlitPage]:
     """Return the pages by name; the names are part of every shared link."""
     return {
         "overview": st.Page(_FOLDER / "overview.py", title="Runs", icon=":material/grid_view:", default=True),
-        "result": st.Page(
-            _FOLDER / "result.py", title="Result", icon=":material/show_chart:", url_path="result"
-        ),
-        "compare": st.Page(
-            _FOLDER / "compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"
-        ),
+        "result": st.Page(_FOLDER / "result.py", title="Result", icon=":material/show_chart:", url_path="result"),
+        "compare": st.Page(_FOLDER / "compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"),
     }
 
 

@@ -119,9 +119,7 @@ def choose(
     if st.session_state.get(key) not in options:
         st.session_state.pop(key, None)
         if asked is not None and asked not in options:
-            st.warning(
-                f"The link asks for {key} {plain(asked[:80])}, which is not here. The default is shown."
-            )
+            st.warning(f"The link asks for {key} {plain(asked[:80])}, which is not here. The default is shown.")
         st.session_state[key] = asked if asked in options else options[default]
     value = container.selectbox(label, options, key=key, format_func=name)
     if st.query_params.get(key) != value:

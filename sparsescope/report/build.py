@@ -44,14 +44,9 @@ def render(results: Sequence[Result], *, title: str | None = None) -> str:
             "a report needs at least one result",
             next_step="run an analysis first: sparsescope run activation_sparsity --subject smollm2-135m",
         )
-    sections = [
-        section(result, f"s{index}", budget=CSV_BUDGET // len(results))
-        for index, result in enumerate(results)
-    ]
+    sections = [section(result, f"s{index}", budget=CSV_BUDGET // len(results)) for index, result in enumerate(results)]
     subjects = list(dict.fromkeys(entry.subject for entry in sections))
-    heading = title or (
-        "Sparse structure of " + (subjects[0] if len(subjects) == 1 else f"{len(subjects)} models")
-    )
+    heading = title or ("Sparse structure of " + (subjects[0] if len(subjects) == 1 else f"{len(subjects)} models"))
     return page.render(
         "report.html",
         name="report",
@@ -81,11 +76,7 @@ def _across(results: Sequence[Result]) -> list[tuple[str, list[str], list[list[s
         if len(members) < 2:
             continue
         record = record_of(members[0])
-        names = [
-            n
-            for n in record.headline or tuple(members[0].scalars)[:8]
-            if any(n in m.scalars for m in members)
-        ]
+        names = [n for n in record.headline or tuple(members[0].scalars)[:8] if any(n in m.scalars for m in members)]
         rows = []
         for member in members:
             found = member.scalars

@@ -33,7 +33,9 @@ SETTINGS: dict[str, str | tuple[str, ...]] = {  # a tuple is given as repeated a
     # Streamlit's own export of tables does not guard against formulas; the explorer's downloads do.
     "client.disableDataExport": "true",
     "runner.magicEnabled": "false",
-    "theme.primaryColor": "#0064a6",
+    # For each form: a color for both would be taken for a theme of its own, which is always light.
+    "theme.light.primaryColor": "#0064a6",
+    "theme.dark.primaryColor": "#6cb6ff",
     "logger.level": "warning",
 }
 
@@ -48,9 +50,7 @@ def app() -> Path:
     for folder in (package / "explorer", package.parent / "apps" / "explorer"):
         if (folder / "app.py").is_file():
             return folder / "app.py"
-    raise DependencyError(
-        "the explorer is not part of this installation", next_step="pip install --force-reinstall sparsescope"
-    )
+    raise DependencyError("the explorer is not part of this installation", next_step="pip install --force-reinstall sparsescope")
 
 
 def command(port: int = 8501) -> list[str]:

@@ -23,9 +23,7 @@ from sparsescope.viz import generic
 from sparsescope.viz.tables import csv, format_rows, heading, numeric
 
 ROWS_SHOWN = 200
-CSV_BUDGET = (
-    1_500_000  # bytes of inlined downloads in one report; beyond its share a table offers the rows shown
-)
+CSV_BUDGET = 1_500_000  # bytes of inlined downloads in one report; beyond its share a table offers the rows shown
 _PLAIN_IN_URL = ",.:;/_-[]()=@!~*'|"
 _LOG = logging.getLogger(__name__)
 
@@ -117,8 +115,7 @@ def views_of(result: Result) -> tuple[View, ...]:
     if declared:
         return declared
     return tuple(
-        View(name, name.replace("_", " ").capitalize(), "Default figure of this table.", table=name)
-        for name in result.tables
+        View(name, name.replace("_", " ").capitalize(), "Default figure of this table.", table=name) for name in result.tables
     )
 
 
@@ -144,14 +141,10 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET) -> Section:
     shown: set[str] = set()
     for index, view in enumerate(views_of(result)):
         # A table that belongs to several figures stands below the first of them.
-        block = (
-            None if view.table in shown else table_block(result, view.table, f"{key}-t-{view.table}", each)
-        )
+        block = None if view.table in shown else table_block(result, view.table, f"{key}-t-{view.table}", each)
         shown.add(view.table)
         figures.append(_figure(result, view, f"{key}-{index}", block, f"{key}-t-{view.table}"))
-    headline = [result.scalars[name] for name in record.headline if name in result.scalars] or list(
-        result.scalars.values()
-    )[:8]
+    headline = [result.scalars[name] for name in record.headline if name in result.scalars] or list(result.scalars.values())[:8]
     others = [scalar for scalar in result.scalars.values() if scalar not in headline]
     origin = result.provenance
     return Section(
@@ -165,9 +158,7 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET) -> Section:
         others=[card(scalar) for scalar in others],
         notes=sorted(result.notes, key=lambda note: ("error", "warning", "info").index(note.severity)),
         figures=figures,
-        tables=[
-            table_block(result, name, f"{key}-t-{name}", each) for name in result.tables if name not in shown
-        ],
+        tables=[table_block(result, name, f"{key}-t-{name}", each) for name in result.tables if name not in shown],
         origin=origin_rows(result),
         params=flat(origin.get("params") or {}),
         environment=flat(origin.get("environment") or {}),
@@ -183,9 +174,7 @@ def card(scalar: Scalar) -> Card:
         i = scalar.interval
         low, high = format_number(i.low, scalar.unit), format_number(i.high, scalar.unit)
         interval = f"{100 * i.level:g} % interval {low} to {high}, n = {i.n} ({i.method})"
-    return Card(
-        scalar.name.replace("_", " "), format_number(scalar.value, scalar.unit), interval, scalar.definition
-    )
+    return Card(scalar.name.replace("_", " "), format_number(scalar.value, scalar.unit), interval, scalar.definition)
 
 
 def table_block(result: Result, name: str, key: str, budget: int) -> TableBlock:
@@ -236,9 +225,7 @@ def _figure(result: Result, view: View, key: str, table: TableBlock | None, tabl
             height=int(figure.layout.height or 450),
             json=page.figure_json(figure),
         )
-    except (
-        Exception
-    ) as error:  # one figure must not take the report with it; the table still holds the numbers
+    except Exception as error:  # one figure must not take the report with it; the table still holds the numbers
         _LOG.exception("view %s of %s failed", view.name, result.analysis)
         return FigureBlock(
             **texts,
@@ -329,9 +316,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             rows += flat(value, f"{label}.")
         else:
-            rows.append(
-                (label, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
-            )
+            rows.append((label, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
     return rows
 
 

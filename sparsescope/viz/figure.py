@@ -21,7 +21,7 @@ from sparsescope.viz.tokens import display
 
 MAX_MARKS = 10_000
 # Lines of this length fit a printed page.
-_TITLE_WIDTH, _SUBTITLE_WIDTH = 76, 104
+_TITLE_WIDTH, _SUBTITLE_WIDTH = 82, 104
 _LINE = 20
 
 
@@ -196,9 +196,7 @@ def band(
     return True
 
 
-def spread(
-    values: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf
-) -> list[float]:
+def spread(values: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
     """Move values apart until neighbours are at least ``gap`` apart, moving each as little as possible.
 
     All stay within ``low`` and ``high`` (if there is room). Source: pool-adjacent-violators on
@@ -224,7 +222,7 @@ def spread(
 
 def end_labels(
     figure: go.Figure,
-    labels: Sequence[tuple[float, str, str]],
+    labels: Sequence[tuple[float, str]],
     *,
     x: float,
     y_range: tuple[float, float],
@@ -236,7 +234,7 @@ def end_labels(
 
     Args:
         figure: Target.
-        labels: ``(y, text, color)`` for each line.
+        labels: ``(y, text)`` for each line. The text is in ink: most line colors are too pale for words.
         x: Where the lines end.
         y_range: Range of the y axis.
         panel_height: Height of the panel in pixels.
@@ -245,7 +243,7 @@ def end_labels(
     """
     finite = [item for item in labels if math.isfinite(item[0])]
     gap = 15 * (y_range[1] - y_range[0]) / panel_height
-    for y, (_, text, color) in zip(spread([item[0] for item in finite], gap, *y_range), finite, strict=True):
+    for y, (_, text) in zip(spread([item[0] for item in finite], gap, *y_range), finite, strict=True):
         figure.add_annotation(
             x=x,
             y=y,
@@ -253,7 +251,7 @@ def end_labels(
             xanchor="left",
             xshift=7,
             showarrow=False,
-            font={"color": color, "size": 12},
+            font={"color": theme.INK["light"], "size": 12},
             row=row,
             col=column,
         )
@@ -287,26 +285,18 @@ def color_bar(figure: go.Figure, low: float, high: float, title: str) -> None:
     )
 
 
-def integer_axis(
-    figure: go.Figure, values: Any, title: str, *, ticks: int = 16, pad: float = 0.6, **place: Any
-) -> None:
+def integer_axis(figure: go.Figure, values: Any, title: str, *, ticks: int = 16, pad: float = 0.6, **place: Any) -> None:
     """Set an x axis with whole-number ticks (layers, heads), at most about ``ticks`` of them."""
     finite = [float(v) for v in values if math.isfinite(float(v))] or [0.0]
     low, high = min(finite), max(finite)
-    step = next(
-        (s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500) if (high - low) / s < ticks), (high - low) / ticks
-    )
-    figure.update_xaxes(
-        title_text=display(title), range=[low - pad, high + pad], tick0=0, dtick=step, tickformat="d", **place
-    )
+    step = next((s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500) if (high - low) / s < ticks), (high - low) / ticks)
+    figure.update_xaxes(title_text=display(title), range=[low - pad, high + pad], tick0=0, dtick=step, tickformat="d", **place)
 
 
 def empty(title: str, message: str) -> go.Figure:
     """Return a figure that says why there is nothing to draw."""
     figure = panels(height=120)
-    figure.add_annotation(
-        text=display(message, limit=200), x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 14}
-    )
+    figure.add_annotation(text=display(message, limit=200), x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 14})
     figure.update_xaxes(visible=False, title_text="nothing to draw")
     figure.update_yaxes(visible=False, title_text="nothing to draw")
     return describe(figure, title=title, subtitle="", alt=f"{title}: {message}")

@@ -55,12 +55,7 @@ def draw_table(name: str, frame: pd.DataFrame, columns: Sequence[Column]) -> go.
     y = _measured(columns, numbers)
     if y is None:
         return fig.empty(title, "the table has no finite number to draw")
-    indices = [
-        c
-        for kind in _X_ORDER
-        for c in columns
-        if c.kind == kind and c is not y and np.isfinite(numbers[c.name]).any()
-    ]
+    indices = [c for kind in _X_ORDER for c in columns if c.kind == kind and c is not y and np.isfinite(numbers[c.name]).any()]
     color = _grouping(frame, columns, numbers[indices[0].name] if indices else None)
     if len(indices) > 1 and color is None and _grid_like(numbers, indices[:2]):
         return _heatmap(title, numbers, indices[0], indices[1], y)
@@ -115,9 +110,7 @@ def _grid_like(numbers: dict[str, np.ndarray], pair: Sequence[Column]) -> bool:
 
 
 def _y_axis(figure: go.Figure, y: Column, percent: bool) -> None:
-    figure.update_yaxes(
-        title_text=display(heading(y)) + (" (%)" if percent else ""), tickformat=".4~%" if percent else None
-    )
+    figure.update_yaxes(title_text=display(heading(y)) + (" (%)" if percent else ""), tickformat=".4~%" if percent else None)
 
 
 def _alt(what: str, y: Column, values: np.ndarray) -> str:
@@ -148,9 +141,7 @@ def _lines(
     grouped_by = color.name if color else ""
     repeated = False
     most = fig.MAX_MARKS // (3 * max(len(drawn), 1))
-    percent = y.kind == "fraction" and (
-        color is None or color.kind != "metric" or all(is_share(n) for n in drawn)
-    )
+    percent = y.kind == "fraction" and (color is None or color.kind != "metric" or all(is_share(n) for n in drawn))
     for index, name in enumerate(drawn):
         part = work[work["group"] == name]
         repeated |= bool(part["x"].duplicated().any())
@@ -160,8 +151,7 @@ def _lines(
         if len(ends) == 2:
             fig.band(figure, line["x"], line["low"], line["high"], color=shade)
         texts = [
-            f"{x.name} {a:g}: {format_cell(b, y, None if percent else '')}"
-            for a, b in zip(line["x"], line["y"], strict=True)
+            f"{x.name} {a:g}: {format_cell(b, y, None if percent else '')}" for a, b in zip(line["x"], line["y"], strict=True)
         ]
         fig.line(
             figure,
@@ -191,15 +181,11 @@ def _lines(
     )
 
 
-def _heatmap(
-    title: str, numbers: dict[str, np.ndarray], first: Column, second: Column, y: Column
-) -> go.Figure:
+def _heatmap(title: str, numbers: dict[str, np.ndarray], first: Column, second: Column, y: Column) -> go.Figure:
     work = pd.DataFrame({"x": numbers[second.name], "y": numbers[first.name], "z": numbers[y.name]}).replace(
         [np.inf, -np.inf], np.nan
     )
-    grid = work.dropna(subset=["x", "y"]).pivot_table(
-        index="y", columns="x", values="z", aggfunc="median", dropna=False
-    )
+    grid = work.dropna(subset=["x", "y"]).pivot_table(index="y", columns="x", values="z", aggfunc="median", dropna=False)
     figure = fig.panels(height=320)
     figure.add_heatmap(
         x=grid.columns.to_numpy(),
@@ -216,15 +202,11 @@ def _heatmap(
     figure.update_xaxes(title_text=display(heading(second)))
     figure.update_yaxes(title_text=display(heading(first)))
     what = f"Heat map of {y.name} by {first.name} and {second.name}"
-    return fig.describe(
-        figure, title=title, subtitle=y.description, alt=_alt(what, y, numbers[y.name]), caption=y.description
-    )
+    return fig.describe(figure, title=title, subtitle=y.description, alt=_alt(what, y, numbers[y.name]), caption=y.description)
 
 
 def _bars(title: str, frame: pd.DataFrame, label: Column, y: Column, values: np.ndarray) -> go.Figure:
-    work = pd.DataFrame({"label": [_text(v) for v in frame[label.name]], "value": values}).replace(
-        [np.inf, -np.inf], np.nan
-    )
+    work = pd.DataFrame({"label": [_text(v) for v in frame[label.name]], "value": values}).replace([np.inf, -np.inf], np.nan)
     bars = work.groupby("label", sort=False)["value"].median().dropna().sort_values(ascending=False)
     shown = bars.head(_MAX_BARS)
     figure = fig.panels(height=max(120, 22 * len(shown)))
@@ -236,12 +218,8 @@ def _bars(title: str, frame: pd.DataFrame, label: Column, y: Column, values: np.
         customdata=[format_cell(float(v), y) for v in shown],
         hovertemplate="%{y}: %{customdata}<extra></extra>",
     )
-    figure.update_xaxes(
-        title_text=display(heading(y)), tickformat=".4~%" if y.kind == "fraction" else None, showgrid=True
-    )
-    figure.update_yaxes(
-        title_text=display(heading(label)), type="category", autorange="reversed", showgrid=False
-    )
+    figure.update_xaxes(title_text=display(heading(y)), tickformat=".4~%" if y.kind == "fraction" else None, showgrid=True)
+    figure.update_yaxes(title_text=display(heading(label)), type="category", autorange="reversed", showgrid=False)
     remark = f"; the largest {len(shown)} of {len(bars)}" if len(bars) > len(shown) else ""
     alt = _alt(f"Bar chart of {y.name} by {label.name}", y, values)
     return fig.describe(figure, title=title, subtitle=y.description + remark, alt=alt, caption=y.description)

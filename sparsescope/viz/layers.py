@@ -54,9 +54,7 @@ class Series:
         return interval if self.intervals else "no intervals: they need two documents or more"
 
 
-def series(
-    frame: pd.DataFrame, keys: Sequence[str] = (), *, value: str = "mean", keep: Sequence[str] = ()
-) -> Series:
+def series(frame: pd.DataFrame, keys: Sequence[str] = (), *, value: str = "mean", keep: Sequence[str] = ()) -> Series:
     """Bring a table with ``layer`` and ``site`` columns to one row per role, layer and key.
 
     Args:
@@ -71,9 +69,7 @@ def series(
     work = frame.assign(role=[role(site) for site in frame["site"]])
     work["mean"] = pd.to_numeric(work[value], errors="coerce").astype(float)
     for name in ("low", "high"):
-        work[name] = (
-            pd.to_numeric(work[name], errors="coerce").astype(float) if name in frame else float("nan")
-        )
+        work[name] = pd.to_numeric(work[name], errors="coerce").astype(float) if name in frame else float("nan")
     by = ["role", *keys, "layer"]
     groups = work.groupby(by, sort=True, dropna=False)
     sites = int(groups.size().max()) if len(work) else 1

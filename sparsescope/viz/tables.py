@@ -39,12 +39,7 @@ def is_share(metric: object) -> bool:
 
 def missing(value: Any) -> bool:
     """Whether a cell is empty: None, NaN, NaT or pandas' NA."""
-    return (
-        value is None
-        or value is pd.NA
-        or value is pd.NaT
-        or (isinstance(value, float | np.floating) and math.isnan(value))
-    )
+    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float | np.floating) and math.isnan(value))
 
 
 def format_cell(value: Any, column: Column, metric: object = None) -> str:
@@ -71,9 +66,7 @@ def format_cell(value: Any, column: Column, metric: object = None) -> str:
     if column.kind == "count":
         return f"{int(value):,}" if float(value).is_integer() else f"{value:,.4g}"
     if column.kind == "fraction":
-        return (
-            format_number(float(value), "fraction") if metric is None or is_share(metric) else f"{value:.4f}"
-        )
+        return format_number(float(value), "fraction") if metric is None or is_share(metric) else f"{value:.4f}"
     if column.kind == "bytes":
         return format_bytes(float(value))
     if column.kind == "seconds":

@@ -42,9 +42,7 @@ HEATMAP = "Cividis"
 _RAMP_STEPS = 64
 _RAMP_RANGE = {"light": (0.0, 0.60), "dark": (0.34, 1.0)}
 # Keys that hold data or words, never a color: a label that happens to read "#0064a6" must stay as it is.
-NO_STYLE = frozenset(
-    {"x", "y", "z", "text", "ticktext", "name", "customdata", "hovertemplate", "meta", "template"}
-)
+NO_STYLE = frozenset({"x", "y", "z", "text", "ticktext", "name", "customdata", "hovertemplate", "meta", "template"})
 _RGBA = re.compile(r"rgba\((\d+), ?(\d+), ?(\d+), ?([\d.]+)\)")
 
 
@@ -53,9 +51,7 @@ def _ramp_table(mode: Mode) -> tuple[str, ...]:
     low, high = _RAMP_RANGE[mode]
     points = [low + (high - low) * i / (_RAMP_STEPS - 1) for i in range(_RAMP_STEPS)]
     sampled = pc.sample_colorscale("Viridis", points, colortype="tuple")
-    return tuple(
-        "#{:02x}{:02x}{:02x}".format(*(round(255 * channel) for channel in color)) for color in sampled
-    )
+    return tuple("#{:02x}{:02x}{:02x}".format(*(round(255 * channel) for channel in color)) for color in sampled)
 
 
 def ramp(count: int) -> list[str]:

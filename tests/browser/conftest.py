@@ -61,9 +61,7 @@ class Watched:
         self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
         self.page = self.context.new_page()
         self.requests, self.errors, self.dialogs = [], [], []
-        self.page.on(
-            "request", lambda r: None if r.url.startswith(allowed) else self.requests.append(r.url[:200])
-        )
+        self.page.on("request", lambda r: None if r.url.startswith(allowed) else self.requests.append(r.url[:200]))
         self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         self.page.on("pageerror", lambda e: self.errors.append(str(e)))
         self.page.on("dialog", self._dialog)

@@ -13,6 +13,7 @@ import pytest
 
 from sparsescope.core.registry import analyses
 from sparsescope.report import explorer
+from sparsescope.viz import theme
 
 READY = "[data-testid=stApp][data-test-script-state=notRunning][data-test-connection-state=CONNECTED]"
 # Streamlit asks for its health below the path of a page before it finds the root; it is on this machine.
@@ -88,9 +89,7 @@ def test_a_deep_link_draws_every_view_with_alt_text(watch, served):
     page = watched.page
     page.wait_for_url(re.compile(rf"/result\?run={served[1]}"))
     views = analyses().get("activation_sparsity").views
-    page.wait_for_function(
-        f"document.querySelectorAll('.js-plotly-plot').length === {len(views)}", timeout=30_000
-    )
+    page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot').length === {len(views)}", timeout=30_000)
     assert page.get_by_text("> 99.99 %").first.is_visible()
     assert page.locator("[aria-label*='Line chart of density by layer']").count() >= 1
     assert_quiet(watched)
@@ -128,11 +127,16 @@ def test_a_table_downloads_as_csv(watch, served):
     assert len(text.splitlines()) == 3 + 60
 
 
-def test_the_dark_theme_reaches_the_figures(watch, served):
-    page = opened(watch, served, f"result?run={served[1]}&view=unit_use", color_scheme="dark").page
-    page.locator(".js-plotly-plot .main-svg").first.wait_for()
-    color = "getComputedStyle(document.querySelector('.js-plotly-plot .main-svg')).backgroundColor"
-    page.wait_for_function(f"{color} === 'rgb(17, 21, 26)'")
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_page_and_figures_follow_the_system_theme(watch, served, mode):
+    page = opened(watch, served, f"result?run={served[1]}&view=unit_use", color_scheme=mode).page
+    ink = tuple(int(theme.INK[mode][i : i + 2], 16) for i in (1, 3, 5))
+    fill = "getComputedStyle(document.querySelector('.js-plotly-plot .gtitle')).fill"
+    page.locator(".js-plotly-plot .gtitle").first.wait_for()
+    page.wait_for_function(f"{fill} === 'rgb({', '.join(map(str, ink))})'")
+    background = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
+    channels = [int(part) for part in re.findall(r"\d+", background)[:3]]
+    assert theme.contrast("#{:02x}{:02x}{:02x}".format(*channels), theme.INK[mode]) > 10
 
 
 def test_another_host_name_is_refused(served):

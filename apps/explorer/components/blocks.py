@@ -23,6 +23,7 @@ from sparsescope.viz.tables import format_cell, heading, is_share
 _STYLED_CELLS = 40_000
 _SENT_ROWS = 20_000
 _PER_ROW = 4
+_CLEAR = "rgba(0,0,0,0)"
 _CHART = {
     "displaylogo": False,
     "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
@@ -43,9 +44,7 @@ def headline(result: Result) -> None:
     if rest:
         with st.expander(f"{len(rest)} further numbers"):
             rows = [(c.label, c.value, c.interval, c.definition) for c in rest]
-            st.dataframe(
-                pd.DataFrame(rows, columns=["number", "value", "interval", "definition"]), hide_index=True
-            )
+            st.dataframe(pd.DataFrame(rows, columns=["number", "value", "interval", "definition"]), hide_index=True)
 
 
 def _card(place: DeltaGenerator, content: Card) -> None:
@@ -73,7 +72,9 @@ def figure(result: Result, view: View, key: str, *, heading_text: bool = True) -
         mode = "dark" if st.context.theme.type == "dark" else "light"
         meta = drawn.layout.meta or {}
         alt = str(meta.get("alt") or view.caption)
-        st.plotly_chart(theme.restyle(drawn, mode), theme=None, key=f"figure-{key}", config=_CHART, alt=alt)
+        shown = theme.restyle(drawn, mode)
+        shown.update_layout(paper_bgcolor=_CLEAR, plot_bgcolor=_CLEAR)  # the page has its own background
+        st.plotly_chart(shown, theme=None, key=f"figure-{key}", config=_CHART, alt=alt)
         st.caption(plain(view.caption, limit=2000))
         row = st.container(horizontal=True)
         if view.formula or view.citation:
@@ -138,10 +139,7 @@ def show_frame(frame: pd.DataFrame, columns: Sequence[Column], key: str) -> None
     if len(frame) > _SENT_ROWS:
         st.caption(f"Showing {_SENT_ROWS:,} of {len(frame):,} rows. The downloads have all.")
         frame = frame.head(_SENT_ROWS)
-    config = {
-        c.name: st.column_config.Column(heading(c).replace("_", " "), help=plain(c.description))
-        for c in columns
-    }
+    config = {c.name: st.column_config.Column(heading(c).replace("_", " "), help=plain(c.description)) for c in columns}
     shown: object = frame
     if 0 < frame.size <= _STYLED_CELLS and frame.columns.is_unique and frame.index.is_unique:
         shown = _styled(frame, columns)

@@ -32,9 +32,7 @@ def _coverage(found: Sequence[state.Run]) -> None:
     subjects = list(dict.fromkeys(run.subject for run in found))[:_SUBJECTS]
     newest = {(run.subject, run.analysis): run for run in reversed(found)}
     widths = [2, *([3] * len(names))]
-    for place, text in zip(
-        st.columns(widths), ["Model", *(state.title_of(name) for name in names)], strict=True
-    ):
+    for place, text in zip(st.columns(widths), ["Model", *(state.title_of(name) for name in names)], strict=True):
         place.markdown(f"**{plain(text)}**")
     for subject in subjects:
         places = st.columns(widths, vertical_alignment="center")
@@ -70,9 +68,7 @@ def _newest(found: Sequence[state.Run]) -> None:
         )
         for run in found[:_NEWEST]
     ]
-    frame = pd.DataFrame(
-        rows, columns=["model", "analysis", "corpus", "tokens", "warnings", "made (UTC)", "run"]
-    )
+    frame = pd.DataFrame(rows, columns=["model", "analysis", "corpus", "tokens", "warnings", "made (UTC)", "run"])
     frame["tokens"] = frame["tokens"].astype("Int64")
     config = {"tokens": st.column_config.NumberColumn(format="localized")}
     event = st.dataframe(
@@ -110,8 +106,7 @@ def _problems(found: Sequence[state.Run]) -> None:
         st.subheader("Runs that cannot be read")
         for run in broken:
             st.error(
-                f"{plain(run.run_id)}: {plain(run.problem)}"
-                + (f". Next step: {plain(run.next_step)}" if run.next_step else "")
+                f"{plain(run.run_id)}: {plain(run.problem)}" + (f". Next step: {plain(run.next_step)}" if run.next_step else "")
             )
         st.code("sparsescope verify", language="bash")
     waiting = state.unfinished()

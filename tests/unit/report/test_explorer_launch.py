@@ -27,9 +27,16 @@ def test_the_command_starts_the_app_with_every_setting():
 def test_the_file_beside_the_app_says_the_same():
     path = explorer.app().parent / ".streamlit" / "config.toml"
     sections = tomllib.loads(path.read_text())
-    found = {
-        f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()
-    }
+    found = {}
+
+    def walk(values, prefix):
+        for name, value in values.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{name}.")
+            else:
+                found[f"{prefix}{name}"] = value
+
+    walk(sections, "")
 
     def text(value):
         if isinstance(value, list):

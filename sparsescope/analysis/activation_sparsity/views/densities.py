@@ -33,16 +33,11 @@ def per_layer(result: Result) -> go.Figure:
     shares = {norm: parts.shares(found.frame, norm) for norm in _NORMS}
     norms = [norm for norm in _NORMS if shares[norm]] or ["energy"]
     titles = parts.panel_titles(found, [f"smallest set with p % of the {_NORMS[norm]}" for norm in norms])
-    figure = fig.panels(
-        max(len(found.roles), 1), len(norms), titles=titles, height=_HEIGHT, share_y="all", gap=0.09
-    )
+    figure = fig.panels(max(len(found.roles), 1), len(norms), titles=titles, height=_HEIGHT, share_y="all", gap=0.09)
     for row, role in enumerate(found.roles, 1):
         for column, norm in enumerate(norms, 1):
             colors = theme.ramp(len(shares[norm]))[::-1]
-            lines = [
-                (f"density_{norm}_{p}", f"{p} %", color, "solid")
-                for p, color in zip(shares[norm], colors, strict=True)
-            ]
+            lines = [(f"density_{norm}_{p}", f"{p} %", color, "solid") for p, color in zip(shares[norm], colors, strict=True)]
             if not parts.nonzero_says_nothing(result):
                 lines.append(("density_nonzero", "non-zero", theme.SLATE, "dash"))
             _density_lines(figure, found, role, lines, row, column)
@@ -85,10 +80,8 @@ def _density_lines(
         fig.line(figure, layer, rows["mean"], name, color=color, texts=parts.hover(rows), dash=dash, **place)
         if rows["reference"].notna().any():
             reference: dict[str, Any] = {"dash": "dot", "symbol": None, "width": 1.2, "opacity": 0.8}
-            fig.line(
-                figure, layer, rows["reference"], f"{name}, half-normal", color=color, **reference, **place
-            )
-        labels.append((float(rows["mean"].dropna().iloc[-1]), name, color))
+            fig.line(figure, layer, rows["reference"], f"{name}, half-normal", color=color, **reference, **place)
+        labels.append((float(rows["mean"].dropna().iloc[-1]), name))
     end = float(found.frame["layer"].max())
     fig.end_labels(figure, labels, x=end, y_range=(0.02, 1.03), panel_height=_HEIGHT, **place)
 
@@ -109,8 +102,7 @@ def token_spread(result: Result) -> go.Figure:
             place: dict[str, Any] = {"color": theme.BLUE, "row": row, "column": column}
             fig.band(figure, rows["layer"], rows["q05"], rows["q95"], alpha=0.22, **place)
             texts = [
-                f"layer {at:g}: median {parts.percent(mid)}, 5–95 % of tokens {parts.percent(low)} to "
-                f"{parts.percent(high)}"
+                f"layer {at:g}: median {parts.percent(mid)}, 5–95 % of tokens {parts.percent(low)} to {parts.percent(high)}"
                 for at, low, mid, high in rows[["layer", "q05", "q50", "q95"]].itertuples(index=False)
             ]
             fig.line(figure, rows["layer"], rows["q50"], "median token", texts=texts, **place)

@@ -131,11 +131,7 @@ def nonzero_says_nothing(result: Result) -> bool:
 def nonzero_text(result: Result) -> str:
     """Say how many units are not exactly zero."""
     values = _nonzero(result)
-    return (
-        "exact zeros were not measured"
-        if values.empty
-        else f"exactly non-zero: {between(values)} of the units"
-    )
+    return "exact zeros were not measured" if values.empty else f"exactly non-zero: {between(values)} of the units"
 
 
 def _nonzero(result: Result) -> pd.Series:

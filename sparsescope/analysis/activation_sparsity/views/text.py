@@ -31,10 +31,7 @@ def by_position(result: Result) -> go.Figure:
     if table.empty:
         return fig.empty("Density by position", "no energy-set density by position in this result")
     bins = table[["position", "position_end"]].drop_duplicates("position").sort_values("position")
-    names = {
-        first: f"{first:g}" if first == last else f"{first:g}–{last:g}"
-        for first, last in bins.itertuples(index=False)
-    }
+    names = {first: f"{first:g}" if first == last else f"{first:g}–{last:g}" for first, last in bins.itertuples(index=False)}
     found = series(table, ["position"])
     layers = sorted(found.frame["layer"].unique())
     titles = found.roles if len(found.roles) > 1 else ()
@@ -53,14 +50,10 @@ def by_position(result: Result) -> go.Figure:
         f"first position needs {first} of the units for {main} % of the energy, later positions {later}."
     )
     subtitle = "thin: layers; thick, and in the title: median layer; shaded: the first token"
-    return parts.describe(
-        figure, result, found, title=title, subtitle=subtitle, alt=alt, bands=found.sites > 1
-    )
+    return parts.describe(figure, result, found, title=title, subtitle=subtitle, alt=alt, bands=found.sites > 1)
 
 
-def _position_lines(
-    figure: go.Figure, frame: pd.DataFrame, layers: list[float], names: dict[float, str], column: int
-) -> None:
+def _position_lines(figure: go.Figure, frame: pd.DataFrame, layers: list[float], names: dict[float, str], column: int) -> None:
     """Draw the layers thin and their median thick; bins are equally spaced."""
     order = {position: index for index, position in enumerate(names)}
     colors = dict(zip(layers, theme.ramp(len(layers)), strict=True))
@@ -118,9 +111,7 @@ def by_domain(result: Result) -> go.Figure:
                 "symbol": theme.MARKERS[index],
             }
             texts = [f"{domain}, {text}" for text in parts.hover(rows)]
-            fig.line(
-                figure, rows["layer"], rows["mean"], domain, texts=texts, row=row, legend=row == 1, **look
-            )
+            fig.line(figure, rows["layer"], rows["mean"], domain, texts=texts, row=row, legend=row == 1, **look)
     parts.percent_axes(figure, found, f"share of units for {main} % of the energy")
     figure.update_layout(legend={"title": {"text": "domain:"}}, showlegend=True)
     title, alt = _domain_texts(found, domains, main or "")

@@ -90,9 +90,7 @@ def _log_axes(figure: go.Figure, decade: int) -> None:
         ticktext=["never", *(f"{100 * tick:g} %" for tick in ticks)],
     )
     figure.update_yaxes(title_text="share of tokens (log scale)", col=1)
-    figure.update_xaxes(
-        title_text="share of the layer's units, most used first", tickformat=".0%", range=[0, 1]
-    )
+    figure.update_xaxes(title_text="share of the layer's units, most used first", tickformat=".0%", range=[0, 1])
 
 
 def _edge_use(found: Series) -> tuple[float, float]:
@@ -114,9 +112,7 @@ def unit_use(result: Result) -> go.Figure:
     if len(rules) > 1 and parts.nonzero_says_nothing(result):
         rules = [rule for rule in rules if rule != "nonzero"]
     sums = _add_up(table, list(classes))
-    figure = fig.panels(
-        1, len(rules), titles=[f"firing = {rule}" for rule in rules], height=340, share_y=True
-    )
+    figure = fig.panels(1, len(rules), titles=[f"firing = {rule}" for rule in rules], height=340, share_y=True)
     for column, rule in enumerate(rules, 1):
         _stack(figure, sums[sums["rule"] == rule].sort_values("layer"), classes, column)
     legend = {
@@ -180,9 +176,7 @@ def _unit_texts(rows: pd.DataFrame) -> tuple[str, str]:
         return "Dead and always-on units", "Stacked bars of unit use by layer; no units."
     rule = "in use" if rows["rule"].iloc[0] == "in use" else "non-zero"
     part = parts.percent(dead / total)
-    first = (
-        f"{dead:,.0f} of {total:,.0f} units ({part}) never {rule}" if dead else f"No unit was never {rule}"
-    )
+    first = f"{dead:,.0f} of {total:,.0f} units ({part}) never {rule}" if dead else f"No unit was never {rule}"
     second = f"{always:,.0f} ({parts.percent(always / total)})" if always else "none"
     alt = f"Stacked bars of unit use by layer. {dead:,.0f} of {total:,.0f} units never {rule}"
     alt += f", {always:,.0f} always."
