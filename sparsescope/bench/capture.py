@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sparsescope.activations.context import Context
-    from sparsescope.activations.tokenized import TokenizedCorpus
+    from sparsescope.activations.text.tokenized import TokenizedCorpus
 
 
 class CaptureParams(Params):

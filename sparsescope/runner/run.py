@@ -26,7 +26,7 @@ from sparsescope.runner.engine import Progress, one_pass
 
 if TYPE_CHECKING:
     from sparsescope.activations.corpus import Corpus
-    from sparsescope.activations.tokenized import TokenizedCorpus
+    from sparsescope.activations.text.tokenized import TokenizedCorpus
     from sparsescope.models.subject import Subject
 
 DEFAULT_CONTEXT = 256
