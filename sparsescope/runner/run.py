@@ -209,7 +209,7 @@ def _finish(
     made_with = environment(
         device=str(identity.device), threads=torch.get_num_threads(), batch_tokens=batch_tokens
     )
-    command = reproduce_command(job.record, job.params, outcome.spec)
+    command = reproduce_command(job.record, job.params, outcome.spec, context.subject.source)
     result.provenance = {
         "run_id": None, "digest": outcome.spec.digest, "version": job.record.version, "created": None, "seconds": seconds,
         "subject": outcome.spec.subject, "corpus": outcome.spec.corpus, "params": outcome.spec.params,
@@ -282,22 +282,42 @@ def _lacks(subject: Subject, record: Analysis, missing: frozenset[str]) -> Subje
     )
 
 
-def reproduce_command(record: Analysis, params: Params, spec: Spec) -> str:
-    """Return the command line that makes this run again, or say why there is none."""
+def reproduce_command(record: Analysis, params: Params, spec: Spec, source: str | None) -> str:
+    """Return the command line that makes this run again, or the Python call where there is no such command.
+
+    Args:
+        record: The analysis.
+        params: Its parameters.
+        spec: The run.
+        source: What the subject was loaded by, None for a model that was in memory. Paths of this machine are not
+            shown: of a folder or file only the last part is.
+    """
     subject, corpus = spec.subject, spec.corpus or {}
-    if subject.get("wrapped"):
-        return f"made in Python: ss.run({record.name!r}, ss.wrap(model, tokenizer), corpus)"
-    words = ["sparsescope", "run", record.name, "--subject", str(subject["id"]), "--dtype", str(subject["dtype"])]
-    if subject.get("revision"):
-        words += ["--revision", str(subject["revision"])]
-    for option, key in (("--corpus", "name"), ("--tokens", "budget"), ("--seed", "seed"), ("--context", "context")):
-        if corpus.get(key) is not None:
-            words += [option, str(corpus[key])]
-    if corpus.get("bos", "auto") != "auto":
-        words += ["--bos", str(corpus["bos"])]
     defaults = record.params().model_dump(mode="json")
-    for name, value in params.model_dump(mode="json").items():
-        if value != defaults[name]:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            words += ["--set", f"{name}={text}"]
+    changed = {name: value for name, value in params.model_dump(mode="json").items() if value != defaults[name]}
+    if source is None or not _from_command_line(corpus):
+        model = "ss.wrap(model, tokenizer)" if source is None else f"ss.load({subject['id']!r})"
+        more = "".join(f", {name}={value!r}" for name, value in changed.items())
+        return f"in Python: ss.run({record.name!r}, {model}, ss.corpus(...){more})"
+    name = f"PATH/TO/{subject['id']}" if Path(source).exists() else str(subject["id"])
+    words = ["sparsescope", "bench" if record.measures_time else "run", record.name, "--subject", name]
+    words += ["--dtype", str(subject["dtype"])]
+    if subject.get("revision") and not record.measures_time:
+        words += ["--revision", str(subject["revision"])]
+    for option, key in (("--corpus", "name"), ("--tokens", "budget"), ("--context", "context")):
+        words += [option, str(corpus[key])]
+    if not record.measures_time:
+        words += ["--seed", str(corpus["seed"])]
+        words += ["--bos", str(corpus["bos"])] if corpus["bos"] != "auto" else []
+    for name, value in changed.items():
+        words += ["--set", f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}"]
     return shlex.join(words)
+
+
+def _from_command_line(corpus: dict[str, Any]) -> bool:
+    """Whether the options of the command line are enough to make this corpus."""
+    from sparsescope.activations.corpus import registered_corpora
+
+    registered = all(name in registered_corpora() for name in str(corpus.get("name", "")).split("+"))
+    plain = corpus.get("deduplicate") is True and corpus.get("max_document_tokens") is None and corpus.get("min_tokens") == 2
+    return registered and plain and corpus.get("budget") is not None
