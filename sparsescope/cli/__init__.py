@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from sparsescope.errors import DependencyError, SparsescopeError, SpecError, unknown_name
+from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 if TYPE_CHECKING:
     from sparsescope.activations.text.arguments import BosPolicy
@@ -49,16 +48,22 @@ Home = Annotated[Path | None, typer.Option(help="Folder of stored runs; $SPARSES
 BatchTokens = Annotated[int, typer.Option(help="Most token positions in one forward pass.", min=1)]
 
 
-@app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from sparsescope import __version__
         from sparsescope.cli.console import out
 
         out(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command("list")
@@ -119,12 +124,11 @@ def run(
 ) -> None:
     """Run one analysis and store its result; a run that is stored already is opened."""
     from sparsescope.cli import console
+    from sparsescope.cli.settings import parse_set
     from sparsescope.core.registry import analyses
-    from sparsescope.core.spec import make_params
 
     record = analyses().get(analysis)
-    params = _parse_set(set_ or [])
-    make_params(record.params, params, analysis=record.name)  # a wrong name fails before the model is loaded
+    params = parse_set(set_ or [], record.params, analysis=record.name)  # a wrong name fails before the model is loaded
     model = _load(subject, revision, dtype, device, trust_remote_code)
     outcomes = _run([(record.name, params)], model, corpus, tokens, context, seed, bos, batch_tokens, home)
     _raise_if_all_failed(outcomes)
@@ -161,8 +165,11 @@ def report(
     from sparsescope.core.artifact import Store
     from sparsescope.core.manifest import RUN_ID
     from sparsescope.core.result import Note
+    from sparsescope.models.catalog import resolve
 
     _check_output(output)
+    if fallback is not None:
+        resolve(fallback, dtype=dtype, device=device)  # found out now, not when it is needed
     results: list[Result] = []
     failed: list[Outcome] = []
     for target in targets:
@@ -291,12 +298,11 @@ def bench(
 ) -> None:
     """Measure on this machine: interleaved repeats, spread, environment; the result is stored and can be reported."""
     from sparsescope.cli import console, listing
+    from sparsescope.cli.settings import parse_set
     from sparsescope.core.registry import benchmarks
-    from sparsescope.core.spec import make_params
 
     record = benchmarks().get(name)
-    params = _parse_set(set_ or [])
-    make_params(record.params, params, analysis=record.name)
+    params = parse_set(set_ or [], record.params, analysis=record.name)
     model = _load(subject, None, dtype, device, False)
     outcomes = _run([(record.name, params)], model, corpus, tokens, context, 0, "auto", 2048, home, again=True)
     _raise_if_all_failed(outcomes)
@@ -330,7 +336,10 @@ def explore(
         console.out_json({"address": explorer.address(port), "command": command})
         return
     console.say(f"explorer: {explorer.address(port)}  (Ctrl-C ends it)")
-    ended = subprocess.run(command, env=explorer.environment(home), check=False)  # noqa: S603  # our own fixed command line
+    try:
+        ended = subprocess.run(command, env=explorer.environment(home), check=False)  # noqa: S603  # our own fixed command line
+    except KeyboardInterrupt:  # the way to end it
+        return
     if ended.returncode not in (0, 130, -2):
         raise DependencyError(
             "the explorer ended with an error",
@@ -341,48 +350,13 @@ def explore(
 
 def main() -> None:
     """Entry point: run the command line and turn exceptions into exit codes."""
-    sys.exit(_guarded(lambda: app(standalone_mode=False)))
+    import signal
 
+    from sparsescope.cli.guard import execute
 
-def _guarded(call: Callable[[], Any]) -> int:
-    """Run ``call`` and return the exit code; say what went wrong on one screen."""
-    import click
-
-    from sparsescope.cli import console
-
-    wants_json = "--json" in sys.argv
-    try:
-        code = call()
-        return code if isinstance(code, int) else 0
-    except SparsescopeError as error:
-        console.error_json(error) if wants_json else console.say(f"error: {error}")
-        return 1
-    except click.exceptions.Exit as error:
-        return int(error.exit_code)
-    except click.exceptions.Abort:
-        console.say("interrupted")
-        return 130
-    except click.ClickException as error:
-        if wants_json:
-            console.error_json(SpecError(error.format_message(), next_step="see: sparsescope --help"))
-        else:
-            error.show()
-        return 1
-    except KeyboardInterrupt:
-        console.say("interrupted; the same command goes on from the last saved state")
-        return 130
-    except BrokenPipeError:
-        # The reader of a pipe has gone (| head). Nothing more can be printed, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        if os.environ.get("SPARSESCOPE_DEBUG"):
-            raise
-        console.say(
-            f"internal error: {type(error).__name__}: {error}\n"
-            "  next:    run it again with SPARSESCOPE_DEBUG=1 for the trace and report it"
-        )
-        return 3
+    # What a scheduler sends before it kills is treated as Ctrl-C: the state of a run is saved.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(execute(app, sys.argv[1:]))
 
 
 def _load(name: str, revision: str | None, dtype: str, device: str, trust_remote_code: bool) -> Subject:
@@ -458,7 +432,9 @@ def _fitting(subject: Subject) -> list[tuple[str, dict[str, Any]]]:
 def _check_output(path: Path) -> None:
     """Refuse an output that cannot be written, before minutes of work."""
     folder = path.resolve().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    # A report replaces the file: a device such as /dev/null must not be replaced.
+    special = path.exists() and not path.is_file()
+    if special or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise SpecError(
             "the report cannot be written there",
             where="--output",
@@ -466,26 +442,6 @@ def _check_output(path: Path) -> None:
             got=str(path),
             next_step="choose another path with: --output FILE.html",
         )
-
-
-def _parse_set(pairs: list[str]) -> dict[str, Any]:
-    """Turn NAME=VALUE into values: numbers, true/false, comma-separated lists, else text."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator or not name:
-            raise SpecError("a parameter is set as NAME=VALUE", where="--set", got=pair, next_step="for example: --set seed=1")
-        found[name] = [_value(part) for part in value.split(",")] if "," in value else _value(value)
-    return found
-
-
-def _value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _raise_if_all_failed(outcomes: list[Outcome]) -> None:
@@ -528,6 +484,3 @@ def _summary(result: Result) -> str:
     """One line about a result in a report."""
     return f"{result.analysis} of {result.provenance['subject']['id']}: {result.run_id or 'not stored'}"
 
-
-if __name__ == "__main__":
-    main()

@@ -24,7 +24,8 @@ PLAIN_SECONDS = 10.0
 
 def say(text: str) -> None:
     """Tell the user what is going on, on standard error."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201  # the one place that prints
+    lines = [_plain(line.expandtabs()) for line in text.split("\n")]  # names and messages may hold terminal sequences
+    print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201  # the one place that prints
 
 
 def out(text: str) -> None:
