@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+_LONGEST_PART = 800
+
 
 class SparsescopeError(Exception):
     """Base class. Build it from named parts so that no part is forgotten.
@@ -47,7 +49,7 @@ class SparsescopeError(Exception):
             ("next", self.next_step),
         ):
             if part:
-                lines.append(f"  {label + ':':9}{part}")
+                lines.append(f"  {label + ':':9}{_one_line(part)}")
         return "\n".join(lines)
 
 
@@ -75,6 +77,12 @@ class KernelError(SparsescopeError):
 
 class DependencyError(SparsescopeError):
     """A package, file or service that is needed is missing."""
+
+
+def _one_line(part: str) -> str:
+    """A part of a message on one line, cut where it would fill the screen; the attributes keep all of it."""
+    text = " ".join(part.splitlines())
+    return text if len(text) <= _LONGEST_PART else text[:_LONGEST_PART] + " ..."
 
 
 def near_matches(name: str, known: Iterable[str], limit: int = 3) -> list[str]:

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -41,6 +42,8 @@ from sparsescope.errors import ArtifactError
 
 SAFETENSORS_HEADER_LIMIT = 100 * 1024 * 1024
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+_DAMAGED = "sparsescope verify lists what is damaged; delete that run's folder and run the analysis again"
 
 
 def home() -> Path:
@@ -92,8 +95,9 @@ class Store:
         """Ids of the complete runs, newest first."""
         if not self.root.is_dir():
             return []
-        found = [p for p in self.root.iterdir() if RUN_ID.fullmatch(p.name) and (p / MANIFEST).is_file()]
-        return [p.name for p in sorted(found, key=lambda p: (-(p / MANIFEST).stat().st_mtime_ns, p.name))]
+        with storage_errors("read the folder of runs", self.root):
+            found = [p for p in self.root.iterdir() if RUN_ID.fullmatch(p.name) and (p / MANIFEST).is_file()]
+            return [p.name for p in sorted(found, key=lambda p: (-(p / MANIFEST).stat().st_mtime_ns, p.name))]
 
     def manifest(self, run_id: str) -> Manifest:
         """Read the manifest of a run; see ``read_manifest`` for what it raises."""
@@ -126,7 +130,9 @@ class Store:
         verdicts = []
         for run_id in self.run_ids():
             try:
-                damage = _damage(self.path(run_id), self.manifest(run_id))
+                manifest = self.manifest(run_id)
+                with storage_errors("read the run", self.path(run_id)):
+                    damage = _damage(self.path(run_id), manifest)
             except ArtifactError as error:
                 verdicts.append(Verdict(run_id, "unreadable", error.message()))
                 continue
@@ -141,7 +147,7 @@ class Store:
         Raises:
             ArtifactError: With the reason.
         """
-        probe = self.root / f".probe-{os.getpid()}-{secrets.token_hex(4)}"
+        probe = self._temporary("probe")
         with storage_errors("write to the folder of runs", self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             try:
@@ -173,7 +179,7 @@ class Store:
             ArtifactError: If the disk refuses. No other run is touched and nothing half-written stays.
         """
         final = self.path(spec.run_id)
-        temporary = self.root / f".tmp-{spec.run_id}-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+        temporary = self._temporary(spec.run_id)
         with storage_errors("store the run", final):
             self.root.mkdir(parents=True, exist_ok=True)
             self._remove_strays()
@@ -198,16 +204,26 @@ class Store:
                 raise
         sync_folder(self.root)
 
+    def _temporary(self, what: str) -> Path:
+        """A name that no other process takes, and that says whose it is."""
+        return self.root / f".tmp-{what}-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+
     def _remove_strays(self) -> None:
-        """Delete temporary folders of killed processes of this machine, and any older than a day."""
-        for folder in self.root.glob(".tmp-*"):
-            host, pid, _ = folder.name.rsplit("-", 3)[-3:]
+        """Delete what killed processes of this machine left unfinished, and any that is older than a day."""
+        for path in self.root.glob(".tmp-*"):
+            owner = re.fullmatch(r"\.tmp-.+-([^-]+)-(\d{1,9})-[0-9a-f]+", path.name)
+            if owner is None:
+                continue  # not ours
             try:
-                stale = time.time() - folder.stat().st_mtime > 86_400
+                stale = time.time() - path.lstat().st_mtime > 86_400
             except FileNotFoundError:
                 continue
-            if stale or (host == _HOST and pid.isdigit() and not _alive(int(pid))):
-                shutil.rmtree(folder, ignore_errors=True)
+            if not stale and (owner[1] != _HOST or _alive(int(owner[2]))):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     # -- partial work ----------------------------------------------------------------------------
 
@@ -347,7 +363,7 @@ def _unreadable(path: Path, error: Exception) -> ArtifactError:
         "a file of the run cannot be read",
         where=str(path),
         got=f"{type(error).__name__}: {str(error)[:160]}",
-        next_step="run: sparsescope verify",
+        next_step=_DAMAGED,
     )
 
 
@@ -365,7 +381,7 @@ def _read_table(path: Path, entry: TableEntry) -> Any:
             where=str(path),
             allowed=[column.name for column in entry.columns],
             got=list(frame.columns),
-            next_step="run: sparsescope verify",
+            next_step=_DAMAGED,
         )
     return frame
 

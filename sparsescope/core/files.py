@@ -24,6 +24,7 @@ _NEXT_STEP = {
     errno.EACCES: "set SPARSESCOPE_HOME to a folder that you can write to, or change the permissions",
     errno.EPERM: "set SPARSESCOPE_HOME to a folder that you can write to, or change the permissions",
     errno.ENOENT: "check that the folder exists",
+    errno.EEXIST: "a file stands where a folder is needed: set SPARSESCOPE_HOME to another folder",
     errno.ENOTDIR: "a file stands where a folder is needed: set SPARSESCOPE_HOME to another folder",
 }
 

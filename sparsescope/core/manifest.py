@@ -110,14 +110,21 @@ def read_manifest(folder: Path) -> Manifest:
             where=f"{path}, field {field}",
             allowed=first["msg"],
             got=repr(first.get("input"))[:120],
-            next_step="run the analysis again, or restore the folder from a copy",
+            next_step="restore the folder from a copy, or delete it and run the analysis again",
         ) from None
+    except OSError as error:
+        raise ArtifactError(
+            "the manifest cannot be read",
+            where=str(path),
+            got=f"{type(error).__name__}: {error.strerror or error}",
+            next_step="check the permissions and the disk",
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(
             "the manifest is not valid JSON",
             where=str(path),
             got=str(error)[:200],
-            next_step="run the analysis again, or restore the folder from a copy",
+            next_step="restore the folder from a copy, or delete it and run the analysis again",
         ) from None
     if manifest.run_id != folder.name or manifest.run_id != manifest.spec.run_id:
         raise ArtifactError(
@@ -125,7 +132,7 @@ def read_manifest(folder: Path) -> Manifest:
             where=str(path),
             allowed=manifest.spec.run_id,
             got=f"run_id {manifest.run_id} in folder {folder.name}",
-            next_step="do not rename or edit runs; run the analysis again",
+            next_step="do not rename or edit runs; delete the folder and run the analysis again",
         )
     return manifest
 

@@ -146,8 +146,11 @@ def run_many(
         if missing:
             outcome.error = _lacks(subject, record, missing)
         elif home is not None and home.has(outcome.spec.run_id):
-            outcome.result, outcome.stored = home.open(outcome.spec.run_id), True
             outcome.path = home.path(outcome.spec.run_id)
+            try:
+                outcome.result, outcome.stored = home.open(outcome.spec.run_id), True
+            except ArtifactError as error:  # damaged: said about this run, the others go on
+                outcome.error = error
     waiting = [job for job in jobs if job.outcome.result is None and job.outcome.error is None]
     if waiting and home is not None:
         home.check_writable()
