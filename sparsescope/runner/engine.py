@@ -6,8 +6,12 @@ batch after the last stored one and ends with the same numbers, because batches 
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from sparsescope.activations.accumulators import Accumulator
@@ -48,24 +52,58 @@ def one_pass(
     if start:
         done = sum(batch.n_tokens for batch in source.corpus.batches(source.batch_tokens) if batch.index < start)
         log.append({"time": time.time(), "event": "resumed", "batch": start, "tokens": done})
-    saved, number = time.monotonic(), start
-    try:
-        for batch in source.batches(start):
-            for accumulator in accumulators.values():
-                accumulator.update(batch)
-            number = batch.index + 1
-            done += len(batch.token_ids)
-            if progress is not None:
-                progress("forward pass", min(done, source.n_tokens), source.n_tokens)
-            if store is not None and time.monotonic() - saved > SAVE_SECONDS:
+    saved, number, whole = time.monotonic(), start, True
+    with _interrupts_between_batches() as raise_interrupt:
+        try:
+            for batch in source.batches(start):
+                whole = False
+                for accumulator in accumulators.values():
+                    accumulator.update(batch)
+                number, whole = batch.index + 1, True
+                done += len(batch.token_ids)
+                if progress is not None:
+                    progress("forward pass", min(done, source.n_tokens), source.n_tokens)
+                if store is not None and time.monotonic() - saved > SAVE_SECONDS:
+                    _save(source, accumulators, store, number)
+                    saved = time.monotonic()
+                    log.append({"time": time.time(), "event": "saved", "batch": number, "tokens": done})
+                raise_interrupt()
+        except KeyboardInterrupt:
+            # A state that has counted a part of a batch would count it twice when it goes on.
+            if store is not None and whole and number > start:
                 _save(source, accumulators, store, number)
-                saved = time.monotonic()
-                log.append({"time": time.time(), "event": "saved", "batch": number, "tokens": done})
-    except KeyboardInterrupt:
-        if store is not None and number > start:
-            _save(source, accumulators, store, number)
-        raise
+            raise
     log.append({"time": time.time(), "event": "pass finished", "batches": source.n_batches, "tokens": source.n_tokens})
+
+
+@contextmanager
+def _interrupts_between_batches() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back while a batch is counted; yield a function that raises it. A second Ctrl-C is not held back.
+
+    SIGTERM is held back too where it is treated as Ctrl-C (by the command line). Elsewhere than in the main thread, and
+    with other handlers than Python's own, nothing changes.
+    """
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    def raise_interrupt() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    held = [s for s in (signal.SIGINT, signal.SIGTERM) if ours and signal.getsignal(s) is signal.default_int_handler]
+    for number in held:
+        signal.signal(number, note)
+    try:
+        yield raise_interrupt
+    finally:
+        for number in held:
+            signal.signal(number, signal.default_int_handler)
+    raise_interrupt()
 
 
 def _fingerprint(source: LiveSource) -> dict[str, Any]:
