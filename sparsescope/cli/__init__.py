@@ -196,10 +196,12 @@ def report(
             if notice is not None:
                 outcome.result.notes.insert(0, Note("warning", notice, "subject"))
             results.append(outcome.result)
+    if not results and len(failed) == 1 and failed[0].error is not None:
+        raise failed[0].error
     for outcome in failed:
         console.say(f"{outcome.spec.analysis} failed\n{outcome.error}")
-    if not results and failed and failed[0].error is not None:
-        raise failed[0].error
+    if not results:
+        raise SpecError("no analysis succeeded, so there is nothing to report", next_step="mend the causes named above")
     from sparsescope.report.build import build
 
     path = build(results, output).resolve()
