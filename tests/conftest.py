@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +44,15 @@ def small_corpus(texts):
     import sparsescope as ss
 
     return ss.corpus(texts, tokens=900, context=64, name="small", deduplicate=False)
+
+
+@pytest.fixture(scope="session")
+def synthetic():
+    """The module with ``activation_result``, ``store_result`` and the hostile strings (tests/app/synthetic_results.py)."""
+    name = "synthetic_results"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "app" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]

@@ -23,7 +23,7 @@ import xxhash
 
 from sparsescope.activations.capture import ActivationBatch, LiveSource
 from sparsescope.activations.shard_file import save_shard
-from sparsescope.core.files import replace_file, storage_errors, sync_folder
+from sparsescope.core.files import replace_file, storage_errors, sync_path
 from sparsescope.core.spec import canonical_json
 from sparsescope.errors import ArtifactError
 from sparsescope.models.sites import Site
@@ -266,7 +266,7 @@ def _write_shard(folder: Path, number: int, shard: _Shard) -> dict[str, Any]:
         try:
             size, checksum = save_shard(shard.tensors(), temporary)
             temporary.replace(path)
-            sync_folder(folder)
+            sync_path(folder)
         finally:
             temporary.unlink(missing_ok=True)
     return _entry(path, len(shard.heads), sum(head[3] for head in shard.heads), size, checksum)

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsescope.core.files import replace_file, sha256_file, storage_errors, sync_folder, write_file
+from sparsescope.core.files import replace_file, sha256_file, storage_errors, sync_path, write_file
 from sparsescope.core.manifest import (
     MANIFEST,
     RUN_ID,
@@ -202,7 +202,7 @@ class Store:
         except OSError as error:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST} or not (final / MANIFEST).is_file():
                 raise
-        sync_folder(self.root)
+        sync_path(self.root)
 
     def _temporary(self, what: str) -> Path:
         """A name that no other process takes, and that says whose it is."""
@@ -344,9 +344,9 @@ def _write_contents(
     )
     for sub in folder.iterdir():
         if sub.is_dir():
-            sync_folder(sub)
+            sync_path(sub)
     write_file(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
-    sync_folder(folder)
+    sync_path(folder)
     return manifest
 
 

@@ -52,8 +52,8 @@ def write_file(path: Path, data: bytes) -> None:
         os.fsync(handle.fileno())
 
 
-def sync_folder(path: Path) -> None:
-    """Flush the directory entry, so that a rename survives a power cut."""
+def sync_path(path: Path) -> None:
+    """Flush a file, or the entries of a folder so that a rename in it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -73,7 +73,7 @@ def replace_file(path: Path, data: bytes, *, action: str = "write the file") -> 
         try:
             write_file(temporary, data)
             temporary.replace(path)
-            sync_folder(path.parent)
+            sync_path(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

