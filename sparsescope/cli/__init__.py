@@ -168,8 +168,8 @@ def report(
     from sparsescope.models.catalog import resolve
 
     _check_output(output)
-    if fallback is not None:
-        resolve(fallback, dtype=dtype, device=device)  # found out now, not when it is needed
+    for name in [*(t for t in targets if not RUN_ID.fullmatch(Path(t).name)), *([fallback] if fallback else [])]:
+        resolve(name, dtype=dtype, device=device)  # a wrong name is found out now, not after the work on the first
     results: list[Result] = []
     failed: list[Outcome] = []
     for target in targets:
@@ -190,8 +190,9 @@ def report(
             model = _load(fallback, None, dtype, device, False)
         outcomes = _run(_fitting(model), model, corpus, tokens, context, seed, bos, batch_tokens, home)
         for outcome in outcomes:
+            if outcome.error is not None:
+                failed.append(outcome)  # with a result where only storing it failed
             if outcome.result is None:
-                failed.append(outcome)
                 continue
             if notice is not None:
                 outcome.result.notes.insert(0, Note("warning", notice, "subject"))

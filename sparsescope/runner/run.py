@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,10 +139,14 @@ def run_many(
     _check_context(subject, tokens)
     context = Context(subject, tokens)
     home = Store() if store is True else Store(store) if store else None
-    jobs = []
+    jobs: dict[str, _Job] = {}
+    asked = []
     for record, params in checked:
         outcome = Outcome(_spec(record, params, context, again))
-        jobs.append(_Job(record, params, outcome))
+        asked.append(outcome.spec.digest)
+        if outcome.spec.digest in jobs:  # asked for twice, computed once
+            continue
+        jobs[outcome.spec.digest] = _Job(record, params, outcome)
         missing = record.requires - subject.capabilities
         if missing:
             outcome.error = _lacks(subject, record, missing)
@@ -151,26 +156,23 @@ def run_many(
                 outcome.result, outcome.stored = home.open(outcome.spec.run_id), True
             except ArtifactError as error:  # damaged: said about this run, the others go on
                 outcome.error = error
-    waiting = [job for job in jobs if job.outcome.result is None and job.outcome.error is None]
+    waiting = [job for job in jobs.values() if job.outcome.result is None and job.outcome.error is None]
     if waiting and home is not None:
         home.check_writable()
     _compute(waiting, context, home, progress, batch_tokens)
-    return [job.outcome for job in jobs]
+    return [jobs[digest].outcome for digest in asked]
 
 
 def _compute(
     jobs: list[_Job], context: Context, store: Store | None, progress: Progress | None, batch_tokens: int
 ) -> None:
     """Run the jobs: the shared pass first, then each job's own work."""
-    streaming = []
+    streaming, alone = [], len(jobs) == 1
     for job in jobs:
-        module = job.record.compute_module()
-        if not hasattr(module, "accumulator"):
-            continue
-        try:
-            streaming.append((job, module.accumulator(job.params, context)))
-        except SparsescopeError as error:
-            job.outcome.error = error
+        with _failure_of(job, alone):
+            module = job.record.compute_module()
+            if hasattr(module, "accumulator"):
+                streaming.append((job, module.accumulator(job.params, context)))
     accumulated = {id(job): accumulator for job, accumulator in streaming}
     begin, events = time.perf_counter(), [{"time": time.time(), "event": "started"}]
     if streaming:
@@ -187,16 +189,33 @@ def _compute(
         if job.outcome.error is not None:
             continue
         begin = time.perf_counter()
-        module = job.record.compute_module()
-        try:
+        with _failure_of(job, alone):
+            module = job.record.compute_module()
             if id(job) in accumulated:
                 job.outcome.result = module.result(job.params, context, accumulated[id(job)])
             else:
                 job.outcome.result = module.compute(job.params, context)
             seconds = time.perf_counter() - begin + (shared if id(job) in accumulated else 0.0)
             _finish(job, context, store, seconds, events, batch_tokens)
-        except SparsescopeError as error:
-            job.outcome.error = error
+
+
+@contextmanager
+def _failure_of(job: _Job, alone: bool) -> Iterator[None]:
+    """Keep the error of one job from the others; a bug is raised as it is where there are no others."""
+    try:
+        yield
+    except SparsescopeError as error:
+        job.outcome.error = error
+    except Exception as error:
+        if alone:
+            raise
+        bug = SparsescopeError(
+            f"{job.record.name} has a bug: {type(error).__name__}: {error}",
+            where=job.record.compute,
+            next_step=f"sparsescope run {job.record.name} with SPARSESCOPE_DEBUG=1 shows the trace; report it",
+        )
+        bug.__cause__ = error
+        job.outcome.error = bug
 
 
 def _finish(
