@@ -8,7 +8,6 @@ Shapes: values [token, width]; at expert sites only the tokens routed there, wit
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -72,7 +71,6 @@ class LiveSource:
         sites: The sites, in the order of the model.
         n_batches: Forward passes of one iteration.
         n_tokens: Text tokens of one iteration.
-        seconds: Wall time spent in forward passes and copies by the last iteration.
     """
 
     def __init__(
@@ -89,7 +87,6 @@ class LiveSource:
         self.batch_tokens, self.padding_side, self.dtype = batch_tokens, padding_side, dtype
         self.n_batches = corpus.n_batches(batch_tokens)
         self.n_tokens = corpus.n_tokens
-        self.seconds = 0.0
         self._buffers: dict[str, torch.Tensor] = {}
 
     def __iter__(self) -> Iterator[ActivationBatch]:
@@ -97,14 +94,12 @@ class LiveSource:
 
     def batches(self, start: int = 0) -> Iterator[ActivationBatch]:
         """Yield batches from number ``start`` on; skipped batches cost no forward pass."""
-        self.seconds = 0.0
         for tokens in self.corpus.batches(self.batch_tokens, self.padding_side):
             if tokens.index >= start:
                 yield self._run(tokens)
 
     def _run(self, tokens: TokenBatch) -> ActivationBatch:
         """One forward pass with hooks."""
-        begin = time.perf_counter()
         position = tokens.position
         # The first position of a window is kept even where it is BOS: it is a stratum of its own.
         kept = tokens.text_mask | (position == 0)
@@ -144,7 +139,6 @@ class LiveSource:
                 dtype = self.dtype or self.subject.torch_dtype
                 batch.values[site.name] = torch.empty((0, site.width), dtype=dtype, device=self.subject.device)
                 batch.rows[site.name] = np.empty(0, np.int64)
-        self.seconds += time.perf_counter() - begin
         return batch
 
     def _copy(self, site: Site, values: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:

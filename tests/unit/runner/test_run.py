@@ -77,6 +77,23 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(llama, small_corpus, passe
     assert not list((tmp_path / ".partial").iterdir()), "unfinished work of a finished run was left"
 
 
+def test_an_interrupt_within_an_update_keeps_no_half_counted_batch(llama, small_corpus, tmp_path, monkeypatch):
+    expected = run(NAME, llama, small_corpus, batch_tokens=64)
+    original, seen = SparsityAccumulator._add, []
+
+    def interrupted(self, *args):
+        seen.append(1)
+        if len(seen) == 8:  # the second of three sites, in the third batch
+            raise KeyboardInterrupt
+        original(self, *args)
+
+    monkeypatch.setattr(SparsityAccumulator, "_add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(NAME, llama, small_corpus, store=tmp_path, batch_tokens=64)
+    monkeypatch.setattr(SparsityAccumulator, "_add", original)
+    check_same_numbers(expected, run(NAME, llama, small_corpus, store=tmp_path, batch_tokens=64))
+
+
 def test_a_state_of_other_batches_is_not_used(llama, small_corpus, passes, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(Store, "drop_partial", lambda self, digest: None)
