@@ -195,6 +195,8 @@ def _add_built_in(registry: Registry, package_name: str) -> None:
     """Register the ``ANALYSIS`` of every module of a package that declares one."""
     package = importlib.import_module(package_name)
     for module in pkgutil.iter_modules(package.__path__):
+        if module.name == "views":  # draws, declares nothing, and would load plotly
+            continue
         declared = getattr(importlib.import_module(f"{package_name}.{module.name}"), "ANALYSIS", None)
         if declared is not None:
             registry.add(declared)

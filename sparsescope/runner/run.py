@@ -159,15 +159,21 @@ def run_many(
     waiting = [job for job in jobs.values() if job.outcome.result is None and job.outcome.error is None]
     if waiting and home is not None:
         home.check_writable()
-    _compute(waiting, context, home, progress, batch_tokens)
+    _compute(waiting, context, home, progress, batch_tokens, alone=len(jobs) == 1)
     return [jobs[digest].outcome for digest in asked]
 
 
 def _compute(
-    jobs: list[_Job], context: Context, store: Store | None, progress: Progress | None, batch_tokens: int
+    jobs: list[_Job],
+    context: Context,
+    store: Store | None,
+    progress: Progress | None,
+    batch_tokens: int,
+    *,
+    alone: bool,
 ) -> None:
     """Run the jobs: the shared pass first, then each job's own work."""
-    streaming, alone = [], len(jobs) == 1
+    streaming = []
     for job in jobs:
         with _failure_of(job, alone):
             module = job.record.compute_module()
