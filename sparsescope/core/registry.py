@@ -121,10 +121,12 @@ class Registry:
         """Register an analysis.
 
         Raises:
-            SpecError: If the name is malformed or taken.
+            SpecError: If it is no analysis, or its name is malformed or taken.
         """
         import re
 
+        if not isinstance(record, Analysis):
+            raise SpecError(f"this is a {type(record).__name__}, not an Analysis", got=repr(record)[:80])
         if not re.fullmatch(NAME_PATTERN, record.name):
             raise SpecError("analysis name is malformed", allowed=NAME_PATTERN, got=record.name)
         if record.name in self._records:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from sparsescope.activations.accumulators import Accumulator
-from sparsescope.activations.capture import LiveSource
+from sparsescope.activations.capture import ActivationBatch, LiveSource
 from sparsescope.core.artifact import Store
 
 SAVE_SECONDS = 30.0
@@ -32,8 +32,10 @@ def one_pass(
     store: Store | None = None,
     progress: Progress | None = None,
     events: list[dict[str, Any]] | None = None,
-) -> None:
+) -> dict[str, Exception]:
     """Feed every batch of a source to all accumulators.
+
+    An accumulator that raises is left out from then on; the others go on.
 
     Args:
         source: What to run.
@@ -41,6 +43,9 @@ def one_pass(
         store: Where unfinished work is kept; None keeps none.
         progress: Told after every batch.
         events: Log lines are appended here.
+
+    Returns:
+        What was raised, by the digest of the run.
 
     Raises:
         SubjectError: If an activation is not finite.
@@ -53,27 +58,42 @@ def one_pass(
         done = sum(batch.n_tokens for batch in source.corpus.batches(source.batch_tokens) if batch.index < start)
         log.append({"time": time.time(), "event": "resumed", "batch": start, "tokens": done})
     saved, number, whole = time.monotonic(), start, True
+    fed, failures = dict(accumulators), dict[str, Exception]()
     with _interrupts_between_batches() as raise_interrupt:
         try:
             for batch in source.batches(start):
                 whole = False
-                for accumulator in accumulators.values():
-                    accumulator.update(batch)
+                for digest, accumulator in accumulators.items():
+                    if digest in fed and (error := _feed(accumulator, batch)) is not None:
+                        failures[digest] = error
+                        del fed[digest]
+                if not fed:
+                    break
                 number, whole = batch.index + 1, True
                 done += len(batch.token_ids)
                 if progress is not None:
                     progress("forward pass", min(done, source.n_tokens), source.n_tokens)
                 if store is not None and time.monotonic() - saved > SAVE_SECONDS:
-                    _save(source, accumulators, store, number)
+                    _save(source, fed, store, number)
                     saved = time.monotonic()
                     log.append({"time": time.time(), "event": "saved", "batch": number, "tokens": done})
                 raise_interrupt()
         except KeyboardInterrupt:
             # A state that has counted a part of a batch would count it twice when it goes on.
             if store is not None and whole and number > start:
-                _save(source, accumulators, store, number)
+                _save(source, fed, store, number)
             raise
     log.append({"time": time.time(), "event": "pass finished", "batches": source.n_batches, "tokens": source.n_tokens})
+    return failures
+
+
+def _feed(accumulator: Accumulator, batch: ActivationBatch) -> Exception | None:
+    """Give a batch to an accumulator; return what it raises."""
+    try:
+        accumulator.update(batch)
+    except Exception as error:
+        return error
+    return None
 
 
 @contextmanager

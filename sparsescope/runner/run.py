@@ -186,10 +186,15 @@ def _compute(
         source = LiveSource(context.subject, context.corpus, tuple(sites.values()), batch_tokens=batch_tokens)
         by_digest = {job.outcome.spec.digest: accumulator for job, accumulator in streaming}
         try:
-            one_pass(source, by_digest, store=store, progress=progress, events=events)
+            failures = one_pass(source, by_digest, store=store, progress=progress, events=events)
         except SparsescopeError as error:
             for job, _ in streaming:
                 job.outcome.error = error
+            failures = {}
+        for job, _ in streaming:
+            with _failure_of(job, alone):
+                if job.outcome.spec.digest in failures:
+                    raise failures[job.outcome.spec.digest]
     shared = time.perf_counter() - begin
     for job in jobs:
         if job.outcome.error is not None:
