@@ -1,0 +1,197 @@
+"""A third-party package (tests/fixtures/toy_plugin) appears everywhere with no edit; a broken one takes nothing down."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+# Does everything in one process: importing takes longer than all the rest.
+PROGRAM = r"""
+import contextlib, io, json, os, sys
+from pathlib import Path
+folder = Path(sys.argv[1])
+os.environ["SPARSESCOPE_HOME"] = str(folder / "runs")
+from sparsescope.cli import app
+from sparsescope.cli.guard import execute
+
+found = {}
+def sparsescope(name, *words):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = execute(app, words)
+    found[name] = {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+    return out.getvalue()
+
+corpus = ("--corpus", "python-docs", "--tokens", "400", "--context", "64")
+sparsescope("list", "list", "analyses", "--json")
+sparsescope("subjects", "list", "subjects", "--json")
+sparsescope("corpora", "list", "corpora", "--json")
+found["torch before a run"] = "torch" in sys.modules
+import torch
+torch.set_num_threads(1)
+from streamlit.testing.v1 import AppTest
+from sparsescope.report import explorer
+sparsescope("show", "show", "mean_activation", "--json")
+sparsescope("doctor", "doctor", "--json")
+sparsescope("plain", "run", "mean_activation", "--subject", "random-llama", *corpus, "--json")
+sparsescope("other", "run", "mean_activation", "--subject", "random-llama", *corpus, "--set", "absolute=true", "--json")
+sparsescope("wrong", "run", "mean_activation", "--subject", "random-llama", *corpus, "--set", "absolut=true")
+sparsescope("drawn", "run", "positive_share", "--subject", "random-llama", *corpus, "--json")
+sparsescope("report", "report", "random-llama", *corpus, "-o", str(folder / "report.html"), "--json")
+runs = [json.loads(found[name]["out"])["run"] for name in ("plain", "other", "drawn")]
+sparsescope("compare", "compare", *runs[:2], "--json")
+sparsescope("verify", "verify", "--json")
+
+def page(**query):
+    test = AppTest.from_file(str(explorer.app()), default_timeout=60)
+    for key, value in query.items():
+        test.query_params[key] = value
+    if query:
+        test.switch_page("pages/result.py")
+    test.run()
+    kinds = ("title", "header", "subheader", "markdown", "caption", "info", "warning", "error", "code")
+    words = " ".join(str(element.value) for kind in kinds for element in test.get(kind)).replace("\\", "")
+    charts = [chart.proto for chart in test.get("plotly_chart")]
+    return {
+        "exceptions": [element.message for element in test.exception], "words": words,
+        "charts": [json.loads(chart.spec)["layout"]["title"]["text"] for chart in charts], "alts": [c.alt for c in charts],
+        "columns": [list(frame.value.columns) for frame in test.dataframe], "metrics": [m.value for m in test.metric],
+    }
+
+found["overview"], found["plain page"], found["drawn page"] = page(), page(run=runs[0]), page(run=runs[2])
+
+if "--contract" in sys.argv:
+    import sparsescope as ss
+    from sparsescope.core.registry import analyses
+    from sparsescope.testing import check_accumulator, check_analysis
+    subject = ss.load("random-llama")
+    text = ss.corpus(["some words about " + w * 40 for w in ("foxes ", "dogs ", "wizards ")], context=32, deduplicate=False)
+    for name in ("mean_activation", "positive_share"):
+        check_analysis(analyses().get(name), subject, text)
+    from toy_sparsity.mean import Means
+    from sparsescope.activations.capture import capture
+    sites = subject.sites("blocks.*.mlp.hook_post")
+    with capture(subject, text, [site.name for site in sites], batch_tokens=32) as source:
+        batches = []
+        for batch in source:
+            batch.values = {key: value.clone() for key, value in batch.values.items()}
+            batches.append(batch)
+    check_accumulator(lambda: Means(sites, False), batches)
+    found["contract"] = "kept"
+print(json.dumps(found))
+"""
+
+
+def everything(folder, *packages, more=()):
+    """What every surface shows when these packages are installed."""
+    path = os.pathsep.join(str(FIXTURES / package) for package in packages)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder), *more],
+        capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name, shown in found.items():
+        if isinstance(shown, dict) and "out" in shown and shown["out"].startswith("{"):
+            shown["json"] = json.loads(shown["out"])
+        assert "Traceback" not in str(shown), name
+    return found
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    found = everything(folder, "toy_plugin", "broken_plugin", more=["--contract"])
+    return found, folder
+
+
+def test_it_is_listed_and_described(toy):
+    found, _ = toy
+    names = {record["name"]: record["summary"] for record in found["list"]["json"]["analyses"]}
+    assert names["mean_activation"] == "The mean of all activations of a layer."
+    assert "positive_share" in names and "activation_sparsity" in names
+    shown = found["show"]["json"]
+    assert [p["name"] for p in shown["parameters"]] == ["sites", "absolute"]
+    assert found["torch before a run"] is False
+
+
+def test_it_runs_with_its_parameters(toy):
+    found, folder = toy
+    for name in ("plain", "other", "drawn"):
+        assert found[name]["code"] == 0, found[name]["err"]
+        assert (folder / "runs" / found[name]["json"]["run"] / "manifest.json").is_file()
+    plain, other = (found[name]["json"]["scalars"]["largest_mean"]["value"] for name in ("plain", "other"))
+    assert abs(plain) < other, "the mean of absolute values is larger"
+    assert found["wrong"]["code"] == 1 and "did you mean 'absolute'" in found["wrong"]["err"]
+    assert found["compare"]["code"] == 0 and found["compare"]["json"]["settings"]
+    assert found["verify"]["json"]["bad"] == 0
+
+
+def test_it_is_in_the_report(toy):
+    _, folder = toy
+    page = (folder / "report.html").read_text()
+    for text in ("Mean activation (toy)", "Share of positive activations (toy)", "Activation sparsity"):
+        assert text in page, text
+    assert "The toy draws its own figure" in page
+    assert "Largest mean over the sites." in page or "largest mean" in page
+    assert "Mean over tokens and units." in page and "blocks.2.mlp.hook_post" in page
+
+
+def test_it_is_in_the_explorer(toy):
+    found, _ = toy
+    overview, plain, drawn = (found[name] for name in ("overview", "plain page", "drawn page"))
+    assert not overview["exceptions"] and not plain["exceptions"] and not drawn["exceptions"]
+    assert "Mean activation (toy)" in overview["words"]
+    assert "Mean activation (toy): random-llama" in plain["words"]
+    assert len(plain["charts"]) == 1 and "means" in plain["charts"][0] and len(plain["alts"][0]) > 20
+    assert any("layer" in columns[0].lower() for columns in plain["columns"]), plain["columns"]
+    assert len(plain["metrics"]) == 1
+    assert len(drawn["charts"]) == 1 and "The toy draws its own figure" in drawn["charts"][0]
+    assert "Positive activations by layer" in drawn["words"] and "3 bars between" in drawn["alts"][0]
+
+
+def test_it_keeps_the_contract(toy):
+    assert toy[0]["contract"] == "kept"
+
+
+BROKEN = {
+    "broken_import": "RuntimeError: this plug-in <b>is</b> broken",
+    "broken_missing": "ModuleNotFoundError",
+    "broken_kind": "not an Analysis",
+    "broken_name": "registered twice",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_plug_in_is_listed_with_its_reason(toy, name):
+    found, _ = toy
+    names = {record["name"]: record["summary"] for record in found["list"]["json"]["analyses"]}
+    assert names[name].startswith("cannot be imported: ") and BROKEN[name] in names[name]
+    assert names["activation_sparsity"].startswith("How few units")
+    registry = next(f for f in found["doctor"]["json"]["installation"] if f["what"] == "registry")
+    assert found["doctor"]["code"] == 1 and registry["ok"] is False and name in registry["detail"]
+    assert name in found["overview"]["words"]
+
+
+def test_what_fails_when_it_runs_fails_alone(toy):
+    """Also in the forward pass that all share."""
+    report = toy[0]["report"]
+    assert report["code"] == 2 and report["json"]["failed"] == 2
+    assert "broken_compute failed" in report["err"] and "ModuleNotFoundError" in report["err"]
+    assert "broken_update has a bug: ZeroDivisionError: the third batch is too much" in report["err"]
+    assert {run["run"].rsplit("-", 1)[0] for run in report["json"]["runs"]} == {
+        "activation_sparsity", "mean_activation", "positive_share",
+    }  # fmt: skip
+
+
+def test_broken_subjects_and_corpora_are_listed(toy):
+    found, _ = toy
+    for section, name in (("subjects", "broken_subject"), ("corpora", "broken_corpus")):
+        summaries = {record["name"]: record["summary"] for record in found[section]["json"][section]}
+        assert "is</b> broken" in summaries[name] and len(summaries) > 3
