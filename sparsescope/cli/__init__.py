@@ -6,6 +6,7 @@ Nothing heavy is imported here: torch comes with the verb that needs it.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code of the model's repository run; recorded.")]
 Home = Annotated[Path | None, typer.Option(help="Folder of stored runs; $SPARSESCOPE_HOME or ./runs by default.")]
-BatchTokens = Annotated[int, typer.Option(help="Most token positions in one forward pass.", min=1)]
+BatchTokens = Annotated[int, typer.Option(help="Most token positions in one forward pass.", min=1, max=2**24)]
 
 
 def _print_version(wanted: bool) -> None:
@@ -357,6 +358,9 @@ def main() -> None:
 
     from sparsescope.cli.guard import execute
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files and models, on a terminal that knows ASCII only
     # What a scheduler sends before it kills is treated as Ctrl-C: the state of a run is saved.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(execute(app, sys.argv[1:]))

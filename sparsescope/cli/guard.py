@@ -54,7 +54,25 @@ def execute(app: typer.Typer, arguments: Sequence[str]) -> int:
             else:
                 error.show()
             return 1
+        if _out_of_memory(error):
+            short = SparsescopeError(
+                "there is not enough memory",
+                got=_first_line(error),
+                next_step="lower --batch-tokens, measure fewer sites, or take --dtype bfloat16; sparsescope doctor --subject"
+                " NAME says what a model needs",
+            )
+            console.error_json(short) if wants_json else console.say(f"error: {short}")
+            return 1
         return _internal(error, wants_json)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether the system or torch ran out of memory: torch has a class for accelerators and a plain one for the CPU."""
+    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]
 
 
 def _internal(error: Exception, wants_json: bool) -> int:
@@ -64,9 +82,8 @@ def _internal(error: Exception, wants_json: bool) -> int:
 
         traceback.print_exc()
         return 3
-    first = (str(error).strip().splitlines() or ["no message"])[0][:300]
     bug = SparsescopeError(
-        f"internal error: {type(error).__name__}: {first}",
+        f"internal error: {type(error).__name__}: {_first_line(error)}",
         next_step="run it again with SPARSESCOPE_DEBUG=1 for the trace and report it",
     )
     console.error_json(bug) if wants_json else console.say(str(bug))

@@ -288,6 +288,17 @@ def test_3_for_a_bug(command, empty_home, toys, monkeypatch, json):
 
 
 @pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes.")]
+)
+def test_1_for_too_little_memory(command, empty_home, toys, error):
+    def greedy(params, context):
+        raise error
+
+    toys(toy=greedy)
+    check(command("run", "toy", *RUN[2:]), "--batch-tokens", "next:", what="there is not enough memory")
+
+
+@pytest.mark.parametrize(
     "words",
     [
         (),
@@ -297,6 +308,7 @@ def test_3_for_a_bug(command, empty_home, toys, monkeypatch, json):
         ("run", "activation_sparsity"),
         (*RUN, "--tokens", "many"),
         (*RUN, "--batch-tokens", "0"),
+        (*RUN, "--batch-tokens", "1000000000000"),
         ("report",),
     ],
 )

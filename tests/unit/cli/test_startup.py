@@ -62,6 +62,13 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path):
     assert process.wait(timeout=60) == 0 and errors == b"", errors
 
 
+def test_a_terminal_that_knows_ascii_only(tmp_path):
+    words = [sys.executable, "-m", "sparsescope", "verify", "--home", str(tmp_path / "\u65e5\u672c")]
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0 and "\\u65e5" in done.stdout and done.stderr == ""
+
+
 def test_only_a_verb_that_works_prints_on_standard_output():
     done = subprocess.run(
         [sys.executable, "-m", "sparsescope", "report", "org/model", "-o", "/tmp/never.html"],
