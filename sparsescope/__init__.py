@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sparsescope.core.registry import analyses as analyses
     from sparsescope.models.sources import load as load
     from sparsescope.models.sources import wrap as wrap
-    from sparsescope.report.build import build
+    from sparsescope.reporting.build import build
     from sparsescope.runner.run import run as run
 
     open, report = open_run, build
@@ -34,7 +34,7 @@ _PUBLIC = {
     "capture": ("sparsescope.activations.capture", "capture"),
     "run": ("sparsescope.runner.run", "run"),
     "open": ("sparsescope.core.artifact", "open_run"),
-    "report": ("sparsescope.report.build", "build"),
+    "report": ("sparsescope.reporting.build", "build"),
     "analyses": ("sparsescope.core.registry", "analyses"),
 }
 

@@ -70,7 +70,7 @@ class LiveSource:
     Attributes:
         sites: The sites, in the order of the model.
         n_batches: Forward passes of one iteration.
-        n_tokens: Text tokens of one iteration.
+        n_tokens: Tokens of one iteration: those of the text, and the first special token of each window.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class LiveSource:
         self.subject, self.corpus, self.sites = subject, corpus, sites
         self.batch_tokens, self.padding_side, self.dtype = batch_tokens, padding_side, dtype
         self.n_batches = corpus.n_batches(batch_tokens)
-        self.n_tokens = corpus.n_tokens
+        self.n_tokens = corpus.n_tokens + (corpus.n_windows if corpus.prefix else 0)
         self._buffers: dict[str, torch.Tensor] = {}
 
     def __iter__(self) -> Iterator[ActivationBatch]:

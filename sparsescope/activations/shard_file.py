@@ -21,7 +21,8 @@ import xxhash
 _BLOCK = 4096
 _BUFFER_BYTES = 8 * 2**20
 _DTYPES = {
-    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32",
 }  # fmt: skip
 
 

@@ -252,6 +252,8 @@ def _finished(folder: Path) -> tuple[list[dict[str, Any]], int]:
     next_batch = 0
     while (path := folder / "shards" / f"{len(shards):05d}.safetensors").is_file():
         batches = _load(path)["batches"]
+        if int(batches[0, 0]) != next_batch:  # left by a writer with other shards: it is written again
+            break
         tokens = int(batches[:, 3].sum())
         shards.append(_entry(path, len(batches), tokens, path.stat().st_size, _checksum(path)))
         next_batch = int(batches[-1, 0]) + 1

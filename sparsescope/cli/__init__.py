@@ -204,7 +204,7 @@ def report(
         console.say(f"{outcome.spec.analysis} failed\n{outcome.error}")
     if not results:
         raise SpecError("no analysis succeeded, so there is nothing to report", next_step="mend the causes named above")
-    from sparsescope.report.build import build
+    from sparsescope.reporting.build import build
 
     path = build(results, output).resolve()
     if json:
@@ -227,7 +227,7 @@ def compare(
 ) -> None:
     """Compare two stored runs: what was set differently and what came out differently."""
     from sparsescope.cli import console, listing
-    from sparsescope.report.compare import compare as compare_results
+    from sparsescope.reporting.compare import compare as compare_results
 
     found = compare_results(listing.open_run(first, home), listing.open_run(second, home))
     if json:
@@ -317,7 +317,7 @@ def bench(
     if outcome.result is not None:
         console.out(listing.tables_text(outcome.result))
         if output is not None:
-            from sparsescope.report.build import build
+            from sparsescope.reporting.build import build
 
             console.out(str(build([outcome.result], output).resolve()))
     console.out(str(outcome.path))
@@ -333,7 +333,7 @@ def explore(
     import subprocess
 
     from sparsescope.cli import console
-    from sparsescope.report import explorer
+    from sparsescope.reporting import explorer
 
     command = explorer.command(port)
     if json:

@@ -12,7 +12,7 @@ from sparsescope.errors import ArtifactError, unknown_name
 if TYPE_CHECKING:
     from sparsescope.core.registry import Analysis
     from sparsescope.core.result import Result
-    from sparsescope.report.compare import Comparison
+    from sparsescope.reporting.compare import Comparison
 
 DEFAULT_SUBJECT = "smollm2-135m"
 _TABLE_ROWS = 40

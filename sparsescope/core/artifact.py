@@ -114,6 +114,14 @@ class Store:
         """
         manifest = self.manifest(run_id)
         folder = self.path(run_id)
+        damage = _damage(folder, manifest)
+        if damage:
+            raise ArtifactError(
+                "the run is damaged",
+                where=str(folder),
+                got="; ".join(damage[:4]),
+                next_step="delete the folder and run the analysis again, or restore it from a copy",
+            )
         result = Result(manifest.spec.analysis)
         result.scalars = {scalar.name: scalar for scalar in manifest.scalars}
         result.notes = list(manifest.notes)

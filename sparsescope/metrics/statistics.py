@@ -15,6 +15,9 @@ import numpy as np
 def bootstrap_weights(strata: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """How often each document is drawn in each resample, drawn within its stratum.
 
+    A stratum of one document would always draw it and look certain, so such strata are drawn from together; if that
+    still leaves one document alone, it joins the smallest other stratum.
+
     Args:
         strata: int [documents], the stratum (domain) of each document.
         resamples: Number of resamples B.
@@ -23,12 +26,24 @@ def bootstrap_weights(strata: np.ndarray, resamples: int, seed: int) -> np.ndarr
     Returns:
         float64 [B, documents]; within a stratum each row sums to the number of its documents.
     """
+    strata = _without_singletons(strata)
     generator = np.random.default_rng(seed)
     weights = np.zeros((resamples, len(strata)))
     for stratum in np.unique(strata):
         members = np.flatnonzero(strata == stratum)
         weights[:, members] = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
     return weights
+
+
+def _without_singletons(strata: np.ndarray) -> np.ndarray:
+    """Join strata of one document, see ``bootstrap_weights``."""
+    labels, inverse, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    alone = sizes[inverse] == 1
+    joined = np.where(alone, len(labels), inverse)
+    if alone.sum() == 1 and len(labels) > 1:
+        smallest = int(np.argmin(np.where(sizes > 1, sizes, np.iinfo(sizes.dtype).max)))
+        joined[alone] = smallest
+    return joined
 
 
 def cluster_interval(
@@ -60,25 +75,29 @@ def cluster_interval(
     return mean.reshape(shape), low.reshape(shape), high.reshape(shape)
 
 
-def pooled_intraclass_correlation(spread: float, variance: float, tokens: float, squared_tokens: float) -> float:
+def pooled_intraclass_correlation(
+    spread: float, variance: float, tokens: float, squared_tokens: float, documents: int
+) -> float:
     """Intraclass correlation of yes/no events within documents, pooled over kinds of events (units).
 
     With rate p = K/N and k_d events among the n_d tokens of document d:
     E[sum_d (k_d - p n_d)^2] = p (1 - p) (N + ICC (sum n_d^2 - N)). Both sides are summed over units and solved for ICC.
+    The left side is multiplied by D / (D - 1), because p is estimated from the same D documents.
 
     Args:
         spread: sum over units and documents of (k_d - p n_d)^2.
         variance: sum over units of p (1 - p).
         tokens: N = sum_d n_d.
         squared_tokens: sum_d n_d^2.
+        documents: D.
 
     Returns:
         The correlation, clipped to [0, 1]; 1, the cautious value, where it cannot be estimated.
     """
     spare = squared_tokens - tokens
-    if spare <= 0 or variance <= 0:
+    if spare <= 0 or variance <= 0 or documents < 2:
         return 1.0
-    return min(max((spread / variance - tokens) / spare, 0.0), 1.0)
+    return min(max((spread * documents / (documents - 1) / variance - tokens) / spare, 0.0), 1.0)
 
 
 def effective_tokens(tokens: float, squared_tokens: float, icc: float) -> float:

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ import torch
 from sparsescope.errors import SubjectError
 from sparsescope.models.quiet import dtype_name
 
-_SAMPLES = 256
 # Keys of a configuration that do not change what the model computes.
 _NOT_COMPUTING = frozenset(
     {
@@ -121,29 +121,42 @@ def _tensor_digest(tensor: torch.Tensor) -> bytes:
 
 
 def config_hash(model: Any) -> str:
-    """Return the SHA-256 of the parts of the configuration that change what the model computes."""
+    """Return the SHA-256 of the parts of the configuration, and of the modules, that change what the model computes.
+
+    The modules count because they can be exchanged after loading (another activation). Hooks of the user do not.
+    """
 
     def computing(value: Any) -> Any:
         if isinstance(value, dict):
             return {str(k): computing(v) for k, v in value.items() if str(k) not in _NOT_COMPUTING}
         return [computing(item) for item in value] if isinstance(value, list | tuple) else value
 
-    facts = computing(model.config.to_diff_dict())
+    modules = [
+        [path, type(module).__qualname__, module.extra_repr(), _functions(module)] for path, module in model.named_modules()
+    ]
+    facts = [computing(model.config.to_diff_dict()), modules]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def fingerprint(model: torch.nn.Module) -> tuple[Any, ...]:
-    """Return a cheap mark that changes when the weights change, so that a hash can be reused.
+def _functions(module: torch.nn.Module) -> list[list[str]]:
+    """Names of the plain functions that a module holds, for example its activation."""
+    held = {name: value for name, value in vars(module).items() if isinstance(value, FunctionType | BuiltinFunctionType)}
+    return [[name, value.__qualname__] for name, value in sorted(held.items())]
 
-    It holds the address and the write counter of each tensor, and the sum of a sample of its
-    elements: writes through ``.data`` do not move the counter.
+
+def fingerprint(model: torch.nn.Module) -> tuple[Any, ...]:
+    """Return a mark that changes when the weights change, several times cheaper than the hash.
+
+    It holds the address and the write counter of each tensor, and its sum and norm: writes through ``.data`` do not move
+    the counter.
     """
     marks: list[Any] = []
     for name, tensor in named_tensors(model):
         plain = tensor.detach()
         version = None if tensor.is_inference() else tensor._version
-        sample = plain.reshape(-1)[:: max(1, plain.numel() // _SAMPLES)] if plain.is_contiguous() else plain
-        marks.append((name, tensor.dtype, tensor.data_ptr(), version, float(sample.double().abs().sum())))
+        total = float(plain.sum(dtype=torch.float64))
+        norm = float(torch.linalg.vector_norm(plain, dtype=torch.float64)) if plain.is_floating_point() else 0.0
+        marks.append((name, tensor.dtype, tensor.data_ptr(), version, total, norm))
     return tuple(marks)
 
 

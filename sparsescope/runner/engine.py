@@ -20,6 +20,8 @@ from sparsescope.core.artifact import Store
 
 SAVE_SECONDS = 30.0
 STEP = "pass"
+# Changes with what accumulators store: a state of another version is not used.
+STATE_VERSION = 1
 
 # Called with what is going on, how much is done, how much there is, in tokens.
 Progress = Callable[[str, int, int], None]
@@ -128,7 +130,12 @@ def _interrupts_between_batches() -> Iterator[Callable[[], None]]:
 
 def _fingerprint(source: LiveSource) -> dict[str, Any]:
     """What must be equal for a stored state to continue with this source."""
-    return {"batch_tokens": source.batch_tokens, "padding_side": source.padding_side, "corpus": source.corpus.digest}
+    return {
+        "state": STATE_VERSION,
+        "batch_tokens": source.batch_tokens,
+        "padding_side": source.padding_side,
+        "corpus": source.corpus.digest,
+    }
 
 
 def _save(source: LiveSource, accumulators: Mapping[str, Accumulator], store: Store, next_batch: int) -> None:
@@ -141,12 +148,17 @@ def _resume(source: LiveSource, accumulators: Mapping[str, Accumulator], store: 
     """Restore all accumulators if all were stored at the same batch; return the batch to start from."""
     if store is None:
         return 0
-    found = {digest: store.load_step(digest, STEP) for digest in accumulators}
-    steps = [step for step in found.values() if step is not None]
-    starts = {step[1].get("next_batch") for step in steps if step[1].get("source") == _fingerprint(source)}
-    if len(steps) < len(found) or len(starts) != 1:
+    expected = _fingerprint(source)
+    found = {}
+    for digest in accumulators:
+        step = store.load_step(digest, STEP)
+        if step is None or step[1].get("source") != expected:
+            return 0
+        found[digest] = step
+    starts = {meta.get("next_batch") for _, meta in found.values()}
+    if len(starts) != 1:
         return 0
     for digest, accumulator in accumulators.items():
-        arrays, meta = found[digest]  # type: ignore[misc]  # none is missing: checked above
+        arrays, meta = found[digest]
         accumulator.restore(arrays, meta["state"])
-    return int(steps[0][1]["next_batch"])
+    return int(found[digest][1]["next_batch"])

@@ -16,7 +16,7 @@ from sparsescope.core import registry
 from sparsescope.core.registry import Analysis, Registry
 from sparsescope.core.result import Column, Result
 from sparsescope.core.spec import Params
-from sparsescope.report import explorer
+from sparsescope.reporting import explorer
 
 FIRST = "sparsescope run activation_sparsity --subject smollm2-135m"
 
@@ -287,7 +287,7 @@ def test_the_explorer_loads_no_model_library(two_runs, home):
     code = (
         "import sys\n"
         "from streamlit.testing.v1 import AppTest\n"
-        "from sparsescope.report import explorer\n"
+        "from sparsescope.reporting import explorer\n"
         "app = AppTest.from_file(str(explorer.app()), default_timeout=60)\n"
         f"app.query_params['run'] = {two_runs[0]!r}\n"
         "app.run()\n"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsescope.report import explorer
+from sparsescope.reporting import explorer
 
 sys.path.append(str(explorer.app().parent))
 from components.text import plain

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sparsescope.core.registry import analyses
-from sparsescope.report import explorer
+from sparsescope.reporting import explorer
 from sparsescope.viz import theme
 
 READY = "[data-testid=stApp][data-test-script-state=notRunning][data-test-connection-state=CONNECTED]"

@@ -11,8 +11,8 @@ import pytest
 from sparsescope.core.artifact import Store
 from sparsescope.core.registry import analyses
 from sparsescope.core.result import Column
-from sparsescope.report.build import build
-from sparsescope.report.page import figure_page
+from sparsescope.reporting.build import build
+from sparsescope.reporting.page import figure_page
 from sparsescope.viz import theme
 
 VIEWS = len(analyses().get("activation_sparsity").views)

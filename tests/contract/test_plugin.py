@@ -36,7 +36,7 @@ found["torch before a run"] = "torch" in sys.modules
 import torch
 torch.set_num_threads(1)
 from streamlit.testing.v1 import AppTest
-from sparsescope.report import explorer
+from sparsescope.reporting import explorer
 sparsescope("show", "show", "mean_activation", "--json")
 sparsescope("doctor", "doctor", "--json")
 sparsescope("plain", "run", "mean_activation", "--subject", "random-llama", *corpus, "--json")

@@ -15,8 +15,8 @@ from streamlit.delta_generator import DeltaGenerator
 
 from sparsescope.core.registry import View
 from sparsescope.core.result import TEXT_KINDS, Column, Result
-from sparsescope.report.page import figure_page
-from sparsescope.report.sections import Card, card, draw, flat, origin_rows, record_of, table_csv
+from sparsescope.reporting.page import figure_page
+from sparsescope.reporting.sections import Card, card, draw, flat, origin_rows, record_of, table_csv
 from sparsescope.viz import theme
 from sparsescope.viz.tables import format_cell, heading, is_share
 

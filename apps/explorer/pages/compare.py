@@ -13,8 +13,8 @@ from components.boundary import boundary
 from components.text import plain
 
 from sparsescope.core.result import format_number
-from sparsescope.report.compare import Comparison, Difference, TableComparison, compare, format_delta
-from sparsescope.report.sections import views_of
+from sparsescope.reporting.compare import Comparison, Difference, TableComparison, compare, format_delta
+from sparsescope.reporting.sections import views_of
 from sparsescope.viz.tables import csv
 
 _SIGNS = {"better": "▲ better", "worse": "▼ worse", "same": "= same", "changed": "◆ changed", "": "–"}

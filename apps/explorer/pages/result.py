@@ -8,8 +8,8 @@ from components import blocks
 from components.boundary import boundary
 from components.text import plain
 
-from sparsescope.report.build import render
-from sparsescope.report.sections import views_of
+from sparsescope.reporting.build import render
+from sparsescope.reporting.sections import views_of
 
 _ALL = "all"
 

@@ -168,7 +168,8 @@ ANALYSIS = Analysis(
             "Share of units that never fired and that fired on more than 99 % of tokens, by layer. A unit that never fired is "
             "only known to fire rarely: the table gives the one-sided bound, which counts tokens of one document as dependent.",
             table="unit_use",
-            formula="upper bound = 1 - 0.05^(1/N_eff),  N_eff = N / (1 + (m - 1) ICC),  m = sum n_d^2 / N",
+            formula="upper bound = 1 - (1 - level)^(1/N_eff),  level = 0.95 by default;  "
+            "N_eff = N / (1 + (m - 1) ICC),  m = sum n_d^2 / N",
         ),
         View(
             "by_position",
@@ -180,8 +181,8 @@ ANALYSIS = Analysis(
         View(
             "by_domain",
             "Density by domain",
-            "Energy-set density by layer for each domain of text, with document-cluster bootstrap bands. Overlapping bands "
-            "mean that the domains cannot be told apart with this much text.",
+            "Energy-set density by layer for each domain of text, with document-cluster bootstrap bands. Bands that are apart "
+            "speak for a difference; bands that overlap decide nothing.",
             table="by_domain",
         ),
     ),

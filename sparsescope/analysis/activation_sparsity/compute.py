@@ -204,14 +204,16 @@ def _unit_use(sites: Any, statistics: dict[str, SiteStatistics], level: float) -
             # event to pool, the documents are taken as the only independent units (ICC = 1).
             variance = (p * (1 - p)).sum()
             enough = tokens * variance >= MIN_EVENTS
-            icc = float(pooled_intraclass_correlation(spread.sum(), variance, tokens, squared)) if enough else 1.0
+            icc = pooled_intraclass_correlation(spread.sum(), variance, tokens, squared, documents) if enough else 1.0
             n_effective = effective_tokens(tokens, squared, icc)
             bound = zero_events_bound(n_effective, level)
             dead, on = rate == 0, rate > ALWAYS_ON
+            # An expert that no token was routed to has units of which nothing is known.
+            known = 1.0 if tokens else np.nan
             row = {"layer": site.layer, "site": site.name, "rule": rule, "units": site.width}
-            row |= {"dead": int(dead.sum()), "dead_share": dead.mean(), "dead_bound": bound}
-            row |= {"always_on": int(on.sum()), "always_on_share": on.mean(), "always_on_bound": 1 - bound}
-            row |= {f"below_{100 * limit:g}%": (rate < limit).mean() for limit in (0.001, 0.01, 0.1, 0.5)}
+            row |= {"dead": int(dead.sum()), "dead_share": known * dead.mean(), "dead_bound": bound}
+            row |= {"always_on": int(on.sum()), "always_on_share": known * on.mean(), "always_on_bound": 1 - bound}
+            row |= {f"below_{100 * limit:g}%": known * (rate < limit).mean() for limit in (0.001, 0.01, 0.1, 0.5)}
             row |= {"icc": icc, "effective_tokens": n_effective, "tokens": tokens, "documents": documents}
             rows.append(row)
     return pd.DataFrame(rows)
@@ -254,7 +256,8 @@ def _scalars(
     with np.errstate(invalid="ignore", divide="ignore"):
         per_site = sums[:, seen].sum(0) / counts[:, seen].sum(0)
         replicates = np.tensordot(weights, sums[:, seen], 1) / np.tensordot(weights, counts[:, seen].astype(float), 1)
-    mean, spread = per_site.mean(0), replicates.mean(1)  # [S], [B, S]
+    # A rare expert may be absent from a resample; the mean is then over the sites that are there.
+    mean, spread = per_site.mean(0), np.nanmean(replicates, axis=1)  # [S], [B, S]
     documents = int((counts.sum((1, 2)) > 0).sum())
     tail = (1 - params.level) / 2
 
@@ -317,8 +320,8 @@ def _notes(
     if identity.origin_precision != identity.dtype:
         out.note(
             "info",
-            f"The weights come from {identity.origin_precision} and were computed with as {identity.dtype}: "
-            "values that rounding set to zero, or moved, are part of what is measured.",
+            f"The weights were stored as {identity.origin_precision} and are computed with in {identity.dtype}: what is "
+            "measured is the model as rounded for storage.",
             "subject",
         )
     if identity.dtype in {"bfloat16", "float16"}:
@@ -334,6 +337,13 @@ def _notes(
             "More than 98 % of entries are not exactly zero at every site, as expected of SwiGLU and GELU: the exact-zero "
             "density carries no information here. Read the top-p densities and the concentration measures.",
             "density_nonzero",
+        )
+    if len(accumulated.documents) > documents:
+        out.note(
+            "info",
+            f"{len(accumulated.documents)} documents were grouped into {documents} clusters to bound memory; intervals resample "
+            "clusters, and 'documents' in the tables counts them.",
+            "per_layer",
         )
     if documents < 2:
         out.note("warning", "All text is one document: no interval can be given.", "per_layer")

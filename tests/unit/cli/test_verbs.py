@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from sparsescope.core.artifact import Store
-from sparsescope.report import explorer
+from sparsescope.reporting import explorer
 
 TEXT = ("--corpus", "python-docs", "--tokens", "400", "--context", "64", "--set", "resamples=100")
 RUN = ("run", "activation_sparsity", *TEXT)

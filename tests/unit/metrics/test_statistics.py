@@ -20,29 +20,31 @@ def test_full_correlation_leaves_one_token_per_document():
     assert s.effective_tokens(1000, float((lengths**2).sum()), 0.0) == pytest.approx(1000)
 
 
+@pytest.mark.parametrize(("documents", "units"), [(400, 200), (10, 8000), (3, 20_000)])
 @pytest.mark.parametrize("truth", [0.0, 0.1, 0.4])
-def test_pooled_correlation_recovers_the_planted_one(truth):
+def test_pooled_correlation_recovers_the_planted_one(truth, documents, units):
     generator = np.random.default_rng(0)
-    lengths, units, p = generator.integers(20, 60, 400), 200, 0.3
+    lengths, p = generator.integers(20, 60, documents), 0.3
     spread, variance = 0.0, 0.0
     for _ in range(units):
         # Beta-binomial: rates vary between documents so that the intraclass correlation is ``truth``.
         rates = (
-            np.full(400, p)
+            np.full(documents, p)
             if truth == 0
-            else generator.beta(p * (1 - truth) / truth, (1 - p) * (1 - truth) / truth, 400)
+            else generator.beta(p * (1 - truth) / truth, (1 - p) * (1 - truth) / truth, documents)
         )
         k = generator.binomial(lengths, rates)
         mean = k.sum() / lengths.sum()
         spread += ((k - mean * lengths) ** 2).sum()
         variance += mean * (1 - mean)
-    found = s.pooled_intraclass_correlation(spread, variance, lengths.sum(), (lengths**2).sum())
-    assert found == pytest.approx(truth, abs=0.02)
+    found = s.pooled_intraclass_correlation(spread, variance, lengths.sum(), (lengths**2).sum(), documents)
+    assert found == pytest.approx(truth, abs=0.02 if documents > 3 else 0.08)
 
 
 def test_correlation_without_events_is_the_cautious_one():
-    assert s.pooled_intraclass_correlation(0.0, 0.0, 100, 1000) == 1.0
-    assert s.pooled_intraclass_correlation(1.0, 1.0, 100, 100) == 1.0
+    assert s.pooled_intraclass_correlation(0.0, 0.0, 100, 1000, 5) == 1.0
+    assert s.pooled_intraclass_correlation(1.0, 1.0, 100, 100, 5) == 1.0
+    assert s.pooled_intraclass_correlation(1.0, 1.0, 100, 1000, 1) == 1.0
 
 
 def test_cluster_bootstrap_covers_the_truth():
@@ -63,6 +65,13 @@ def test_resamples_keep_the_share_of_each_domain():
     assert (weights[:, :3].sum(1) == 3).all() and (weights[:, 3:].sum(1) == 2).all()
     np.testing.assert_array_equal(weights, s.bootstrap_weights(strata, 50, 0))
     assert (weights != s.bootstrap_weights(strata, 50, 1)).any()
+
+
+@pytest.mark.parametrize("strata", [[0, 1, 2, 3], [0, 0, 0, 1], [0, 0, 1, 1, 2], [5, 7]])
+def test_a_domain_of_one_document_never_looks_certain(strata):
+    weights = s.bootstrap_weights(np.array(strata), 200, 0)
+    assert (weights.std(axis=0) > 0).all()
+    assert (weights.sum(axis=1) == len(strata)).all()
 
 
 def test_one_document_has_no_interval():

@@ -10,7 +10,7 @@ import pytest
 
 from sparsescope.analysis.activation_sparsity import ANALYSIS
 from sparsescope.analysis.activation_sparsity.views import parts
-from sparsescope.report.page import figure_json
+from sparsescope.reporting.page import figure_json
 from sparsescope.viz.figure import MAX_MARKS, mark_count
 from sparsescope.viz.layers import role, series
 

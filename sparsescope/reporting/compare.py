@@ -24,7 +24,7 @@ from sparsescope.core.result import (
     format_number,
 )
 from sparsescope.errors import SpecError
-from sparsescope.report.sections import flat
+from sparsescope.reporting.sections import flat
 
 ABSENT = "(absent)"
 _ORDER = "row"

@@ -68,7 +68,7 @@ def theme_data(name: str) -> dict[str, Any]:
 def environment() -> Environment:
     """Return the template environment: everything is escaped, an unknown name is an error."""
     env = Environment(
-        loader=PackageLoader("sparsescope.report", "templates"),
+        loader=PackageLoader("sparsescope.reporting", "templates"),
         autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -18,7 +18,7 @@ from sparsescope.core.registry import Analysis, View, find_record
 from sparsescope.core.result import Column, Note, Result, Scalar, format_number
 from sparsescope.core.spec import Params
 from sparsescope.errors import SpecError
-from sparsescope.report import page
+from sparsescope.reporting import page
 from sparsescope.viz import generic
 from sparsescope.viz.tables import csv, format_rows, heading, numeric
 

@@ -9,7 +9,7 @@ import pytest
 
 from sparsescope.core.result import Column, Interval, Result
 from sparsescope.errors import SpecError
-from sparsescope.report.compare import ABSENT, compare, format_delta
+from sparsescope.reporting.compare import ABSENT, compare, format_delta
 
 
 def result(**scalars):

@@ -13,8 +13,8 @@ from pathlib import Path
 from sparsescope.core.files import replace_file
 from sparsescope.core.result import Result, format_scalar
 from sparsescope.errors import SpecError
-from sparsescope.report import page
-from sparsescope.report.sections import CSV_BUDGET, Section, record_of, section
+from sparsescope.reporting import page
+from sparsescope.reporting.sections import CSV_BUDGET, Section, record_of, section
 
 
 def build(results: Sequence[Result], path: str | Path, *, title: str | None = None) -> Path:

@@ -9,7 +9,7 @@ import tomllib
 import pytest
 
 from sparsescope.errors import DependencyError, SpecError
-from sparsescope.report import explorer
+from sparsescope.reporting import explorer
 
 
 def test_the_command_starts_the_app_with_every_setting():
@@ -83,7 +83,7 @@ def test_an_installed_package_finds_its_own_copy(monkeypatch, tmp_path):
 def test_reports_and_views_load_no_model_library():
     code = (
         "import sys\n"
-        "import sparsescope.report.build, sparsescope.report.compare, sparsescope.report.explorer\n"
+        "import sparsescope.reporting.build, sparsescope.reporting.compare, sparsescope.reporting.explorer\n"
         "import sparsescope.analysis.activation_sparsity.views\n"
         "print(sorted({'torch', 'transformers', 'transformer_lens'} & set(sys.modules)))"
     )

@@ -16,8 +16,8 @@ from sparsescope.core.artifact import Store
 from sparsescope.core.registry import analyses
 from sparsescope.core.result import Column, Result
 from sparsescope.errors import ArtifactError, SpecError
-from sparsescope.report import build, page
-from sparsescope.report.sections import origin_text, section
+from sparsescope.reporting import build, page
+from sparsescope.reporting.sections import origin_text, section
 
 
 class Page(HTMLParser):
