@@ -191,10 +191,9 @@ def capture(
         ...     for batch in source:
         ...         print(batch.values["blocks.0.mlp.hook_post"].shape)
     """
-    tokenized = corpus.tokenize(subject.tokenizer) if hasattr(corpus, "tokenize") else corpus
     source = LiveSource(
         subject,
-        tokenized,
+        tokenized(corpus, subject),
         subject.sites(sites),
         batch_tokens=batch_tokens,
         padding_side=padding_side,
@@ -204,6 +203,27 @@ def capture(
         yield source
     finally:
         source._buffers.clear()
+
+
+def tokenized(corpus: Corpus | TokenizedCorpus, subject: Subject) -> TokenizedCorpus:
+    """Return the corpus as the subject's tokenizer sees it.
+
+    Raises:
+        SpecError: If either is something else, for example a name that has not been loaded.
+    """
+    from sparsescope.activations.corpus import Corpus
+    from sparsescope.activations.text.tokenized import TokenizedCorpus
+    from sparsescope.models.subject import Subject
+
+    if not isinstance(subject, Subject):
+        step = "ss.load(name), or ss.wrap(model, tokenizer) for a model in memory"
+        raise SpecError("this is not a subject", where="subject", allowed="a Subject", got=repr(subject)[:80], next_step=step)
+    if isinstance(corpus, TokenizedCorpus):
+        return corpus
+    if not isinstance(corpus, Corpus):
+        step = "ss.corpus(name, file or list of texts)"
+        raise SpecError("this is not a corpus", where="corpus", allowed="a Corpus", got=repr(corpus)[:80], next_step=step)
+    return corpus.tokenize(subject.tokenizer)
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -44,6 +44,7 @@ Bos = Annotated[str, typer.Option(help="Beginning-of-sequence token: auto (as th
 Dtype = Annotated[str, typer.Option(help="Compute type: float32, bfloat16 (quicker, labelled), float16.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Attention = Annotated[str | None, typer.Option(help="Attention implementation, eager or sdpa; that of transformers by default.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code of the model's repository run; recorded.")]
 Home = Annotated[Path | None, typer.Option(help="Folder of stored runs; $SPARSESCOPE_HOME or ./runs by default.")]
 BatchTokens = Annotated[int, typer.Option(help="Most token positions in one forward pass.", min=1, max=2**24)]
@@ -117,6 +118,7 @@ def run(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     revision: Revision = None,
+    attention: Attention = None,
     trust_remote_code: Trust = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Parameter of the analysis, NAME=VALUE; repeatable.")] = None,
     batch_tokens: BatchTokens = 2048,
@@ -130,9 +132,9 @@ def run(
 
     record = analyses().get(analysis)
     params = parse_set(set_ or [], record.params, analysis=record.name)  # a wrong name fails before the model is loaded
-    model = _load(subject, revision, dtype, device, trust_remote_code)
+    model = _load(subject, revision, dtype, device, attention, trust_remote_code)
     outcomes = _run([(record.name, params)], model, corpus, tokens, context, seed, bos, batch_tokens, home)
-    _raise_if_all_failed(outcomes)
+    _raise_if_failed(outcomes)
     outcome = outcomes[0]
     if json:
         console.out_json(_outcome_json(outcome))
@@ -153,6 +155,7 @@ def report(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     revision: Revision = None,
+    attention: Attention = None,
     trust_remote_code: Trust = False,
     fallback: Annotated[
         str | None, typer.Option(help="Subject to take, with a notice, for one that cannot be fetched (no network).")
@@ -182,13 +185,13 @@ def report(
             continue
         notice = None
         try:
-            model = _load(target, revision, dtype, device, trust_remote_code)
+            model = _load(target, revision, dtype, device, attention, trust_remote_code)
         except DependencyError as error:
             if fallback is None:
                 raise
             notice = f"{target} could not be fetched, so this report is about {fallback} instead ({error.what})"
             console.say(f"NOTE: {notice}")
-            model = _load(fallback, None, dtype, device, False)
+            model = _load(fallback, None, dtype, device, attention, False)
         outcomes = _run(_fitting(model), model, corpus, tokens, context, seed, bos, batch_tokens, home)
         for outcome in outcomes:
             if outcome.error is not None:
@@ -265,6 +268,7 @@ def doctor(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     revision: Revision = None,
+    attention: Attention = None,
     trust_remote_code: Trust = False,
     home: Home = None,
     json: Json = False,
@@ -277,7 +281,7 @@ def doctor(
     if subject is not None:
         from sparsescope.models.doctor import examine
 
-        examination = examine(_load(subject, revision, dtype, device, trust_remote_code))
+        examination = examine(_load(subject, revision, dtype, device, attention, trust_remote_code))
     if json:
         console.out_json(checkup.as_json(findings, examination))
     else:
@@ -307,9 +311,9 @@ def bench(
 
     record = benchmarks().get(name)
     params = parse_set(set_ or [], record.params, analysis=record.name)
-    model = _load(subject, None, dtype, device, False)
+    model = _load(subject, None, dtype, device, None, False)
     outcomes = _run([(record.name, params)], model, corpus, tokens, context, 0, "auto", 2048, home, again=True)
-    _raise_if_all_failed(outcomes)
+    _raise_if_failed(outcomes)
     outcome = outcomes[0]
     if json:
         console.out_json(_outcome_json(outcome))
@@ -366,14 +370,16 @@ def main() -> None:
     sys.exit(execute(app, sys.argv[1:]))
 
 
-def _load(name: str, revision: str | None, dtype: str, device: str, trust_remote_code: bool) -> Subject:
+def _load(
+    name: str, revision: str | None, dtype: str, device: str, attention: str | None, trust_remote_code: bool
+) -> Subject:
     """Load a subject and say so, since it can take a while."""
     import logging
 
     from sparsescope.cli import console
     from sparsescope.models.catalog import resolve
 
-    resolve(name, revision, dtype, device, None, trust_remote_code)  # a wrong name is refused before torch is imported
+    resolve(name, revision, dtype, device, attention, trust_remote_code)  # a wrong name is refused before torch is imported
     logger = logging.getLogger("sparsescope")
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
@@ -383,7 +389,14 @@ def _load(name: str, revision: str | None, dtype: str, device: str, trust_remote
     console.say(f"loading {name}")
     from sparsescope.models.sources import load
 
-    return load(name, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return load(
+        name,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        attn_implementation=attention,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def _run(
@@ -451,7 +464,7 @@ def _check_output(path: Path) -> None:
         )
 
 
-def _raise_if_all_failed(outcomes: list[Outcome]) -> None:
+def _raise_if_failed(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error

@@ -156,6 +156,9 @@ class Registry:
     def __len__(self) -> int:
         return len(self._records)
 
+    def __repr__(self) -> str:
+        return f"Registry({self.kind}: {', '.join(self._records) or 'none'})"
+
 
 @cache
 def analyses() -> Registry:

@@ -190,10 +190,32 @@ class Result:
 
         return find_record(self.analysis).draw(name, self)
 
+    def _ipython_display_(self) -> None:
+        """Draw the result in a notebook: headline numbers, then the first view, which shares one plotly per page."""
+        from IPython.display import HTML, display
+
+        display(HTML(self._summary_html()))
+        figure = self._first_figure()
+        if figure is not None:
+            display(figure)
+
     def _repr_html_(self) -> str:
-        """Draw the result in a notebook: headline numbers, then the first view."""
+        """The same as one piece of HTML that stands alone, for front ends that are not IPython."""
+        figure = self._first_figure()
+        return self._summary_html() + ("" if figure is None else figure.to_html(full_html=False, include_plotlyjs=True))
+
+    def _first_figure(self) -> go.Figure | None:
+        """The first view; None where there is none, or the package that made the result is not installed."""
         from sparsescope.core.registry import find_record
 
+        try:
+            record = find_record(self.analysis)
+        except SpecError:
+            return None
+        return record.draw(None, self) if record.views else None
+
+    def _summary_html(self) -> str:
+        """Title, numbers and notes."""
         rows = "".join(
             f"<tr><td title='{html.escape(s.definition, quote=True)}'>{html.escape(s.name)}</td>"
             f"<td style='text-align:right'>{html.escape(format_scalar(s))}</td></tr>"
@@ -201,12 +223,7 @@ class Result:
         )
         notes = "".join(f"<li>{html.escape(n.severity)}: {html.escape(n.message)}</li>" for n in self.notes)
         title = html.escape(f"{self.analysis} · {self.provenance.get('subject', {}).get('id', 'in memory')}")
-        body = f"<h4>{title}</h4><table>{rows}</table><ul>{notes}</ul>"
-        record = find_record(self.analysis)
-        if record.views:
-            figure = record.draw(None, self)
-            body += figure.to_html(full_html=False, include_plotlyjs=True)
-        return body
+        return f"<h4>{title}</h4><table>{rows}</table><ul>{notes}</ul>"
 
     def __repr__(self) -> str:
         subject = self.provenance.get("subject", {}).get("id", "?")

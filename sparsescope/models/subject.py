@@ -67,10 +67,16 @@ class Subject:
         self.source = source
         self.blocks = tuple(blocks)
         self._hash: tuple[Any, str] | None = None
+        self._as_loaded = None if source is None else (fingerprint(model), config_hash(model))
 
     def __repr__(self) -> str:
         shape = f"{type(self.model).__name__}, {self.n_layers} layers x {self.d_model}"
         return f"Subject({self.id!r}, {shape}, {self.dtype} from {self.origin_precision}, {self.device})"
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether ``load`` gave this very model; False for a wrapped model and for one that was changed since."""
+        return self._as_loaded is not None and self._as_loaded == (fingerprint(self.model), config_hash(self.model))
 
     @property
     def n_layers(self) -> int:

@@ -44,6 +44,15 @@ def render(results: Sequence[Result], *, title: str | None = None) -> str:
             "a report needs at least one result",
             next_step="run an analysis first: sparsescope run activation_sparsity --subject smollm2-135m",
         )
+    foreign = [result for result in results if not isinstance(result, Result)]
+    if foreign:
+        raise SpecError(
+            "a report is made of results",
+            where="results",
+            allowed="a list of Result",
+            got=repr(foreign[0])[:80],
+            next_step="results come from ss.run(...) and ss.open(...)",
+        )
     sections = [section(result, f"s{index}", budget=CSV_BUDGET // len(results)) for index, result in enumerate(results)]
     subjects = list(dict.fromkeys(entry.subject for entry in sections))
     heading = title or ("Sparse structure of " + (subjects[0] if len(subjects) == 1 else f"{len(subjects)} models"))

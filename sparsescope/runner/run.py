@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsescope.activations.capture import BATCH_TOKENS, LiveSource
+from sparsescope.activations.capture import BATCH_TOKENS, LiveSource, tokenized
 from sparsescope.activations.context import Context
 from sparsescope.core.artifact import Store
 from sparsescope.core.environment import environment
@@ -135,7 +135,7 @@ def run_many(
     """
     records = [(find_record(request.analysis), request) for request in requests]
     checked = [(record, make_params(record.params, request.params, analysis=record.name)) for record, request in records]
-    tokens = corpus.tokenize(subject.tokenizer) if hasattr(corpus, "tokenize") else corpus
+    tokens = tokenized(corpus, subject)
     _check_context(subject, tokens)
     context = Context(subject, tokens)
     home = Store() if store is True else Store(store) if store else None
@@ -243,7 +243,7 @@ def _finish(
     made_with = environment(
         device=str(identity.device), threads=torch.get_num_threads(), batch_tokens=batch_tokens
     )
-    command = reproduce_command(job.record, job.params, outcome.spec, context.subject.source)
+    command = reproduce_command(job.record, job.params, outcome.spec, context)
     result.provenance = {
         "run_id": None, "digest": outcome.spec.digest, "version": job.record.version, "created": None, "seconds": seconds,
         "subject": outcome.spec.subject, "corpus": outcome.spec.corpus, "params": outcome.spec.params,
@@ -316,28 +316,25 @@ def _lacks(subject: Subject, record: Analysis, missing: frozenset[str]) -> Subje
     )
 
 
-def reproduce_command(record: Analysis, params: Params, spec: Spec, source: str | None) -> str:
+def reproduce_command(record: Analysis, params: Params, spec: Spec, context: Context) -> str:
     """Return the command line that makes this run again, or the Python call where there is no such command.
 
-    Args:
-        record: The analysis.
-        params: Its parameters.
-        spec: The run.
-        source: What the subject was loaded by, None for a model that was in memory. Paths of this machine are not
-            shown: of a folder or file only the last part is.
+    Paths of this machine are not shown: of a folder or file only the last part is.
     """
     subject, corpus = spec.subject, spec.corpus or {}
     defaults = record.params().model_dump(mode="json")
     changed = {name: value for name, value in params.model_dump(mode="json").items() if value != defaults[name]}
-    if source is None or not _from_command_line(corpus):
-        model = "ss.wrap(model, tokenizer)" if source is None else f"ss.load({subject['id']!r})"
+    if not context.subject.unchanged or not _from_command_line(context):
+        model = f"ss.load({subject['id']!r}, ...)" if context.subject.unchanged else "ss.wrap(model, tokenizer)"
         more = "".join(f", {name}={value!r}" for name, value in changed.items())
         return f"in Python: ss.run({record.name!r}, {model}, ss.corpus(...){more})"
-    name = f"PATH/TO/{subject['id']}" if Path(source).exists() else str(subject["id"])
+    name = f"PATH/TO/{subject['id']}" if Path(str(context.subject.source)).exists() else str(subject["id"])
     words = ["sparsescope", "bench" if record.measures_time else "run", record.name, "--subject", name]
     words += ["--dtype", str(subject["dtype"])]
-    if subject.get("revision") and not record.measures_time:
-        words += ["--revision", str(subject["revision"])]
+    if not record.measures_time:
+        words += ["--attention", str(subject["attn_implementation"])]
+        words += ["--revision", str(subject["revision"])] if subject.get("revision") else []
+        words += ["--trust-remote-code"] if subject.get("trust_remote_code") else []
     for option, key in (("--corpus", "name"), ("--tokens", "budget"), ("--context", "context")):
         words += [option, str(corpus[key])]
     if not record.measures_time:
@@ -348,10 +345,13 @@ def reproduce_command(record: Analysis, params: Params, spec: Spec, source: str 
     return shlex.join(words)
 
 
-def _from_command_line(corpus: dict[str, Any]) -> bool:
-    """Whether the options of the command line are enough to make this corpus."""
-    from sparsescope.activations.corpus import registered_corpora
+def _from_command_line(context: Context) -> bool:
+    """Whether the options of the command line make this very token stream. It is made again: that costs little."""
+    from sparsescope.activations.corpus import corpus, registered_corpora
 
-    registered = all(name in registered_corpora() for name in str(corpus.get("name", "")).split("+"))
-    plain = corpus.get("deduplicate") is True and corpus.get("max_document_tokens") is None and corpus.get("min_tokens") == 2
-    return registered and plain and corpus.get("budget") is not None
+    found = context.corpus.describe()
+    if found.get("budget") is None or any(name not in registered_corpora() for name in context.corpus.name.split("+")):
+        return False
+    options = {key: found[key] for key in ("seed", "context", "bos")}
+    again = corpus(context.corpus.name, tokens=found["budget"], **options).tokenize(context.subject.tokenizer)
+    return again.digest == context.corpus.digest

@@ -256,8 +256,9 @@ def _scalars(
     with np.errstate(invalid="ignore", divide="ignore"):
         per_site = sums[:, seen].sum(0) / counts[:, seen].sum(0)
         replicates = np.tensordot(weights, sums[:, seen], 1) / np.tensordot(weights, counts[:, seen].astype(float), 1)
-    # A rare expert may be absent from a resample; the mean is then over the sites that are there.
-    mean, spread = per_site.mean(0), np.nanmean(replicates, axis=1)  # [S], [B, S]
+        # A rare expert may be absent from a resample; the mean is then over the sites that are there.
+        spread = np.nansum(replicates, axis=1) / np.isfinite(replicates).sum(axis=1)  # [B, S]
+    mean = per_site.mean(0)  # [S]
     documents = int((counts.sum((1, 2)) > 0).sum())
     tail = (1 - params.level) / 2
 

@@ -120,3 +120,29 @@ def test_experts_are_measured_on_their_own_tokens(small_corpus):
     tokens = small_corpus.tokenize(subject.tokenizer)
     later = sum(int((b.text_mask & (b.position > 0)).sum()) for b in tokens.batches())
     assert table["tokens"].sum() == 2 * later  # two experts for each token
+
+
+def test_experts_without_tokens_claim_nothing(llama):
+    subject = ss.load("random-olmoe")
+    text = ss.corpus(["one two"] * 2, tokens=8, context=8, deduplicate=False)
+    use = ss.run("activation_sparsity", subject, text).tables["unit_use"]
+    silent = use[use["tokens"] == 0]
+    assert len(silent) and silent[["dead_share", "always_on_share", "below_50%"]].isna().all().all()
+
+
+def test_rare_experts_do_not_decide_which_resamples_count():
+    """Experts that are missing from most resamples must not leave only the resamples that have them."""
+    text = ss.corpus("python-docs", tokens=400, context=32, max_document_tokens=60)
+    interval = ss.run("activation_sparsity", ss.load("random-olmoe"), text).scalars["mean_gini"].interval
+    assert interval.low < interval.high
+
+
+def test_many_domains_of_one_document_have_an_interval_of_some_width(llama):
+    from sparsescope.activations.corpus import Document
+
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+    texts = [Document(f"d{n}", f"domain{n}", " ".join(words[(n + i * i) % 10] for i in range(40))) for n in range(8)]
+    result = ss.run("activation_sparsity", llama, ss.corpus(texts, tokens=900, context=64, deduplicate=False))
+    interval = result.scalars["mean_gini"].interval
+    assert interval.high - interval.low > 1e-6
+    assert result.tables["by_domain"]["low"].isna().all()

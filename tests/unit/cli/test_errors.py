@@ -372,7 +372,7 @@ def test_a_damaged_run_says_how_to_get_on(command, runs, tmp_path):
     table.write_bytes(table.read_bytes()[:100])
     words = ("--corpus", "python-docs", "--tokens", "400", "--context", "64", "--set", "resamples=100", "--home", folder)
     again = ("run", "activation_sparsity", "--subject", "random-llama", *words)
-    check(command(*again), str(table), "delete that run's folder", what="a file of the run cannot be read")
+    check(command(*again), "units.parquet has 100 bytes", "delete the folder", what="the run is damaged")
     shutil.rmtree(folder / runs[2])
     assert command(*again)[0] == 0
     assert command("verify", "--home", folder)[0] == 0

@@ -166,3 +166,60 @@ def test_the_reproduce_command_makes_the_same_run(glass, tmp_path):
     found = CliRunner().invoke(app, [*words[1:], "--home", str(tmp_path), "--json"])
     assert found.exit_code == 0, found.output
     assert f'"run": "{result.run_id}"' in found.output and '"stored_before": true' in found.output
+
+
+def test_states_of_different_batches_are_never_mixed(llama, small_corpus, tmp_path, monkeypatch):
+    """Two analyses were interrupted at the same batch number of different streams; together they start from the beginning."""
+    requests = [Request(NAME), Request(NAME, {"shares": (0.5,)})]
+    expected = run_many(requests, llama, small_corpus, batch_tokens=64)
+    original, seen = SparsityAccumulator.update, []
+
+    def interrupted(self, batch):
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        seen.append(batch.index)
+        original(self, batch)
+
+    for request, batch_tokens in zip(requests, (32, 64), strict=True):
+        seen.clear()
+        monkeypatch.setattr(SparsityAccumulator, "update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(NAME, llama, small_corpus, store=tmp_path, batch_tokens=batch_tokens, **request.params)
+    monkeypatch.setattr(SparsityAccumulator, "update", original)
+    found = run_many(requests, llama, small_corpus, store=tmp_path, batch_tokens=64)
+    for a, b in zip(expected, found, strict=True):
+        check_same_numbers(a.result, b.result)
+
+
+@pytest.mark.parametrize("change", ["negated", "one neuron", "activation"])
+def test_a_model_that_was_changed_in_memory_is_another_subject(change, small_corpus, tmp_path):
+    import torch
+
+    subject = ss.load("random-llama")
+    before = run(NAME, subject, small_corpus, store=tmp_path)
+    mlp = subject.model.model.layers[0].mlp
+    if change == "negated":
+        mlp.up_proj.weight.data.neg_()
+    elif change == "one neuron":
+        mlp.up_proj.weight.data[5] = 0
+    else:
+        mlp.act_fn = torch.nn.ReLU()
+    after = run(NAME, subject, small_corpus, store=tmp_path)
+    assert after.run_id != before.run_id
+    assert before.provenance["command"].startswith("sparsescope run") is False  # own texts
+    assert not subject.unchanged and ss.load("random-llama").unchanged
+
+
+@pytest.mark.parametrize("what", ["weights", "part of the corpus", "another text of that name"])
+def test_no_command_is_given_that_would_make_another_run(what, glass):
+    subject, text = glass, ss.corpus("python-docs", tokens=600, context=64)
+    tokens = text.tokenize(subject.tokenizer)
+    assert run(NAME, subject, tokens).provenance["command"].startswith("sparsescope run")
+    if what == "weights":
+        subject = ss.load("glassllm")
+        subject.model.model.layers[0].mlp.up_proj.weight.data[5] = 0
+    elif what == "part of the corpus":
+        tokens = tokens.split(2)[0]
+    else:
+        tokens = ss.corpus(["other words " * 300] * 3, tokens=600, context=64, name="python-docs", deduplicate=False)
+    assert run(NAME, subject, tokens).provenance["command"].startswith("in Python")
