@@ -17,6 +17,7 @@ import typer
 from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 if TYPE_CHECKING:
+    from sparsescope.activations.corpus import Corpus as TextCorpus
     from sparsescope.activations.text.arguments import BosPolicy
     from sparsescope.core.result import Result
     from sparsescope.models.subject import Subject
@@ -126,20 +127,21 @@ def run(
     json: Json = False,
 ) -> None:
     """Run one analysis and store its result; a run that is stored already is opened."""
-    from sparsescope.cli import console
+    from sparsescope.cli import console, listing
     from sparsescope.cli.settings import parse_set
     from sparsescope.core.registry import analyses
 
     record = analyses().get(analysis)
     params = parse_set(set_ or [], record.params, analysis=record.name)  # a wrong name fails before the model is loaded
+    _text(corpus, tokens, context, seed, bos)
     model = _load(subject, revision, dtype, device, attention, trust_remote_code)
     outcomes = _run([(record.name, params)], model, corpus, tokens, context, seed, bos, batch_tokens, home)
     _raise_if_failed(outcomes)
     outcome = outcomes[0]
     if json:
-        console.out_json(_outcome_json(outcome))
+        console.out_json(listing.outcome_json(outcome))
         return
-    console.out(_headline(outcome))
+    console.out(listing.headline(outcome))
     console.out(str(outcome.path))
 
 
@@ -165,7 +167,7 @@ def report(
     json: Json = False,
 ) -> None:
     """Run every analysis that fits the subjects and write one self-contained HTML file; its path is printed last."""
-    from sparsescope.cli import console
+    from sparsescope.cli import console, listing
     from sparsescope.core.artifact import Store
     from sparsescope.core.manifest import RUN_ID
     from sparsescope.core.result import Note
@@ -174,6 +176,7 @@ def report(
     _check_output(output)
     for name in [*(t for t in targets if not RUN_ID.fullmatch(Path(t).name)), *([fallback] if fallback else [])]:
         resolve(name, dtype=dtype, device=device)  # a wrong name is found out now, not after the work on the first
+        _text(corpus, tokens, context, seed, bos)
     results: list[Result] = []
     failed: list[Outcome] = []
     for target in targets:
@@ -215,7 +218,7 @@ def report(
         console.out_json({"report": str(path), "bytes": path.stat().st_size, "runs": runs, "failed": len(failed)})
     else:
         for result in results:
-            console.say(_summary(result))
+            console.say(listing.summary(result))
         console.out(str(path))
     if failed:
         raise typer.Exit(2)
@@ -311,12 +314,13 @@ def bench(
 
     record = benchmarks().get(name)
     params = parse_set(set_ or [], record.params, analysis=record.name)
+    _text(corpus, tokens, context, 0, "auto")
     model = _load(subject, None, dtype, device, None, False)
     outcomes = _run([(record.name, params)], model, corpus, tokens, context, 0, "auto", 2048, home, again=True)
     _raise_if_failed(outcomes)
     outcome = outcomes[0]
     if json:
-        console.out_json(_outcome_json(outcome))
+        console.out_json(listing.outcome_json(outcome))
         return
     if outcome.result is not None:
         console.out(listing.tables_text(outcome.result))
@@ -413,19 +417,23 @@ def _run(
     again: bool = False,
 ) -> list[Outcome]:
     """Run analyses of a loaded subject with a progress bar."""
-    from sparsescope.activations.corpus import corpus as make_corpus
     from sparsescope.cli import console
     from sparsescope.runner.run import Request, default_context, run_many
 
-    text = make_corpus(
-        corpus, tokens=tokens, seed=seed, context=default_context(subject) if context is None else context,
-        bos=cast("BosPolicy", bos),  # checked there
-    )
+    text = _text(corpus, tokens, default_context(subject) if context is None else context, seed, bos)
     requests: list[Request] = [Request(name, params) for name, params in wanted]
     with console.progress_bar() as progress:
         return run_many(
             requests, subject, text, store=home or True, progress=progress, batch_tokens=batch_tokens, again=again
         )
+
+
+def _text(corpus: str, tokens: int, context: int | None, seed: int, bos: str) -> TextCorpus:
+    """Make the corpus. The verbs also call it before they load a model, so that a wrong option is found out at once."""
+    from sparsescope.activations.corpus import corpus as make_corpus
+
+    # What ``bos`` may be is checked there. A context that is not given depends on the model; any valid one will do.
+    return make_corpus(corpus, tokens=tokens, seed=seed, context=256 if context is None else context, bos=cast("BosPolicy", bos))
 
 
 def _fitting(subject: Subject) -> list[tuple[str, dict[str, Any]]]:
@@ -468,39 +476,3 @@ def _raise_if_failed(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error
-
-
-def _outcome_json(outcome: Outcome) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    result = outcome.result
-    return {
-        "run": outcome.spec.run_id,
-        "path": str(outcome.path),
-        "stored_before": outcome.stored,
-        "scalars": {} if result is None else {name: asdict(scalar) for name, scalar in result.scalars.items()},
-        "notes": [] if result is None else [asdict(note) for note in result.notes],
-        "tables": {} if result is None else {name: len(frame) for name, frame in result.tables.items()},
-        "provenance": {} if result is None else result.provenance,
-    }
-
-
-def _headline(outcome: Outcome) -> str:
-    """The headline numbers of a result as text."""
-    from sparsescope.cli import console
-    from sparsescope.core.registry import analyses
-    from sparsescope.core.result import format_scalar
-
-    result = outcome.result
-    if result is None:
-        return ""
-    names = analyses().get(result.analysis).headline or tuple(result.scalars)
-    rows = [[name, format_scalar(result.scalars[name])] for name in names if name in result.scalars]
-    notes = "".join(f"\n{note.severity}: {note.message}" for note in result.notes)
-    return console.table(["measure", "value"], rows) + notes
-
-
-def _summary(result: Result) -> str:
-    """One line about a result in a report."""
-    return f"{result.analysis} of {result.provenance['subject']['id']}: {result.run_id or 'not stored'}"
-

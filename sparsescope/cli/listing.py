@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sparsescope.core.registry import Analysis
     from sparsescope.core.result import Result
     from sparsescope.reporting.compare import Comparison
+    from sparsescope.runner.run import Outcome
 
 DEFAULT_SUBJECT = "smollm2-135m"
 _TABLE_ROWS = 40
@@ -195,3 +196,36 @@ def comparison_text(found: Comparison) -> str:
     ]  # fmt: skip
     parts.insert(1, "numbers\n" + table(["name", "a", "b", "b - a", "intervals apart"], changes))
     return "\n\n".join([*parts, *found.notes])
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    """What became of a request, as plain values."""
+    result = outcome.result
+    return {
+        "run": outcome.spec.run_id,
+        "path": str(outcome.path),
+        "stored_before": outcome.stored,
+        "scalars": {} if result is None else {name: asdict(scalar) for name, scalar in result.scalars.items()},
+        "notes": [] if result is None else [asdict(note) for note in result.notes],
+        "tables": {} if result is None else {name: len(frame) for name, frame in result.tables.items()},
+        "provenance": {} if result is None else result.provenance,
+    }
+
+
+def headline(outcome: Outcome) -> str:
+    """The headline numbers of a result as text."""
+    from sparsescope.core.registry import analyses
+    from sparsescope.core.result import format_scalar
+
+    result = outcome.result
+    if result is None:
+        return ""
+    names = analyses().get(result.analysis).headline or tuple(result.scalars)
+    rows = [[name, format_scalar(result.scalars[name])] for name in names if name in result.scalars]
+    notes = "".join(f"\n{note.severity}: {note.message}" for note in result.notes)
+    return table(["measure", "value"], rows) + notes
+
+
+def summary(result: Result) -> str:
+    """One line about a result in a report."""
+    return f"{result.analysis} of {result.provenance['subject']['id']}: {result.run_id or 'not stored'}"

@@ -49,7 +49,10 @@ class Series:
     def band_text(self, level: float = 0.95) -> str:
         """Say in words what the band shows; ``level`` is the coverage of the intervals."""
         if self.sites > 1:
-            return f"lines: median over up to {self.sites} experts of a layer; bands: 5–95 % of the experts"
+            return (
+                f"lines: median over up to {self.sites} experts of a layer; bands: 5–95 % of the experts, or the "
+                f"{100 * level:g} % document-cluster bootstrap interval where a layer has a single site"
+            )
         interval = f"bands: {100 * level:g} % document-cluster bootstrap interval"
         return interval if self.intervals else "no intervals: they need two documents or more"
 
@@ -75,7 +78,10 @@ def series(frame: pd.DataFrame, keys: Sequence[str] = (), *, value: str = "mean"
     sites = int(groups.size().max()) if len(work) else 1
     if sites > 1:
         tidy = groups["mean"].median().to_frame()
-        tidy["low"], tidy["high"] = groups["mean"].quantile(SPREAD_LOW), groups["mean"].quantile(SPREAD_HIGH)
+        # The range over experts where there are several sites, the interval of its own where there is one.
+        several = groups.size() > 1
+        for name, share in (("low", SPREAD_LOW), ("high", SPREAD_HIGH)):
+            tidy[name] = groups["mean"].quantile(share).where(several, groups[name].first())
         for name in keep:
             tidy[name] = groups[name].median()
         tidy = tidy.reset_index()

@@ -16,6 +16,7 @@ from sparsescope.activations.accumulators import SHAPE_BINS, SiteStatistics, Spa
 from sparsescope.activations.context import Context
 from sparsescope.analysis.activation_sparsity import TABLES, ActivationSparsityParams, percent_name
 from sparsescope.core.result import Interval, Result
+from sparsescope.errors import SubjectError
 from sparsescope.kernels.row_statistics import SHAPE_MEASURES
 from sparsescope.metrics.sparsity import half_normal_reference
 from sparsescope.metrics.statistics import (
@@ -76,6 +77,13 @@ def result(params: ActivationSparsityParams, context: Context, accumulated: Spar
 
     out = Result("activation_sparsity")
     later_sums, later_counts = sums[:, :, 1:].sum(2), counts[:, :, 1:].sum(2)
+    if not later_counts.any():
+        raise SubjectError(
+            "there is no token after the first of a window, and the first one is not measured with the others",
+            where=f"corpus {context.corpus.name}",
+            got=f"{context.corpus.n_tokens} tokens in {len(keys)} documents",
+            next_step="read more text: a larger token budget, or longer documents",
+        )
     per_layer = cluster_interval(later_sums, later_counts, weights, params.level)
     out.add_table("per_layer", _per_layer(sites, metrics, per_layer, later_counts, statistics), TABLES["per_layer"])
     by_position = cluster_interval(sums, counts, weights, params.level)

@@ -146,3 +146,8 @@ def test_many_domains_of_one_document_have_an_interval_of_some_width(llama):
     interval = result.scalars["mean_gini"].interval
     assert interval.high - interval.low > 1e-6
     assert result.tables["by_domain"]["low"].isna().all()
+
+
+def test_text_without_a_second_token_is_refused(llama):
+    with pytest.raises(SubjectError, match="no token after the first"):
+        ss.run("activation_sparsity", llama, ss.corpus("python-docs", tokens=1, context=8, min_tokens=1))
