@@ -120,7 +120,7 @@ class Store:
                 "the run is damaged",
                 where=str(folder),
                 got="; ".join(damage[:4]),
-                next_step="delete the folder and run the analysis again, or restore it from a copy",
+                next_step="delete the folder and run the analysis again, or restore it from a copy; all runs: sparsescope verify",
             )
         result = Result(manifest.spec.analysis)
         result.scalars = {scalar.name: scalar for scalar in manifest.scalars}

@@ -155,7 +155,7 @@ def test_a_run_with_a_damaged_table_shows_an_error_not_a_traceback(two_runs, hom
     table = home / two_runs[0] / "tables" / "frequency.parquet"
     table.write_bytes(table.read_bytes()[:100])
     app = show("result", run=two_runs[0])
-    assert "cannot be read" in words(app)
+    assert "the run is damaged" in words(app)
     assert "sparsescope verify" in words(app)
     assert "Traceback" not in words(app)
 
