@@ -329,7 +329,7 @@ def _notes(
     if identity.origin_precision != identity.dtype:
         out.note(
             "info",
-            f"The weights were stored as {identity.origin_precision} and are computed with in {identity.dtype}: what is "
+            f"The weights were stored as {identity.origin_precision} and computed in {identity.dtype}: what is "
             "measured is the model as rounded for storage.",
             "subject",
         )
