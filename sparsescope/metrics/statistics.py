@@ -131,3 +131,10 @@ def histogram_quantiles(counts: np.ndarray, edges: np.ndarray, quantiles: tuple[
     index = np.clip(np.searchsorted(cumulative, wanted, side="left") - 1, 0, len(counts) - 1)
     inside = (wanted - cumulative[index]) / np.maximum(counts[index], 1)
     return edges[index] + np.clip(inside, 0, 1) * (edges[index + 1] - edges[index])
+
+
+def mean_over_present(values: np.ndarray, axis: int) -> np.ndarray:
+    """Mean along an axis over the finite entries; NaN where there is none (and no warning)."""
+    present = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(present, values, 0.0).sum(axis) / present.sum(axis)

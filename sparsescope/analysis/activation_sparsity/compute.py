@@ -24,6 +24,7 @@ from sparsescope.metrics.statistics import (
     cluster_interval,
     effective_tokens,
     histogram_quantiles,
+    mean_over_present,
     pooled_intraclass_correlation,
     zero_events_bound,
 )
@@ -264,8 +265,7 @@ def _scalars(
     with np.errstate(invalid="ignore", divide="ignore"):
         per_site = sums[:, seen].sum(0) / counts[:, seen].sum(0)
         replicates = np.tensordot(weights, sums[:, seen], 1) / np.tensordot(weights, counts[:, seen].astype(float), 1)
-        # A rare expert may be absent from a resample; the mean is then over the sites that are there.
-        spread = np.nansum(replicates, axis=1) / np.isfinite(replicates).sum(axis=1)  # [B, S]
+    spread = mean_over_present(replicates, axis=1)  # [B, S]; a rare expert may be absent from a resample
     mean = per_site.mean(0)  # [S]
     documents = int((counts.sum((1, 2)) > 0).sum())
     tail = (1 - params.level) / 2

@@ -92,3 +92,8 @@ def test_histogram_quantiles_are_within_a_bin():
     found = s.histogram_quantiles(counts, edges, (0.05, 0.5, 0.95))
     np.testing.assert_allclose(found, np.quantile(values, (0.05, 0.5, 0.95)), atol=1 / 200)
     assert np.isnan(s.histogram_quantiles(np.zeros(200, int), edges, (0.5,)))[0]
+
+
+def test_a_resample_counts_even_when_a_rare_site_is_absent_from_it():
+    values = np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, np.nan], [4.0, 5.0, 6.0]])
+    np.testing.assert_array_equal(s.mean_over_present(values, axis=1), [2.0, np.nan, 5.0])

@@ -144,8 +144,8 @@ def test_head_says_what_was_measured(parsed):
 
 
 def test_long_tables_are_cut_and_say_so(parsed, stored):
-    assert len(stored.tables["units"]) > 200
-    assert f"Showing 200 of {len(stored.tables['units']):,} rows" in parsed.text
+    assert len(stored.tables["units"]) > 800
+    assert f"Showing 800 of {len(stored.tables['units']):,} rows" in parsed.text
     assert f"{stored.run_id}/tables/units.parquet" in parsed.text
 
 
@@ -291,10 +291,10 @@ def test_tables_shared_by_views_stand_once(stored):
 
 
 def test_downloads_keep_to_their_budget(stored):
-    found = section(stored, "s", budget=60_000)
+    found = section(stored, "s", budget=240_000)
     for block in [*found.tables, *(f.table for f in found.figures if f.table)]:
-        assert block.download_rows in {block.total, min(200, block.total)}
-        assert len(block.download) < 60_000
+        assert block.download_rows in {block.total, min(800, block.total)}
+        assert len(block.download) < 240_000
 
 
 def test_one_figure_as_a_page(stored):
