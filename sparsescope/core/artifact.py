@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import os
 import re
@@ -19,31 +18,24 @@ import shutil
 import socket
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sparsescope.core.files import replace_file, sha256_file, storage_errors, sync_path, write_file
+from sparsescope.core.files import replace_file, storage_errors, sync_path, write_file
 from sparsescope.core.manifest import (
     MANIFEST,
     RUN_ID,
-    SCHEMA_VERSION,
-    FileEntry,
     Manifest,
-    TableEntry,
-    TensorEntry,
     read_manifest,
 )
 from sparsescope.core.result import Result, Tensor
+from sparsescope.core.run_files import find_damage, inside, read_table, read_tensor, write_contents
 from sparsescope.core.spec import Spec
 from sparsescope.errors import ArtifactError
 
-SAFETENSORS_HEADER_LIMIT = 100 * 1024 * 1024
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-
-_DAMAGED = "sparsescope verify lists what is damaged; delete that run's folder and run the analysis again"
 
 
 def home() -> Path:
@@ -58,6 +50,15 @@ class Verdict:
     run_id: str
     status: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """Partial work of a run that was not completed: its digest, size in bytes, seconds since it was last added to."""
+
+    digest: str
+    bytes: int
+    age: float
 
 
 class Store:
@@ -114,7 +115,8 @@ class Store:
         """
         manifest = self.manifest(run_id)
         folder = self.path(run_id)
-        damage = _damage(folder, manifest)
+        with storage_errors("read the run", folder):
+            damage = find_damage(folder, manifest)
         if damage:
             raise ArtifactError(
                 "the run is damaged",
@@ -126,10 +128,10 @@ class Store:
         result.scalars = {scalar.name: scalar for scalar in manifest.scalars}
         result.notes = list(manifest.notes)
         for name, entry in manifest.tables.items():
-            result.tables[name] = _read_table(_inside(folder, entry.file), entry)
+            result.tables[name] = read_table(inside(folder, entry.file), entry)
             result.columns[name] = entry.columns
         for name, tensor in manifest.tensors.items():
-            result.tensors[name] = Tensor(tensor.dims, _read_tensor(_inside(folder, tensor.file), name))
+            result.tensors[name] = Tensor(tensor.dims, read_tensor(inside(folder, tensor.file), name, tensor))
         result.provenance = provenance(manifest)
         return result
 
@@ -140,7 +142,7 @@ class Store:
             try:
                 manifest = self.manifest(run_id)
                 with storage_errors("read the run", self.path(run_id)):
-                    damage = _damage(self.path(run_id), manifest)
+                    damage = find_damage(self.path(run_id), manifest)
             except ArtifactError as error:
                 verdicts.append(Verdict(run_id, "unreadable", error.message()))
                 continue
@@ -193,7 +195,7 @@ class Store:
             self._remove_strays()
             try:
                 temporary.mkdir()
-                manifest = _write_contents(temporary, result, spec, seconds, environment, events or [], command)
+                manifest = write_contents(temporary, result, spec, seconds, environment, events or [], command)
                 result.provenance = provenance(manifest)
                 self._publish(temporary, final)
             finally:
@@ -266,6 +268,28 @@ class Store:
         """Delete the partial work of a run that is now complete."""
         shutil.rmtree(self.partial(digest), ignore_errors=True)
 
+    def unfinished(self) -> list[Unfinished]:
+        """List the partial work of runs that were not completed, the oldest first."""
+        with storage_errors("read the unfinished runs", self.root / ".partial"):
+            folders = sorted(self.root.glob(".partial/*"))
+            found = []
+            for folder in folders:
+                if re.fullmatch(r"[0-9a-f]{64}", folder.name) and folder.is_dir() and not folder.is_symlink():
+                    states = [path.lstat() for path in (folder, *folder.rglob("*"))]
+                    newest = max(state.st_mtime for state in states)
+                    found.append(Unfinished(folder.name, sum(state.st_size for state in states[1:]), time.time() - newest))
+        return sorted(found, key=lambda entry: -entry.age)
+
+    def remove_unfinished(self, older_than: float) -> list[Unfinished]:
+        """Delete partial work that nothing was added to for ``older_than`` seconds, and return what it was.
+
+        A run that is going on adds to it every few seconds, so an hour is safe.
+        """
+        old = [entry for entry in self.unfinished() if entry.age > older_than]
+        for entry in old:
+            self.drop_partial(entry.digest)
+        return old
+
     def _missing(self, run_id: str) -> ArtifactError:
         return ArtifactError(
             f"no run {run_id!r}",
@@ -301,125 +325,6 @@ def provenance(manifest: Manifest) -> dict[str, Any]:
         "environment": manifest.environment,
         "command": manifest.command,
     }
-
-
-def _write_contents(
-    folder: Path,
-    result: Result,
-    spec: Spec,
-    seconds: float,
-    environment: dict[str, Any],
-    events: list[dict[str, Any]],
-    command: str,
-) -> Manifest:
-    """Write tables, tensors, events and last the manifest into ``folder``."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from safetensors.numpy import save
-
-    def put(name: str, data: bytes) -> FileEntry:
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        write_file(path, data)
-        return FileEntry(file=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-    tables = {}
-    for name, frame in result.tables.items():
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), buffer, compression="zstd")
-        entry = put(f"tables/{name}.parquet", buffer.getvalue())
-        tables[name] = TableEntry(**entry.model_dump(), rows=len(frame), columns=result.columns[name])
-    tensors, files = {}, []
-    for name, tensor in result.tensors.items():
-        files.append(put(f"tensors/{name}.safetensors", save({name: np.ascontiguousarray(tensor.array)})))
-        tensors[name] = TensorEntry(
-            file=files[-1].file, dims=tensor.dims, shape=tensor.array.shape, dtype=str(tensor.array.dtype)
-        )
-    files.append(put("events.jsonl", "".join(json.dumps(event) + "\n" for event in events).encode()))
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        run_id=spec.run_id,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=round(seconds, 3),
-        spec=spec,
-        environment=environment,
-        scalars=tuple(result.scalars.values()),
-        notes=tuple(result.notes),
-        tables=tables,
-        tensors=tensors,
-        files=tuple(files),
-        command=command,
-    )
-    for sub in folder.iterdir():
-        if sub.is_dir():
-            sync_path(sub)
-    write_file(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
-    sync_path(folder)
-    return manifest
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """Join and refuse a path that leaves the run, also through a symbolic link."""
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise ArtifactError("a file of the run lies outside its folder", where=str(folder), got=name[:200])
-    return path
-
-
-def _unreadable(path: Path, error: Exception) -> ArtifactError:
-    return ArtifactError(
-        "a file of the run cannot be read",
-        where=str(path),
-        got=f"{type(error).__name__}: {str(error)[:160]}",
-        next_step=_DAMAGED,
-    )
-
-
-def _read_table(path: Path, entry: TableEntry) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        frame = pq.read_table(path).to_pandas()
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from error
-    if list(frame.columns) != [column.name for column in entry.columns] or len(frame) != entry.rows:
-        raise ArtifactError(
-            "a table differs from its manifest",
-            where=str(path),
-            allowed=[column.name for column in entry.columns],
-            got=list(frame.columns),
-            next_step=_DAMAGED,
-        )
-    return frame
-
-
-def _read_tensor(path: Path, name: str) -> np.ndarray:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with path.open("rb") as handle:
-            header = int.from_bytes(handle.read(8), "little")
-        if header > SAFETENSORS_HEADER_LIMIT:
-            raise ArtifactError("the header of a tensor file is too large", where=str(path), got=str(header))
-        with safe_open(path, framework="numpy") as handle:
-            return handle.get_tensor(name)
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _damage(folder: Path, manifest: Manifest) -> list[str]:
-    """List what differs between the files of a run and its manifest."""
-    damage = []
-    for entry in (*manifest.tables.values(), *manifest.files):
-        path = _inside(folder, entry.file)
-        if not path.is_file():
-            damage.append(f"{entry.file} is missing")
-        elif path.stat().st_size != entry.bytes:
-            damage.append(f"{entry.file} has {path.stat().st_size} bytes, not {entry.bytes}")
-        elif sha256_file(path) != entry.sha256:
-            damage.append(f"{entry.file} has another checksum")
-    return damage
 
 
 def _alive(pid: int) -> bool:

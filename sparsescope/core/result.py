@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from sparsescope.core.text import display
 from sparsescope.errors import SpecError, unknown_name
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ TEXT_KINDS = frozenset({"token_text", "document", "domain", "checkpoint", "site"
 INDEX_KINDS = frozenset({"layer", "head", "neuron", "feature", "expert", "token", "position", "step"})
 Direction = Literal["higher", "lower", "none"]
 Severity = Literal["info", "warning", "error"]
+# In a stored record an unknown field is refused, and NaN is a string, because JSON has none.
+_STRICT = {"extra": "forbid", "ser_json_inf_nan": "strings"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Interval:
         method: How it was made, for example ``"document-cluster bootstrap"``.
         n: The number of independent units behind it (documents, seeds).
     """
+
+    __pydantic_config__ = _STRICT
 
     low: float
     high: float
@@ -66,6 +71,8 @@ class Scalar:
         definition: One sentence, or a formula, that defines the number.
         interval: Its uncertainty, or None where the number is a count or a constant.
     """
+
+    __pydantic_config__ = _STRICT
 
     name: str
     value: float
@@ -89,6 +96,8 @@ class Column:
         SpecError: If ``kind`` is not in the vocabulary.
     """
 
+    __pydantic_config__ = _STRICT
+
     name: str
     kind: str
     description: str
@@ -110,6 +119,8 @@ class Tensor:
 @dataclass(frozen=True, slots=True)
 class Note:
     """Something that the reader of a number has to know. Shown in the app and the report."""
+
+    __pydantic_config__ = _STRICT
 
     severity: Severity
     message: str
@@ -217,18 +228,24 @@ class Result:
     def _summary_html(self) -> str:
         """Title, numbers and notes."""
         rows = "".join(
-            f"<tr><td title='{html.escape(s.definition, quote=True)}'>{html.escape(s.name)}</td>"
-            f"<td style='text-align:right'>{html.escape(format_scalar(s))}</td></tr>"
+            f"<tr><td title='{_html(s.definition, 800)}'>{_html(s.name)}</td>"
+            f"<td style='text-align:right'>{_html(format_scalar(s))}</td></tr>"
             for s in self.scalars.values()
         )
-        notes = "".join(f"<li>{html.escape(n.severity)}: {html.escape(n.message)}</li>" for n in self.notes)
-        title = html.escape(f"{self.analysis} · {self.provenance.get('subject', {}).get('id', 'in memory')}")
+        notes = "".join(f"<li>{_html(n.severity)}: {_html(n.message, 800)}</li>" for n in self.notes)
+        title = _html(f"{self.analysis} · {self.provenance.get('subject', {}).get('id', 'in memory')}")
         return f"<h4>{title}</h4><table>{rows}</table><ul>{notes}</ul>"
 
     def __repr__(self) -> str:
-        subject = self.provenance.get("subject", {}).get("id", "?")
+        subject = display(self.provenance.get("subject", {}).get("id", "?"), limit=200, markup=False)
         tables = ", ".join(f"{name}[{len(frame)}]" for name, frame in self.tables.items())
         return f"Result({self.analysis}, subject={subject}, scalars={list(self.scalars)}, tables={tables})"
+
+
+def _html(text: object, limit: int = 200) -> str:
+    """Foreign text for a notebook, which also looks for TeX between dollar signs and after backslashes."""
+    shown = html.escape(display(text, limit=limit, markup=False), quote=True)
+    return shown.replace("$", "＄").replace("\\(", "＼(").replace("\\[", "＼[")
 
 
 def format_number(value: float, unit: str) -> str:
@@ -239,6 +256,8 @@ def format_number(value: float, unit: str) -> str:
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "not defined"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
     if unit == "fraction":
         percent = 100 * value
         if 0 < percent < 0.01:
@@ -247,7 +266,7 @@ def format_number(value: float, unit: str) -> str:
             return "> 99.99 %"
         return f"{percent:.2f} %"
     if unit == "count" or (unit in {"tokens", "documents", "units"} and float(value).is_integer()):
-        return f"{int(value):,}"
+        return f"{int(value):,}" if abs(value) < 1e15 else f"{value:.4g}"
     if unit == "seconds":
         return f"{value:.2f} s"
     return f"{value:.4g}" + (f" {unit}" if unit else "")

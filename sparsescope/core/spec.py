@@ -12,8 +12,9 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from sparsescope.core.text import well_formed_values
 from sparsescope.errors import SpecError, near_matches
 
 # What of a subject changes a number; the config does: the same weights with another activation are another model.
@@ -48,6 +49,12 @@ class Spec(BaseModel):
     subject: dict[str, Any]
     corpus: dict[str, Any] | None = None
     timing: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _storable(cls, values: Any) -> Any:
+        """A folder name that is not UTF-8 must not make the digest differ between now and the stored file."""
+        return well_formed_values(values)
 
     @property
     def digest(self) -> str:

@@ -49,16 +49,3 @@ class CorpusEntry:
     domain: str
     load: Callable[[], Iterable[Document]]
     origin: str = ""
-
-
-def well_formed(text: str) -> str:
-    """Return ``text`` with lone surrogates replaced by U+FFFD and surrogate pairs joined.
-
-    Tokenizers take UTF-8 and refuse surrogates; they appear in JSON cut in the middle of an emoji and in
-    file names decoded with ``surrogateescape``. Every other character, NUL included, is left alone.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsescope.activations.text.documents import Document, well_formed
+from sparsescope.activations.text.documents import Document
 from sparsescope.activations.text.files import SUFFIXES, from_texts, read_file
 from sparsescope.activations.text.registered import registered_corpora, registered_entries
+from sparsescope.core.text import well_formed
 from sparsescope.errors import SpecError, SubjectError
 
 _LONGEST_NAME = 1024

@@ -1,0 +1,104 @@
+"""The header of a safetensors file, read with limits before any library maps the file.
+
+A header is JSON of a stated length: name, dtype, shape and byte range of every tensor. Everything in it is
+checked against the file (format of huggingface/safetensors): the length, the depth, that ranges lie in
+the file, follow one another and agree with dtype and shape.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsescope.core.strict_json import parse
+from sparsescope.errors import ArtifactError, SparsescopeError
+
+HEADER_LIMIT = 100 * 1024 * 1024
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """One tensor of a file: dtype as the format spells it, shape, byte range after the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    span: tuple[int, int]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def read_header(path: Path, error: type[SparsescopeError] = ArtifactError) -> dict[str, TensorHeader]:
+    """Read and check the header of a safetensors file.
+
+    Args:
+        path: The file.
+        error: Class of the exception.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        SparsescopeError: Of the class ``error``: the file cannot be read, is too short, or its header is not valid.
+    """
+
+    def refuse(allowed: str, got: str) -> SparsescopeError:
+        return error(
+            "the header of a tensor file is not valid",
+            where=str(path),
+            allowed=allowed,
+            got=got[:160],
+            next_step="the file is truncated or damaged: copy or make it again",
+        )
+
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if size < 8 or not 2 <= length <= min(HEADER_LIMIT, size - 8):
+                raise refuse(f"2 to {max(min(HEADER_LIMIT, size - 8), 2)} bytes", f"{length} bytes in a file of {size}")
+            raw = handle.read(length)
+    except OSError as problem:
+        raise refuse("a readable file", f"{type(problem).__name__}: {problem.strerror}") from problem
+    try:
+        entries = parse(raw)
+    except ValueError as problem:
+        raise refuse("JSON", str(problem)) from None
+    if not isinstance(entries, dict):
+        raise refuse("a JSON object", type(entries).__name__)
+    found = {name: _entry(entry) for name, entry in entries.items() if name != "__metadata__"}
+    broken = next((name for name, entry in found.items() if entry is None), None)
+    if broken is not None:
+        raise refuse("dtype, shape and data_offsets that agree, for every tensor", f"tensor {broken!r}: {entries[broken]!r}")
+    known = {name: entry for name, entry in found.items() if entry is not None}
+    at = 0
+    for begin, end in sorted(entry.span for entry in known.values()):
+        if begin != at:
+            raise refuse("byte ranges that follow one another", f"{begin} after {at}")
+        at = end
+    if at != size - 8 - length:
+        raise refuse(f"{at} bytes of data", f"{size - 8 - length} bytes of data")
+    return known
+
+
+def _entry(entry: Any) -> TensorHeader | None:
+    """One tensor, None where its description is not valid."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        return None
+    dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
+    lists = isinstance(shape, list) and isinstance(span, list) and len(span) == 2 and len(shape) <= 32
+    if not lists or not isinstance(dtype, str) or dtype not in _BITS:
+        return None
+    if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, *span)):
+        return None
+    if math.prod(shape) * _BITS[dtype] != 8 * (span[1] - span[0]):
+        return None
+    return TensorHeader(dtype, tuple(shape), (span[0], span[1]))
