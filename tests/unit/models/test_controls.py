@@ -1,0 +1,139 @@
+"""Shuffled controls: the same entries in every matrix, at other places; nothing else is touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from sparsescope.errors import SpecError, SubjectError
+from sparsescope.models import Subject, controls, load, wrap
+from sparsescope.models.catalog import resolve
+from sparsescope.models.controls import shuffle_mlp_inputs, split_name
+
+
+def state(subject: Subject) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
+
+
+def assert_permuted(matrix: torch.Tensor, of: torch.Tensor) -> None:
+    assert not torch.equal(matrix, of)
+    assert torch.equal(matrix.flatten().sort().values, of.flatten().sort().values)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("random-opt", {"fc1.weight", "fc1.bias"}),
+        ("random-llama", {"gate_proj.weight", "up_proj.weight"}),
+        ("random-gpt2", {"c_fc.weight", "c_fc.bias"}),
+        ("random-mixtral", {"experts.gate_up_proj"}),
+        ("random-qwen2moe", {"experts.gate_up_proj", "gate_proj.weight", "up_proj.weight"}),
+    ],
+)
+def test_only_mlp_inputs_change_and_keep_their_entries(name: str, changed: set[str]) -> None:
+    subject = load(name)
+    with torch.no_grad():
+        for key, parameter in subject.model.named_parameters():
+            if key.endswith("bias"):
+                parameter.fill_(0.25)  # so that a bias set to zero can be told
+    before = state(subject)
+    control = shuffle_mlp_inputs(subject)
+    after = state(control)
+    touched = {key for key in before if not torch.equal(before[key], after[key])}
+    assert {next((end for end in changed if key.endswith(end)), key) for key in touched} == changed
+    for key in touched:
+        if key.endswith("bias"):
+            assert not after[key].any()
+    for site in subject.parameter_sites("weight:blocks.*.*"):
+        if site.role in controls._INPUT_ROLES:  # of experts: each by itself
+            assert_permuted(control.parameter(site.name), subject.parameter(site.name))
+    assert all(torch.equal(tensor, state(subject)[key]) for key, tensor in before.items())  # the user's model
+    assert control.identity.weight_hash != subject.identity.weight_hash
+    assert control.identity.config_hash == subject.identity.config_hash
+
+
+def test_fused_gate_and_up_are_permuted_apart() -> None:
+    config = transformers.Phi3Config(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0,
+    )  # fmt: skip
+    subject = wrap(transformers.Phi3ForCausalLM(config))
+    control = shuffle_mlp_inputs(subject)
+    for role in ("gate", "in"):
+        name = f"weight:blocks.1.mlp.{role}.weight"
+        assert_permuted(control.parameter(name), subject.parameter(name))
+
+
+def test_the_seed_decides() -> None:
+    subject = load("random-opt")
+    first, again, other = (shuffle_mlp_inputs(subject, seed) for seed in (0, 0, 3))
+    assert first.identity == again.identity
+    assert other.identity.weight_hash != first.identity.weight_hash
+    assert (first.id, other.id) == ("shuffled:random-opt", "shuffled:random-opt@3")
+    name = "weight:blocks.{}.mlp.in.weight"
+    ranks = [first.parameter(name.format(layer)).flatten().argsort().argsort() for layer in (0, 1)]
+    original = [subject.parameter(name.format(layer)).flatten().argsort().argsort() for layer in (0, 1)]
+    assert not torch.equal(original[0].argsort()[ranks[0]], original[1].argsort()[ranks[1]])  # layers are drawn apart
+
+
+def test_by_name_it_is_the_control_of_the_loaded_subject() -> None:
+    by_name = load("shuffled:random-opt@3", dtype="bfloat16")
+    by_hand = shuffle_mlp_inputs(load("random-opt", dtype="bfloat16"), 3)
+    assert by_name.identity == by_hand.identity
+    assert by_name.source == "shuffled:random-opt@3" and by_name.unchanged
+    of_seed_5 = load("shuffled:random-opt@5@0")
+    assert (of_seed_5.id, of_seed_5.revision) == ("shuffled:random-opt", "seed-5")
+    assert of_seed_5.identity == shuffle_mlp_inputs(load("random-opt@5")).identity
+    assert of_seed_5.identity == load("shuffled:random-opt", revision="5").identity
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("smollm2-135m", None),
+        ("shuffled:smollm2-135m", ("smollm2-135m", 0)),
+        ("shuffled:smollm2-135m@12", ("smollm2-135m", 12)),
+        ("shuffled:organization/model@main", ("organization/model@main", 0)),
+        ("shuffled:organization/model@v2@7", ("organization/model@v2", 7)),
+        ("shuffled:./folder@3", ("./folder", 3)),
+    ],
+)
+def test_names(text: str, expected: Any) -> None:
+    assert split_name(text) == expected
+
+
+@pytest.mark.parametrize("name", ["shuffled:", "shuffled: ", "shuffled:@3", "shuffled:shuffled:random-opt"])
+def test_a_control_of_nothing_or_of_a_control_is_refused(name: str) -> None:
+    with pytest.raises(SubjectError, match="a control is made of a subject"):
+        load(name)
+
+
+def test_the_subject_of_a_control_is_resolved_like_any_other() -> None:
+    reference = resolve("shuffled:organization/model@v1.0@2")
+    assert (reference.kind, reference.request.name, reference.request.revision, reference.shuffled) == (
+        "hub", "organization/model", "v1.0", 2,
+    )  # fmt: skip
+    assert resolve("random-opt").shuffled is None
+    with pytest.raises(SubjectError, match="unknown subject") as caught:
+        load("shuffled:smolm2-135m")
+    assert "smollm2-135m" in (caught.value.next_step or "")
+
+
+@pytest.mark.parametrize("seed", [-1, 1.0, True, "1"])
+def test_a_seed_is_a_number(seed: Any) -> None:
+    with pytest.raises(SpecError, match="seed"):
+        shuffle_mlp_inputs(load("random-opt"), seed)
+
+
+def test_packed_weights_are_refused_before_anything_is_changed() -> None:
+    subject = load("random-opt")
+    layers = subject.model.model.decoder.layers
+    packed = layers[1].fc1.weight.to(torch.int8)
+    layers[1].fc1.weight = torch.nn.Parameter(packed, requires_grad=False)
+    before = state(subject)
+    with pytest.raises(SubjectError, match="quantization"):
+        controls.shuffle_in_place(subject.model, subject.blocks, 0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(subject).items())
