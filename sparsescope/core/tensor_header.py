@@ -36,12 +36,15 @@ class TensorHeader:
         return math.prod(self.shape)
 
 
-def read_header(path: Path, error: type[SparsescopeError] = ArtifactError) -> dict[str, TensorHeader]:
+def read_header(
+    path: Path, error: type[SparsescopeError] = ArtifactError, what: str = "the header of a tensor file is not valid"
+) -> dict[str, TensorHeader]:
     """Read and check the header of a safetensors file.
 
     Args:
         path: The file.
         error: Class of the exception.
+        what: Its first sentence.
 
     Returns:
         The tensors by name.
@@ -52,7 +55,7 @@ def read_header(path: Path, error: type[SparsescopeError] = ArtifactError) -> di
 
     def refuse(allowed: str, got: str) -> SparsescopeError:
         return error(
-            "the header of a tensor file is not valid",
+            what,
             where=str(path),
             allowed=allowed,
             got=got[:160],

@@ -9,12 +9,14 @@ default of transformers 5, so that no pickled code runs.
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
+from sparsescope.core.strict_json import parse
 from sparsescope.errors import SubjectError
 from sparsescope.models.catalog import LoadedModel, LoadRequest
+from sparsescope.models.plausible import check_counts, check_size, stored_elements
 from sparsescope.models.quiet import attention_errors, quiet_transformers, torch_dtype
 
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
@@ -85,11 +87,22 @@ def check_layout(folder: Path) -> None:
 
 
 def _shards(index: Path) -> set[str]:
-    """Return the file names that an index of sharded weights mentions; none when it is damaged."""
+    """Return the file names that an index of sharded weights mentions; a name that no file has when it is damaged."""
     try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError):
+        names = set(parse(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {f"a readable {index.name}"}
+    for name in names:
+        # Shards lie beside their index; a path would let a downloaded folder read files elsewhere on this disk.
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}", name):
+            raise SubjectError(
+                "the index of the weights names a file that is not in this folder",
+                where=str(index),
+                allowed="names of files beside it",
+                got=repr(name)[:120],
+                next_step="do not use this folder, or copy it again",
+            )
+    return names
 
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -98,32 +111,52 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
     Raises:
         SubjectError: It is not JSON, or its architecture is unknown to the installed transformers.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
+    path = folder / "config.json"
     try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        raw = parse(path.read_bytes(), constants=True)
+        if not isinstance(raw, dict):
+            raise ValueError(f"the top level is a {type(raw).__name__}, not an object")
     except (OSError, ValueError) as error:
         raise SubjectError(
-            f"config.json cannot be read: {error}", where=str(folder), next_step="copy the folder again"
+            f"config.json cannot be read: {error}", where=str(path), next_step="copy the folder again"
         ) from error
     if "auto_map" in raw and not trust_remote_code:
+        code = raw["auto_map"]
         raise SubjectError(
             "this model runs code from its own repository",
-            where=str(folder / "config.json"),
-            got=f"auto_map: {', '.join(map(str, raw['auto_map']))}",
+            where=str(path),
+            got=f"auto_map: {', '.join(map(str, code)) if isinstance(code, dict | list) else code}",
             next_step="read that code; if you trust it, load with trust_remote_code=True",
         )
+    declared = raw.get("architectures") or []
+    if not isinstance(declared, list) or not all(isinstance(name, str) for name in declared):
+        raise SubjectError(
+            "`architectures` of this configuration is not a list of names",
+            where=str(path),
+            allowed='for example ["LlamaForCausalLM"]',
+            got=repr(declared)[:120],
+            next_step="mend that value in config.json, or copy the folder again",
+        )
+    check_counts(raw, str(path))
     try:
         with quiet_transformers():
             return AutoConfig.from_pretrained(
                 folder, trust_remote_code=trust_remote_code, local_files_only=True
             )
     except Exception as error:  # transformers raises ValueError, KeyError, OSError, validation errors
+        kind = raw.get("model_type")
+        known = isinstance(kind, str) and kind in CONFIG_MAPPING
         raise SubjectError(
-            "the architecture of this model is unknown to the installed transformers",
-            where=str(folder / "config.json"),
-            got=f"model_type={raw.get('model_type')!r}: {_first_line(error)}",
-            next_step="upgrade transformers, or check model_type in config.json",
+            "transformers refuses a value of this configuration"
+            if known
+            else "the architecture of this model is unknown to the installed transformers",
+            where=str(path),
+            got=f"model_type={kind!r}: {_first_lines(error)}",
+            next_step="mend that value in config.json, or copy the folder again"
+            if known
+            else "upgrade transformers, or check model_type in config.json",
         ) from error
 
 
@@ -134,11 +167,12 @@ def model_class(config: Any) -> Any:
     """
     import transformers
 
-    for name in config.architectures or []:
-        found = getattr(transformers, name, None)
+    declared = config.architectures if isinstance(config.architectures, list) else []
+    for name in declared:
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
-    return transformers.AutoModel if not config.architectures else transformers.AutoModelForCausalLM
+    return transformers.AutoModel if not declared else transformers.AutoModelForCausalLM
 
 
 def read_weights(folder: Path, config: Any, request: LoadRequest, **options: Any) -> Any:
@@ -161,6 +195,8 @@ def read_weights(folder: Path, config: Any, request: LoadRequest, **options: Any
 
     if request.attn_implementation:
         options["attn_implementation"] = request.attn_implementation
+    if not getattr(config, "auto_map", None):  # code of the repository has its own classes
+        check_size(model_class(config), config, stored_elements(folder), str(folder))
     try:
         with attention_errors(request.attn_implementation), quiet_transformers(), fork_rng(devices=[]):
             model, report = model_class(config).from_pretrained(
@@ -181,17 +217,49 @@ def read_weights(folder: Path, config: Any, request: LoadRequest, **options: Any
             got=f"{type(error).__name__}: {_first_line(error)}",
             next_step="copy or download the model again",
         ) from error
+    check_loaded(model, report, str(folder))
+    return model.eval()
+
+
+def check_loaded(model: Any, report: dict[str, Any], where: str) -> None:
+    """Refuse a model of which a part is random, or a checkpoint of which layers were left out.
+
+    Args:
+        model: The loaded model.
+        report: The loading information of transformers.
+        where: The folder or file, for the message.
+
+    Raises:
+        SubjectError: Weights are missing, of another shape, or of layers that the configuration does not have.
+    """
     faults = {"missing_keys": "are missing", "mismatched_keys": "have another shape than the model"}
     for key, what in faults.items():
         names = sorted(str(name) for name in report.get(key) or [])
         if names:
             raise SubjectError(
                 f"{len(names)} weights of the checkpoint {what}; they would be random",
-                where=str(folder),
+                where=where,
                 got=f"first: {names[0]}",
                 next_step="check `architectures` in config.json, or copy the model again",
             )
-    return model.eval()
+    _check_unused(model, report.get("unexpected_keys") or [], where)
+
+
+def _check_unused(model: Any, unused: Any, where: str) -> None:
+    """Refuse weights of further layers like those of the model: its configuration names too few.
+
+    Other unused weights (heads, old buffers) are common and harmless.
+    """
+    number = re.compile(r"\.\d+\.")
+    kinds = {number.sub(".0.", name) for name, _ in model.named_parameters() if number.search(name)}
+    further = sorted(str(name) for name in unused if number.search(str(name)) and number.sub(".0.", str(name)) in kinds)
+    if further:
+        raise SubjectError(
+            f"{len(further)} weights of the checkpoint belong to layers that its configuration does not have",
+            where=where,
+            got=f"first: {further[0]}",
+            next_step="check the number of layers in config.json, or copy the model again",
+        )
 
 
 def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -207,7 +275,10 @@ def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=trust_remote_code, local_files_only=True
             )
-    except Exception as error:
+    except BaseException as error:
+        # A panic of the Rust library is no Exception, but not a reason to end the program either.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise SubjectError(
             "the tokenizer cannot be read",
             where=str(folder),
@@ -247,12 +318,17 @@ def stored_precision(folder: Path) -> str:
         stored = sizes.most_common(1)[0][0]
         names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
         return names.get(stored, stored.lower())
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    raw = parse((folder / "config.json").read_bytes(), constants=True)
     declared = raw.get("dtype") or raw.get("torch_dtype")
     return str(declared).removeprefix("torch.") if declared else "unknown"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     """Return the first line of an exception, cut to 200 characters."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return _first_lines(error, 1)
+
+
+def _first_lines(error: BaseException, count: int = 2) -> str:
+    """Return the first lines of an exception as one, cut to 200 characters."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    return " ".join(lines[:count])[:200] if lines else type(error).__name__

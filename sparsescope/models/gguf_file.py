@@ -16,6 +16,9 @@ from typing import Any
 
 from sparsescope.errors import DependencyError, SubjectError
 from sparsescope.models.catalog import LoadedModel, LoadRequest
+from sparsescope.models.folder import check_loaded
+from sparsescope.models.gguf_header import read_header
+from sparsescope.models.plausible import check_counts, check_size
 from sparsescope.models.quiet import attention_errors, quiet_transformers, torch_dtype
 
 _MAGIC = b"GGUF"
@@ -33,7 +36,7 @@ def load_gguf(request: LoadRequest, path: Path | None = None) -> LoadedModel:
         DependencyError: The package ``gguf`` is not installed.
     """
     from torch.random import fork_rng
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     if path is None:
         path = Path(request.name).expanduser()
@@ -45,6 +48,8 @@ def load_gguf(request: LoadRequest, path: Path | None = None) -> LoadedModel:
                 next_step="leave revision out",
             )
     _check_magic(path)
+    header = read_header(path)
+    check_counts(header.values, str(path))
     attention = request.attn_implementation
     options = {"attn_implementation": attention} if attention else {}
     precision, pre_tokenizer = _read_header(path)
@@ -54,17 +59,27 @@ def load_gguf(request: LoadRequest, path: Path | None = None) -> LoadedModel:
         with attention_errors(attention), quiet_transformers(), silence, fork_rng(devices=[]):
             where = {"gguf_file": path.name, "local_files_only": True}
             dtype = torch_dtype(request.dtype)
-            model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **where, **options)
+            config = AutoConfig.from_pretrained(path.parent, **where)
+            check_counts(config.to_dict(), str(path))
+            check_size(AutoModelForCausalLM, config, header.elements, str(path))
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path.parent, dtype=dtype, output_loading_info=True, **where, **options
+            )
+            model, report = loaded
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
     except SubjectError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        # A panic of the Rust tokenizer is no Exception, but not a reason to end the program either.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise SubjectError(
             "the GGUF file cannot be read: it is damaged, or of an architecture that transformers lacks",
             where=str(path),
             got=f"{type(error).__name__}: {str(error).strip()[:200]}",
             next_step="copy the file again; the manual of transformers lists the architectures it reads",
         ) from error
+    check_loaded(model, report, str(path))
     _forget_quantization(model)
     _mend_tokenizer(tokenizer, pre_tokenizer, model.config)
     return LoadedModel(model.eval(), tokenizer, None, precision)

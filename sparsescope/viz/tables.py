@@ -1,8 +1,8 @@
 """Tables for people and for spreadsheets: number formats by column kind, alignment, CSV.
 
 One place decides how a cell looks, so that report, explorer and notebooks agree. CSV text cells that a
-spreadsheet would run as a formula (first character ``= + - @``, tab or carriage return) get a leading ``'``;
-numbers are written as they are.
+spreadsheet would run as a formula (first character ``= + - @``, also full-width or after blanks, or a tab, line
+feed or carriage return) get a leading ``'``; numbers are written as they are.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv as csv_module
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +18,11 @@ import numpy as np
 import pandas as pd
 
 from sparsescope.core.result import INDEX_KINDS, TEXT_KINDS, Column, format_number
+from sparsescope.core.text import well_formed
 from sparsescope.viz.tokens import display
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# Some spreadsheets drop blanks in front and treat full-width forms as the ASCII characters.
+_FORMULA = re.compile(r"[\t\r\n]|[\s\0\ufeff\u200b-\u200f\u2060]*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 _MISSING = "–"
 # In a table with a metric column, a fraction is a share of units only on rows of these metrics; a Gini
 # coefficient of 0.61 is not "61 %".
@@ -62,9 +65,9 @@ def format_cell(value: Any, column: Column, metric: object = None) -> str:
     if isinstance(value, float | np.floating) and math.isinf(value):
         return "∞" if value > 0 else "−∞"
     if column.kind in INDEX_KINDS:
-        return f"{int(value)}" if float(value).is_integer() else f"{value:g}"
+        return f"{int(value)}" if _whole(value) else f"{value:g}"
     if column.kind == "count":
-        return f"{int(value):,}" if float(value).is_integer() else f"{value:,.4g}"
+        return f"{int(value):,}" if _whole(value) else f"{value:,.4g}"
     if column.kind == "fraction":
         return format_number(float(value), "fraction") if metric is None or is_share(metric) else f"{value:.4f}"
     if column.kind == "bytes":
@@ -72,6 +75,11 @@ def format_cell(value: Any, column: Column, metric: object = None) -> str:
     if column.kind == "seconds":
         return f"{value:.3g} s"
     return f"{value:,.4g}"
+
+
+def _whole(value: Any) -> bool:
+    """Whether a number is shown with all its digits; from 10^15 on they fill the cell and mean nothing."""
+    return float(value).is_integer() and abs(value) < 1e15
 
 
 def format_bytes(value: float) -> str:
@@ -98,7 +106,7 @@ def format_rows(frame: pd.DataFrame, columns: Sequence[Column], limit: int | Non
 
 def guard(value: Any) -> Any:
     """Return a text cell that no spreadsheet takes for a formula; other values unchanged."""
-    return "'" + value if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return "'" + value if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def csv(frame: pd.DataFrame, columns: Sequence[Column], *, comments: Sequence[str] = ()) -> str:
@@ -117,7 +125,8 @@ def csv(frame: pd.DataFrame, columns: Sequence[Column], *, comments: Sequence[st
     for comment in (*comments, units):
         buffer.write("# " + display(comment, limit=2000, markup=False).replace('"', "'") + "\n")
     writer = csv_module.writer(buffer, lineterminator="\n")
-    writer.writerow([guard(c.name) for c in columns])
+    # A heading that begins with '#' would be skipped as a comment.
+    writer.writerow([_encodable("'" + c.name if c.name.startswith("#") else guard(c.name)) for c in columns])
     for row in frame[[c.name for c in columns]].itertuples(index=False, name=None):
         writer.writerow(["" if missing(v) else _encodable(guard(v)) for v in row])
     return buffer.getvalue()
@@ -125,4 +134,4 @@ def csv(frame: pd.DataFrame, columns: Sequence[Column], *, comments: Sequence[st
 
 def _encodable(value: Any) -> Any:
     """Replace lone surrogates, which no UTF-8 file can hold."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    return well_formed(value) if isinstance(value, str) else value

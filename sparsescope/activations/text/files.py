@@ -117,12 +117,12 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise SubjectError(
                 "a line of the corpus file is not JSON",
                 where=f"{path}, line {number}",
                 allowed='one object on each line: {"text": "..."}',
-                got=str(error),
+                got=str(error)[:200],
                 next_step="mend the line, or rename the file to .txt if it is plain text",
             ) from error
         if not isinstance(row, dict):
@@ -143,23 +143,23 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     try:
         file = parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
+        with file:
+            columns = file.schema_arrow.names
+            if "text" not in columns:
+                raise _no_text(f"{path}", "column", columns)
+            wanted = [column for column in ("text", "domain", "id") if column in columns]
+            number = 0
+            for batch in file.iter_batches(columns=wanted, batch_size=1024):
+                for row in batch.to_pylist():
+                    yield f"row {number}", row
+                    number += 1
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SubjectError(
             "the corpus file is not a readable Parquet file",
             where=str(path),
-            got=str(error).splitlines()[0],
+            got=(str(error).splitlines() or [type(error).__name__])[0][:200],
             next_step="write it again, for example with pandas: frame.to_parquet(path)",
         ) from error
-    with file:
-        columns = file.schema_arrow.names
-        if "text" not in columns:
-            raise _no_text(f"{path}", "column", columns)
-        wanted = [column for column in ("text", "domain", "id") if column in columns]
-        number = 0
-        for batch in file.iter_batches(columns=wanted):
-            for row in batch.to_pylist():
-                yield f"row {number}", row
-                number += 1
 
 
 def _document(row: dict[str, Any], place: str, number: int, name: str, where: str) -> Document:
