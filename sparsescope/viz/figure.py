@@ -171,7 +171,9 @@ def band(
         return False
     xs: list[float | None] = []
     ys: list[float | None] = []
-    step = np.min(np.diff(np.unique(x[good]))) if len(np.unique(x[good])) > 1 else 1.0
+    with np.errstate(over="ignore"):
+        steps = np.diff(np.unique(x[good]))
+    step = np.min(steps, initial=np.inf) if np.isfinite(steps).any() else 1.0
     for run in np.split(np.flatnonzero(good), np.flatnonzero(np.diff(np.flatnonzero(good)) > 1) + 1):
         at, lower, upper = x[run], low[run], high[run]
         if len(run) == 1:
@@ -291,6 +293,11 @@ def integer_axis(figure: go.Figure, values: Any, title: str, *, ticks: int = 16,
     low, high = min(finite), max(finite)
     step = next((s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500) if (high - low) / s < ticks), (high - low) / ticks)
     figure.update_xaxes(title_text=display(title), range=[low - pad, high + pad], tick0=0, dtick=step, tickformat="d", **place)
+
+
+def legend_below(figure: go.Figure) -> None:
+    """Show the legend in one line below the panels."""
+    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.22, "x": 0})
 
 
 def empty(title: str, message: str) -> go.Figure:

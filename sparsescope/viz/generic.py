@@ -9,7 +9,7 @@ index columns give a heat map; without an index there are bars by label, or a hi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -93,15 +93,28 @@ def _grouping(frame: pd.DataFrame, columns: Sequence[Column], x: np.ndarray | No
     for kind in _COLOR_ORDER:
         for column in columns:
             if column.kind == kind:
-                groups = frame[column.name].map(_text)
+                groups = pd.Series(_texts(frame[column.name]), index=frame.index)
                 along = x is None or pd.Series(x).groupby(groups.to_numpy()).nunique().max() > 1
                 if 2 <= groups.nunique() < len(frame) and along:
                     return column
     return None
 
 
-def _text(value: Any) -> str:
-    return "(none)" if missing(value) else display(value, limit=60)
+def _texts(values: pd.Series) -> list[str]:
+    """Names as they are drawn. Two that look alike once they are cut and made safe are numbered, never merged."""
+    shown: dict[str | None, str] = {}
+    taken: set[str] = set()
+    for value in values:
+        key = None if missing(value) else str(value)
+        if key not in shown:
+            text = name = "(none)" if key is None else display(key, limit=60)
+            number = 1
+            while name in taken:
+                number += 1
+                name = f"{text} ({number})"
+            taken.add(name)
+            shown[key] = name
+    return [shown[None if missing(value) else str(value)] for value in values]
 
 
 def _grid_like(numbers: dict[str, np.ndarray], pair: Sequence[Column]) -> bool:
@@ -130,7 +143,7 @@ def _lines(
 ) -> go.Figure:
     """Draw one line for each value of the grouping column: the median where several rows share a position."""
     work = pd.DataFrame({"x": numbers[x.name], "y": numbers[y.name]})
-    work["group"] = [_text(v) for v in frame[color.name]] if color else y.name
+    work["group"] = _texts(frame[color.name]) if color else y.name
     ends = [c.name for c in columns if c.name in {"low", "high"} and c.kind == y.kind]
     for name in ends:
         work[name] = numbers[name]
@@ -206,7 +219,7 @@ def _heatmap(title: str, numbers: dict[str, np.ndarray], first: Column, second: 
 
 
 def _bars(title: str, frame: pd.DataFrame, label: Column, y: Column, values: np.ndarray) -> go.Figure:
-    work = pd.DataFrame({"label": [_text(v) for v in frame[label.name]], "value": values}).replace([np.inf, -np.inf], np.nan)
+    work = pd.DataFrame({"label": _texts(frame[label.name]), "value": values}).replace([np.inf, -np.inf], np.nan)
     bars = work.groupby("label", sort=False)["value"].median().dropna().sort_values(ascending=False)
     shown = bars.head(_MAX_BARS)
     figure = fig.panels(height=max(120, 22 * len(shown)))
@@ -231,7 +244,7 @@ def _histogram(title: str, y: Column, values: np.ndarray) -> go.Figure:
         span = float(finite.max()) - float(finite.min())
     if not np.isfinite(span) or span <= 1e-9 * max(abs(float(finite.max())), 1e-300):
         counts, edges = np.array([len(finite)]), None
-        x, width = [float(np.median(finite))], None
+        x, width = [float(np.sort(finite)[len(finite) // 2])], None  # a mean of two numbers near 1e308 overflows
     else:
         counts, edges = np.histogram(finite, bins=min(40, max(5, int(np.sqrt(len(finite))))))
         x, width = ((edges[:-1] + edges[1:]) / 2).tolist(), np.diff(edges).tolist()

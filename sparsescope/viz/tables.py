@@ -79,7 +79,7 @@ def format_cell(value: Any, column: Column, metric: object = None) -> str:
 
 def _whole(value: Any) -> bool:
     """Whether a number is shown with all its digits; from 10^15 on they fill the cell and mean nothing."""
-    return float(value).is_integer() and abs(value) < 1e15
+    return abs(value) < 1e15 and float(value).is_integer()
 
 
 def format_bytes(value: float) -> str:
