@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from sparsescope.cli.options import home_folder
 from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 if TYPE_CHECKING:
@@ -47,7 +48,12 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Attention = Annotated[str | None, typer.Option(help="Attention implementation, eager or sdpa; that of transformers by default.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code of the model's repository run; recorded.")]
-Home = Annotated[Path | None, typer.Option(help="Folder of stored runs; $SPARSESCOPE_HOME or ./runs by default.")]
+Home = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of stored runs; $SPARSESCOPE_HOME or ./runs by default.", parser=home_folder, metavar="PATH"
+    ),
+]
 BatchTokens = Annotated[int, typer.Option(help="Most token positions in one forward pass.", min=1, max=2**24)]
 
 
@@ -243,24 +249,35 @@ def compare(
 
 
 @app.command()
-def verify(home: Home = None, json: Json = False) -> None:
-    """Check sizes and checksums of every stored run."""
+def verify(
+    home: Home = None,
+    remove_unfinished: Annotated[
+        float | None, typer.Option(help="Delete the saved work of interrupted runs that is older than this many days.", min=0)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check sizes and checksums of every stored run, and list the saved work of interrupted ones."""
     from dataclasses import asdict
 
-    from sparsescope.cli import console
+    from sparsescope.cli import console, listing
     from sparsescope.core.artifact import Store
 
     store = Store(home)
     verdicts = store.verify()
     bad = [verdict for verdict in verdicts if verdict.status != "ok"]
+    removed = [] if remove_unfinished is None else store.remove_unfinished(86_400 * remove_unfinished)
+    waiting = store.unfinished()
     if json:
-        console.out_json({"folder": str(store.root), "runs": [asdict(v) for v in verdicts], "bad": len(bad)})
+        partial = {"unfinished": [asdict(u) for u in waiting], "removed": [asdict(u) for u in removed]}
+        console.out_json({"folder": str(store.root), "runs": [asdict(v) for v in verdicts], "bad": len(bad), **partial})
     elif verdicts:
         console.out(console.table(["run", "status", "detail"], [[v.run_id, v.status, v.detail.splitlines()[0] if v.detail else ""]
                                                                 for v in verdicts]))  # fmt: skip
         console.out(f"{len(verdicts) - len(bad)} of {len(verdicts)} runs are intact")
     else:
         console.out(f"no run is stored in {store.root}")
+    if (waiting or removed) and not json:
+        console.out(listing.unfinished_text(waiting, removed))
     if bad:
         raise typer.Exit(1)
 

@@ -24,18 +24,18 @@ PLAIN_SECONDS = 10.0
 
 def say(text: str) -> None:
     """Tell the user what is going on, on standard error."""
-    lines = [_plain(line.expandtabs()) for line in text.split("\n")]  # names and messages may hold terminal sequences
-    print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201  # the one place that prints
+    print(_lines(text), file=sys.stderr, flush=True)  # noqa: T201  # the one place that prints
 
 
 def out(text: str) -> None:
     """Print a result on standard output."""
-    print(text, flush=True)  # noqa: T201
+    print(_lines(text), flush=True)  # noqa: T201
 
 
 def out_json(value: Any) -> None:
     """Print one JSON document; NaN and infinity, which JSON does not have, become null."""
-    out(json.dumps(_finite(value), indent=1, default=str))
+    # All of it is ASCII, and the one control character that JSON leaves alone is escaped: no name can reach the terminal.
+    print(json.dumps(_finite(value), indent=1, default=str).replace("\x7f", "\\u007f"), flush=True)  # noqa: T201
 
 
 def error_json(error: SparsescopeError) -> None:
@@ -97,6 +97,11 @@ def _plain_progress() -> Progress:
         say(f"{phase}: {done:,} of {total:,} tokens{left}")
 
     return show
+
+
+def _lines(text: str) -> str:
+    """Text of several lines without terminal sequences: names and messages come from files that others wrote."""
+    return "\n".join(_plain(line.expandtabs()) for line in text.split("\n"))
 
 
 def _plain(cell: Any) -> str:

@@ -10,6 +10,7 @@ from sparsescope.cli.console import table
 from sparsescope.errors import ArtifactError, unknown_name
 
 if TYPE_CHECKING:
+    from sparsescope.core.artifact import Unfinished
     from sparsescope.core.registry import Analysis
     from sparsescope.core.result import Result
     from sparsescope.reporting.compare import Comparison
@@ -144,8 +145,23 @@ def text(found: dict[str, Any]) -> str:
         if isinstance(value, list) and value and isinstance(value[0], dict):
             tables += ["", key, table(list(value[0]), [list(row.values()) for row in value])]
         else:
-            plain.append(f"{key + ':':12}{', '.join(map(str, value)) if isinstance(value, list) else value}")
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            plain.append(f"{key + ':':12}{' '.join(shown.splitlines())}")  # a name with a line feed must not look like a key
     return "\n".join(plain + tables)
+
+
+def unfinished_text(waiting: list[Unfinished], removed: list[Unfinished]) -> str:
+    """Say what saved work of interrupted runs there is, and what of it was deleted."""
+    from sparsescope.viz.tables import format_bytes
+
+    lines = [f"removed the saved work of {len(removed)} interrupted runs"] if removed else []
+    if waiting:
+        size, age = format_bytes(sum(entry.bytes for entry in waiting)), waiting[0].age / 86_400
+        lines.append(
+            f"{len(waiting)} interrupted runs have saved work, {size}, the oldest {age:.1f} days old; the same command goes on"
+            " from it; to delete what is older than 30 days: sparsescope verify --remove-unfinished 30"
+        )
+    return "\n".join(lines)
 
 
 def tables_text(result: Result) -> str:
