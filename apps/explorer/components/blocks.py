@@ -19,6 +19,7 @@ from sparsescope.reporting.page import figure_page
 from sparsescope.reporting.sections import Card, card, draw, flat, origin_rows, record_of, table_csv
 from sparsescope.viz import theme
 from sparsescope.viz.tables import format_cell, heading, is_share
+from sparsescope.viz.tokens import display
 
 _STYLED_CELLS = 40_000
 _SENT_ROWS = 20_000
@@ -139,7 +140,10 @@ def show_frame(frame: pd.DataFrame, columns: Sequence[Column], key: str) -> None
     if len(frame) > _SENT_ROWS:
         st.caption(f"Showing {_SENT_ROWS:,} of {len(frame):,} rows. The downloads have all.")
         frame = frame.head(_SENT_ROWS)
-    config = {c.name: st.column_config.Column(heading(c).replace("_", " "), help=plain(c.description)) for c in columns}
+    config = {
+        c.name: st.column_config.Column(display(heading(c).replace("_", " "), markup=False), help=plain(c.description))
+        for c in columns
+    }
     shown: object = frame
     if 0 < frame.size <= _STYLED_CELLS and frame.columns.is_unique and frame.index.is_unique:
         shown = _styled(frame, columns)
@@ -190,4 +194,5 @@ def provenance(result: Result) -> None:
                 st.dataframe(pd.DataFrame(flat(values), columns=["name", "value"]), hide_index=True)
     if origin.get("command"):
         st.markdown("To make these numbers again:")
-        st.code(str(origin["command"]), language="bash", wrap_lines=True)
+        # On one line: what follows a line feed would be out of sight, and run when it is pasted.
+        st.code(display(origin["command"], limit=4000, markup=False), language="bash", wrap_lines=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 import pandas as pd
@@ -13,6 +14,7 @@ from components.text import plain
 
 from sparsescope.core.registry import analyses
 from sparsescope.core.result import format_scalar
+from sparsescope.viz.tokens import display
 
 _NEWEST = 200
 _SUBJECTS = 50
@@ -49,7 +51,7 @@ def _coverage(found: Sequence[state.Run]) -> None:
                 )
             else:
                 with place.popover("not run", icon=":material/radio_button_unchecked:"):
-                    st.code(f"sparsescope run {name} --subject {subject}", language="bash")
+                    st.code(f"sparsescope run {name} --subject {shlex.quote(display(subject, markup=False))}", language="bash")
 
 
 def _newest(found: Sequence[state.Run]) -> None:
