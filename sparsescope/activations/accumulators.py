@@ -18,6 +18,7 @@ import numpy as np
 
 from sparsescope.errors import SpecError
 from sparsescope.kernels.row_statistics import SHAPE_MEASURES, RowStatistics, row_statistics
+from sparsescope.metrics.jackknife import FOLDS, fold_of
 
 if TYPE_CHECKING:
     from sparsescope.activations.capture import ActivationBatch
@@ -61,12 +62,14 @@ class SiteStatistics:
         sums: float64 [C, P, S], statistics summed over the tokens of a document and position bin.
         counts: int64 [C, P, 2], tokens, and tokens with a non-zero vector (shape measures are defined on these).
         set_histogram: int64 [1 + 2 * shares, U + 1], set sizes of tokens after the first position.
-        shape_histogram: int64 [4, SHAPE_BINS], the same for the shape measures, on [0, 1].
+        shape_histogram: int64 [7, SHAPE_BINS], the same for the shape measures, on [0, 1] after ``unit_interval``.
         fired: int64 [2, U], tokens after the first position on which a unit was nonzero / in use.
         fired_squared: int64 [2, U], sum over documents of k_d^2.
         fired_by_length: int64 [2, U], sum over documents of k_d n_d.
         fired_documents: int64 [2, U], documents with any firing.
-        magnitude: float64 [U], sum of |activation| over the same tokens.
+        magnitude: float64 [FOLDS, U], sum of |activation| over the same tokens, by fold of the document.
+        energy: float64 [FOLDS, U], sum of activation^2.
+        fold_tokens: int64 [FOLDS], tokens of each fold.
         lengths: int64 [3]: documents, sum n_d, sum n_d^2 over the same tokens.
         open_fired: int64 [2, U], counts of the document that is being read.
         open_length: int64 [1], its tokens so far.
@@ -81,6 +84,8 @@ class SiteStatistics:
     fired_by_length: np.ndarray
     fired_documents: np.ndarray
     magnitude: np.ndarray
+    energy: np.ndarray
+    fold_tokens: np.ndarray
     lengths: np.ndarray
     open_fired: np.ndarray
     open_length: np.ndarray
@@ -94,7 +99,8 @@ class SiteStatistics:
             np.zeros((0, bins, statistics)), np.zeros((0, bins, 2), np.int64),
             np.zeros((1 + 2 * shares, units + 1), np.int64), np.zeros((len(SHAPE_MEASURES), SHAPE_BINS), np.int64),
             np.zeros(unit, np.int64), np.zeros(unit, np.int64), np.zeros(unit, np.int64), np.zeros(unit, np.int64),
-            np.zeros(units), np.zeros(3, np.int64), np.zeros(unit, np.int64), np.zeros(1, np.int64),
+            np.zeros((FOLDS, units)), np.zeros((FOLDS, units)), np.zeros(FOLDS, np.int64),
+            np.zeros(3, np.int64), np.zeros(unit, np.int64), np.zeros(1, np.int64),
         )  # fmt: skip
 
     def make_room(self, clusters: int) -> None:
@@ -163,7 +169,7 @@ class SparsityAccumulator:
                 )
             self._open_document = batch.document
             self.documents.add(batch.document)
-        cluster = self._cluster(batch.domain, batch.document)
+        cluster, fold = self._cluster(batch.domain, batch.document), fold_of(batch.document)
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self._threads)
         bins = np.where(batch.positions == 0, 0, 1 + np.frexp(np.maximum(batch.positions, 1))[1] - 1)
@@ -171,9 +177,9 @@ class SparsityAccumulator:
             values, rows = batch.values[site.name], batch.rows.get(site.name)
             if len(values) == 0:
                 continue
-            self._add(self.statistics[site.name], cluster, values, bins if rows is None else bins[rows])
+            self._add(self.statistics[site.name], cluster, fold, values, bins if rows is None else bins[rows])
 
-    def _add(self, into: SiteStatistics, cluster: int, values: Any, bins: np.ndarray) -> None:
+    def _add(self, into: SiteStatistics, cluster: int, fold: int, values: Any, bins: np.ndarray) -> None:
         """Add the rows of one site; ``bins`` [row] are their position bins, 0 for the first token of a window."""
         found = row_statistics(values, self.shares, self.use_share, self._executor)
         width = values.shape[1]
@@ -187,18 +193,22 @@ class SparsityAccumulator:
         later = bins > 0
         for index in range(found.counts.shape[1]):
             into.set_histogram[index] += np.bincount(found.counts[later, index], minlength=width + 1)
-        shapes = np.minimum((found.shapes[later & shaped] * SHAPE_BINS).astype(np.int64), SHAPE_BINS - 1)
+        scaled = unit_interval(found.shapes[later & shaped], width)
+        shapes = np.clip((scaled * SHAPE_BINS).astype(np.int64), 0, SHAPE_BINS - 1)
         for index in range(len(SHAPE_MEASURES)):
             into.shape_histogram[index] += np.bincount(shapes[:, index], minlength=SHAPE_BINS)
         first = self._first_tokens(values, later)
         fired = np.stack([found.nonzero, found.in_use])
-        magnitude = found.magnitude
+        moments = np.stack([found.magnitude, found.energy])
         if first is not None:
             fired = fired - np.stack([first.nonzero, first.in_use])
-            magnitude = magnitude - first.magnitude
+            # What is left of a unit that fired on first tokens only is rounding, of either sign.
+            moments = np.where(fired[0] > 0, moments - np.stack([first.magnitude, first.energy]), 0.0)
         into.fired += fired
         into.open_fired += fired
-        into.magnitude += magnitude
+        into.magnitude[fold] += moments[0]
+        into.energy[fold] += moments[1]
+        into.fold_tokens[fold] += np.count_nonzero(later)
         into.open_length += np.count_nonzero(later)
 
     def _first_tokens(self, values: Any, later: np.ndarray) -> RowStatistics | None:
@@ -295,8 +305,17 @@ class SparsityAccumulator:
 
 
 _ADDITIVE = (
-    "set_histogram", "shape_histogram", "fired", "fired_squared", "fired_by_length", "fired_documents", "magnitude", "lengths",
+    "set_histogram", "shape_histogram", "fired", "fired_squared", "fired_by_length", "fired_documents", "magnitude", "energy",
+    "fold_tokens", "lengths",
 )  # fmt: skip
+
+
+def unit_interval(shapes: np.ndarray, units: int) -> np.ndarray:
+    """Shape measures [row, 7] brought to [0, 1]: kurtosis, which is in [1, n], by ln k / ln n; the others are there."""
+    scaled = shapes.copy()
+    index = SHAPE_MEASURES.index("kurtosis")
+    scaled[:, index] = np.log(np.maximum(shapes[:, index], 1.0)) / np.log(units)
+    return scaled
 
 
 def position_bins(context: int) -> tuple[tuple[int, int], ...]:

@@ -3,11 +3,14 @@
 The reference is ``metrics/sparsity.py``; both backends are tested against it. ``numba`` (host memory): numpy's
 vectorized sort, 10 times faster than torch's at these widths, then one compiled scan per row; chunks of rows fit the
 cache and run on threads. ``torch`` (accelerator memory): the same steps where the values are.
+The entropy needs a logarithm of every entry: exponents are read from the bits of the float, mantissas go through a
+polynomial that vectorizes, which is exact to 2e-7 in the entropy.
 Shapes: values [token, unit]; per-token outputs [token]; per-unit outputs [unit]. Sums are float64.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -22,7 +25,15 @@ if TYPE_CHECKING:
 # Three scratch arrays of 1,536 units x 128 rows x 4 bytes stay in a 2 MiB cache.
 CHUNK_ROWS = 128
 BLOCK = 16
-SHAPE_MEASURES = ("hoyer", "gini", "pr2", "pr4")
+SHAPE_MEASURES = ("hoyer", "gini", "pr2", "pr4", "entropy_number", "kurtosis", "treves_rolls")
+# ln(1 + f) on [0, 1], interpolated at the Chebyshev nodes of degree 8: error 4e-8, with float32 rounding 1.2e-7.
+_LOG1P = (
+    3.910905549409094e-08, 0.9999936302585134, -0.4998254986434647, 0.33144665224336606, -0.2394333707458602,
+    0.16499812983396112, -0.09229041738050231, 0.03426459995555095, -0.006006605050865348,
+)  # fmt: skip
+_LN2 = math.log(2)
+# Rows whose largest entry is below this may consist of subnormal numbers, whose exponent is not in their bits.
+_SMALL = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +43,11 @@ class RowStatistics:
     Attributes:
         counts: int64 [token, 1 + 2 * shares]: entries that are not zero, then top-p set sizes (L1 for each share,
             then energy for each share).
-        shapes: float64 [token, 4]: Hoyer, Gini, PR2, PR4; NaN for a zero vector.
+        shapes: float64 [token, 7], in the order of ``SHAPE_MEASURES``; NaN for a zero vector.
         nonzero: int64 [unit], tokens on which the unit is not zero.
         in_use: int64 [unit], tokens on which the unit is in the energy set of ``use_share``; ties go to the lower index.
         magnitude: float64 [unit], sum of |value| over tokens.
+        energy: float64 [unit], sum of value^2 over tokens.
     """
 
     counts: np.ndarray
@@ -43,6 +55,7 @@ class RowStatistics:
     nonzero: np.ndarray
     in_use: np.ndarray
     magnitude: np.ndarray
+    energy: np.ndarray
 
 
 def row_statistics(
@@ -69,10 +82,10 @@ def row_statistics_numba(
 ) -> RowStatistics:
     """Backend ``numba``; see ``row_statistics``."""
     tokens, width = values.shape
-    counts, sums = np.empty((tokens, 1 + 2 * len(shares)), np.int64), np.empty((tokens, 4))
+    counts, sums = np.empty((tokens, 1 + 2 * len(shares)), np.int64), np.empty((tokens, 5))
     targets, scan = np.asarray(shares, np.float64), _compiled_scan()
 
-    def work(start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def work(start: int) -> tuple[np.ndarray, np.ndarray]:
         stop = min(start + CHUNK_ROWS, tokens)
         magnitude, ordered = _scratch.fit(width)
         magnitude, ordered = magnitude[: stop - start], ordered[: stop - start]
@@ -80,15 +93,16 @@ def row_statistics_numba(
         np.copyto(ordered, magnitude)
         ordered.sort(axis=1)
         units = np.zeros((2, width), np.int64)
-        total = np.zeros(width)
-        scan(magnitude, ordered, targets, use_share, counts[start:stop], sums[start:stop], units, total)
-        return units[0], units[1], total
+        total = np.zeros((2, width))
+        bits = ordered.view(np.int32)
+        scan(magnitude, ordered, bits, targets, use_share, counts[start:stop], sums[start:stop], units, total)
+        return units, total
 
     starts = range(0, tokens, CHUNK_ROWS)
     parts = list(executor.map(work, starts) if executor else map(work, starts))
-    none = [np.zeros(width, np.int64), np.zeros(width, np.int64), np.zeros(width)]
-    nonzero, in_use, total = (np.sum(part, axis=0) for part in zip(*parts, strict=True)) if parts else none
-    return RowStatistics(counts, _shape_measures(sums, width), nonzero, in_use, total)
+    none = [np.zeros((2, width), np.int64), np.zeros((2, width))]
+    units, total = (np.sum(part, axis=0) for part in zip(*parts, strict=True)) if parts else none
+    return RowStatistics(counts, _shape_measures(sums, width), units[0], units[1], total[0], total[1])
 
 
 def row_statistics_torch(values: torch.Tensor, shares: tuple[float, ...], use_share: float) -> RowStatistics:
@@ -108,7 +122,8 @@ def row_statistics_torch(values: torch.Tensor, shares: tuple[float, ...], use_sh
     counts = [(x != 0).sum(1)]
     counts += [size(first, share) for share in shares] + [size(second, share) for share in shares]
     ranks = torch.arange(width - 1, -1, -1, device=x.device, dtype=torch.float64)
-    sums = torch.stack([first[:, -1], second[:, -1], (x**4).sum(1), x @ ranks], 1)
+    logs = torch.special.xlogy(x, x).sum(1)
+    sums = torch.stack([first[:, -1], second[:, -1], (x**4).sum(1), x @ ranks, logs], 1)
     in_set = torch.arange(width, device=x.device)[None, :] < size(second, use_share)[:, None]
     member = torch.zeros_like(in_set).scatter_(1, order, in_set)
     return RowStatistics(
@@ -117,20 +132,26 @@ def row_statistics_torch(values: torch.Tensor, shares: tuple[float, ...], use_sh
         (magnitude != 0).sum(0).cpu().numpy(),
         member.sum(0).cpu().numpy(),
         magnitude.double().sum(0).cpu().numpy(),
+        magnitude.double().square().sum(0).cpu().numpy(),
     )
 
 
 def _shape_measures(sums: np.ndarray, n: int) -> np.ndarray:
-    """Hoyer, Gini, PR2 and PR4 [row, 4] from the sums of x, x^2, x^4 and (rank - 1) x [row, 4]."""
-    l1, l2, fourth, ranked = sums.T
+    """``SHAPE_MEASURES`` [row, 7] from the sums of x, x^2, x^4, (rank - 1) x and x ln x [row, 5]; see ``metrics.sparsity``."""
+    l1, l2, fourth, ranked, logs = sums.T
     root = np.sqrt(n)
     with np.errstate(invalid="ignore", divide="ignore"):
+        pr2 = l1 * l1 / (n * l2)
+        pr4 = l2 * l2 / (n * fourth)
         return np.stack(
             [
                 (root - l1 / np.sqrt(l2)) / (root - 1),
                 (2 * (ranked + l1) - (n + 1) * l1) / (n * l1),
-                l1 * l1 / (n * l2),
-                l2 * l2 / (n * fourth),
+                pr2,
+                pr4,
+                l1 * np.exp(-logs / l1) / n,
+                1 / pr4,
+                (1 - pr2) / (1 - 1 / n),
             ],
             axis=1,
         )
@@ -163,6 +184,7 @@ def _compiled_scan() -> Any:
 def _scan(
     magnitude: np.ndarray,
     ordered: np.ndarray,
+    bits: np.ndarray,
     shares: np.ndarray,
     use_share: float,
     counts: np.ndarray,
@@ -175,15 +197,19 @@ def _scan(
     Args:
         magnitude: float32 [row, unit].
         ordered: float32 [row, unit], each row of ``magnitude`` ascending.
+        bits: int32 [row, unit], the bits of ``ordered``.
         shares: float64 [share], ascending.
         use_share: Share of the energy that defines "in use".
         counts: Out, int64 [row, 1 + 2 * shares].
-        sums: Out, float64 [row, 4]: x, x^2, x^4, (rank - 1) x.
+        sums: Out, float64 [row, 5]: x, x^2, x^4, (rank - 1) x, x ln x.
         units: In and out, int64 [2, unit]: not zero, in use.
-        total: In and out, float64 [unit]: sum of magnitudes.
+        total: In and out, float64 [2, unit]: sum of magnitudes and of their squares.
     """
     rows, n = ordered.shape
     n_shares = len(shares)
+    c0, c1, c2 = np.float32(_LOG1P[0]), np.float32(_LOG1P[1]), np.float32(_LOG1P[2])
+    c3, c4, c5 = np.float32(_LOG1P[3]), np.float32(_LOG1P[4]), np.float32(_LOG1P[5])
+    c6, c7, c8 = np.float32(_LOG1P[6]), np.float32(_LOG1P[7]), np.float32(_LOG1P[8])
     for r in range(rows):
         l1, l2, fourth, ranked = 0.0, 0.0, 0.0, 0.0
         zeros = 0
@@ -197,6 +223,28 @@ def _scan(
             zeros += ordered[r, j] == 0
         sums[r, 0], sums[r, 1], sums[r, 2], sums[r, 3] = l1, l2, fourth, ranked
         counts[r, 0] = n - zeros
+        logs = 0.0
+        if ordered[r, n - 1] > _SMALL:
+            for j in range(n):
+                # x = (1 + f) 2^e. A zero has e = -127 and f = 0 and adds nothing.
+                f = np.float32(bits[r, j] & 0x7FFFFF) * np.float32(2.0**-23)
+                e = np.float64((bits[r, j] >> 23) - 127)
+                p = c8
+                p = p * f + c7
+                p = p * f + c6
+                p = p * f + c5
+                p = p * f + c4
+                p = p * f + c3
+                p = p * f + c2
+                p = p * f + c1
+                p = p * f + c0
+                logs += np.float64(ordered[r, j]) * (e * _LN2 + np.float64(p))
+        else:
+            for j in range(n):
+                x = np.float64(ordered[r, j])
+                if x > 0:
+                    logs += x * math.log(x)
+        sums[r, 4] = logs
         size_in_use = 0
         if l1 == 0:
             for i in range(2 * n_shares):
@@ -236,7 +284,9 @@ def _scan(
                             use_open = False
                 end = start
         for j in range(n):
-            total[j] += magnitude[r, j]
+            x = np.float64(magnitude[r, j])
+            total[0, j] += x
+            total[1, j] += x * x
         if zeros:
             for j in range(n):
                 units[0, j] += magnitude[r, j] != 0

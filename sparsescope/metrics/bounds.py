@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from sparsescope.errors import SpecError
 
@@ -302,12 +302,12 @@ def upper_bounds(
         )
     unions = densities if union_densities is None else union_densities
     known = {layer.layer for layer in model.layers}
-    for layer in (*densities, *unions):
-        _check(layer in known, "layer", f"0 to {len(known) - 1}", layer)
+    for number in (*densities, *unions):
+        _check(number in known, "layer", f"0 to {len(known) - 1}", number)
     cost = dense_cost(model, attended=a.attended, bytes_per_weight=a.bytes_per_weight, together=a.together)
     flops = weights = 0.0
     for layer in model.layers:
-        options = {
+        options: dict[str, Any] = {
             "input_density": a.input_density,
             "predictor_rank": a.predictor_rank,
             "d_model": layer.d_model,
@@ -315,12 +315,12 @@ def upper_bounds(
         }
         unit = layer.matrices * layer.d_model
         if layer.layer in densities and layer.active_width:
-            saving = mlp_saving(layer.gated, densities[layer.layer], a.scheme, **options)  # type: ignore[arg-type]
+            saving = mlp_saving(layer.gated, densities[layer.layer], a.scheme, **options)
             flops += 2 * unit * layer.active_width * saving
         if layer.layer in unions and layer.active_width:
             # Columns of inputs that are zero for one token are needed by others.
             options["input_density"] = a.input_density if a.together == 1 else 1.0
-            saving = mlp_saving(layer.gated, unions[layer.layer], a.scheme, **options)  # type: ignore[arg-type]
+            saving = mlp_saving(layer.gated, unions[layer.layer], a.scheme, **options)
             weights += unit * _width_read(layer, a.together) * saving * a.bytes_per_weight / a.together
     return (
         _bound("FLOPs", cost.total_flops, cost.flops["mlp"], flops, a),

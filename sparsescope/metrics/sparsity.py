@@ -1,9 +1,10 @@
 """Scalar measures of how concentrated a vector is, and the values that chance gives.
 
 All measures look at magnitudes x = |v| of one vector of n entries (last axis) and are invariant to
-permutation and positive scale. Definitions: Hoyer (2004); Hurley & Rickard (2009), arXiv:0811.4706.
-Density counts entries that matter, sparsity is 1 - density. A zero vector has density 0 and Gini, Hoyer and
-participation ratios of NaN: there is no shape to speak of.
+permutation and positive scale. Definitions: Hoyer (2004); Hurley & Rickard (2009), arXiv:0811.4706;
+Treves & Rolls (1991), Network 2:371.
+Density counts entries that matter, sparsity is 1 - density. A zero vector has density 0 and NaN for
+every other measure: there is no shape to speak of.
 Shapes: inputs are [..., n]; outputs are [...], float64.
 """
 
@@ -18,6 +19,11 @@ from sparsescope.errors import SpecError
 GINI_HALF_NORMAL = math.sqrt(2) - 1
 PR2_HALF_NORMAL = 2 / math.pi
 PR4_HALF_NORMAL = 1 / 3
+KURTOSIS_NORMAL = 3.0
+TREVES_ROLLS_HALF_NORMAL = 1 - 2 / math.pi
+# exp(entropy) / n of x = |z|, z normal: H = ln(n E x) - E[x ln x] / E x with E x = sqrt(2 / pi) and
+# E[x ln x] / E x = (ln 2 - gamma) / 2 (x^2 / 2 is exponential under the density x exp(-x^2 / 2)).
+ENTROPY_NUMBER_HALF_NORMAL = math.sqrt(2 / math.pi) * math.exp(-(math.log(2) - np.euler_gamma) / 2)
 HOYER_HALF_NORMAL = 1 - math.sqrt(2 / math.pi)
 
 
@@ -89,6 +95,50 @@ def participation_ratio(values: np.ndarray, order: int = 2) -> np.ndarray:
         return x.sum(-1) ** 2 / (values.shape[-1] * (x * x).sum(-1))
 
 
+def entropy_number(values: np.ndarray) -> np.ndarray:
+    """exp(H(p)) / n with p = x / sum x and H = -sum p ln p: the share of entries of a flat vector of equal entropy.
+
+    Args:
+        values: [..., n].
+
+    Returns:
+        [...], in [1/n, 1]; 1 for a flat vector. NaN for a zero vector.
+    """
+    x = _unit_scaled(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = x / x.sum(-1, keepdims=True)
+        return np.exp(-np.sum(p * np.log(p, out=np.zeros_like(p), where=p > 0), axis=-1)) / values.shape[-1]
+
+
+def kurtosis(values: np.ndarray) -> np.ndarray:
+    """Kurtosis about zero: n sum v^4 / (sum v^2)^2 = 1 / PR4, in [1, n]: 3 for a long normal vector, 1 for a flat one.
+
+    The moments are about zero, not about the mean, and 3 is not subtracted: a unit at zero is an inactive unit.
+    """
+    return 1 / participation_ratio(values, 4)
+
+
+def treves_rolls(values: np.ndarray) -> np.ndarray:
+    """(1 - a) / (1 - 1/n) with a = (sum x)^2 / (n sum x^2), in [0, 1]: 0 flat, 1 one-hot (Treves & Rolls 1991).
+
+    Over the units of one token it is *population* sparseness, over the tokens of one unit *lifetime* sparseness. It was
+    defined for rates, which are not negative; here x = |v| stands in for the rate. n >= 2.
+
+    Args:
+        values: [..., n].
+    """
+    n = values.shape[-1]
+    return (1 - participation_ratio(values)) / (1 - 1 / n)
+
+
+def treves_rolls_from_sums(total: np.ndarray, squares: np.ndarray, n: float) -> np.ndarray:
+    """``treves_rolls`` from the sum of x and of x^2 over n entries; NaN where all are zero or n < 2."""
+    if n < 2:
+        return np.full(np.shape(squares), np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(squares > 0, (1 - total * total / (n * squares)) / (1 - 1 / n), np.nan)
+
+
 def half_normal_top_p(share: float, power: int = 1) -> float:
     """Density of the top-p set of a long vector of independent normal entries.
 
@@ -109,6 +159,7 @@ def half_normal_reference(metric: str) -> float:
     """Reference value for a metric id such as ``gini`` or ``density_energy_90``; NaN where there is none."""
     constants = {
         "gini": GINI_HALF_NORMAL, "hoyer": HOYER_HALF_NORMAL, "pr2": PR2_HALF_NORMAL, "pr4": PR4_HALF_NORMAL,
+        "entropy_number": ENTROPY_NUMBER_HALF_NORMAL, "kurtosis": KURTOSIS_NORMAL, "treves_rolls": TREVES_ROLLS_HALF_NORMAL,
     }  # fmt: skip
     if metric in constants:
         return constants[metric]

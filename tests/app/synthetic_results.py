@@ -53,13 +53,16 @@ def _metrics(rng: np.random.Generator, depth: float, relu: bool) -> dict[str, tu
         ("pr4", 0.09, 1 / 3),
     ):
         found[name] = (base * (0.8 + 0.3 * depth) + rng.normal(0, 0.01), reference)
+    found["entropy_number"] = (1.3 * found["pr2"][0], 0.7529)
+    found["kurtosis"] = (1 / found["pr4"][0], 3.0)
+    found["treves_rolls"] = (1 - found["pr2"][0], 0.3634)
     return found
 
 
 def _interval(value: float, documents: int) -> tuple[float, float]:
     if documents < 2 or not np.isfinite(value):
         return np.nan, np.nan
-    return value * 0.97, min(1.0, value * 1.03)
+    return value * 0.97, value * 1.03 if value > 1 else min(1.0, value * 1.03)
 
 
 def activation_tables(
@@ -96,7 +99,7 @@ def activation_tables(
                         "sparsity": 1 - value if metric.startswith("density") else np.nan,
                         "q05": 0.6 * value,
                         "q50": 0.97 * value,
-                        "q95": min(1.0, 1.5 * value),
+                        "q95": 1.5 * value if value > 1 else min(1.0, 1.5 * value),
                         "reference": reference,
                     }
                 )
@@ -166,9 +169,36 @@ def activation_tables(
                         "documents_nonzero": documents,
                         "documents_in_use": int(rng.integers(0, documents + 1)),
                         "mean_magnitude": float(rng.exponential(0.2)),
+                        "lifetime_sparseness": 0.3 + 0.01 * neuron,
                     }
                 )
+            life = 0.5 + 0.2 * depth
+            low, high = _interval(life, documents)
+            rows["lifetime"].append(
+                place
+                | size
+                | {"mean": life, "low": low, "high": high, "q05": 0.7 * life, "q50": life, "q95": 1.2 * life}
+                | {"population": metrics["treves_rolls"][0], "reference": 0.3634, "units": width}
+            )
+    rows["upper_bounds"] = bound_rows(0.05 if relu else 1.0, layers, documents)
     return {name: pd.DataFrame(rows[name], columns=[c.name for c in TABLES[name]]) for name in TABLES}
+
+
+def bound_rows(nonzero: float, layers: int, documents: int) -> list[dict]:
+    """Bounds of a gated model whose MLPs are 0.57 of its FLOPs."""
+    found = []
+    for rule, density in (("nonzero", nonzero), ("energy 90 %", 0.16), ("energy 99 %", 0.42)):
+        for scheme, part in (("down only", 1 / 3), ("first matrix computed", 2 / 3), ("ideal predictor", 1.0)):
+            for quantity, dense in (("FLOPs", 2.8e8), ("weight bytes", 5.4e8)):
+                saved = part * (1 - density)
+                low, high = _interval(0.57 * saved, documents)
+                found.append(
+                    {"rule": rule, "scheme": scheme, "quantity": quantity, "together": 1, "density": density, "dense": dense}
+                    | {"mlp_share": 0.57, "saved_mlp": saved, "saved_model": 0.57 * saved, "low": low, "high": high}
+                    | {"amdahl": 1 / (1 - 0.57 * saved), "attended": 128.0, "bytes_per_weight": 4.0}
+                    | {"assumptions": "made up", "layers": layers, "documents": documents}
+                )
+    return found
 
 
 def activation_result(subject: str = "smollm2-135m", **options) -> Result:

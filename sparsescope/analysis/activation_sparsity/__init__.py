@@ -13,6 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from sparsescope.activations.bound_table import COLUMNS as _BOUNDS
 from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.result import Column
 from sparsescope.core.spec import Params
@@ -33,6 +34,9 @@ class ActivationSparsityParams(Params):
     resamples: int = Field(1000, ge=100, le=100_000, description="Bootstrap resamples of documents.")
     level: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
     seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
+    attended: float | None = Field(
+        None, ge=0, description="Positions that a decoded token attends to, for the bounds; by default half of the context."
+    )
 
     @field_validator("shares")
     @classmethod
@@ -109,12 +113,27 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("documents_nonzero", "count", "Documents in which the unit was ever not zero."),
         Column("documents_in_use", "count", "Documents in which the unit was ever in use."),
         Column("mean_magnitude", "value", "Mean |activation| over tokens.", "activation"),
+        Column("lifetime_sparseness", "fraction", "Treves-Rolls sparseness of |activation| over the tokens of the unit."),
     ),
+    "lifetime": (
+        _LAYER, _SITE,
+        Column("mean", "fraction", "Mean lifetime sparseness over the units of the layer that were ever not zero."),
+        Column("low", "fraction", "Lower end of the jackknife interval over folds of documents."),
+        Column("high", "fraction", "Upper end of the jackknife interval over folds of documents."),
+        Column("q05", "fraction", "5th percentile over units."),
+        Column("q50", "fraction", "Median over units."),
+        Column("q95", "fraction", "95th percentile over units."),
+        Column("population", "fraction", "Population sparseness: the same measure over units, mean over tokens."),
+        Column("reference", "fraction", "Value of either for independent normal entries."),
+        Column("units", "count", "Units behind the row."),
+        *_N,
+    ),
+    "upper_bounds": _BOUNDS,
 }  # fmt: skip
 
 ANALYSIS = Analysis(
     name="activation_sparsity",
-    version="1",
+    version="2",
     title="Activation sparsity",
     summary="How few units carry a token: densities, concentration measures and unit use, by layer, position and domain.",
     params=ActivationSparsityParams,
@@ -145,13 +164,26 @@ ANALYSIS = Analysis(
         View(
             "concentration",
             "Concentration measures by layer",
-            "Four threshold-free measures of |v|, averaged over tokens, each with its half-normal reference (dotted). "
-            "Hoyer and Gini rise, participation ratios fall, as fewer units carry more. Hoyer depends on the width: "
-            "do not compare it between layers of different width.",
+            "Threshold-free measures of |v|, averaged over tokens, each with its half-normal reference (dotted). "
+            "Hoyer, Gini and kurtosis rise, participation ratios and the entropy number fall, as fewer units carry more. "
+            "Hoyer depends on the width: do not compare it between layers of different width. Kurtosis is taken about zero, "
+            "3 for a normal vector. Treves-Rolls population sparseness is PR2 turned around and stands in the table.",
             table="per_layer",
             formula="Hoyer = (sqrt(n) - L1/L2) / (sqrt(n) - 1);  Gini = sum_k (2k - n - 1) x_(k) / (n sum x);  "
-            "PR2 = (sum x)^2 / (n sum x^2);  PR4 = (sum x^2)^2 / (n sum x^4)",
-            citation="Hoyer 2004; Hurley & Rickard 2009",
+            "PR2 = (sum x)^2 / (n sum x^2);  PR4 = (sum x^2)^2 / (n sum x^4);  entropy number = exp(-sum p ln p) / n, "
+            "p = x / sum x;  kurtosis = n sum v^4 / (sum v^2)^2;  Treves-Rolls = (1 - PR2) / (1 - 1/n)",
+            citation="Hoyer 2004; Hurley & Rickard 2009; Treves & Rolls 1991",
+        ),
+        View(
+            "lifetime",
+            "Population and lifetime sparseness",
+            "Population sparseness asks how few units carry a token, lifetime sparseness how few tokens a unit works on: the "
+            "same measure, over units and over tokens. They need not agree: a layer whose units differ in size, but not over "
+            "time, is sparse over units only. Dotted: independent normal entries.",
+            table="lifetime",
+            formula="S = (1 - a) / (1 - 1/N),  a = (mean r)^2 / mean r^2,  r = |v|, over the n units of a token or the N tokens "
+            "of a unit",
+            citation="Treves & Rolls 1991, Network 2:371",
         ),
         View(
             "frequency",
@@ -185,6 +217,18 @@ ANALYSIS = Analysis(
             "speak for a difference; bands that overlap decide nothing.",
             table="by_domain",
         ),
+        View(
+            "upper_bounds",
+            "Upper bounds on FLOPs and weight bytes saved",
+            "The most that skipping inactive units could take off one decoded token, as a share of the whole model, by how the "
+            "active units are known. Attention, output head and the cost of irregular access stay. The 'nonzero' rule loses "
+            "nothing; the energy rules leave out small units, so the output changes by an amount that is not measured here. "
+            "These are counts, not times: hardware rarely gives all of it.",
+            table="upper_bounds",
+            formula="with m matrices and density rho: second matrix only (1 - rho)/m;  all after the first (1 - rho)(m - 1)/m;  "
+            "ideal predictor 1 - rho;  whole model: times the share of the MLPs",
+            citation="Li et al. 2023, arXiv:2210.06313; Amdahl 1967",
+        ),
     ),
     headline=(
         "mean_nonzero", "mean_zero_sparsity", "mean_density_energy_90", "mean_sparsity_energy_90", "mean_density_l1_90",
@@ -194,6 +238,7 @@ ANALYSIS = Analysis(
     citations=(
         Citation("Li et al. 2023, The Lazy Neuron Phenomenon", "https://arxiv.org/abs/2210.06313"),
         Citation("Hurley & Rickard 2009, Comparing Measures of Sparsity", "https://arxiv.org/abs/0811.4706"),
+        Citation("Treves & Rolls 1991, What determines the capacity of autoassociative memories", "Network 2:371"),
         Citation("Universal Properties of Activation Sparsity (2025)", "https://arxiv.org/abs/2509.00454"),
     ),
 )  # fmt: skip

@@ -13,12 +13,15 @@ import numpy as np
 import pandas as pd
 
 from sparsescope.activations.accumulators import SHAPE_BINS, SiteStatistics, SparsityAccumulator
+from sparsescope.activations.bound_table import interval_of
 from sparsescope.activations.context import Context
 from sparsescope.analysis.activation_sparsity import TABLES, ActivationSparsityParams, percent_name
+from sparsescope.analysis.activation_sparsity.savings import bounds_of
 from sparsescope.core.result import Interval, Result
 from sparsescope.errors import SubjectError
 from sparsescope.kernels.row_statistics import SHAPE_MEASURES
-from sparsescope.metrics.sparsity import half_normal_reference
+from sparsescope.metrics.jackknife import jackknife_interval
+from sparsescope.metrics.sparsity import half_normal_reference, treves_rolls_from_sums
 from sparsescope.metrics.statistics import (
     bootstrap_weights,
     cluster_interval,
@@ -102,7 +105,12 @@ def result(params: ActivationSparsityParams, context: Context, accumulated: Spar
     out.add_table("frequency", _frequency(sites, statistics), TABLES["frequency"])
     out.add_table("unit_use", _unit_use(sites, statistics, params.level), TABLES["unit_use"])
     out.add_table("units", _units(sites, statistics), TABLES["units"])
+    population = per_layer[0][:, metrics.index("treves_rolls")]
+    out.add_table("lifetime", _lifetime(sites, statistics, population, params.level), TABLES["lifetime"])
+    bounds = bounds_of(params, context, sites, metrics, later_sums, later_counts, weights)
+    out.add_table("upper_bounds", pd.DataFrame(bounds, columns=[c.name for c in TABLES["upper_bounds"]]), TABLES["upper_bounds"])
     _scalars(out, params, metrics, later_sums, later_counts, weights, statistics)
+    _bound_scalars(out, bounds, params.level)
     _notes(out, context, accumulated, len(keys), per_layer[0][:, 0])
     return out
 
@@ -147,7 +155,10 @@ def _quantiles(statistics: SiteStatistics) -> np.ndarray:
     # Set sizes are whole numbers: the quantile is one of them, not a value between two.
     sets = [_count_quantiles(counts, wanted) / units for counts in statistics.set_histogram]
     edges = np.linspace(0, 1, SHAPE_BINS + 1)
-    return np.array(sets + [histogram_quantiles(counts, edges, wanted) for counts in statistics.shape_histogram])
+    shapes = [histogram_quantiles(counts, edges, wanted) for counts in statistics.shape_histogram]
+    kurtosis = SHAPE_MEASURES.index("kurtosis")
+    shapes[kurtosis] = units ** shapes[kurtosis]  # its histogram is over ln k / ln n
+    return np.array(sets + shapes)
 
 
 def _count_quantiles(counts: np.ndarray, wanted: tuple[float, ...]) -> np.ndarray:
@@ -244,11 +255,54 @@ def _units(sites: Any, statistics: dict[str, SiteStatistics]) -> pd.DataFrame:
                     "in_use": rates[1],
                     "documents_nonzero": found.fired_documents[0],
                     "documents_in_use": found.fired_documents[1],
-                    "mean_magnitude": found.magnitude / max(int(found.lengths[1]), 1),
+                    "mean_magnitude": found.magnitude.sum(0) / max(int(found.lengths[1]), 1),
+                    "lifetime_sparseness": treves_rolls_from_sums(
+                        found.magnitude.sum(0), found.energy.sum(0), int(found.lengths[1])
+                    ),
                 }
             )
         )
     return pd.concat(frames, ignore_index=True)
+
+
+def _lifetime(sites: Any, statistics: dict[str, SiteStatistics], population: np.ndarray, level: float) -> pd.DataFrame:
+    """Lifetime sparseness over the units of each site; intervals leave out a fold of documents in turn."""
+    rows = []
+    for index, site in enumerate(sites):
+        found = statistics[site.name]
+        total, energy, tokens = found.magnitude.sum(0), found.energy.sum(0), int(found.fold_tokens.sum())
+        units = treves_rolls_from_sums(total, energy, tokens)
+        replicates = [
+            treves_rolls_from_sums(total - found.magnitude[fold], energy - found.energy[fold], tokens - found.fold_tokens[fold])
+            for fold in np.flatnonzero(found.fold_tokens)
+        ]
+        mean = mean_over_present(units, 0)
+        means = mean_over_present(np.array(replicates).reshape(-1, site.width), 1)
+        low, high = jackknife_interval(mean, means, level)
+        known = units[np.isfinite(units)]
+        quantiles = np.quantile(known, (0.05, 0.5, 0.95)) if len(known) else np.full(3, np.nan)
+        row = {"layer": site.layer, "site": site.name, "mean": float(mean), "low": max(float(low), 0.0), "high": float(high)}
+        row |= dict(zip(("q05", "q50", "q95"), map(float, quantiles), strict=True))
+        row |= {"population": float(population[index]), "reference": half_normal_reference("treves_rolls")}
+        rows.append(row | {"units": len(known), "tokens": tokens, "documents": int(found.lengths[0])})
+    return pd.DataFrame(rows)
+
+
+def _bound_scalars(out: Result, bounds: list[dict[str, Any]], level: float) -> None:
+    """Bounds that need no predictor, as scalars."""
+    for row in bounds:
+        if row["scheme"] != "first matrix computed":
+            continue
+        what = "flops" if row["quantity"] == "FLOPs" else "weight_bytes"
+        rule = "nonzero" if row["rule"] == "nonzero" else row["rule"].replace(" ", "_").replace("_%", "")
+        out.add_scalar(
+            f"bound_{what}_saved_{rule}",
+            row["saved_model"],
+            "fraction",
+            f"upper bound on the {row['quantity']} of one decoded token saved by skipping inactive units; active: {row['rule']}; "
+            f"{row['assumptions']}",
+            interval=interval_of(row, level),
+        )
 
 
 def _scalars(
@@ -318,6 +372,9 @@ def _meaning(metric: str) -> str:
         "gini": "index of |v|",
         "pr2": "= (sum |v|)^2 / (n sum v^2), participation ratio",
         "pr4": "= (sum v^2)^2 / (n sum v^4), participation ratio of energies",
+        "entropy_number": "= exp(-sum p ln p) / n with p = |v| / sum |v|",
+        "kurtosis": "= n sum v^4 / (sum v^2)^2, about zero; 3 for a normal vector",
+        "treves_rolls": "= (1 - PR2) / (1 - 1/n), Treves-Rolls population sparseness over units",
     }[metric]
 
 

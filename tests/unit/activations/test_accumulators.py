@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from sparsescope.activations.accumulators import MAX_CLUSTERS, SparsityAccumulator, position_bins
+from sparsescope.activations.accumulators import MAX_CLUSTERS, SHAPE_BINS, SparsityAccumulator, position_bins
 from sparsescope.activations.capture import ActivationBatch
 from sparsescope.errors import SpecError
 from sparsescope.metrics import sparsity as m
+from sparsescope.metrics.jackknife import FOLDS, fold_of
 from sparsescope.models.sites import Site
 from sparsescope.testing import check_accumulator
 
@@ -59,11 +60,20 @@ def test_sums_are_those_of_the_definitions():
     sums = found.sums.sum(0)
     expected = [m.density(x), m.top_p_density(x, 0.5), m.top_p_density(x, 0.9), m.top_p_density(x, 0.5, 2),
                 m.top_p_density(x, 0.9, 2), m.hoyer(x), m.gini(x), m.participation_ratio(x),
-                m.participation_ratio(x, 4)]  # fmt: skip
-    np.testing.assert_allclose(sums[0], [e[~later].sum() for e in expected], rtol=1e-9)
-    np.testing.assert_allclose(sums[1:].sum(0), [e[later].sum() for e in expected], rtol=1e-9)
+                m.participation_ratio(x, 4), m.entropy_number(x), m.kurtosis(x), m.treves_rolls(x)]  # fmt: skip
+    exact = np.where(np.arange(len(expected)) == 9, 3e-7, 1e-9)  # the entropy goes through a float32 logarithm
+    for got, rows in ((sums[0], ~later), (sums[1:].sum(0), later)):
+        wanted = np.array([e[rows].sum() for e in expected])
+        assert (np.abs(got - wanted) <= exact * wanted).all()
     np.testing.assert_array_equal(found.fired[0], np.count_nonzero(x[later], axis=0))
-    np.testing.assert_allclose(found.magnitude, np.abs(x[later]).sum(0), rtol=1e-6)
+    np.testing.assert_allclose(found.magnitude.sum(0), np.abs(x[later]).sum(0), rtol=1e-6)
+    np.testing.assert_allclose(found.energy.sum(0), (x[later].astype(np.float64) ** 2).sum(0), rtol=1e-6)
+    lifetime = m.treves_rolls_from_sums(found.magnitude.sum(0), found.energy.sum(0), found.fold_tokens.sum())
+    np.testing.assert_allclose(lifetime, m.treves_rolls(x[later].T), rtol=1e-9)
+    histogram = found.shape_histogram[5]  # kurtosis, over ln k / ln n
+    assert histogram.sum() == later.sum()
+    middle = 50 ** ((np.searchsorted(np.cumsum(histogram), later.sum() / 2) + 0.5) / SHAPE_BINS)
+    assert middle == pytest.approx(np.median(m.kurtosis(x[later])), rel=0.02)
     counts = np.bincount(np.count_nonzero(x[later], axis=1), minlength=51)
     np.testing.assert_array_equal(found.set_histogram[0], counts)
     documents = np.concatenate([np.full(len(batch.positions), batch.document) for batch in batches])
@@ -73,6 +83,28 @@ def test_sums_are_those_of_the_definitions():
     np.testing.assert_array_equal(found.fired_by_length[0], (per_document * lengths[:, None]).sum(0))
     np.testing.assert_array_equal(found.fired_documents[0], (per_document > 0).sum(0))
     assert found.lengths.tolist() == [5, lengths.sum(), (lengths**2).sum()]
+
+
+def test_folds_hold_whole_documents():
+    accumulator, batches = make(), stream(12)
+    for batch in batches:
+        accumulator.update(batch)
+    found = accumulator.finish()[SITES[0].name]
+    for fold in range(FOLDS):
+        rows = [b.values[SITES[0].name][b.positions > 0] for b in batches if fold_of(b.document) == fold]
+        assert found.fold_tokens[fold] == sum(map(len, rows))
+        if rows:
+            np.testing.assert_allclose(found.magnitude[fold], torch.cat(rows).double().sum(0).numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_unit_that_fires_on_first_tokens_only_leaves_no_rounding_behind():
+    accumulator = make()
+    values = {SITES[0].name: torch.rand(9, 50), SITES[1].name: torch.empty(0, 20)}
+    values[SITES[0].name][:, 7] = torch.tensor([0.1] + [0.0] * 8)
+    rows = {SITES[1].name: np.empty(0, np.int64)}
+    accumulator.update(ActivationBatch(0, 0, 0, np.arange(9), np.arange(9, dtype=np.int32), values, rows))
+    found = accumulator.finish()[SITES[0].name]
+    assert found.magnitude[:, 7].sum() == 0 and found.energy[:, 7].sum() == 0
 
 
 def test_experts_count_only_what_was_routed_to_them():

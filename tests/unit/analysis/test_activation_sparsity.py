@@ -10,6 +10,9 @@ from sparsescope.activations.context import Context
 from sparsescope.analysis.activation_sparsity import ANALYSIS, ActivationSparsityParams
 from sparsescope.analysis.activation_sparsity import compute as module
 from sparsescope.errors import SubjectError
+from sparsescope.metrics.bounds import dense_cost
+from sparsescope.metrics.sparsity import half_normal_reference, treves_rolls
+from sparsescope.models.dimensions import read_dimensions
 from sparsescope.testing import check_analysis, check_same_numbers
 
 SUBJECTS = [
@@ -27,8 +30,10 @@ SUBJECTS = [
 def test_contract_on_every_architecture(name, small_corpus):
     result = check_analysis(ANALYSIS, ss.load(name), small_corpus)
     table = result.tables["per_layer"]
-    values = table[["mean", "low", "high", "q05", "q50", "q95"]].to_numpy()
-    assert np.nanmin(values) >= 0 and np.nanmax(values) <= 1
+    numbers = ["mean", "low", "high", "q05", "q50", "q95"]
+    shares = table.loc[table["metric"] != "kurtosis", numbers].to_numpy()
+    assert np.nanmin(shares) >= 0 and np.nanmax(shares) <= 1
+    assert np.nanmin(table.loc[table["metric"] == "kurtosis", numbers].to_numpy()) >= 1
     seen = table[table["tokens"] > 0]
     assert (seen["low"] <= seen["mean"] + 1e-12).all() and (seen["mean"] <= seen["high"] + 1e-12).all()
     assert (seen["q05"] <= seen["q50"]).all() and (seen["q50"] <= seen["q95"]).all()
@@ -72,6 +77,62 @@ def test_density_and_sparsity_stand_together(llama, small_corpus):
     dense = table[table["metric"].str.startswith("density_")]
     np.testing.assert_allclose(dense["sparsity"], 1 - dense["mean"])
     assert table.loc[~table["metric"].str.startswith("density_"), "sparsity"].isna().all()
+
+
+def test_relu_of_normal_pre_activations_has_the_shape_of_half_a_half_normal():
+    table = ss.run("activation_sparsity", ss.load("random-opt"), ss.corpus("python-docs", tokens=2000, context=64)).tables
+    means = table["per_layer"].groupby("metric")["mean"].mean()
+    for metric in ("pr2", "pr4", "entropy_number"):
+        assert means[metric] == pytest.approx(0.5 * half_normal_reference(metric), rel=0.03)
+    assert means["kurtosis"] == pytest.approx(6, rel=0.05)
+    assert means["treves_rolls"] == pytest.approx(1 - means["pr2"], abs=0.003)
+
+
+def test_lifetime_sparseness_is_that_of_each_unit(glass):
+    text = ss.corpus("python-docs", tokens=600, context=64)
+    result = ss.run("activation_sparsity", glass, text)
+    site = "blocks.1.mlp.hook_post"
+    with ss.capture(glass, text, site) as source:
+        values = np.concatenate([batch.values[site].numpy()[batch.positions > 0] for batch in source])
+    expected = treves_rolls(values.T)
+    units = result.tables["units"].query("layer == 1")["lifetime_sparseness"]
+    np.testing.assert_allclose(units, expected, rtol=1e-6)
+    row = result.tables["lifetime"].query("layer == 1").iloc[0]
+    assert row["mean"] == pytest.approx(expected.mean(), rel=1e-6) and row["low"] < row["mean"] < row["high"]
+    assert row["q50"] == pytest.approx(np.median(expected), rel=1e-6) and row["units"] == 341
+    population = result.tables["per_layer"].query("layer == 1 and metric == 'treves_rolls'")["mean"].iloc[0]
+    assert row["population"] == population
+
+
+def test_bounds_follow_from_the_densities(small_corpus):
+    subject = ss.load("random-opt")
+    result = ss.run("activation_sparsity", subject, small_corpus, attended=10.0)
+    table = result.tables["upper_bounds"]
+    density = result.scalars["mean_nonzero"].value  # all layers are alike
+    for quantity, row in table.query("rule == 'nonzero' and scheme == 'ideal predictor'").set_index("quantity").iterrows():
+        assert row["density"] == pytest.approx(density) and row["saved_mlp"] == pytest.approx(1 - density)
+        assert row["saved_model"] == pytest.approx((1 - density) * row["mlp_share"]) and row["attended"] == 10
+        cost = dense_cost(read_dimensions(subject), attended=10)
+        assert row["dense"] == pytest.approx(cost.total_flops if quantity == "FLOPs" else cost.total_bytes)
+    first = table.query("rule == 'nonzero' and scheme == 'first matrix computed'")
+    np.testing.assert_allclose(first["saved_mlp"], (1 - density) / 2)
+    assert set(table["scheme"]) == {"first matrix computed", "ideal predictor"}  # two matrices: the same as 'down only'
+    assert ((table["low"] <= table["saved_model"]) & (table["saved_model"] <= table["high"])).all()
+    scalar = result.scalars["bound_flops_saved_nonzero"]
+    assert scalar.value == pytest.approx(first["saved_model"].iloc[0]) and scalar.interval is not None
+
+
+def test_bounds_of_a_mixture_weigh_experts_by_their_tokens(small_corpus):
+    result = ss.run("activation_sparsity", ss.load("random-mixtral"), small_corpus, shares=[0.9])
+    layer = result.tables["per_layer"].query("metric == 'density_energy_90'")
+    expected = [np.average(rows["mean"], weights=rows["tokens"]) for _, rows in layer.groupby("layer")]
+    row = result.tables["upper_bounds"].query("rule == 'energy 90 %'").iloc[0]
+    assert row["density"] == pytest.approx(np.mean(expected)) and row["layers"] == len(expected)
+
+
+def test_other_sites_have_no_bounds(llama, small_corpus):
+    result = ss.run("activation_sparsity", llama, small_corpus, sites="blocks.*.hook_out")
+    assert result.tables["upper_bounds"].empty and not [name for name in result.scalars if name.startswith("bound_")]
 
 
 def test_units_that_never_fire_are_bounded_by_effective_tokens(small_corpus):
@@ -136,7 +197,7 @@ def test_rare_experts_do_not_decide_which_resamples_count(monkeypatch):
     monkeypatch.setattr(module, "mean_over_present", lambda v, axis: seen.append(v) or original(v, axis))
     text = ss.corpus("python-docs", tokens=120, context=32, max_document_tokens=30)
     ss.run("activation_sparsity", ss.load("random-olmoe"), text)
-    (replicates,) = seen
+    (replicates,) = (values for values in seen if values.ndim == 3)
     assert np.isnan(replicates).any(), "no expert was absent from a resample: the test shows nothing"
     assert np.isfinite(original(replicates, 1)).all()
 

@@ -23,6 +23,8 @@ _MEASURES = {
     "gini": "Gini: higher is sparser",
     "pr2": "Participation ratio PR2: lower is sparser",
     "pr4": "Participation ratio PR4: lower is sparser",
+    "entropy_number": "Entropy number: lower is sparser",
+    "kurtosis": "Kurtosis about zero: higher is sparser",
 }
 _HEIGHT = 330
 
@@ -120,7 +122,7 @@ def token_spread(result: Result) -> go.Figure:
 
 
 def concentration(result: Result) -> go.Figure:
-    """Draw the four threshold-free measures by layer, each with its half-normal reference."""
+    """Draw the threshold-free measures by layer, each with its half-normal reference."""
     found = series(result.tables["per_layer"], ["metric"], keep=("reference",))
     present = [name for name in _MEASURES if name in set(found.frame["metric"])]
     if not present:

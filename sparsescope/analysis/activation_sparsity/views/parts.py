@@ -97,7 +97,7 @@ def percent_axes(
 
 def label(measure: str) -> str:
     """Name of a concentration measure in sentences and on axes."""
-    return measure.capitalize() if measure in ("hoyer", "gini") else measure.upper()
+    return measure.upper() if measure in ("pr2", "pr4") else measure.replace("_", " ").capitalize()
 
 
 def decimal(value: float) -> str:
