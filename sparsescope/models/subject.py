@@ -21,6 +21,7 @@ import torch
 from sparsescope.errors import SubjectError, unknown_name
 from sparsescope.models import parameters as _parameters
 from sparsescope.models import sites as _sites
+from sparsescope.models.edits import edit
 from sparsescope.models.identity import SubjectIdentity as SubjectIdentity
 from sparsescope.models.identity import config_hash, fingerprint, named_tensors, weight_hash
 from sparsescope.models.parameters import ParameterSite
@@ -246,6 +247,10 @@ class Subject:
     ) -> AbstractContextManager[None]:
         """Read activations of this subject; see ``sites.attach``."""
         return _sites.attach(self.model, sites, callback)
+
+    def edit(self, sites: Sequence[Site], replace: Callable[[Site, torch.Tensor], torch.Tensor]) -> AbstractContextManager[None]:
+        """Replace activations of this subject while a ``with`` block runs; see ``edits.edit``."""
+        return edit(self.model, sites, replace)
 
     def parameter_sites(self, patterns: str | Sequence[str]) -> tuple[ParameterSite, ...]:
         """Return the weight matrices that patterns such as ``weight:blocks.*.mlp.out.weight`` name.

@@ -10,7 +10,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from sparsescope.core.registry import Analysis, find_record
 from sparsescope.core.result import Result
 from sparsescope.core.spec import Params, Spec, make_params
 from sparsescope.errors import ArtifactError, SparsescopeError, SubjectError
-from sparsescope.runner.engine import Progress, one_pass
+from sparsescope.runner.engine import Progress, kept_steps, one_pass
 
 if TYPE_CHECKING:
     from sparsescope.activations.corpus import Corpus
@@ -206,9 +206,20 @@ def _compute(
             if id(job) in accumulated:
                 job.outcome.result = module.result(job.params, context, accumulated[id(job)])
             else:
-                job.outcome.result = module.compute(job.params, context)
+                job.outcome.result = module.compute(job.params, _equipped(context, job, store, progress))
             seconds = time.perf_counter() - begin + (shared if id(job) in accumulated else 0.0)
             _finish(job, context, store, seconds, events, batch_tokens)
+
+
+def _equipped(context: Context, job: _Job, store: Store | None, progress: Progress | None) -> Context:
+    """The context with a progress bar of the job's own, and with steps that are kept in a stored run."""
+    equipped = context
+    if progress is not None:
+        title = job.record.title.lower()
+        equipped = replace(equipped, progress=lambda phase, done, total: progress(f"{title}: {phase}", done, total))
+    if store is not None:
+        equipped = replace(equipped, step=kept_steps(store, job.outcome.spec.digest))
+    return equipped
 
 
 @contextmanager

@@ -1,0 +1,403 @@
+"""Effective density, computed: thresholds on calibration tokens, losses on held-out documents, densities where they cross.
+
+One calibration pass gives the CETT curve of every layer. Bisection over one CETT level for all layers then runs masked
+passes until the rise of perplexity is within the tolerance of the wanted one; the top-p rule runs its grid until both
+criteria are passed. All passes see the same tokens, so differences are paired.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from sparsescope.activations.bound_table import bound_rows, default_attended, schemes_of
+from sparsescope.activations.capture import capture
+from sparsescope.activations.context import Context
+from sparsescope.activations.edited import EditedPass, EditedPasses, held_out
+from sparsescope.analysis.effective_density import TABLES, EffectiveDensityParams
+from sparsescope.analysis.effective_density.cett import CettCurve, cett, cett_curve, column_norms
+from sparsescope.core.result import Interval, Result
+from sparsescope.kernels.keep_masks import top_p_mask
+from sparsescope.metrics.bounds import Assumptions
+from sparsescope.metrics.statistics import bootstrap_weights
+from sparsescope.metrics.tolerance import bootstrap_crossing, tolerance_crossing
+from sparsescope.models.dimensions import read_dimensions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sparsescope.activations.text.tokenized import TokenizedCorpus
+    from sparsescope.models.sites import Site
+
+SITES = "blocks.*.mlp.hook_post"
+MOST_PASSES = 16
+METHOD = "paired document-cluster bootstrap, percentile"
+
+
+@dataclass(slots=True)
+class _Rule:
+    """The measured points of one rule, by setting."""
+
+    name: str
+    points: dict[float, EditedPass] = field(default_factory=dict)
+
+
+def compute(params: EffectiveDensityParams, context: Context) -> Result:
+    """Run the analysis."""
+    calibration, chosen = held_out(context.corpus, params.tokens, params.calibration_tokens)
+    sites = context.subject.sites(SITES)
+    begin = time.perf_counter()
+    hidden = _hidden(context, calibration, sites, params.calibration_tokens)
+    weights = {site.name: _weight(context, site) for site in sites}
+    curves = {site.name: _curve(context, site, hidden[site.name], weights[site.name]) for site in sites}
+    calibrated = time.perf_counter() - begin
+
+    # A search takes about five passes; the grid often ends early.
+    passes = EditedPasses(context, chosen, sites, 1 + 5 * len(params.percents) + len(params.shares))
+    dense = passes.run("dense")
+    norms = {name: column_norms(weight) for name, weight in weights.items()}
+
+    def by_cett(level: float) -> Callable[[Site, torch.Tensor], torch.Tensor]:
+        limits = {name: curve.threshold(level) for name, curve in curves.items()}
+        return lambda site, tensor: tensor.abs().float() * norms[site.name] >= limits[site.name]
+
+    rules = (_Rule("CETT"), _Rule("top-p"))
+    levels = {}
+    for percent in params.percents:
+        levels[percent] = _bisect(rules[0], percent, params.tolerance, passes, dense, by_cett)
+    for share in params.shares:
+        keep = lambda site, tensor, share=share: top_p_mask(tensor, share)  # noqa: E731
+        rules[1].points[share] = passes.run(f"top-p-{share:g}", keep)
+        if _passed(rules[1].points[share], dense, params):
+            break
+
+    out = Result("effective_density")
+    resampled = bootstrap_weights(passes.domains, params.resamples, params.seed)
+    report = _Reporter(params, passes, dense, resampled, len(passes.documents) >= 2)
+    out.add_table("effective", report.effective(rules), TABLES["effective"])
+    out.add_table("curve", report.curve(rules), TABLES["curve"])
+    found = {percent: (level, rules[0].points[level], curves) for percent, level in levels.items()}
+    out.add_table("per_layer", _per_layer(report, sites, found, hidden, weights, norms), TABLES["per_layer"])
+    out.add_table("bounds", _bounds(report, context, sites, found), TABLES["bounds"])
+    cost = [
+        ("calibration", 1, calibration.n_tokens),
+        ("dense pass", 1, chosen.n_tokens),
+        ("bisection of CETT", len(rules[0].points), len(rules[0].points) * chosen.n_tokens),
+        ("top-p grid", len(rules[1].points), len(rules[1].points) * chosen.n_tokens),
+    ]
+    out.add_table("cost", pd.DataFrame(cost, columns=["step", "passes", "tokens"]), TABLES["cost"])
+    _scalars(out, report)
+    _notes(out, context, report, levels, calibration, chosen, calibrated)
+    return out
+
+
+def _hidden(context: Context, calibration: TokenizedCorpus, sites: tuple[Site, ...], tokens: int) -> dict[str, torch.Tensor]:
+    """Activations of evenly spread calibration tokens after the first of each window, float32 [M, f] for each site."""
+    parts: dict[str, list[torch.Tensor]] = {site.name: [] for site in sites}
+    total = calibration.n_tokens
+    stride = max(1, total // tokens)
+    done = 0
+    with capture(context.subject, calibration, [site.name for site in sites]) as source:
+        for batch in source:
+            context.progress("calibration", done, total)
+            rows = torch.from_numpy(np.flatnonzero(batch.positions > 0)[::stride])
+            for name, values in batch.values.items():
+                parts[name].append(values[rows.to(values.device)].float())
+            done += len(batch.positions)
+    context.progress("calibration", total, total)
+    return {name: torch.cat(rows) for name, rows in parts.items()}
+
+
+def _weight(context: Context, site: Site) -> torch.Tensor:
+    return context.subject.parameter(f"weight:blocks.{site.layer}.mlp.out.weight").detach().float()
+
+
+def _curve(context: Context, site: Site, hidden: torch.Tensor, weight: torch.Tensor) -> CettCurve:
+    def measure() -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            curve = cett_curve(hidden, weight)
+        return {"thresholds": curve.thresholds, "values": curve.values}
+
+    return CettCurve(**context.step(f"cett-{site.layer}", measure))
+
+
+def _rise(found: EditedPass, dense: EditedPass) -> float:
+    """Rise of perplexity in percent; the largest float where the model broke down."""
+    difference = float((found.nll - dense.nll).mean())
+    return 100 * math.expm1(min(difference, 700.0))
+
+
+def _bisect(
+    rule: _Rule,
+    percent: float,
+    tolerance: float,
+    passes: EditedPasses,
+    dense: EditedPass,
+    by_cett: Callable[[float], Callable[[Site, torch.Tensor], torch.Tensor]],
+) -> float:
+    """Find the CETT level whose rise of perplexity is ``percent``; points of earlier searches bracket it.
+
+    Between the ends the logarithm of the level is interpolated in the logarithm of the loss (the loss grows about as a
+    power of CETT); when that moves one end only, plain bisection takes over.
+    """
+    low, low_rise, high, high_rise = 0.0, 0.0, 1.0, math.inf
+    for level, found in sorted(rule.points.items()):
+        rise = _rise(found, dense)
+        if rise <= percent and level > low:
+            low, low_rise = level, rise
+        elif rise > percent and level < high:
+            high, high_rise = level, rise
+    side = 0
+    for _ in range(MOST_PASSES):
+        if low_rise > 0 and math.isfinite(high_rise) and abs(side) < 2:
+            share = math.log(percent / low_rise) / math.log(high_rise / low_rise)
+            level = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        elif low > 0:
+            level = min(2 * low, (low + high) / 2) if math.isinf(high_rise) else math.sqrt(low * high)
+        else:
+            level = min(0.2, high / 2)
+        level = float(f"{level:.6g}")
+        if level not in rule.points:
+            rule.points[level] = passes.run(f"cett-level-{level:g}", by_cett(level))
+        rise = _rise(rule.points[level], dense)
+        if abs(rise - percent) < tolerance:
+            return level
+        if rise <= percent:
+            low, low_rise, side = level, max(rise, low_rise), min(side, 0) - 1
+        else:
+            high, high_rise, side = level, rise, max(side, 0) + 1
+        if abs(side) > 2:
+            side = 0
+        if high - low < 1e-5:
+            break
+    return min(rule.points, key=lambda at: abs(_rise(rule.points[at], dense) - percent))
+
+
+def _passed(found: EditedPass, dense: EditedPass, params: EffectiveDensityParams) -> bool:
+    """Whether the grid can stop: every criterion is clearly exceeded, so that the crossings lie inside."""
+    accuracy = found.correct.mean() / max(dense.correct.mean(), 1e-12)
+    return _rise(found, dense) > 1.5 * params.percents[-1] and accuracy < 1 - 2 * (1 - params.keep_score)
+
+
+class _Reporter:
+    """Turns passes into numbers with intervals."""
+
+    def __init__(
+        self,
+        params: EffectiveDensityParams,
+        passes: EditedPasses,
+        dense: EditedPass,
+        resampled: NDArray[np.float64],
+        enough: bool,
+    ) -> None:
+        self.params, self.passes, self.dense, self.weights, self.enough = params, passes, dense, resampled, enough
+        self.targets = passes.targets.astype(float)
+        self.drawn = resampled @ self.targets
+        self.dense_correct = passes.by_document(dense.correct)
+
+    def loss(self, found: EditedPass) -> tuple[float, NDArray[np.float64]]:
+        """Mean paired difference of the loss, and its value in each resample [B]."""
+        sums = self.passes.by_document(found.nll - self.dense.nll)
+        return sums.sum() / self.targets.sum(), (self.weights @ sums) / self.drawn
+
+    def accuracy_lost(self, found: EditedPass) -> tuple[float, NDArray[np.float64]]:
+        """Share of the dense accuracy that is lost, and its value in each resample [B]."""
+        correct = self.passes.by_document(found.correct)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            resampled = 1 - (self.weights @ correct) / (self.weights @ self.dense_correct)
+            return float(1 - correct.sum() / self.dense_correct.sum()), np.nan_to_num(resampled)
+
+    def range(self, values: NDArray[np.float64]) -> tuple[float, float]:
+        """Percentile interval; NaN with fewer than two documents."""
+        if not self.enough:
+            return math.nan, math.nan
+        tail = 100 * (1 - self.params.level) / 2
+        low, high = np.percentile(values, [tail, 100 - tail])
+        return float(low), float(high)
+
+    def criteria(self) -> list[tuple[str, str, float]]:
+        """Label, kind and tolerance of every criterion."""
+        rises = [(f"perplexity +{p:g} %", "loss", math.log1p(p / 100)) for p in self.params.percents]
+        return [*rises, (f"{self.params.keep_score:.4g} of dense accuracy", "accuracy", 1 - self.params.keep_score)]
+
+    def effective(self, rules: tuple[_Rule, ...]) -> pd.DataFrame:
+        """Densities where each rule meets each criterion, from isotonic fits."""
+        rows = []
+        for rule in rules:
+            found = list(rule.points.values())
+            sparsity = np.array([0.0, *(1 - point.density().mean() for point in found)])
+            drawn = np.stack([np.zeros(len(self.weights)), *(1 - point.density(self.weights).mean(1) for point in found)], 1)
+            for label, kind, tolerance in self.criteria():
+                measured = [self.loss(point) if kind == "loss" else self.accuracy_lost(point) for point in found]
+                damage = np.array([0.0, *(mean for mean, _ in measured)])
+                replicates = np.stack([np.zeros(len(self.weights)), *(values for _, values in measured)], 1)
+                at = tolerance_crossing(sparsity, damage, tolerance)
+                low = high = math.nan
+                if self.enough:
+                    low, high = bootstrap_crossing(drawn, replicates, tolerance, self.params.level)
+                censored = "sparsity is a lower bound: the loss stayed within the tolerance" if at.censored else "no"
+                rows.append(
+                    {"rule": rule.name, "criterion": label, "density": 1 - at.at, "sparsity": at.at, "low": 1 - high,
+                     "high": 1 - low, "bracket": at.bracket, "censored": censored, "documents": len(self.passes.documents),
+                     "tokens": int(self.targets.sum())}
+                )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def curve(self, rules: tuple[_Rule, ...]) -> pd.DataFrame:
+        """Every measured point, densest first; the dense model heads each curve."""
+        rows = []
+        for rule in rules:
+            setting = 0.0 if rule.name == "CETT" else 1.0
+            rows.append(self._point(rule.name, setting, 1.0, self.dense))
+            points = [self._point(rule.name, at, float(found.density().mean()), found) for at, found in rule.points.items()]
+            rows += sorted(points, key=lambda row: -row["density"])
+        return pd.DataFrame(rows)
+
+    def _point(self, rule: str, setting: float, density: float, found: EditedPass) -> dict[str, Any]:
+        mean, values = self.loss(found)
+        low, high = self.range(values)
+        row = {"rule": rule, "setting": setting, "density": density, "sparsity": 1 - density}
+        row |= {"perplexity_rise": _growth(mean), "perplexity_rise_low": _growth(low), "perplexity_rise_high": _growth(high)}
+        lost, _ = self.accuracy_lost(found)
+        return row | {"accuracy": float(found.correct.mean()), "relative_accuracy": 1 - lost}
+
+
+def _growth(difference: float) -> float:
+    """exp(difference) - 1 without overflow."""
+    return math.expm1(min(difference, 700.0))
+
+
+def _per_layer(
+    report: _Reporter,
+    sites: tuple[Site, ...],
+    found: dict[float, tuple[float, EditedPass, dict[str, CettCurve]]],
+    hidden: dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor],
+    norms: dict[str, torch.Tensor],
+) -> pd.DataFrame:
+    """Density of each layer at each wanted rise, with the threshold and the CETT that it really has."""
+    rows = []
+    for percent, (level, point, curves) in found.items():
+        densities, drawn = point.density(), point.density(report.weights)
+        for index, site in enumerate(sites):
+            threshold = curves[site.name].threshold(level)
+            with torch.inference_mode():
+                error = cett(hidden[site.name], weights[site.name], norms[site.name], threshold)
+            low, high = report.range(drawn[:, index])
+            rows.append(
+                {"layer": site.layer, "site": site.name, "percent": percent, "density": densities[index],
+                 "sparsity": 1 - densities[index], "low": low, "high": high, "threshold": threshold, "cett": error}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _bounds(
+    report: _Reporter, context: Context, sites: tuple[Site, ...], found: dict[float, tuple[float, EditedPass, Any]]
+) -> pd.DataFrame:
+    """Upper bounds on what is saved per decoded token at each rise, for each way to know the active units."""
+    model = read_dimensions(context.subject)
+    attended = default_attended(model, context.corpus.context)
+    layers = [site.layer for site in sites]
+    rows = []
+    for percent, (_, point, _) in found.items():
+        for scheme in schemes_of(model):
+            assumed = Assumptions(scheme, attended, model.bytes_per_weight)
+            measured = (point.density(), point.density(report.weights), assumed, report.params.level)
+            rows += bound_rows(f"perplexity +{percent:g} %", model, layers, *measured, len(report.passes.documents))
+    return pd.DataFrame(rows)
+
+
+def _scalars(out: Result, report: _Reporter) -> None:
+    """Headline numbers from the table ``effective``."""
+    params, table = report.params, out.tables["effective"]
+    documents = len(report.passes.documents)
+
+    def interval(row: Any, flip: bool) -> Interval | None:
+        if not math.isfinite(row.low):
+            return None
+        low, high = (1 - row.high, 1 - row.low) if flip else (row.low, row.high)
+        return Interval(low, high, params.level, METHOD, documents)
+
+    n_targets = int(report.targets.sum())
+    where = f"on {n_targets} held-out tokens; isotonic fit of the measured points"
+    wanted = [(f"_ppl_{p:g}", f"perplexity +{p:g} %", f"perplexity rises by {p:g} %") for p in params.percents]
+    for rule, suffix in (("CETT", "cett"), ("top-p", "top_p")):
+        rows = {row.criterion: row for row in table[table["rule"] == rule].itertuples()}
+        for name, criterion, meaning in wanted:
+            row = rows[criterion]
+            text = f"share of hidden units kept by the {rule} rule, mean over layers and tokens, where {meaning}, {where}"
+            out.add_scalar(f"density_{suffix}{name}", row.density, "fraction", text, interval=interval(row, False))
+            text = f"sparsity = 1 - density_{suffix}{name}"
+            out.add_scalar(f"sparsity_{suffix}{name}", row.sparsity, "fraction", text, interval=interval(row, True))
+        row = rows[report.criteria()[-1][0]]
+        text = f"sparsity of the {rule} rule where {params.keep_score:.4g} of the dense next-token accuracy is left, {where}"
+        out.add_scalar(f"critical_sparsity_{suffix}", row.sparsity, "fraction", text, interval=interval(row, True))
+    dense = report.dense
+    sums = report.passes.by_document(dense.nll)
+    low, high = report.range((report.weights @ sums) / report.drawn)
+    spread = Interval(math.exp(low), math.exp(high), params.level, METHOD, documents) if report.enough else None
+    text = "exp of the mean loss in nats of the untouched model on the held-out tokens, each in its window"
+    perplexity = math.exp(min(float(dense.nll.mean()), 700.0))
+    out.add_scalar("dense_perplexity", perplexity, "", text, interval=spread, direction="lower")
+    text = "share of the held-out tokens that the untouched model predicts first"
+    out.add_scalar("dense_accuracy", float(dense.correct.mean()), "fraction", text, direction="higher")
+
+
+def _notes(
+    out: Result,
+    context: Context,
+    report: _Reporter,
+    levels: dict[float, float],
+    calibration: TokenizedCorpus,
+    chosen: TokenizedCorpus,
+    calibrated: float,
+) -> None:
+    """Say how close the search came, what it cost and what the perplexity is of."""
+    passes = report.passes
+    out.note(
+        "info",
+        f"cost apart from the shared forward pass: calibration {calibrated:.0f} s on {calibration.n_tokens} tokens, "
+        f"{passes.passes} passes {passes.seconds:.0f} s on {chosen.n_tokens} held-out tokens each",
+        place="cost",
+    )
+    out.note(
+        "info",
+        f"protocol: corpus {context.corpus.name}, windows of {context.corpus.context} tokens without overlap, losses of every "
+        f"text token but the first of a window, {context.subject.dtype}, {len(passes.documents)} held-out documents; masks act "
+        "on every position, densities leave out the first of each window",
+        place="protocol",
+    )
+    curve = out.tables["curve"]
+    if 100 * curve["perplexity_rise_high"].min() < 0:
+        out.note(
+            "warning",
+            "switching units off lowers the perplexity of this text, beyond its interval: the model fits the text badly, and a "
+            "rise of perplexity does not find the units that it needs; read the accuracy criterion, or take other text",
+            place="precision",
+        )
+    for percent, level in levels.items():
+        row = curve[(curve["rule"] == "CETT") & (curve["setting"] == level)].iloc[0]
+        missed = abs(100 * row["perplexity_rise"] - percent)
+        reached = f"CETT {level:.4g} gives a rise of {100 * row['perplexity_rise']:.3f} % for {percent:g} % wanted"
+        if missed < report.params.tolerance:
+            out.note("info", reached, place="bisection")
+        else:
+            out.note("warning", f"{reached}: the search ended {missed:.3f} points away", place="bisection")
+    low, high = curve["perplexity_rise_low"], curve["perplexity_rise_high"]
+    if report.enough:
+        at = (100 * curve["perplexity_rise"] - 1).abs().idxmin()
+        out.note(
+            "info",
+            f"with these tokens a rise near 1 % is known to within {50 * (high[at] - low[at]):.2f} points either way: "
+            "more held-out tokens narrow the intervals of the densities",
+            place="precision",
+        )
+    else:
+        out.note("warning", "one held-out document: no interval can be given", place="precision")

@@ -1,0 +1,74 @@
+"""Where a falling score crosses a tolerance: a monotone fit, its inverse, and how sure that is.
+
+Levels are ordered by how much is removed; noise makes neighboring scores change places, so the first level that violates
+a tolerance is biased low. The fit is isotonic (pool adjacent violators), the crossing is interpolated linearly.
+Shapes: K levels, level 0 is the untouched model; B bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """Where a curve of damage crosses a tolerance.
+
+    Attributes:
+        at: The level; the largest measured one where the curve stays below.
+        bracket: Distance between the two measured levels around it; NaN where censored.
+        censored: ``""``; ``"right"`` if the curve never exceeds the tolerance; ``"left"`` if level 0 already does.
+    """
+
+    at: float
+    bracket: float
+    censored: str
+
+
+def tolerance_crossing(levels: np.ndarray, damage: np.ndarray, tolerance: float) -> Crossing:
+    """Find the largest level whose monotone damage is within the tolerance.
+
+    Args:
+        levels: [K], rising, for example sparsity from 0 on. Equal levels are allowed.
+        damage: [K], for example the rise of the loss over level 0. +inf where a model broke down.
+        tolerance: Most damage that is accepted.
+
+    Returns:
+        The crossing.
+    """
+    from sklearn.isotonic import isotonic_regression
+
+    order = np.argsort(levels, kind="stable")
+    x, y = np.asarray(levels, float)[order], np.asarray(damage, float)[order]
+    # A broken model is worse than any tolerance; how much worse does not matter, but must not pull its neighbors up.
+    ceiling = max(10 * abs(tolerance), 2 * np.max(np.abs(y[np.isfinite(y)]), initial=0.0), 1e-12)
+    fitted = isotonic_regression(np.where(np.isfinite(y), y, ceiling))
+    if fitted[0] > tolerance:
+        return Crossing(float(x[0]), float("nan"), "left")
+    above = np.flatnonzero(fitted > tolerance)
+    if len(above) == 0:
+        return Crossing(float(x[-1]), float("nan"), "right")
+    after = int(above[0])
+    before = after - 1
+    share = (tolerance - fitted[before]) / (fitted[after] - fitted[before])
+    return Crossing(float(x[before] + share * (x[after] - x[before])), float(x[after] - x[before]), "")
+
+
+def bootstrap_crossing(levels: np.ndarray, damage: np.ndarray, tolerance: float, level: float) -> tuple[float, float]:
+    """Percentile interval of the crossing when documents are drawn again.
+
+    Args:
+        levels: [B, K], the levels of each resample.
+        damage: [B, K], the damage of each resample.
+        tolerance: Most damage that is accepted.
+        level: Coverage, for example 0.95.
+
+    Returns:
+        Low and high end. Resamples that never cross count with their largest level, so an end may be a bound.
+    """
+    found = [tolerance_crossing(x, y, tolerance).at for x, y in zip(levels, damage, strict=True)]
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(found, [tail, 100 - tail])
+    return float(low), float(high)
