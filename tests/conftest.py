@@ -46,13 +46,23 @@ def small_corpus(texts):
     return ss.corpus(texts, tokens=900, context=64, name="small", deduplicate=False)
 
 
-@pytest.fixture(scope="session")
-def synthetic():
-    """The module with ``activation_result``, ``store_result`` and the hostile strings (tests/app/synthetic_results.py)."""
-    name = "synthetic_results"
+def helper(name, folder):
+    """A module of helpers that lies beside the tests; loaded once."""
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "app" / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / folder / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
     return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def synthetic():
+    """The module with ``activation_result``, ``store_result`` and the hostile strings (tests/app/synthetic_results.py)."""
+    return helper("synthetic_results", "app")
+
+
+@pytest.fixture(scope="session")
+def hostile_strings():
+    """The module with ``STRINGS`` and ``result`` (tests/fixtures/hostile.py)."""
+    return helper("hostile", "fixtures")

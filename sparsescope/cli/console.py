@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparsescope.runner.engine import Progress
 
 PLAIN_SECONDS = 10.0
+WIDEST_CELL = 400  # one very long name must not pad every row of a table to its length; --json has all of it
 
 
 def say(text: str) -> None:
@@ -47,7 +48,7 @@ def error_json(error: SparsescopeError) -> None:
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Lay out rows in aligned columns as plain text."""
-    cells = [[_plain(cell) for cell in row] for row in [headings, *rows]]
+    cells = [[_cell(cell) for cell in row] for row in [headings, *rows]]
     widths = [max(len(row[index]) for row in cells) for index in range(len(headings))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
@@ -107,6 +108,12 @@ def _lines(text: str) -> str:
 def _plain(cell: Any) -> str:
     """Text of a cell without control characters: names come from files and models."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(cell))
+
+
+def _cell(value: Any) -> str:
+    """Text of a cell, cut where it would fill the screen."""
+    text = str(value)
+    return _plain(text) if len(text) <= WIDEST_CELL else _plain(text[:WIDEST_CELL]) + " ..."
 
 
 def _finite(value: Any) -> Any:

@@ -10,6 +10,7 @@ Tables are pandas frames in ``Result.tables``; what their columns mean is in ``R
 from __future__ import annotations
 
 import html
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -216,14 +217,21 @@ class Result:
         return self._summary_html() + ("" if figure is None else figure.to_html(full_html=False, include_plotlyjs=True))
 
     def _first_figure(self) -> go.Figure | None:
-        """The first view; None where there is none, or the package that made the result is not installed."""
+        """The first view; None where there is none, or the package that made the result is not installed.
+
+        A run that others made may lack what the view needs; its numbers are shown all the same.
+        """
         from sparsescope.core.registry import find_record
 
         try:
             record = find_record(self.analysis)
         except SpecError:
             return None
-        return record.draw(None, self) if record.views else None
+        try:
+            return record.draw(None, self) if record.views else None
+        except Exception:  # whatever the view of a plug-in raises
+            logging.getLogger(__name__).exception("the first view of %s failed", self.analysis)
+            return None
 
     def _summary_html(self) -> str:
         """Title, numbers and notes."""

@@ -120,16 +120,23 @@ def csv(frame: pd.DataFrame, columns: Sequence[Column], *, comments: Sequence[st
     Returns:
         Text with line feeds. To read it back, skip the leading lines that start with ``#``.
     """
-    buffer = io.StringIO()
+    buffer = _Lines()
     units = "; ".join(f"{c.name} [{c.kind}{', ' + c.unit if c.unit else ''}]" for c in columns)
     for comment in (*comments, units):
         buffer.write("# " + display(comment, limit=2000, markup=False).replace('"', "'") + "\n")
-    writer = csv_module.writer(buffer, lineterminator="\n")
+    writer = csv_module.writer(buffer, lineterminator="\r\n")
     # A heading that begins with '#' would be skipped as a comment.
     writer.writerow([_encodable("'" + c.name if c.name.startswith("#") else guard(c.name)) for c in columns])
     for row in frame[[c.name for c in columns]].itertuples(index=False, name=None):
         writer.writerow(["" if missing(v) else _encodable(guard(v)) for v in row])
     return buffer.getvalue()
+
+
+class _Lines(io.StringIO):
+    """Ends rows with a line feed alone. The writer is told both characters: it quotes cells that hold one of them."""
+
+    def write(self, text: str) -> int:
+        return super().write(text.removesuffix("\r\n") + "\n" if text.endswith("\r\n") else text)
 
 
 def _encodable(value: Any) -> Any:
