@@ -1,0 +1,214 @@
+"""Look at, or change, the attention weights of a running model, some rows at a time, in memory linear in the length.
+
+transformers lets an attention function be registered by name. ``attention_rows`` registers one for the length of a
+``with`` block: queries go in chunks, so that no [pos, pos] array is ever made, neither for the weights nor for the
+mask: masks are rules of (query, key) that are evaluated for the rows at hand. The output is that of eager attention.
+
+Shapes: weights [batch, head, row, key]; rows are queries start..stop, keys are those that any of these rows may see.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sparsescope.errors import SpecError, SubjectError
+from sparsescope.models.roles import submodule
+
+if TYPE_CHECKING:
+    from sparsescope.models.subject import Subject
+
+CHUNK_ROWS = 256
+_numbers = itertools.count()
+# Arguments of attention functions that add to the scores in a way that is not reproduced here.
+_REFUSED = {"s_aux": "sink logits beside the keys", "position_bias": "a learned bias for each distance"}
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRows:
+    """Attention of some queries of one layer.
+
+    Attributes:
+        layer: Block number.
+        start: First query.
+        weights: float32 [batch, head, row, key], softmax over the keys; 0 where a key is not allowed.
+        first_key: Number of the first key of ``weights``.
+        allowed: bool [row, key], whether the row may see the key; the same for every head and sequence.
+        values: [batch, kv_head, key, head_dim], value vectors of these keys.
+        length: Number of keys of the whole window.
+    """
+
+    layer: int
+    start: int
+    weights: torch.Tensor
+    first_key: int
+    allowed: torch.Tensor
+    values: torch.Tensor
+    length: int
+
+
+# Gets the rows; what it returns is used in place of ``rows.weights``, None for no change.
+Visit = Callable[[AttentionRows], torch.Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _RuleMask:
+    """An attention mask as a rule, so that rows of it can be had without the others."""
+
+    rule: Callable[..., torch.Tensor]
+    keys: int
+    device: torch.device
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Whether queries start..stop may see each key, bool [row, key]."""
+        zero = torch.zeros((1, 1, 1, 1), dtype=torch.int64, device=self.device)
+        query = torch.arange(start, stop, device=self.device)[None, None, :, None]
+        key = torch.arange(self.keys, device=self.device)[None, None, None, :]
+        found = self.rule(zero, zero, query, key)
+        return found.expand(1, 1, stop - start, self.keys)[0, 0]
+
+
+def supports_attention_rows(subject: Subject) -> bool:
+    """Whether the model class computes attention through the interface of transformers (most do; BLOOM, MPT, GPT-J do not)."""
+    return bool(getattr(type(subject.model), "_supports_attention_backend", False))
+
+
+@contextmanager
+def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_ROWS) -> Iterator[None]:
+    """Visit the attention weights of every layer while the ``with`` block runs forward passes without padding.
+
+    The model is as before when the block ends, in whatever way it ends.
+
+    Args:
+        subject: The model.
+        visit: Called for each chunk of rows of each layer. Exceptions end the forward pass and reach the caller.
+        chunk_rows: Rows at a time.
+
+    Raises:
+        SubjectError: The class computes attention in its own code, or adds terms to the scores that are not reproduced.
+        SpecError: ``chunk_rows`` is not positive.
+
+    Source: the attention interface of transformers 5 (``AttentionInterface``, ``AttentionMaskInterface``).
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if chunk_rows < 1:
+        raise SpecError("a chunk has at least one row", where="chunk_rows", allowed="an int >= 1", got=chunk_rows)
+    if not supports_attention_rows(subject):
+        raise SubjectError(
+            "this architecture computes attention in its own code, where its weights cannot be read row by row",
+            where=f"{subject.id} ({type(subject.model).__name__})",
+            allowed="classes with _supports_attention_backend in transformers",
+            next_step="use another model family, for example Llama, GPT-2, OPT, Gemma, Qwen or BERT",
+        )
+    layers = _layers(subject)
+
+    def attend(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Any,
+        scaling: float | None = None,
+        softcap: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        for name, meaning in _REFUSED.items():
+            if kwargs.get(name) is not None:
+                raise _refused(subject, f"attention with {meaning}", name)
+        if id(module) not in layers:
+            raise _refused(subject, "attention outside of the blocks", type(module).__name__)
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        causal = getattr(module, "is_causal", True)
+        parts = []
+        for start in range(0, query.shape[2], chunk_rows):
+            stop = min(start + chunk_rows, query.shape[2])
+            allowed = _allowed(subject, attention_mask, start, stop, key.shape[2], causal, query.device)
+            seen = allowed.any(0).nonzero()
+            first, last = int(seen[0]), int(seen[-1]) + 1
+            allowed = allowed[:, first:last]
+            keys, values = key[:, :, first:last], value[:, :, first:last]
+            weights = _weights(query[:, :, start:stop], keys, allowed, scaling, softcap)
+            rows = AttentionRows(layers[id(module)], start, weights, first, allowed, values, key.shape[2])
+            changed = visit(rows)
+            parts.append(_mixed(weights if changed is None else changed, values))
+        return torch.cat(parts, 1), None
+
+    def mask(*, mask_function: Callable[..., torch.Tensor], kv_length: int, device: Any = "cpu", **kwargs: Any) -> _RuleMask:
+        padding = kwargs.get("attention_mask")
+        if padding is not None and not bool(padding.all()):
+            raise _refused(subject, "padding", "attention_mask")
+        return _RuleMask(mask_function, kv_length, torch.device(device))
+
+    name = f"sparsescope_rows_{next(_numbers)}"
+    configs = {id(m.config): m.config for m in subject.model.modules() if hasattr(m, "config")}
+    configs[id(subject.model.config)] = subject.model.config
+    before = {mark: vars(config).get("_attn_implementation_internal") for mark, config in configs.items()}
+    try:
+        # transformers looks only into the mapping of the class, which has no public way to remove a name again.
+        ALL_ATTENTION_FUNCTIONS.register(name, attend)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
+        for config in configs.values():
+            config._attn_implementation_internal = name
+        yield
+    finally:
+        for found, config in configs.items():
+            config._attn_implementation_internal = before[found]
+        type(ALL_ATTENTION_FUNCTIONS)._global_mapping.pop(name, None)
+        type(ALL_MASK_ATTENTION_FUNCTIONS)._global_mapping.pop(name, None)
+
+
+def _layers(subject: Subject) -> dict[int, int]:
+    """Block number of every module below a block, by ``id`` of the module."""
+    found: dict[int, int] = {}
+    for block in subject.blocks:
+        home = submodule(subject.model, block.path)
+        found |= {id(module): block.layer for module in home.modules()}
+    return found
+
+
+def _allowed(subject: Subject, mask: Any, start: int, stop: int, keys: int, causal: bool, device: torch.device) -> torch.Tensor:
+    """Which keys queries start..stop may see, bool [row, key]."""
+    if isinstance(mask, _RuleMask):
+        return mask.rows(start, stop)
+    if mask is not None:
+        raise _refused(subject, "a mask that the model makes by itself", str(type(mask).__name__))
+    if not causal:
+        return torch.ones((stop - start, keys), dtype=torch.bool, device=device)
+    return torch.arange(keys, device=device) <= torch.arange(start, stop, device=device)[:, None]
+
+
+def _weights(
+    query: torch.Tensor, key: torch.Tensor, allowed: torch.Tensor, scaling: float, softcap: float | None
+) -> torch.Tensor:
+    """Softmax of the scores in float32, [batch, head, row, key]. Heads that share a key are taken together."""
+    batch, heads, rows, width = query.shape
+    groups = key.shape[1]
+    grouped = query.reshape(batch, groups, heads // groups * rows, width)
+    scores = (grouped @ key.transpose(2, 3)).view(batch, heads, rows, -1) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    return torch.softmax(scores.float().masked_fill_(~allowed, float("-inf")), -1)
+
+
+def _mixed(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Values weighted, [batch, row, head, head_dim]."""
+    batch, heads, rows, keys = weights.shape
+    groups = values.shape[1]
+    grouped = weights.to(values.dtype).view(batch, groups, heads // groups * rows, keys)
+    return (grouped @ values).view(batch, heads, rows, -1).transpose(1, 2)
+
+
+def _refused(subject: Subject, what: str, got: str) -> SubjectError:
+    return SubjectError(
+        f"attention rows are not read from models with {what}",
+        where=f"{subject.id} ({type(subject.model).__name__})",
+        got=got,
+        next_step="use one window per pass, and a model family with plain softmax attention",
+    )
