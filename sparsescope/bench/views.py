@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from sparsescope.core.result import Result
@@ -12,23 +13,7 @@ from sparsescope.viz.tokens import display
 def ratios(result: Result) -> go.Figure:
     """Horizontal bars of the median ratio with quartiles, the reference first."""
     frame = result.tables["variants"].iloc[::-1]
-    names = [display(name) for name in frame["variant"]]
-    figure = go.Figure(
-        go.Bar(
-            x=frame["ratio"],
-            y=names,
-            orientation="h",
-            error_x={
-                "type": "data",
-                "array": frame["ratio_q3"] - frame["ratio"],
-                "arrayminus": frame["ratio"] - frame["ratio_q1"],
-            },
-            text=[f"{ratio:.2f}x" for ratio in frame["ratio"]],
-            textposition="inside",
-            insidetextanchor="start",
-        )
-    )
-    figure.add_vline(x=1, line_dash="dot")
+    figure = _bars(frame, "variant", "ratio")
     figure.update_xaxes(title="time / time of the bare forward pass", rangemode="tozero")
     figure.update_yaxes(title="variant", automargin=True)
     worst = frame.loc[frame["ratio"].idxmax()]
@@ -39,3 +24,40 @@ def ratios(result: Result) -> go.Figure:
         alt=f"Bars for {len(frame)} variants; the slowest is {worst['variant']} at {worst['ratio']:.2f} times the bare "
         "forward pass.",
     )
+
+
+def speedups(result: Result) -> go.Figure:
+    """Horizontal bars of the time of other ways to read the same activations, over ours."""
+    frame = result.tables["peers"].iloc[::-1]
+    figure = _bars(frame, "peer", "speedup")
+    figure.update_xaxes(title="time of the other way / time of capture", rangemode="tozero")
+    figure.update_yaxes(title="other way", automargin=True)
+    found = [f"{row.peer} {row.speedup:.2f}" for row in frame.iloc[::-1].itertuples()]
+    repeats = f", median of {int(frame['repeats'].iloc[0])} repeats" if len(frame) else ""
+    return fig.describe(
+        figure,
+        title="Time of other ways to read the same activations",
+        subtitle=f"{result.provenance.get('subject', {}).get('id', '')}{repeats}; 1 is the time of capture",
+        alt=f"Bars of time relative to capture: {', '.join(found) or 'no other way could read these sites'}.",
+    )
+
+
+def _bars(frame: pd.DataFrame, label: str, value: str) -> go.Figure:
+    """Horizontal bars of a median with its quartiles, and a line at 1."""
+    figure = go.Figure(
+        go.Bar(
+            x=frame[value],
+            y=[display(name) for name in frame[label]],
+            orientation="h",
+            error_x={
+                "type": "data",
+                "array": frame[f"{value}_q3"] - frame[value],
+                "arrayminus": frame[value] - frame[f"{value}_q1"],
+            },
+            text=[f"{number:.2f}x" for number in frame[value]],
+            textposition="inside",
+            insidetextanchor="start",
+        )
+    )
+    figure.add_vline(x=1, line_dash="dot")
+    return figure
