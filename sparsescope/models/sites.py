@@ -190,7 +190,7 @@ def attach(model: Any, sites: Sequence[Site], callback: Callback) -> Iterator[No
             routed.setdefault(site.module_path, []).append(site)
     try:
         for path in sorted({site.block_path for site in dense}):
-            hook = _shape_hook(path, shapes)
+            hook = shape_hook(path, shapes)
             handles.append(_module(model, path).register_forward_pre_hook(hook, with_kwargs=True))
         for site in dense:
             module = _module(model, site.module_path)
@@ -221,7 +221,7 @@ def _module(model: Any, path: str) -> Any:
     return module
 
 
-def _shape_hook(path: str, shapes: dict[str, tuple[int, int]]) -> Callable[..., None]:
+def shape_hook(path: str, shapes: dict[str, tuple[int, int]]) -> Callable[..., None]:
     """Note (batch, pos) at the entry of a block: some MLPs see their tokens flattened."""
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -233,7 +233,7 @@ def _shape_hook(path: str, shapes: dict[str, tuple[int, int]]) -> Callable[..., 
 
 def _input_hook(site: Site, shapes: dict[str, tuple[int, int]], callback: Callback) -> Callable[..., None]:
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        callback(site, _shaped(site, _argument(args, kwargs, site.argument), shapes), None)
+        callback(site, shaped(site, _argument(args, kwargs, site.argument), shapes), None)
 
     return hook
 
@@ -241,7 +241,7 @@ def _input_hook(site: Site, shapes: dict[str, tuple[int, int]], callback: Callba
 def _output_hook(site: Site, shapes: dict[str, tuple[int, int]], callback: Callback) -> Callable[..., None]:
     def hook(module: Any, args: tuple[Any, ...], output: Any) -> None:
         tensor = output[0] if isinstance(output, tuple | list) else output
-        callback(site, _shaped(site, tensor, shapes), None)
+        callback(site, shaped(site, tensor, shapes), None)
 
     return hook
 
@@ -264,7 +264,7 @@ def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> Any:
     return (*args, *kwargs.values())[index]
 
 
-def _shaped(site: Site, tensor: torch.Tensor, shapes: dict[str, tuple[int, int]]) -> torch.Tensor:
+def shaped(site: Site, tensor: torch.Tensor, shapes: dict[str, tuple[int, int]]) -> torch.Tensor:
     """Return the tensor of a site as [batch, pos, width], a view of what the model computes with."""
     if site.part is not None:
         tensor = tensor[..., site.part[0] : site.part[1]]

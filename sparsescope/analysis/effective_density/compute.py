@@ -159,8 +159,10 @@ def _bisect(
         if low_rise > 0 and math.isfinite(high_rise) and abs(side) < 2:
             share = math.log(percent / low_rise) / math.log(high_rise / low_rise)
             level = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        elif low > 0 and math.isinf(high_rise):
+            level = min(2 * low, 1.0)  # at 1 every unit is off: more cannot be lost
         elif low > 0:
-            level = min(2 * low, (low + high) / 2) if math.isinf(high_rise) else math.sqrt(low * high)
+            level = math.sqrt(low * high)
         else:
             level = min(0.2, high / 2)
         level = float(f"{level:.6g}")
@@ -210,9 +212,11 @@ class _Reporter:
     def accuracy_lost(self, found: EditedPass) -> tuple[float, NDArray[np.float64]]:
         """Share of the dense accuracy that is lost, and its value in each resample [B]."""
         correct = self.passes.by_document(found.correct)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            resampled = 1 - (self.weights @ correct) / (self.weights @ self.dense_correct)
-            return float(1 - correct.sum() / self.dense_correct.sum()), np.nan_to_num(resampled)
+        drawn = self.weights @ self.dense_correct
+        # Where the dense model is never right there is nothing to lose.
+        resampled = 1 - np.divide(self.weights @ correct, drawn, out=np.ones_like(drawn), where=drawn > 0)
+        whole = self.dense_correct.sum()
+        return float(1 - correct.sum() / whole) if whole else 0.0, resampled
 
     def range(self, values: NDArray[np.float64]) -> tuple[float, float]:
         """Percentile interval; NaN with fewer than two documents."""
