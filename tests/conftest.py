@@ -66,3 +66,9 @@ def synthetic():
 def hostile_strings():
     """The module with ``STRINGS`` and ``result`` (tests/fixtures/hostile.py)."""
     return helper("hostile", "fixtures")
+
+
+@pytest.fixture(scope="session")
+def mutate():
+    """The module that damages documents and bounds what reading them may cost (tests/fixtures/mutate.py)."""
+    return helper("mutate", "fixtures")

@@ -160,6 +160,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(
             "this is not a complete run: it has no manifest",
             where=str(folder),
+            allowed=f"a file {MANIFEST} in it, no link",
             next_step="run the analysis again; an interrupted run is resumed",
         )
     if path.stat().st_size > MANIFEST_LIMIT:

@@ -134,7 +134,10 @@ def _parquet(name: str, frame: pd.DataFrame) -> bytes:
 
 def inside(folder: Path, name: str) -> Path:
     """Join and refuse a path that leaves the run, also through a symbolic link."""
-    path = (folder / name).resolve()
+    try:
+        path = (folder / name).resolve()
+    except (OSError, RuntimeError) as error:  # a link that leads to itself
+        raise _unreadable(folder / name, error) from error
     if not path.is_relative_to(folder.resolve()):
         raise ArtifactError("a file of the run lies outside its folder", where=str(folder), got=name[:200])
     return path
