@@ -25,13 +25,16 @@ def test_contract(name, small_corpus):
 
 
 def test_the_largest_units_matter_more_than_random_ones(glass):
-    """On a trained model, at the same k, keeping the largest loses less than keeping random ones."""
+    """On a trained model, at the same k, keeping the largest changes fewer predictions than keeping random ones.
+
+    The loss is no test here: the text is foreign to the model, and random noise lowers the loss of an overconfident model.
+    """
     text = ss.corpus("python-docs", tokens=1500, context=64)
     result = ss.run(
         "activation_interventions", glass, text, tokens=1000, densities=(0.25,), robust_density=0.25, corruption=(), resamples=100
     )
     curve = result.tables["loss_curve"].set_index("model")
-    assert curve.loc["top-k", "high"] < curve.loc["random-k", "low"]
+    assert curve.loc["top-k", "changed"] < 0.5 * curve.loc["random-k", "changed"]
     assert np.isnan(result.scalars["robustness_excess"].value)
     assert result.view("robustness").layout.title.text  # an empty state, not an error
 
