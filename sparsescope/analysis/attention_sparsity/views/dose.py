@@ -1,0 +1,80 @@
+"""``dose_response``: what the loss does when rows keep only some keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparsescope.analysis.attention_sparsity.views import parts
+from sparsescope.core.result import Result
+from sparsescope.viz import figure as fig
+from sparsescope.viz import theme
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_NAMES = {"top-p": "top-p of the mass", "local": "first 4 and a local window", "random": "random keys (null)"}
+
+
+def dose_response(result: Result) -> go.Figure:
+    """Draw the rise of the loss against attention sparsity for each rule, with critical points."""
+    table, points = result.tables["dose_response"], result.tables["critical"]
+    if table.empty:
+        return fig.empty("Loss against attention sparsity", "this subject predicts no next token, or no dose was asked for")
+    figure = fig.panels(height=380)
+    tolerated = float(np.log1p(float(result.provenance.get("params", {}).get("tolerance", 0.01))))
+    for index, rule in enumerate(dict.fromkeys(table["rule"])):
+        rows = table[table["rule"] == rule].sort_values("sparsity")
+        look: dict[str, Any] = {"color": theme.CATEGORIES["light"][index]}
+        fig.band(figure, rows["sparsity"], rows["low"], rows["high"], **look)
+        texts = [
+            f"{setting:g}: sparsity {parts.percent(x)} ({parts.percent(1 - x)} kept) {rise:+.4f} [{low:+.4f}, {high:+.4f}] nats"
+            for setting, x, rise, low, high in rows[["setting", "sparsity", "rise", "low", "high"]].itertuples(index=False)
+        ]
+        look |= {"dash": theme.DASHES[index], "symbol": theme.MARKERS[index], "texts": texts, "legend": True}
+        fig.line(figure, rows["sparsity"], rows["rise"], _NAMES.get(str(rule), str(rule)), **look)
+    figure.add_hline(y=tolerated, line={"color": theme.SLATE, "dash": "dash", "width": 1.2})
+    found = points.dropna(subset=["sparsity"])
+    if len(found):
+        figure.add_scatter(
+            x=found["sparsity"],
+            y=[tolerated] * len(found),
+            mode="markers",
+            marker={"symbol": "diamond", "size": 11, "color": theme.INK["light"]},
+            name="critical sparsity",
+            customdata=[f"{r}: {parts.percent(x)}" for r, x in zip(found["rule"], found["sparsity"], strict=True)],
+            hovertemplate="%{customdata}<extra></extra>",
+            showlegend=True,
+        )
+    # Random keys cost so much more that the others would lie on the axis: the range is theirs.
+    others = table[table["rule"] != "random"]
+    most = float(np.nanmax((others if len(others) else table)[["rise", "high"]].to_numpy()))
+    low = min(0.0, float(np.nanmin(table[["rise", "low"]].to_numpy())))
+    cut = bool(table["rise"].max() > 1.1 * most)
+    figure.update_yaxes(title_text="rise of the loss (nats per token)", range=[1.1 * low, max(1.1 * most, 2 * tolerated)])
+    figure.update_xaxes(title_text="attention sparsity: 1 - kept pairs / pairs", tickformat=".0%", range=[0, 1], showgrid=True)
+    figure.update_layout(showlegend=True)
+    title, alt = _texts(result, cut)
+    n = table["rows"].max()
+    documents = parts.count(int(table["documents"].max()), "document")
+    subtitle = f"{n:,} tokens of {documents}; dashed: tolerated rise; bands: paired document bootstrap"
+    subtitle += "; random keys go on above the frame" if cut else ""
+    return parts.describe(figure, result, title=title, subtitle=subtitle, alt=alt)
+
+
+def _texts(result: Result, cut: bool) -> tuple[str, str]:
+    """Title and alt text."""
+    table = result.tables["dose_response"]
+    sentences = []
+    for row in result.tables["critical"].itertuples(index=False):
+        if np.isfinite(row.sparsity):
+            sentences.append(f"{row.rule} {parts.percent(row.sparsity)} [{parts.percent(row.low)}, {parts.percent(row.high)}]")
+        else:
+            sign, end = ("<", row.smallest) if row.left_censored == "yes" else (">", row.largest)
+            sentences.append(f"{row.rule} {'under' if sign == '<' else 'over'} {parts.percent(end)}")
+    title = "Sparsity that costs the tolerated rise: " + ", ".join(sentences)
+    worst = table.loc[table["rise"].idxmax()]
+    alt = f"Line chart of the rise of the loss against attention sparsity. {title}. "
+    alt += f"The largest rise is {worst['rise']:.3g} nats ({worst['rule']})."
+    return title, alt
