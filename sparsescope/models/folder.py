@@ -120,7 +120,11 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
             raise ValueError(f"the top level is a {type(raw).__name__}, not an object")
     except (OSError, ValueError) as error:
         raise SubjectError(
-            f"config.json cannot be read: {error}", where=str(path), next_step="copy the folder again"
+            f"config.json cannot be read: {str(error)[:200]}",
+            where=str(path),
+            allowed="a JSON object in UTF-8",
+            got=str(error)[:200],
+            next_step="copy the folder again",
         ) from error
     if "auto_map" in raw and not trust_remote_code:
         code = raw["auto_map"]
@@ -130,7 +134,9 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
             got=f"auto_map: {', '.join(map(str, code)) if isinstance(code, dict | list) else code}",
             next_step="read that code; if you trust it, load with trust_remote_code=True",
         )
-    declared = raw.get("architectures") or []
+    declared = raw.get("architectures")
+    if declared is None:
+        declared = []
     if not isinstance(declared, list) or not all(isinstance(name, str) for name in declared):
         raise SubjectError(
             "`architectures` of this configuration is not a list of names",
