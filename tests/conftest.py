@@ -72,3 +72,9 @@ def hostile_strings():
 def mutate():
     """The module that damages documents and bounds what reading them may cost (tests/fixtures/mutate.py)."""
     return helper("mutate", "fixtures")
+
+
+@pytest.fixture(scope="session")
+def browsers():
+    """The module that finds or gets a browser (tests/fixtures/browsers.py)."""
+    return helper("browsers", "fixtures")

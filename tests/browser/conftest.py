@@ -1,22 +1,17 @@
-"""A real Chromium for the tests of this folder, and the generator of synthetic results.
+"""A real Chromium for the tests of this folder, and pages that record what must not happen.
 
-Playwright's own browsers cannot be downloaded on closed networks, so Debian's build is used. Where it is
-missing it is installed (as root); where that is not possible the tests fail and say what to do. They are
-never skipped.
+Where the browser comes from is said in tests/fixtures/browsers.py. Without one the tests fail and say what to do;
+they are never skipped.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
 
-CHROMIUM = "/usr/bin/chromium"
-INSTALL = "apt-get update && apt-get install -y --no-install-recommends chromium"
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -27,14 +22,14 @@ ARGUMENTS = [
 
 
 @pytest.fixture(scope="session")
-def chromium():
-    """A browser; see the head of this file for where it comes from."""
-    if not Path(CHROMIUM).is_file() and shutil.which("apt-get") and os.geteuid() == 0:
-        subprocess.run(["sh", "-c", INSTALL], check=False, capture_output=True, timeout=280)
-    if not Path(CHROMIUM).is_file():
-        pytest.fail(f"browser tests need {CHROMIUM}; as root run: {INSTALL}")
+def chromium(browsers):
+    """A browser."""
+    try:
+        path = browsers.get(os.environ, Path.home(), root=os.geteuid() == 0)
+    except FileNotFoundError as error:
+        pytest.fail(str(error))
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=str(path), args=ARGUMENTS)
         yield browser
         browser.close()
 
