@@ -53,7 +53,9 @@ def loss_curve(result: Result) -> go.Figure:
     table = result.tables["effective"]
     at = _nearest_to_one(wanted)
     rows = table[table["criterion"] == f"perplexity +{at:g} %"].set_index("rule")
-    parts = [f"{percent(rows.loc[rule, 'density'])} by {rule}" for rule in _COLORS if rule in rows.index]
+    parts = [
+        _at_most(rows.loc[rule]) + f"{percent(rows.loc[rule, 'density'])} by {rule}" for rule in _COLORS if rule in rows.index
+    ]
     title = f"At +{at:g} % perplexity the model needs {' and '.join(parts)} of its hidden units"
     alt = f"Two line charts of the rise of perplexity against the share of hidden units kept. {title}."
     subtitle = f"{subject_prefix(result)}units off in all layers; dotted: {_listed(wanted)}; {_bands(result)}"
@@ -114,7 +116,11 @@ def accuracy_curve(result: Result) -> go.Figure:
     figure.update_yaxes(title_text="accuracy / dense accuracy", tickformat=".1%")
     fig.legend_below(figure)
     rows = table[table["criterion"] == criterion].set_index("rule")
-    parts = [f"{percent(rows.loc[rule, 'sparsity'])} by {rule}" for rule in _COLORS if rule in rows.index]
+    parts = [
+        ("at least " if _at_most(rows.loc[rule]) else "") + f"{percent(rows.loc[rule, 'sparsity'])} by {rule}"
+        for rule in _COLORS
+        if rule in rows.index
+    ]
     title = f"Critical sparsity at {level:.4g} of the dense accuracy: {' and '.join(parts)}"
     alt = f"Line chart of relative next-token accuracy against the share of hidden units kept. {title}."
     subtitle = f"{subject_prefix(result)}dotted: {level:.4g} of the dense accuracy"
@@ -125,6 +131,11 @@ def bounds(result: Result) -> go.Figure:
     """Draw the upper bounds on FLOPs and weight bytes."""
     subject = subject_prefix(result).removesuffix(": ")
     return draw_bounds(result.tables["bounds"], subject=subject, group_name="rise of perplexity")
+
+
+def _at_most(row: pd.Series) -> str:
+    """Mark a density that is only a bound, because the grid ended before the criterion was met."""
+    return "" if row["censored"] == "no" else "at most "
 
 
 def _wanted(result: Result) -> list[float]:
