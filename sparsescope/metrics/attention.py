@@ -126,7 +126,7 @@ def head_class(first: float, previous: float, local: float) -> str:
     Args:
         first: Share on the first key. Above ``SINK_LEVEL`` = 0.3 it is a sink head (the threshold of the sink rate).
         previous: Share on the key just before the query; at least 0.5 makes a previous-token head.
-        local: Share on the last 16 keys, the query itself included; at least 0.8 makes a local head.
+        local: Share on keys less than 16 away, the query itself included; at least 0.8 makes a local head.
     """
     if previous >= 0.5:
         return "previous token"

@@ -82,7 +82,7 @@ _SHARES_OF_HEAD = tuple(
     for name, where in (
         ("first", "on the first key of the window"),
         ("previous", "on the key just before the query"),
-        ("local", "on the last 16 keys, the query itself included"),
+        ("local", "on keys less than 16 away, the query itself included"),
     )
 )
 
@@ -204,7 +204,7 @@ ANALYSIS = Analysis(
             "mass_profile",
             "Where the mass is",
             "Mean mass of a row by place, by layer: first key (sink), keys 2-4, previous key, the query itself, the rest of the "
-            "last 16 keys, and everything else. With t_min of 20 or more the parts do not overlap.",
+            "keys less than 16 away, and everything else. With t_min of 20 or more the parts do not overlap.",
             table="per_layer",
             formula="sums of A_ij over keys j, averaged over rows and heads",
         ),

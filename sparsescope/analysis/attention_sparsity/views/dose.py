@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _NAMES = {"top-p": "top-p of the mass", "local": "first 4 and a local window", "random": "random keys (null)"}
+_FRAME = 25  # tolerated rises that fit the frame
 
 
 def dose_response(result: Result) -> go.Figure:
@@ -47,23 +48,23 @@ def dose_response(result: Result) -> go.Figure:
             hovertemplate="%{customdata}<extra></extra>",
             showlegend=True,
         )
-    # Random keys cost so much more that the others would lie on the axis: the range is theirs.
-    others = table[table["rule"] != "random"]
-    most = float(np.nanmax((others if len(others) else table)[["rise", "high"]].to_numpy()))
+    # The strongest doses cost so much that everything near the tolerance would lie on the axis.
+    most = float(np.nanmax(table[["rise", "high"]].to_numpy()))
     low = min(0.0, float(np.nanmin(table[["rise", "low"]].to_numpy())))
-    cut = bool(table["rise"].max() > 1.1 * most)
-    figure.update_yaxes(title_text="rise of the loss (nats per token)", range=[1.1 * low, max(1.1 * most, 2 * tolerated)])
+    top = max(min(1.1 * most, _FRAME * tolerated), 2 * tolerated)
+    cut = bool(table["rise"].max() > top)
+    figure.update_yaxes(title_text="rise of the loss (nats per token)", range=[max(1.1 * low, -top / 2), top])
     figure.update_xaxes(title_text="attention sparsity: 1 - kept pairs / pairs", tickformat=".0%", range=[0, 1], showgrid=True)
     figure.update_layout(showlegend=True)
-    title, alt = _texts(result, cut)
+    title, alt = _texts(result)
     n = table["rows"].max()
     documents = parts.count(int(table["documents"].max()), "document")
     subtitle = f"{n:,} tokens of {documents}; dashed: tolerated rise; bands: paired document bootstrap"
-    subtitle += "; random keys go on above the frame" if cut else ""
+    subtitle += "; higher rises are above the frame, and in the table" if cut else ""
     return parts.describe(figure, result, title=title, subtitle=subtitle, alt=alt)
 
 
-def _texts(result: Result, cut: bool) -> tuple[str, str]:
+def _texts(result: Result) -> tuple[str, str]:
     """Title and alt text."""
     table = result.tables["dose_response"]
     sentences = []

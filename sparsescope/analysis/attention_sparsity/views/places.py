@@ -25,7 +25,7 @@ def mass_profile(result: Result) -> go.Figure:
         "keys 2–4": wide["share_first_4"] - wide["share_first"],
         "previous key": wide["share_previous"],
         "query itself": wide["share_local_1"],
-        "rest of the last 16": (near - wide["share_previous"] - wide["share_local_1"]).clip(lower=0),
+        "rest less than 16 away": (near - wide["share_previous"] - wide["share_local_1"]).clip(lower=0),
     }
     places["elsewhere"] = (1 - sum(places.values())).clip(lower=0)
     figure = fig.panels(height=_HEIGHT)
@@ -45,7 +45,7 @@ def mass_profile(result: Result) -> go.Figure:
     means = {name: float(values.mean()) for name, values in places.items()}
     top = max((name for name in means if name != "elsewhere"), key=lambda name: means[name])
     first, last = parts.percent(means["first key"]), parts.percent(float(near.mean()))
-    title = f"The first key gets {first} of the mass, the last 16 keys {last}"
+    title = f"The first key gets {first} of the mass, keys less than 16 away {last}"
     alt = (
         f"Stacked bars by layer. {title}, the previous key {parts.percent(means['previous key'])}; the largest named part: {top}."
     )
@@ -77,7 +77,7 @@ def structure(result: Result) -> go.Figure:
     title = f"The heaviest 1 % of the keys get {parts.percent(columns)} of the mass, "
     title += f"the heaviest 1 % of the distances {parts.percent(slash)}"
     alt = (
-        f"Two line charts by layer. {title}; dealt at random a 1 % of the keys would get {parts.percent(dealt)}. Blocks of "
+        f"Two line charts by layer. {title}; dealt at random 1 % of the keys would get {parts.percent(dealt)}. Blocks of "
         f"{blocks[0]}: {parts.percent(float(needed))} are needed for 95 % of the mass."
     )
     subtitle = f"per window, mean over heads; {parts.bands(result)}"
