@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sparsescope.analysis.attention_sparsity import TABLES
-from sparsescope.core.result import Interval
+from sparsescope.core.result import TEXT_KINDS, Interval
 from sparsescope.metrics.attention import crossing, isotonic
 from sparsescope.metrics.statistics import bootstrap_weights
 
@@ -34,7 +34,11 @@ def add_response(out: Result, params: AttentionSparsityParams, response: Respons
         _scalars(out, params, response, points)
     for name, rows in (("dose_response", doses), ("critical", points)):
         columns = [column.name for column in TABLES[name]]
-        out.add_table(name, pd.DataFrame(rows, columns=columns), TABLES[name])
+        frame = pd.DataFrame(rows, columns=columns)
+        if not rows:  # types are told by the rows; a table without any has those that it would have
+            text, number = pd.Series(["text"]).dtype, np.dtype(np.float64)
+            frame = frame.astype({c.name: text if c.kind in TEXT_KINDS else number for c in TABLES[name]})
+        out.add_table(name, frame, TABLES[name])
 
 
 def _rule(

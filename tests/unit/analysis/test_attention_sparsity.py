@@ -11,6 +11,7 @@ import sparsescope as ss
 from sparsescope.analysis.attention_sparsity import ANALYSIS, AttentionSparsityParams
 from sparsescope.analysis.attention_sparsity.rows import length_bins
 from sparsescope.analysis.attention_sparsity.windows import choose
+from sparsescope.core.artifact import Store
 from sparsescope.errors import SubjectError
 from sparsescope.metrics import attention as m
 from sparsescope.testing import check_analysis, check_figure, check_same_numbers
@@ -169,7 +170,7 @@ def test_heads_in_another_order(sharp, small_corpus):
         np.testing.assert_allclose(per_head(after, metric)[:, [1, 0, 2, 3]], per_head(before, metric), rtol=1e-3)
 
 
-def test_an_encoder_is_measured_on_both_sides_without_a_dose(small_corpus):
+def test_an_encoder_is_measured_on_both_sides_without_a_dose(small_corpus, tmp_path):
     tokenizer = ss.load("random-llama").tokenizer
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     with torch.random.fork_rng():
@@ -191,6 +192,8 @@ def test_an_encoder_is_measured_on_both_sides_without_a_dose(small_corpus):
         np.testing.assert_allclose(per_head(result, "share_sink_window"), 1 / sizes[0], rtol=1e-5)
     for view in ANALYSIS.views:
         check_figure(ANALYSIS.draw(view.name, result), view.name)
+    stored = run(ss.wrap(model, tokenizer), small_corpus, dose_windows=4, store=tmp_path)
+    check_same_numbers(Store(tmp_path).open(str(stored.run_id)), stored)
 
 
 def test_dose_response(glass):
