@@ -27,6 +27,21 @@ class Crossing:
     censored: str
 
 
+def monotone(values: np.ndarray, ceiling: float = 0.0) -> np.ndarray:
+    """Return the isotonic (non-decreasing least-squares) fit of a curve.
+
+    Args:
+        values: [K]. A point that is not finite is a model that broke down: worse than all others, but how much worse does not
+            matter and must not pull its neighbors up.
+        ceiling: Least value that such a point gets; at least twice the largest finite magnitude is taken.
+    """
+    from scipy.optimize import isotonic_regression
+
+    y = np.asarray(values, float)
+    ceiling = max(ceiling, 2 * np.max(np.abs(y[np.isfinite(y)]), initial=0.0), 1e-12)
+    return isotonic_regression(np.where(np.isfinite(y), y, ceiling)).x  # type: ignore[no-any-return]
+
+
 def tolerance_crossing(levels: np.ndarray, damage: np.ndarray, tolerance: float) -> Crossing:
     """Find the largest level whose monotone damage is within the tolerance.
 
@@ -38,13 +53,9 @@ def tolerance_crossing(levels: np.ndarray, damage: np.ndarray, tolerance: float)
     Returns:
         The crossing.
     """
-    from sklearn.isotonic import isotonic_regression
-
     order = np.argsort(levels, kind="stable")
     x, y = np.asarray(levels, float)[order], np.asarray(damage, float)[order]
-    # A broken model is worse than any tolerance; how much worse does not matter, but must not pull its neighbors up.
-    ceiling = max(10 * abs(tolerance), 2 * np.max(np.abs(y[np.isfinite(y)]), initial=0.0), 1e-12)
-    fitted = isotonic_regression(np.where(np.isfinite(y), y, ceiling))
+    fitted = monotone(y, 10 * abs(tolerance))
     if fitted[0] > tolerance:
         return Crossing(float(x[0]), float("nan"), "left")
     above = np.flatnonzero(fitted > tolerance)

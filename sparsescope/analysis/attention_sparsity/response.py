@@ -13,8 +13,8 @@ import pandas as pd
 
 from sparsescope.analysis.attention_sparsity import TABLES
 from sparsescope.core.result import TEXT_KINDS, Interval
-from sparsescope.metrics.attention import crossing, isotonic
 from sparsescope.metrics.statistics import bootstrap_weights
+from sparsescope.metrics.tolerance import bootstrap_crossing, monotone, tolerance_crossing
 
 if TYPE_CHECKING:
     from sparsescope.analysis.attention_sparsity import AttentionSparsityParams
@@ -54,24 +54,22 @@ def _rule(
     samples = (weights @ sums.T) / (weights @ response.tokens)[:, None]  # [B, level]
     enough = documents >= 2
     low, high = np.quantile(samples, [tail, 1 - tail], axis=0) if enough else np.full((2, len(x)), np.nan)
-    fitted = isotonic(mean)
+    fitted = np.maximum(monotone(mean), 0.0)
     for i, dose in enumerate(chosen):
         row = {"rule": rule, "setting": dose.setting, "sparsity": x[i], "density": 1 - x[i], "rise": mean[i]}
         row |= {"low": low[i], "high": high[i], "fitted": fitted[i], "perplexity_ratio": np.exp(mean[i])}
         doses.append(row | {"rows": int(response.tokens.sum()), "documents": documents})
-    point = crossing(x, mean, epsilon)
-    ends = np.full(2, np.nan)
+    point = tolerance_crossing(x, mean, epsilon)
+    ends = (np.nan, np.nan)
     if enough:
-        found = [crossing(x, sample, epsilon) for sample in samples]
-        # A censored resample says "below the smallest" or "above the largest": it counts as that end.
-        values = [x[0] if c.left_censored else x[-1] if c.right_censored else c.level for c in found]
-        ends = np.quantile(values, [tail, 1 - tail])
+        ends = bootstrap_crossing(np.broadcast_to(x, samples.shape), samples, epsilon, params.level)
     # Levels in fixed order, stop at the first failure: no correction for several tests is needed.
     passed = np.concatenate([high < epsilon, [False]]).argmin() if enough else 0
     points.append(
         {
-            "rule": rule, "sparsity": point.level, "low": ends[0], "high": ends[1],
-            "left_censored": "yes" if point.left_censored else "no", "right_censored": "yes" if point.right_censored else "no",
+            "rule": rule, "sparsity": np.nan if point.censored else point.at, "low": ends[0], "high": ends[1],
+            "left_censored": "yes" if point.censored == "left" else "no",
+            "right_censored": "yes" if point.censored == "right" else "no",
             "smallest": x[0], "largest": x[-1], "non_inferior": x[passed - 1] if passed else np.nan, "documents": documents,
         }
     )  # fmt: skip

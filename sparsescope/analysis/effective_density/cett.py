@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sparsescope.metrics.tolerance import monotone
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -73,8 +75,6 @@ def cett_curve(hidden: torch.Tensor, weight: torch.Tensor) -> CettCurve:
         hidden: float32 [M, f], activations of the calibration tokens.
         weight: float32 [d, f].
     """
-    from sklearn.isotonic import isotonic_regression
-
     norms = column_norms(weight)
     contributions = (hidden.abs() * norms).flatten()
     thresholds = np.unique(np.quantile(contributions.cpu().numpy(), GRID).astype(np.float64))
@@ -83,4 +83,4 @@ def cett_curve(hidden: torch.Tensor, weight: torch.Tensor) -> CettCurve:
     # Start at (0, 0): with threshold 0 nothing is left out. Duplicates would break the inverse.
     x = np.concatenate([[0.0], thresholds[thresholds > 0]])
     y = np.concatenate([[0.0], np.array(values)[thresholds > 0]])
-    return CettCurve(x, isotonic_regression(y))
+    return CettCurve(x, monotone(y))

@@ -73,15 +73,3 @@ def test_dropped_output_with_orthonormal_values_is_the_energy_left_out():
 def test_classes_of_heads():
     assert m.head_class(0.9, 0.05, 0.1) == "sink" and m.head_class(0.1, 0.6, 0.9) == "previous token"
     assert m.head_class(0.1, 0.1, 0.8) == "local" and m.head_class(0.3, 0.49, 0.79) == "mixed"
-
-
-def test_crossing_of_a_known_curve():
-    x = np.array([0.2, 0.4, 0.6, 0.8])
-    assert m.crossing(x, np.array([0.0, 0.005, 0.015, 0.1]), 0.01).level == pytest.approx(0.5)
-    assert m.crossing(x, np.array([0.02, 0.03, 0.04, 0.1]), 0.01) == pytest.approx((math.nan, True, False), nan_ok=True)
-    assert m.crossing(x, np.full(4, 0.01), 0.01) == pytest.approx((math.nan, False, True), nan_ok=True)
-    # Not monotone: the two middle levels are pooled. An overflow counts as a very large rise.
-    assert m.crossing(x, np.array([0.0, 0.008, 0.002, 0.025]), 0.01).level == pytest.approx(0.6 + 0.2 * 0.005 / 0.02)
-    assert 0.6 < m.crossing(x, np.array([0.0, 0.0, 0.0, np.inf]), 0.01).level < 0.61
-    assert m.crossing(np.array([0.5]), np.array([-0.1]), 0.01).right_censored
-    assert (np.diff(m.isotonic(np.array([0.3, -0.2, 0.1, np.nan]))) >= 0).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparsescope.metrics.tolerance import bootstrap_crossing, tolerance_crossing
+from sparsescope.metrics.tolerance import bootstrap_crossing, monotone, tolerance_crossing
 
 LEVELS = np.linspace(0, 0.9, 10)
 
@@ -52,3 +52,10 @@ def test_interval_covers_the_true_crossing():
         covered += low <= 0.5 <= high
     # Interpolation bias is below 0.005 here; 85 % is four standard errors below the nominal coverage.
     assert covered >= 0.85 * draws
+
+
+def test_monotone_fit_pools_violators_and_survives_what_is_not_finite():
+    assert monotone(np.array([0.0, 3.0, 1.0, 4.0])).tolist() == [0, 2, 2, 4]
+    fitted = monotone(np.array([0.3, -0.2, 0.1, np.nan]))
+    assert (np.diff(fitted) >= 0).all() and np.isfinite(fitted).all()
+    assert fitted[:3] == pytest.approx([0.05, 0.05, 0.1]), "the broken point pulled its neighbors up"
