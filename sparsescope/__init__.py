@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparsescope.models.sources import wrap as wrap
     from sparsescope.reporting.build import build
     from sparsescope.runner.run import run as run
+    from sparsescope.runner.study_run import study as study
 
     open, report = open_run, build
 
@@ -33,6 +34,7 @@ _PUBLIC = {
     "corpus": ("sparsescope.activations.corpus", "corpus"),
     "capture": ("sparsescope.activations.capture", "capture"),
     "run": ("sparsescope.runner.run", "run"),
+    "study": ("sparsescope.runner.study_run", "study"),
     "open": ("sparsescope.core.artifact", "open_run"),
     "report": ("sparsescope.reporting.build", "build"),
     "analyses": ("sparsescope.core.registry", "analyses"),

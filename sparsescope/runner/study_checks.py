@@ -1,0 +1,161 @@
+"""Everything a study refers to is there: checked before a model is loaded.
+
+Subjects by name (no network), corpora, analyses with their parameters, tables and columns of figures, subjects of
+findings. Scalars and the values of filters are known only when a result is there; the report says where one is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+from sparsescope.core.registry import Analysis, analyses
+from sparsescope.core.result import TEXT_KINDS, Column
+from sparsescope.core.spec import make_params
+from sparsescope.errors import SparsescopeError, SpecError, SubjectError, unknown_name
+from sparsescope.runner.study import MAX_RUNS, Study, StudyFigure, inside
+
+_TEXT_FILES = (".txt", ".jsonl", ".parquet")
+
+
+def check_study(study: Study) -> None:
+    """Check a study; see the head of this file.
+
+    Raises:
+        SpecError: With the file, the key, what is allowed (with near matches) and what was got.
+    """
+    declared, file = study.declared, study.path
+    count = len(declared.subjects) * len(declared.analyses)
+    if count > MAX_RUNS:
+        raise SpecError("the study has too many runs", where=str(file), allowed=f"at most {MAX_RUNS}", got=count)
+    names = [entry.name for entry in declared.subjects]
+    _distinct(names, f"{file}: subject.name")
+    _distinct([entry.title for entry in declared.subjects], f"{file}: subject.label")
+    _distinct([entry.name for entry in declared.analyses], f"{file}: analysis.name")
+    for index, subject in enumerate(declared.subjects):
+        where = f"{file}: subject[{index}]"
+        if subject.control_of is not None:
+            _known("subject", subject.control_of, [n for n in names if n != subject.name], f"{where}.control_of")
+            if study.subject(subject.control_of).control_of is not None:
+                raise SpecError("a control of a control", where=f"{where}.control_of", got=subject.control_of)
+        _at(f"{where}.name", partial(load_name, study, subject.name))
+        _at(f"{where}.corpus", partial(text_source, study, subject.corpus))
+    _at(f"{file}: corpus", partial(text_source, study, None))
+    _at(f"{file}: dtype", partial(_check_dtype, declared.dtype))
+    records = {}
+    for index, analysis in enumerate(declared.analyses):
+        where = f"{file}: analysis[{index}]"
+        _known("analysis", analysis.name, [record.name for record in analyses()], f"{where}.name")
+        records[analysis.name] = record = analyses().get(analysis.name)
+        _at(f"{where}.params", partial(make_params, record.params, analysis.params, analysis=record.name))
+    for index, figure in enumerate(declared.figures):
+        _check_figure(figure, records, f"{file}: figure[{index}]")
+    for index, finding in enumerate(declared.findings):
+        where = f"{file}: finding[{index}]"
+        _known("analysis of this study", finding.analysis, records, f"{where}.analysis")
+        _known("subject of this study", finding.subject, names, f"{where}.subject")
+        if finding.other_subject is not None:
+            _known("subject of this study", finding.other_subject, names, f"{where}.other_subject")
+
+
+def _at(where: str, action: Callable[[], object]) -> None:
+    """Run a check; its error gets the place in the file."""
+    try:
+        action()
+    except SparsescopeError as error:
+        raise SpecError(error.what, where=where, allowed=error.allowed, got=error.got, next_step=error.next_step) from error
+
+
+def load_name(study: Study, name: str) -> str:
+    """Return what ``ss.load`` takes for a subject of a study: a path becomes one inside the study's folder.
+
+    Raises:
+        SpecError: If the path leaves the folder.
+        SubjectError: If nothing has this name.
+    """
+    from sparsescope.models.catalog import resolve
+    from sparsescope.models.controls import PREFIX
+
+    prefix = PREFIX if name.startswith(PREFIX) else ""
+    bare = name.removeprefix(PREFIX)
+    if bare.startswith((".", "/", "~", "\\")) or bare.lower().endswith(".gguf"):
+        name = prefix + str(inside(study.folder, bare, where=f"{study.path}: subject.name"))
+    elif resolve(name, dtype=study.declared.dtype).kind in ("folder", "gguf"):
+        # A folder of the working directory that happens to have this name: what a study means must not depend on it.
+        raise SpecError(
+            "this subject is a folder outside of the study",
+            where=str(study.path),
+            allowed="a registered name, organization/model, or ./folder inside the study",
+            got=repr(name),
+            next_step="run it from another directory, or copy the model into the folder of the study",
+        )
+    resolve(name, dtype=study.declared.dtype)
+    return name
+
+
+def text_source(study: Study, name: str | None) -> str | Path:
+    """Return what ``ss.corpus`` takes: registered names joined by ``+``, or a file inside the study's folder.
+
+    Args:
+        study: The study.
+        name: What a subject asks for; the default of the study when None.
+
+    Raises:
+        SpecError: If there is no such corpus or the path leaves the folder.
+        SubjectError: If the file is not there.
+    """
+    from sparsescope.activations.corpus import registered_corpora
+
+    name = study.declared.corpus if name is None else name
+    if "/" in name or "\\" in name or name.lower().endswith(_TEXT_FILES):
+        path = inside(study.folder, name, where=f"{study.path}: corpus")
+        if not path.is_file():
+            raise SubjectError("there is no such text", where=str(study.path), allowed="a file in the study's folder", got=name)
+        return path
+    for part in name.split("+"):
+        if part not in registered_corpora():
+            raise unknown_name("corpus", part, registered_corpora(), next_step="run: sparsescope list corpora")
+    return name
+
+
+def declared_tables(record: Analysis) -> Mapping[str, tuple[Column, ...]] | None:
+    """Return the tables that an analysis declares as ``TABLES`` beside its parameters, None where it declares none."""
+    return getattr(import_module(record.params.__module__), "TABLES", None)
+
+
+def _check_figure(figure: StudyFigure, records: Mapping[str, Analysis], where: str) -> None:
+    _known("analysis of this study", figure.analysis, records, f"{where}.analysis")
+    tables = declared_tables(records[figure.analysis])
+    if tables is None:  # an analysis of someone else that declares nothing: known when the result is there
+        return
+    _known(f"table of {figure.analysis}", figure.table, tables, f"{where}.table")
+    columns = {column.name: column for column in tables[figure.table]}
+    asked = {key: getattr(figure, key) for key in ("x", "y", "low", "high", "reference")}
+    for key, name in (*asked.items(), *((f"where.{name}", name) for name in figure.where)):
+        if name is None:
+            continue
+        _known(f"column of {figure.table}", name, columns, f"{where}.{key}")
+        if key in asked and columns[name].kind in TEXT_KINDS:
+            numeric = [c.name for c in columns.values() if c.kind not in TEXT_KINDS]
+            raise SpecError("a column of text cannot be drawn", where=f"{where}.{key}", allowed=numeric, got=name)
+
+
+def _check_dtype(name: str) -> None:
+    from sparsescope.models.catalog import check_dtype
+
+    check_dtype(name)
+
+
+def _known(kind: str, name: str, known: Iterable[str], where: str) -> None:
+    known = list(known)
+    if name not in known:
+        error = unknown_name(kind, name, known, next_step="mend the name in the file")
+        raise SpecError(error.what, where=where, allowed=error.allowed, got=error.got, next_step=error.next_step)
+
+
+def _distinct(names: list[str], where: str) -> None:
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        raise SpecError("names in a study must differ", where=where, got=", ".join(map(repr, double)))
