@@ -15,13 +15,15 @@ from sparsescope.core.result import Result, format_scalar
 from sparsescope.errors import SpecError
 from sparsescope.reporting import page
 from sparsescope.reporting.sections import CSV_BUDGET, Section, record_of, section
+from sparsescope.reporting.study import render_study
+from sparsescope.runner.study import StudyResult
 
 
-def build(results: Sequence[Result], path: str | Path, *, title: str | None = None) -> Path:
+def build(results: Sequence[Result] | StudyResult, path: str | Path, *, title: str | None = None) -> Path:
     """Write a report.
 
     Args:
-        results: What to show, in this order; at least one.
+        results: What to show, in this order; at least one. Or the outcome of a study.
         path: The HTML file; an existing one is replaced atomically.
         title: Heading; made from the subjects when None.
 
@@ -37,8 +39,10 @@ def build(results: Sequence[Result], path: str | Path, *, title: str | None = No
     return target
 
 
-def render(results: Sequence[Result], *, title: str | None = None) -> str:
+def render(results: Sequence[Result] | StudyResult, *, title: str | None = None) -> str:
     """Return the report as HTML text; see ``build``."""
+    if isinstance(results, StudyResult):
+        return render_study(results, title=title)
     if not results:
         raise SpecError(
             "a report needs at least one result",

@@ -127,13 +127,14 @@ def draw(result: Result, view: View) -> Any:
     return generic.draw(result, view.table)
 
 
-def section(result: Result, key: str, *, budget: int = CSV_BUDGET) -> Section:
+def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = ROWS_SHOWN) -> Section:
     """Prepare one result for the template.
 
     Args:
         result: What to show.
         key: Prefix of the anchors, unique in the report.
         budget: Bytes that the inlined downloads of this result may take.
+        rows: Most rows of a table that are shown.
     """
     record = record_of(result)
     each = budget // max(len(result.tables), 1)
@@ -141,7 +142,7 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET) -> Section:
     shown: set[str] = set()
     for index, view in enumerate(views_of(result)):
         # A table that belongs to several figures stands below the first of them.
-        block = None if view.table in shown else table_block(result, view.table, f"{key}-t-{view.table}", each)
+        block = None if view.table in shown else table_block(result, view.table, f"{key}-t-{view.table}", each, rows)
         shown.add(view.table)
         figures.append(_figure(result, view, f"{key}-{index}", block, f"{key}-t-{view.table}"))
     headline = [result.scalars[name] for name in record.headline if name in result.scalars] or list(result.scalars.values())[:8]
@@ -158,7 +159,7 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET) -> Section:
         others=[card(scalar) for scalar in others],
         notes=sorted(result.notes, key=lambda note: ("error", "warning", "info").index(note.severity)),
         figures=figures,
-        tables=[table_block(result, name, f"{key}-t-{name}", each) for name in result.tables if name not in shown],
+        tables=[table_block(result, name, f"{key}-t-{name}", each, rows) for name in result.tables if name not in shown],
         origin=origin_rows(result),
         params=flat(origin.get("params") or {}),
         environment=flat(origin.get("environment") or {}),
@@ -177,22 +178,56 @@ def card(scalar: Scalar) -> Card:
     return Card(scalar.name.replace("_", " "), format_number(scalar.value, scalar.unit), interval, scalar.definition)
 
 
-def table_block(result: Result, name: str, key: str, budget: int) -> TableBlock:
+def table_block(result: Result, name: str, key: str, budget: int, shown: int = ROWS_SHOWN) -> TableBlock:
     """Format one table and prepare its download: all rows if they take less than ``budget`` bytes."""
-    frame, columns = result.tables[name], result.columns[name]
+    return frame_block(
+        result.tables[name],
+        result.columns[name],
+        name=name,
+        key=key,
+        budget=budget,
+        comment=_table_comment(result, name),
+        stored_at=f"{result.run_id}/tables/{name}.parquet" if result.run_id else "",
+        shown=shown,
+    )
+
+
+def frame_block(
+    frame: pd.DataFrame,
+    columns: Sequence[Column],
+    *,
+    name: str,
+    key: str,
+    budget: int,
+    comment: str,
+    stored_at: str = "",
+    shown: int = ROWS_SHOWN,
+) -> TableBlock:
+    """Format a frame and prepare its download.
+
+    Args:
+        frame: The table.
+        columns: Meaning of its columns.
+        name: Name above it and of the download.
+        key: Its anchor.
+        budget: Bytes that the download may take; beyond them it holds the rows shown.
+        comment: First line of the download.
+        stored_at: Where all rows are, in the folder of runs.
+        shown: Most rows shown.
+    """
     rows = len(frame)
     # Do not write a large table out only to find that it does not fit: a cell takes two bytes or more.
-    text = "" if 2 * frame.size > budget else quote(table_csv(result, name), safe=_PLAIN_IN_URL)
+    text = "" if 2 * frame.size > budget else quote(csv(frame, columns, comments=(comment,)), safe=_PLAIN_IN_URL)
     if not text or len(text) > budget:
-        rows = min(rows, ROWS_SHOWN)
-        text = quote(table_csv(result, name, frame.head(rows)), safe=_PLAIN_IN_URL)
+        rows = min(rows, shown)
+        text = quote(csv(frame.head(rows), columns, comments=(comment,)), safe=_PLAIN_IN_URL)
     return TableBlock(
         key=key,
         name=name,
         headings=tuple((heading(c), c.description, numeric(c)) for c in columns),
-        rows=format_rows(frame, columns, ROWS_SHOWN),
+        rows=format_rows(frame, columns, shown),
         total=len(frame),
-        stored_at=f"{result.run_id}/tables/{name}.parquet" if result.run_id else "",
+        stored_at=stored_at,
         download="data:text/csv;charset=utf-8," + text,
         download_rows=rows,
     )
@@ -200,10 +235,13 @@ def table_block(result: Result, name: str, key: str, budget: int) -> TableBlock:
 
 def table_csv(result: Result, name: str, frame: pd.DataFrame | None = None) -> str:
     """Return a table of a result as CSV with the run, the subject and the units above the header."""
-    subject = result.provenance.get("subject", {}).get("id", "in memory")
-    run = result.run_id or "not stored"
-    comments = (f"sparsescope {result.analysis}, table {name}, run {run}, subject {subject}",)
+    comments = (_table_comment(result, name),)
     return csv(result.tables[name] if frame is None else frame, result.columns[name], comments=comments)
+
+
+def _table_comment(result: Result, name: str) -> str:
+    subject = result.provenance.get("subject", {}).get("id", "in memory")
+    return f"sparsescope {result.analysis}, table {name}, run {result.run_id or 'not stored'}, subject {subject}"
 
 
 def _figure(result: Result, view: View, key: str, table: TableBlock | None, table_key: str) -> FigureBlock:

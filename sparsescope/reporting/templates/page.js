@@ -42,7 +42,14 @@
     return window.Plotly.react(figure.node, turn(figure.spec.data), layout, config);
   }
 
-  const drawAll = (name, width) => figures.forEach((figure) => draw(figure, name, width));
+  // A figure in a folded part has no size yet: it is drawn when the part is opened. (A folded table is no place for one.)
+  const folded = (figure) => figure.node.closest("details:not([open])") !== null;
+  const drawAll = (name, width) => figures.filter((figure) => !folded(figure)).forEach((figure) => draw(figure, name, width));
+  for (const part of document.querySelectorAll("details.run")) {
+    part.addEventListener("toggle", () => {
+      if (part.open) figures.filter((figure) => part.contains(figure.node) && !folded(figure)).forEach((figure) => draw(figure, mode()));
+    });
+  }
 
   const toggle = document.getElementById("toggle-theme");
   const label = () => { if (toggle) toggle.textContent = mode() === "dark" ? "Light colors" : "Dark colors"; };
@@ -60,10 +67,11 @@
 
   // One figure at a time, so that the page can be read while the others are drawn.
   (async () => {
-    for (const figure of figures) {
+    const open = figures.filter((figure) => !folded(figure));
+    for (const figure of open) {
       await draw(figure, mode());
       await new Promise((next) => setTimeout(next, 0));
     }
-    root.dataset.drawn = String(figures.length);
+    root.dataset.drawn = String(open.length);
   })();
 })();

@@ -1,0 +1,70 @@
+"""The narrative of a study: Markdown to HTML that carries no markup of its own.
+
+HTML in the text is shown as text, images are left out (the page loads nothing), links lead to https addresses or within the
+page only, control and bidirectional characters are made visible. A first heading is left out (the page has a title), the
+others move down two levels, below those of the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from markupsafe import Markup
+
+from sparsescope.viz.tokens import display
+
+_LONGEST = 1_000_000
+
+
+def narrative_html(text: str) -> Markup:
+    """Render the narrative of a study.
+
+    Args:
+        text: CommonMark with tables.
+
+    Returns:
+        HTML that is safe to place in a report.
+    """
+    tokens = _parser().parse(_visible(text))
+    if len(tokens) > 2 and tokens[0].type == "heading_open" and tokens[0].tag == "h1":
+        tokens = tokens[3:]
+    for token in tokens:
+        if token.type in {"heading_open", "heading_close"}:
+            token.tag = f"h{min(int(token.tag[1:]) + 1, 6)}"
+        if token.children:
+            token.children = _links(token.children)
+    html: Any = _parser().renderer.render(tokens, _parser().options, {})
+    return Markup(html)  # noqa: S704  written by the renderer from escaped text; HTML in the source is disabled
+
+
+@cache
+def _parser() -> MarkdownIt:
+    return MarkdownIt("commonmark", {"html": False, "maxNesting": 40}).enable("table").disable("image")
+
+
+def _visible(text: str) -> str:
+    """Make control and bidirectional characters visible, line by line: line ends and indents are Markdown."""
+    lines = text.replace("\r\n", "\n").replace("\t", "    ").split("\n")
+    return "\n".join(display(line, limit=_LONGEST, markup=False) for line in lines)
+
+
+def _links(tokens: Sequence[Token]) -> list[Token]:
+    """Keep links to https addresses and within the page; of others the words stay."""
+    kept, open_links = [], []
+    for token in tokens:
+        if token.type == "link_open":
+            address = str(token.attrs.get("href", ""))
+            good = address.startswith(("https://", "#"))
+            open_links.append(good)
+            if not good:
+                continue
+            if address.startswith("https://"):
+                token.attrSet("rel", "noopener noreferrer")
+        elif token.type == "link_close" and not open_links.pop():
+            continue
+        kept.append(token)
+    return kept
