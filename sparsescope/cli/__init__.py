@@ -7,22 +7,19 @@ Nothing heavy is imported here: torch comes with the verb that needs it.
 from __future__ import annotations
 
 import io
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sparsescope.cli.options import home_folder
+from sparsescope.cli.work import check_output, fitting, load_subject, make_text, raise_if_failed, run_requests
 from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 if TYPE_CHECKING:
-    from sparsescope.activations.corpus import Corpus as TextCorpus
-    from sparsescope.activations.text.arguments import BosPolicy
     from sparsescope.core.result import Result
-    from sparsescope.models.subject import Subject
-    from sparsescope.runner.run import Outcome, Request
+    from sparsescope.runner.run import Outcome
 
 app = typer.Typer(
     name="sparsescope",
@@ -77,11 +74,13 @@ def _root(
 
 @app.command("list")
 def list_names(
-    what: Annotated[str, typer.Argument(help="analyses, subjects, corpora, benchmarks or runs; all when left out.")] = "all",
+    what: Annotated[
+        str, typer.Argument(help="analyses, subjects, corpora, benchmarks, studies or runs; all when left out.")
+    ] = "all",
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """List analyses, subjects, corpora, benchmarks and stored runs."""
+    """List analyses, subjects, corpora, benchmarks, studies and stored runs."""
     from sparsescope.cli import console, listing
 
     sections = listing.sections(home)
@@ -139,10 +138,10 @@ def run(
 
     record = analyses().get(analysis)
     params = parse_set(set_ or [], record.params, analysis=record.name)  # a wrong name fails before the model is loaded
-    _text(corpus, tokens, context, seed, bos)
-    model = _load(subject, revision, dtype, device, attention, trust_remote_code)
-    outcomes = _run([(record.name, params)], model, corpus, tokens, context, seed, bos, batch_tokens, home)
-    _raise_if_failed(outcomes)
+    make_text(corpus, tokens, context, seed, bos)
+    model = load_subject(subject, revision, dtype, device, attention, trust_remote_code)
+    outcomes = run_requests([(record.name, params)], model, corpus, tokens, context, seed, bos, batch_tokens, home)
+    raise_if_failed(outcomes)
     outcome = outcomes[0]
     if json:
         console.out_json(listing.outcome_json(outcome))
@@ -179,10 +178,10 @@ def report(
     from sparsescope.core.result import Note
     from sparsescope.models.catalog import resolve
 
-    _check_output(output)
+    check_output(output)
     for name in [*(t for t in targets if not RUN_ID.fullmatch(Path(t).name)), *([fallback] if fallback else [])]:
         resolve(name, dtype=dtype, device=device)  # a wrong name is found out now, not after the work on the first
-        _text(corpus, tokens, context, seed, bos)
+        make_text(corpus, tokens, context, seed, bos)
     results: list[Result] = []
     failed: list[Outcome] = []
     for target in targets:
@@ -194,14 +193,14 @@ def report(
             continue
         notice = None
         try:
-            model = _load(target, revision, dtype, device, attention, trust_remote_code)
+            model = load_subject(target, revision, dtype, device, attention, trust_remote_code)
         except DependencyError as error:
             if fallback is None:
                 raise
             notice = f"{target} could not be fetched, so this report is about {fallback} instead ({error.what})"
             console.say(f"NOTE: {notice}")
-            model = _load(fallback, None, dtype, device, attention, False)
-        outcomes = _run(_fitting(model), model, corpus, tokens, context, seed, bos, batch_tokens, home)
+            model = load_subject(fallback, None, dtype, device, attention, False)
+        outcomes = run_requests(fitting(model), model, corpus, tokens, context, seed, bos, batch_tokens, home)
         for outcome in outcomes:
             if outcome.error is not None:
                 failed.append(outcome)  # with a result where only storing it failed
@@ -225,6 +224,42 @@ def report(
     else:
         for result in results:
             console.say(listing.summary(result))
+        console.out(str(path))
+    if failed:
+        raise typer.Exit(2)
+
+
+@app.command()
+def study(
+    target: Annotated[str, typer.Argument(help="A name (see: sparsescope list studies), or a TOML file.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The HTML file; NAME.html when left out.")] = None,
+    device: Device = "cpu",
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Run a study (subjects x analyses, what is stored is opened) and write its report; the path is printed last."""
+    from sparsescope.cli import console, listing
+    from sparsescope.runner.study import load_study
+    from sparsescope.runner.study_checks import check_study
+
+    found = load_study(target)
+    output = output or Path(f"{found.declared.name}.html")
+    check_output(output)
+    check_study(found)  # everything in the file is checked before torch is imported
+    from sparsescope.runner.study_run import run_study
+
+    with console.progress_bar() as progress:
+        outcome = run_study(found, store=home or True, device=device, progress=progress, say=console.say)
+    failed = [run.error for run in outcome.failed if run.error is not None]
+    if not outcome.results and failed:
+        raise failed[0]
+    from sparsescope.reporting.build import build
+
+    path = build(outcome, output).resolve()
+    if json:
+        console.out_json(listing.study_json(outcome, path))
+    else:
+        console.out(listing.study_text(outcome))
         console.out(str(path))
     if failed:
         raise typer.Exit(2)
@@ -301,7 +336,7 @@ def doctor(
     if subject is not None:
         from sparsescope.models.doctor import examine
 
-        examination = examine(_load(subject, revision, dtype, device, attention, trust_remote_code))
+        examination = examine(load_subject(subject, revision, dtype, device, attention, trust_remote_code))
     if json:
         console.out_json(checkup.as_json(findings, examination))
     else:
@@ -331,10 +366,10 @@ def bench(
 
     record = benchmarks().get(name)
     params = parse_set(set_ or [], record.params, analysis=record.name)
-    _text(corpus, tokens, context, 0, "auto")
-    model = _load(subject, None, dtype, device, None, False)
-    outcomes = _run([(record.name, params)], model, corpus, tokens, context, 0, "auto", 2048, home, again=True)
-    _raise_if_failed(outcomes)
+    make_text(corpus, tokens, context, 0, "auto")
+    model = load_subject(subject, None, dtype, device, None, False)
+    outcomes = run_requests([(record.name, params)], model, corpus, tokens, context, 0, "auto", 2048, home, again=True)
+    raise_if_failed(outcomes)
     outcome = outcomes[0]
     if json:
         console.out_json(listing.outcome_json(outcome))
@@ -389,107 +424,3 @@ def main() -> None:
     # What a scheduler sends before it kills is treated as Ctrl-C: the state of a run is saved.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(execute(app, sys.argv[1:]))
-
-
-def _load(
-    name: str, revision: str | None, dtype: str, device: str, attention: str | None, trust_remote_code: bool
-) -> Subject:
-    """Load a subject and say so, since it can take a while."""
-    import logging
-
-    from sparsescope.cli import console
-    from sparsescope.models.catalog import resolve
-
-    resolve(name, revision, dtype, device, attention, trust_remote_code)  # a wrong name is refused before torch is imported
-    logger = logging.getLogger("sparsescope")
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    console.say(f"loading {name}")
-    from sparsescope.models.sources import load
-
-    return load(
-        name,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        attn_implementation=attention,
-        trust_remote_code=trust_remote_code,
-    )
-
-
-def _run(
-    wanted: list[tuple[str, dict[str, Any]]],
-    subject: Subject,
-    corpus: str,
-    tokens: int,
-    context: int | None,
-    seed: int,
-    bos: str,
-    batch_tokens: int,
-    home: Path | None,
-    *,
-    again: bool = False,
-) -> list[Outcome]:
-    """Run analyses of a loaded subject with a progress bar."""
-    from sparsescope.cli import console
-    from sparsescope.runner.run import Request, default_context, run_many
-
-    text = _text(corpus, tokens, default_context(subject) if context is None else context, seed, bos)
-    requests: list[Request] = [Request(name, params) for name, params in wanted]
-    with console.progress_bar() as progress:
-        return run_many(
-            requests, subject, text, store=home or True, progress=progress, batch_tokens=batch_tokens, again=again
-        )
-
-
-def _text(corpus: str, tokens: int, context: int | None, seed: int, bos: str) -> TextCorpus:
-    """Make the corpus. The verbs also call it before they load a model, so that a wrong option is found out at once."""
-    from sparsescope.activations.corpus import corpus as make_corpus
-
-    # What ``bos`` may be is checked there. A context that is not given depends on the model; any valid one will do.
-    return make_corpus(corpus, tokens=tokens, seed=seed, context=256 if context is None else context, bos=cast("BosPolicy", bos))
-
-
-def _fitting(subject: Subject) -> list[tuple[str, dict[str, Any]]]:
-    """Every analysis whose needs the subject meets, with default parameters.
-
-    Raises:
-        SpecError: If there is none.
-    """
-    from sparsescope.core.registry import analyses
-
-    fitting: list[tuple[str, dict[str, Any]]] = [
-        (record.name, {}) for record in analyses() if record.requires <= subject.capabilities
-    ]
-    if not fitting:
-        raise SpecError(
-            "no analysis fits this subject",
-            where=subject.id,
-            got=f"capabilities {', '.join(sorted(subject.capabilities))}",
-            next_step="run: sparsescope list analyses",
-        )
-    return fitting
-
-
-def _check_output(path: Path) -> None:
-    """Refuse an output that cannot be written, before minutes of work."""
-    folder = path.resolve().parent
-    # A report replaces the file: a device such as /dev/null must not be replaced.
-    special = path.exists() and not path.is_file()
-    if special or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise SpecError(
-            "the report cannot be written there",
-            where="--output",
-            allowed="a file in an existing folder that you can write to",
-            got=str(path),
-            next_step="choose another path with: --output FILE.html",
-        )
-
-
-def _raise_if_failed(outcomes: list[Outcome]) -> None:
-    for outcome in outcomes:
-        if outcome.error is not None:
-            raise outcome.error

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sparsescope.core.result import Result
     from sparsescope.reporting.compare import Comparison
     from sparsescope.runner.run import Outcome
+    from sparsescope.runner.study import StudyResult
 
 DEFAULT_SUBJECT = "smollm2-135m"
 _TABLE_ROWS = 40
@@ -53,8 +54,25 @@ def sections(home: Path | None) -> dict[str, list[dict[str, Any]]]:
         ],
         "corpora": [{"name": e.name, "summary": e.summary, "license": e.license} for e in registered_corpora().values()],
         "benchmarks": [{"name": record.name, "summary": record.summary} for record in benchmarks()],
+        "studies": studies(),
         "runs": runs,
     }
+
+
+def studies() -> list[dict[str, Any]]:
+    """The studies that can be run by name; one that cannot be read says so."""
+    from sparsescope.errors import SparsescopeError
+    from sparsescope.runner.study import load_study
+    from sparsescope.runner.study import studies as known
+
+    rows = []
+    for name, path in known().items():
+        try:
+            summary = load_study(path).declared.question
+        except SparsescopeError as error:
+            summary = f"cannot be read: {error.what}"
+        rows.append({"name": name, "summary": summary})
+    return rows
 
 
 def describe(name: str, home: Path | None) -> dict[str, Any]:
@@ -212,6 +230,37 @@ def comparison_text(found: Comparison) -> str:
     ]  # fmt: skip
     parts.insert(1, "numbers\n" + table(["name", "a", "b", "b - a", "intervals apart"], changes))
     return "\n\n".join([*parts, *found.notes])
+
+
+def study_json(outcome: StudyResult, report: Path) -> dict[str, Any]:
+    """The outcome of a study as plain values."""
+    return {
+        "study": outcome.study.declared.name,
+        "report": str(report),
+        "bytes": report.stat().st_size,
+        "findings": [asdict(verdict) for verdict in outcome.findings],
+        "runs": [
+            {
+                "subject": run.subject.name,
+                "control_of": run.subject.control_of,
+                "analysis": run.analysis,
+                "run": run.result.run_id if run.result else None,
+                "stored_before": run.stored,
+                "error": run.error.what if run.error else None,
+            }
+            for run in outcome.runs
+        ],
+        "numbers": outcome.frame().to_dict("records"),
+        "failed": len(outcome.failed),
+    }
+
+
+def study_text(outcome: StudyResult) -> str:
+    """The claims of a study and what became of them, as text."""
+    if not outcome.findings:
+        return f"{len(outcome.results)} of {len(outcome.runs)} runs"
+    rows = [[v.status, v.label, v.measured] for v in outcome.findings]
+    return table(["verdict", "claim", "measured"], rows)
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
