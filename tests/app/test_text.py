@@ -18,7 +18,8 @@ from components.text import plain
     ("raw", "shown"),
     [
         ("plain words 12", "plain words 12"),
-        ("![x](http://e.example)", r"\!\[x\]\(http\:\/\/e\.example\)"),
+        ("![x](http://e.example)", "\\!\\[x\\]\\(http\\:\u2060\\/\\/e\\.example\\)"),
+        ("www.e.example a@e.example", "www\u2060\\.e\\.example a\\@\u2060e\\.example"),
         (":red[x] $y$", r"\:red\[x\] \$y\$"),
         ("<b>&lt;", r"\<b\>\&lt\;"),
         ("blocks.3.mlp_x", r"blocks\.3\.mlp\_x"),

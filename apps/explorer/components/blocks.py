@@ -50,7 +50,7 @@ def headline(result: Result) -> None:
 
 def _card(place: DeltaGenerator, content: Card) -> None:
     with place.container(border=True, height="stretch"):
-        st.metric(plain(content.label), content.value, help=plain(content.definition, limit=800))
+        st.metric(plain(content.label), plain(content.value), help=plain(content.definition, limit=800))
         if content.interval:
             st.caption(plain(content.interval))
 
