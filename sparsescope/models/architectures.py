@@ -1,0 +1,69 @@
+"""The architectures that this project trains and ships, and a model of one of them from plain configuration values.
+
+Three classes of transformers and one of our own. Building one draws its initialization from a seed and leaves the random
+state of the process as it was: the same seed gives the same weights in every process of one torch version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sparsescope.errors import SpecError, unknown_name
+from sparsescope.models.quiet import attention_errors, quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ARCHITECTURES: Mapping[str, str] = {
+    "ModularTransformerForCausalLM": "sparsescope.models.modular_transformer",
+    "LlamaForCausalLM": "transformers",
+    "OPTForCausalLM": "transformers",
+    "OlmoeForCausalLM": "transformers",
+}
+
+
+def architecture(name: str) -> type[PreTrainedModel]:
+    """Return the class of an architecture.
+
+    Raises:
+        SpecError: It is not one of ``ARCHITECTURES``.
+    """
+    if name not in ARCHITECTURES:
+        raise unknown_name("architecture", name, ARCHITECTURES, next_step="choose one of the architectures that can be trained")
+    return getattr(import_module(ARCHITECTURES[name]), name)  # type: ignore[no-any-return]
+
+
+def build_model(name: str, values: Mapping[str, Any], seed: int = 0, attn_implementation: str | None = None) -> PreTrainedModel:
+    """Build a model at its initialization, in float32 on the CPU.
+
+    Args:
+        name: One of ``ARCHITECTURES``.
+        values: Values of its configuration; what is left out takes the default of the class.
+        seed: Draws the initialization.
+        attn_implementation: ``eager``, ``sdpa``, ...; None for the default of transformers.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        SpecError: The architecture is unknown, or its configuration refuses a value.
+    """
+    import torch
+
+    found: Any = architecture(name)
+    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    try:
+        config = found.config_class.from_dict({**values, "architectures": [name]})
+        with attention_errors(attn_implementation), quiet_transformers(), torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            model = found._from_config(config, dtype=torch.float32, **options)
+    except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        raise SpecError(
+            "no model can be built from this configuration",
+            where=name,
+            got=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}",
+            next_step="mend the values of the model's configuration",
+        ) from error
+    return model.eval()  # type: ignore[no-any-return]

@@ -1,0 +1,345 @@
+"""A series of checkpoints of one training run, in ascending steps, one model in memory at a time.
+
+``open_series("grokking-relu")`` reads a series that ships with the project; the output folder of our trainer, a local folder
+of ``step-N`` or ``checkpoint-N`` folders in the layout of transformers, and a hub model with its revisions work alike::
+
+    for checkpoint, subject in open_series("grokking-relu"):
+        ...                       # the subject of the step before is let go when the next one is loaded
+
+``map`` reduces every checkpoint to a few arrays and keeps them on disk, so that an interrupted pass goes on where it
+stopped. Which tokens the checkpoints are compared on is part of a trained series (``series.probe()``), fixed by digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsescope.core.files import replace_file
+from sparsescope.errors import ArtifactError, DependencyError, SpecError, SubjectError
+from sparsescope.models import series_file
+from sparsescope.models.revision_names import CheckpointName, ordered_names, parse_name
+from sparsescope.models.series_file import ProbeSet, SeriesFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from sparsescope.models.subject import Subject
+
+# Batch of Pythia, in tokens; its revisions count steps alone. The first generation (-v0) counts otherwise.
+_PYTHIA = re.compile(r"EleutherAI/pythia-(?!.*-v0)[\w.-]+")
+_PYTHIA_STEP_TOKENS = 2_097_152
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One checkpoint of a series.
+
+    Attributes:
+        step: Optimizer step.
+        revision: Its name in the series, for example ``step-4000`` or ``stage1-step1000-tokens5B``.
+        tokens: Tokens read so far, None where that is not known.
+        stage: Stage of training, None where there is one.
+        trained: Measures of the weights as they were trained, by split; empty where none were recorded.
+        stored: The same of the weights as they are stored, which is what a subject computes with.
+    """
+
+    step: int
+    revision: str
+    tokens: int | None = None
+    stage: int | None = None
+    trained: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    stored: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+class CheckpointSeries:
+    """Checkpoints in the order of their steps. Made by ``open_series``.
+
+    Args:
+        name: Name for titles and messages.
+        checkpoints: The checkpoints, ascending.
+        load: Gives the subject of one of them.
+        folder: The folder of a series of our own trainer, else None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        checkpoints: Sequence[Checkpoint],
+        load: Callable[[Checkpoint], Subject],
+        folder: SeriesFolder | None = None,
+    ) -> None:
+        self.name = name
+        self.checkpoints = tuple(checkpoints)
+        self._load = load
+        self._folder = folder
+
+    def __repr__(self) -> str:
+        return f"CheckpointSeries({self.name!r}, {len(self)} checkpoints, steps {self.steps[0]} to {self.steps[-1]})"
+
+    def __len__(self) -> int:
+        return len(self.checkpoints)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps of the checkpoints, ascending."""
+        return tuple(checkpoint.step for checkpoint in self.checkpoints)
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """Return the checkpoint of a step.
+
+        Raises:
+            SpecError: The series has none of that step.
+        """
+        for checkpoint in self.checkpoints:
+            if checkpoint.step == step:
+                return checkpoint
+        raise SpecError(
+            f"the series has no checkpoint of step {step}",
+            where=self.name,
+            allowed=", ".join(map(str, self.steps)),
+            got=repr(step),
+            next_step="take one of these steps",
+        )
+
+    def subject(self, step: int) -> Subject:
+        """Load the checkpoint of a step; its revision is the name of the checkpoint.
+
+        Raises:
+            SpecError: The series has none of that step.
+            SubjectError: It cannot be used.
+        """
+        return self._load(self.checkpoint(step))
+
+    def __iter__(self) -> Iterator[tuple[Checkpoint, Subject]]:
+        return self.subjects()
+
+    def subjects(self, done: Iterable[int] = ()) -> Iterator[tuple[Checkpoint, Subject]]:
+        """Yield each checkpoint and its subject, ascending; the series keeps none of them.
+
+        Args:
+            done: Steps to leave out, which are not loaded: those that an earlier pass has finished.
+        """
+        known = set(done)
+        for checkpoint in self.checkpoints:
+            if checkpoint.step not in known:
+                yield checkpoint, self._load(checkpoint)
+
+    def map(
+        self,
+        reduce: Callable[[Subject], Mapping[str, NDArray[Any]]],
+        key: str,
+        store: Path | None = None,
+    ) -> Iterator[tuple[Checkpoint, dict[str, NDArray[Any]]]]:
+        """Reduce every checkpoint to named arrays, one model in memory at a time.
+
+        Args:
+            reduce: Called with a subject.
+            key: What names the reduction: its name, version and parameters. Stored arrays of another key are not used.
+            store: Folder that keeps the arrays of each checkpoint, so that a further call does not load it again.
+
+        Yields:
+            The checkpoint and its arrays, ascending.
+
+        Raises:
+            SpecError: The key is empty.
+        """
+        from safetensors.numpy import load, save
+
+        if not key.strip():
+            raise SpecError("a reduction needs a key", where="CheckpointSeries.map(key)", allowed="a name that is not blank")
+        for checkpoint in self.checkpoints:
+            path = None if store is None else store / f"{self._mark(checkpoint, key)}.safetensors"
+            if path is not None and path.is_file():
+                try:
+                    yield checkpoint, load(path.read_bytes())
+                    continue
+                except Exception as error:  # a damaged file: safetensors has an exception of its own
+                    raise ArtifactError(
+                        "a stored reduction cannot be read",
+                        where=str(path),
+                        got=str(error)[:200],
+                        next_step="delete the file; it is made again",
+                    ) from error
+            arrays = dict(reduce(self._load(checkpoint)))
+            if path is not None:
+                replace_file(path, save(arrays), action="store the reduction of a checkpoint")
+            yield checkpoint, arrays
+
+    def _mark(self, checkpoint: Checkpoint, key: str) -> str:
+        """File name of a stored reduction: what it was made of, hashed."""
+        weights = probe = ""
+        if self._folder is not None:
+            weights = self._folder.checkpoint(checkpoint.step).sha256
+            probe = self._folder.content.probe_digest
+        parts = "\n".join((self.name, checkpoint.revision, weights, probe, key))
+        return f"step-{checkpoint.step}-{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
+
+    def probe(self) -> ProbeSet:
+        """Return the tokens on which checkpoints of this series are compared; their digest is checked.
+
+        Raises:
+            SpecError: Only series of our own trainer carry one.
+            ArtifactError: It is damaged.
+        """
+        return self._trained("probe set").probe()
+
+    def curves(self) -> pd.DataFrame:
+        """Return the measures along training: columns step, measure, split, part, value.
+
+        Raises:
+            SpecError: Only series of our own trainer carry them.
+            ArtifactError: The file is damaged.
+        """
+        return self._trained("training curves").curves()
+
+    @property
+    def trained(self) -> series_file.SeriesFile | None:
+        """What a series of our own trainer says of itself; None for others."""
+        return None if self._folder is None else self._folder.content
+
+    def _trained(self, what: str) -> SeriesFolder:
+        if self._folder is None:
+            raise SpecError(
+                f"this series carries no {what}",
+                where=self.name,
+                allowed="series of sparsescope.training",
+                next_step="choose the tokens yourself, and keep them the same for all checkpoints",
+            )
+        return self._folder
+
+
+def open_series(source: str | Path, *, revisions: Sequence[str] | None = None, form: str | None = None) -> CheckpointSeries:
+    """Open a series by name.
+
+    Args:
+        source: Registered series (``models.embedded.embedded_series()``), folder, or hub id ``organization/model``.
+        revisions: Names of the checkpoints to take, of a folder or a hub model; all of them when None.
+        form: Take the names of this form only, for example ``stage1-stepN-tokensMB``, where there are several.
+
+    Raises:
+        SpecError: Names are mixed, repeated or of no known form, or there is no checkpoint.
+        SubjectError: There is no such series.
+        ArtifactError: The folder of a trained series is damaged.
+        DependencyError: The hub cannot be asked for the revisions.
+    """
+    from sparsescope.models.embedded import embedded_folder, embedded_series
+
+    text = str(source)
+    if text in embedded_series():
+        return _trained_series(SeriesFolder.open(embedded_folder(text)), text)
+    folder = Path(text).expanduser()
+    if (folder / series_file.FILE).is_file():
+        return _trained_series(SeriesFolder.open(folder), None)
+    if folder.is_dir():
+        return _folder_series(folder, revisions, form)
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) and ".." not in text:
+        return _hub_series(text, revisions, form)
+    from sparsescope.errors import unknown_name
+
+    raise unknown_name(
+        "checkpoint series",
+        text,
+        embedded_series(),
+        next_step="give a registered series, a folder of checkpoints, or a hub id organization/model",
+        error=SubjectError,
+    )
+
+
+def _trained_series(folder: SeriesFolder, registered: str | None) -> CheckpointSeries:
+    """A series of our own trainer; ``registered`` is its name where ``load`` knows it."""
+    from sparsescope.models.embedded import subject_of
+
+    checkpoints = [
+        Checkpoint(found.step, f"step-{found.step}", trained=found.trained, stored=found.stored)
+        for found in folder.content.checkpoints
+    ]
+
+    def load(checkpoint: Checkpoint) -> Subject:
+        if registered is not None:
+            from sparsescope.models.sources import load
+
+            return load(f"{registered}@{checkpoint.revision}")
+        return subject_of(folder, checkpoint.step)
+
+    return CheckpointSeries(folder.content.name, checkpoints, load, folder)
+
+
+def _folder_series(folder: Path, revisions: Sequence[str] | None, form: str | None) -> CheckpointSeries:
+    """A folder with one folder of transformers for each checkpoint; others in it (logs) are not looked at."""
+    from sparsescope.models.sources import load as load_subject
+
+    there = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
+    if revisions is None:
+        revisions = [name for name in there if parse_name(name) is not None]
+    absent = [name for name in revisions if name not in there]
+    if absent:
+        raise SpecError(
+            "the folder has no such checkpoint",
+            where=str(folder),
+            got=", ".join(absent[:5]),
+            next_step="give names of folders in it",
+        )
+    names = ordered_names(_of_form(revisions, form), str(folder))
+
+    def load(checkpoint: Checkpoint) -> Subject:
+        subject = load_subject(folder / checkpoint.revision)
+        subject.id, subject.revision = folder.name, checkpoint.revision
+        return subject
+
+    return CheckpointSeries(folder.name, [_named(name) for name in names], load)
+
+
+def _hub_series(repository: str, revisions: Sequence[str] | None, form: str | None) -> CheckpointSeries:
+    """A hub model whose branches are checkpoints; without ``revisions`` the hub is asked for them."""
+    from sparsescope.models.sources import load as load_subject
+
+    if revisions is None:
+        revisions = [name for name in _branches(repository) if parse_name(name) is not None]
+    names = ordered_names(_of_form(revisions, form), repository)
+    per_step = _PYTHIA_STEP_TOKENS if _PYTHIA.fullmatch(repository) else None
+
+    def load(checkpoint: Checkpoint) -> Subject:
+        subject = load_subject(repository, revision=checkpoint.revision)
+        subject.revision = checkpoint.revision  # the commit that it stands for is not needed: weights are hashed
+        return subject
+
+    return CheckpointSeries(repository, [_named(name, per_step) for name in names], load)
+
+
+def _branches(repository: str) -> list[str]:
+    """Ask the hub for the names of all branches.
+
+    Raises:
+        DependencyError: It cannot be reached, or has no such model.
+    """
+    from huggingface_hub import HfApi, constants
+
+    try:
+        if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        return [branch.name for branch in HfApi().list_repo_refs(repository).branches]
+    except Exception as error:  # connection errors of httpx, and of whatever follows it
+        raise DependencyError(
+            "the hub cannot be asked for the checkpoints of this model",
+            where=repository,
+            got=f"{type(error).__name__}: {str(error).strip()[:120]}",
+            next_step="give the names: open_series(..., revisions=[...]); cached ones are then loaded without a network",
+        ) from error
+
+
+def _of_form(revisions: Sequence[str], form: str | None) -> list[str]:
+    if form is None:
+        return list(revisions)
+    return [name for name in revisions if (parsed := parse_name(name)) is not None and parsed.form == form]
+
+
+def _named(name: CheckpointName, tokens_per_step: int | None = None) -> Checkpoint:
+    tokens = name.step * tokens_per_step if name.tokens is None and tokens_per_step else name.tokens
+    return Checkpoint(name.step, name.revision, tokens, name.stage)

@@ -1,0 +1,155 @@
+"""Models that this project trained and ships with their checkpoints, as registered subjects.
+
+``load("grokking-relu")`` is the last checkpoint, ``load("grokking-relu@step-4000")`` that of step 4000; which steps there
+are says ``models.checkpoints.open_series("grokking-relu").steps``. Weights are stored in float16. What made them stands
+beside them in ``recipe.toml``; ``python -m sparsescope.training`` makes them again.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsescope.errors import DependencyError, SpecError
+from sparsescope.models.catalog import LoadedModel, LoadRequest, SubjectEntry
+from sparsescope.models.series_file import FILE, SeriesFolder
+
+if TYPE_CHECKING:
+    from sparsescope.models.subject import Subject
+
+# name -> summary. Listing them reads no file; `open_series` says the steps.
+_SERIES = {
+    "grokking-relu": "one-layer ReLU transformer that groks addition mod 113, with checkpoints",
+    "grokking-relu-wd0": "control of grokking-relu: no weight decay, never generalizes",
+    "grokking-moe": "OLMoE of 4 layers that groks addition mod 59, 8 experts, 2 routed, with checkpoints",
+    "grokking-moe-wd0": "control of grokking-moe: no weight decay",
+    "bytes-moe": "OLMoE language model on bytes of four kinds of text, with checkpoints",
+    "lazy-relu": "ReLU language model on bytes (OPT), with checkpoints from step 0",
+    "lazy-swiglu": "SwiGLU language model on bytes (Llama) of the size of lazy-relu, with checkpoints from step 0",
+}
+_REVISION = re.compile(r"(?:step-?)?(\d{1,12})")
+
+
+@cache
+def models_folder() -> Path:
+    """Return the folder of the shipped series: of the installed package, or of the repository in a checkout.
+
+    Raises:
+        DependencyError: It is in neither place.
+    """
+    here = Path(__file__).resolve()
+    places = [folder / "data" / "models" for folder in here.parents[1:3]]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise DependencyError(
+        "the shipped models are missing from this installation",
+        where=" or ".join(map(str, places)),
+        next_step="reinstall sparsescope, or work in a checkout of the repository",
+    )
+
+
+def embedded_series() -> tuple[str, ...]:
+    """Return the names of the shipped series."""
+    return tuple(_SERIES)
+
+
+def embedded_folder(name: str) -> Path:
+    """Return the folder of a shipped series.
+
+    Raises:
+        DependencyError: This installation lacks it.
+    """
+    folder = models_folder() / name
+    if not (folder / FILE).is_file():
+        raise DependencyError(
+            f"the weights of {name!r} are missing from this installation",
+            where=str(folder),
+            next_step="reinstall sparsescope, or train them again from their recipe in analyses/",
+        )
+    return folder
+
+
+def embedded_subjects() -> tuple[SubjectEntry, ...]:
+    """Return the entries of the shipped series for the list of subjects."""
+    return tuple(
+        SubjectEntry(
+            name,
+            f"{summary}; {name}@step-N is one of them",
+            license="Apache-2.0 (trained by this project)",
+            origin="trained from the recipe that lies beside the weights",
+            precision="float16",
+            loader="sparsescope.models.embedded:load_embedded",
+        )
+        for name, summary in _SERIES.items()
+    )
+
+
+def load_embedded(request: LoadRequest) -> LoadedModel:
+    """Load one checkpoint of a shipped series: the last one, or that of ``revision`` (``step-4000`` or ``4000``).
+
+    Raises:
+        SpecError: The revision is no step, or the series has no such checkpoint.
+        DependencyError: This installation lacks the series.
+        ArtifactError: A file is damaged.
+    """
+    folder = SeriesFolder.open(embedded_folder(request.name))
+    return read_checkpoint(folder, step_of(folder, request.revision), request)
+
+
+def step_of(folder: SeriesFolder, revision: str | None) -> int:
+    """Read the step from a revision; None is the last one.
+
+    Raises:
+        SpecError: It is written in another way.
+    """
+    if revision is None:
+        return folder.content.checkpoints[-1].step
+    match = _REVISION.fullmatch(revision)
+    if match is None:
+        raise SpecError(
+            "a checkpoint is named by its step",
+            where="load(revision)",
+            allowed=", ".join(f"step-{found.step}" for found in folder.content.checkpoints),
+            got=repr(revision),
+            next_step=f'for example load("{folder.content.name}@step-{folder.content.checkpoints[-1].step}")',
+        )
+    return int(match.group(1))
+
+
+def read_checkpoint(folder: SeriesFolder, step: int, request: LoadRequest) -> LoadedModel:
+    """Load one checkpoint of a series of our own trainer, from any folder."""
+    from sparsescope.models.quiet import torch_dtype
+
+    model: Any = folder.model(step, request.attn_implementation)
+    model.to(torch_dtype(request.dtype))
+    return LoadedModel(model, read_tokenizer(folder), f"step-{step}", "float16")
+
+
+def read_tokenizer(folder: SeriesFolder) -> Any:
+    """Return the tokenizer of a series; None for arithmetic, whose models read residues and "=" as ids and no text."""
+    from sparsescope.models.byte_tokenizer import byte_tokenizer
+
+    described = folder.content.data
+    return byte_tokenizer(int(described["context"])) if described["kind"] == "byte_text" else None
+
+
+def subject_of(folder: SeriesFolder, step: int) -> Subject:
+    """Return the subject of a checkpoint of a series that is not registered."""
+    from sparsescope.models.identity import check_finite
+    from sparsescope.models.sources import find_roles
+    from sparsescope.models.subject import Subject
+
+    loaded = read_checkpoint(folder, step, LoadRequest(folder.content.name))
+    check_finite(loaded.model, where=f"{folder.content.name}, step {step}")
+    return Subject(
+        loaded.model,
+        find_roles(loaded.model),
+        loaded.tokenizer,
+        id=folder.content.name,
+        revision=loaded.revision,
+        origin_precision=loaded.origin_precision,
+        source=str(folder.folder),
+    )

@@ -1,0 +1,234 @@
+"""Series of checkpoints: from our trainer, from folders of transformers, from the hub; one model at a time, resumable."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import weakref
+
+import numpy as np
+import pytest
+
+from sparsescope.errors import ArtifactError, DependencyError, SpecError, SubjectError
+from sparsescope.models.catalog import LoadRequest
+from sparsescope.models.checkpoints import CheckpointSeries, open_series
+from sparsescope.models.random_configs import load_random
+
+RECIPE = {
+    "name": "tiny",
+    "title": "A tiny run",
+    "license": "Apache-2.0",
+    "steps": 8,
+    "checkpoints": [0, 2, 8],
+    "log_every": 4,
+    "model": {
+        "architecture": "ModularTransformerForCausalLM",
+        "config": {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2},
+    },
+    "data": {"kind": "modular_addition", "modulus": 7, "train_fraction": 0.5},
+    "optimizer": {"learning_rate": 1e-2, "weight_decay": 1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    from sparsescope.training.recipe import Recipe
+    from sparsescope.training.trainer import train
+
+    return train(Recipe.model_validate(RECIPE), tmp_path_factory.mktemp("series") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Two checkpoints in the layout of the trainer of transformers, and a folder of logs."""
+    home = tmp_path_factory.mktemp("saved") / "my-run"
+    for step in (200, 50):
+        loaded = load_random(LoadRequest("random-opt", str(step)))
+        loaded.model.save_pretrained(home / f"checkpoint-{step}")
+        loaded.tokenizer.save_pretrained(home / f"checkpoint-{step}")
+    (home / "runs").mkdir()
+    return home
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """A copy of the trained series that a test may damage."""
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+def test_a_trained_series_gives_subjects_in_order(trained):
+    series = open_series(trained)
+    assert series.steps == (0, 2, 8) and len(series) == 3 and "tiny" in repr(series)
+    hashes = []
+    for checkpoint, subject in series:
+        assert subject.revision == checkpoint.revision == f"step-{checkpoint.step}"
+        assert subject.origin_precision == "float16" and subject.dtype == "float32" and not subject.model.training
+        assert subject.sites("blocks.*.mlp.hook_post")[0].activation == "relu"
+        hashes.append(subject.identity.weight_hash)
+    assert len(set(hashes)) == 3
+    assert series.subject(8).identity.weight_hash == hashes[2]
+
+
+def test_the_series_keeps_no_subject(trained):
+    alive = []
+    for _, subject in open_series(trained):
+        alive.append(weakref.ref(subject.model))
+        del subject
+        gc.collect()
+    assert all(found() is None for found in alive)
+
+
+def test_finished_steps_are_not_loaded(trained):
+    assert [checkpoint.step for checkpoint, _ in open_series(trained).subjects(done=[0, 8])] == [2]
+
+
+def test_a_pass_that_was_interrupted_goes_on(trained, tmp_path):
+    series, calls = open_series(trained), []
+
+    def reduce(subject):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(subject.revision)
+        return {"norm": np.array([float(p.detach().norm()) for p in subject.model.parameters()])}
+
+    with pytest.raises(KeyboardInterrupt):
+        list(series.map(reduce, "norm 1", tmp_path))
+    calls.insert(0, "so that the next calls pass")
+    calls.insert(0, "again")
+    found = list(series.map(reduce, "norm 1", tmp_path))
+    assert calls[2:] == ["step-0", "step-2", "step-8"] and [checkpoint.step for checkpoint, _ in found] == [0, 2, 8]
+    again = list(series.map(reduce, "norm 1", tmp_path))
+    assert len(calls) == 5, "stored reductions were made again"
+    for (_, first), (_, second) in zip(found, again, strict=True):
+        np.testing.assert_array_equal(first["norm"], second["norm"])
+    list(series.map(reduce, "norm 2", tmp_path))
+    assert len(calls) == 8, "a reduction of another key was taken from the store"
+
+
+def test_a_damaged_stored_reduction_is_named(trained, tmp_path):
+    series = open_series(trained)
+    list(series.map(lambda subject: {"x": np.zeros(3)}, "x", tmp_path))
+    next(tmp_path.glob("step-2-*")).write_bytes(b"x")
+    with pytest.raises(ArtifactError, match="stored reduction"):
+        list(series.map(lambda subject: {"x": np.zeros(3)}, "x", tmp_path))
+
+
+def test_probe_set_is_fixed_by_its_digest(trained, copy):
+    from safetensors.numpy import load_file, save_file
+
+    from sparsescope.core.files import sha256_file
+
+    probe = open_series(trained).probe()
+    assert probe.tokens.shape == (49, 3) and (probe.tokens[:, :2].sum(1) % 7 == probe.fields["answer"]).all()
+    assert probe.fields["train"].sum() == 24
+    arrays = load_file(copy / "probe.safetensors")
+    arrays["tokens"][0, 0] += 1
+    save_file(arrays, copy / "probe.safetensors")
+    content = json.loads((copy / "series.json").read_text())
+    content["files"]["probe.safetensors"] = sha256_file(copy / "probe.safetensors")
+    (copy / "series.json").write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match="probe set is not the one"):
+        open_series(copy).probe()
+
+
+@pytest.mark.parametrize("name", ["step-2.safetensors", "config.json", "curves.parquet"])
+def test_damaged_and_missing_files_are_named(copy, name):
+    path = copy / name
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    series = open_series(copy)
+    read = series.curves if name == "curves.parquet" else lambda: series.subject(2)
+    with pytest.raises(ArtifactError, match="missing or damaged"):
+        read()
+    path.unlink()
+    with pytest.raises(ArtifactError, match="missing or damaged"):
+        read()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.update(format=2), "format"),
+        (lambda content: content.pop("seed"), "seed"),
+        (lambda content: content["checkpoints"].reverse(), "not ascending"),
+        (lambda content: content["checkpoints"].append(content["checkpoints"][-1]), "not ascending"),
+        (lambda content: content["checkpoints"][0].update(file="../../etc/passwd"), "not the name of a file"),
+        (lambda content: content["checkpoints"][0].update(sha256="0"), "sha256"),
+    ],
+)
+def test_a_series_file_that_is_not_valid_is_refused(copy, change, message):
+    content = json.loads((copy / "series.json").read_text())
+    change(content)
+    (copy / "series.json").write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=message):
+        open_series(copy)
+
+
+def test_weights_of_another_architecture_are_refused(copy):
+    from sparsescope.core.files import sha256_file
+
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "hidden_size": 32}))
+    content = json.loads((copy / "series.json").read_text())
+    content["files"]["config.json"] = sha256_file(copy / "config.json")
+    (copy / "series.json").write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match="not those of its architecture"):
+        open_series(copy).subject(2)
+
+
+def test_a_folder_of_transformers_is_a_series(saved):
+    series = open_series(saved)
+    assert series.steps == (50, 200) and series.trained is None
+    for checkpoint, subject in series:
+        assert subject.id == "my-run" and subject.revision == f"checkpoint-{checkpoint.step}"
+    assert open_series(saved, revisions=["checkpoint-200"]).steps == (200,)
+    with pytest.raises(SpecError, match="no probe set"):
+        series.probe()
+
+
+def test_folders_with_mixed_missing_or_no_names_are_refused(saved, tmp_path):
+    with pytest.raises(SpecError, match="no such checkpoint"):
+        open_series(saved, revisions=["checkpoint-7"])
+    with pytest.raises(SpecError, match="no checkpoint"):
+        open_series(tmp_path)
+    (tmp_path / "step-1").mkdir()
+    (tmp_path / "checkpoint-2").mkdir()
+    with pytest.raises(SpecError, match="mixed"):
+        open_series(tmp_path)
+    assert open_series(tmp_path, form="step-N").steps == (1,)
+
+
+def test_hub_revisions_are_given_or_asked_for():
+    pythia = open_series("EleutherAI/pythia-14m", revisions=["step1000", "step0", "step512"])
+    assert [(c.step, c.tokens) for c in pythia.checkpoints] == [(0, 0), (512, 512 * 2097152), (1000, 1000 * 2097152)]
+    assert open_series("EleutherAI/pythia-160m-v0", revisions=["step1000"]).checkpoints[0].tokens is None
+    olmo = open_series("allenai/OLMo-2-1124-7B", revisions=["stage1-step2000-tokens9B", "stage1-step1000-tokens5B"])
+    assert [(c.revision, c.stage, c.tokens) for c in olmo.checkpoints] == [
+        ("stage1-step1000-tokens5B", 1, 5 * 10**9),
+        ("stage1-step2000-tokens9B", 1, 9 * 10**9),
+    ]
+    with pytest.raises(DependencyError, match="cannot be asked"):
+        open_series("EleutherAI/pythia-14m")
+
+
+def test_branches_that_are_no_checkpoints_are_left_out(monkeypatch):
+    from sparsescope.models import checkpoints
+
+    names = ["main", "step5000-tokens20B", "step10000-tokens41B", "refs/convert"]
+    monkeypatch.setattr(checkpoints, "_branches", lambda repository: names)
+    assert open_series("allenai/OLMoE-1B-7B-0924").steps == (5000, 10000)
+    names.append("stage1-step1-tokens1B")
+    with pytest.raises(SpecError, match="mixed"):
+        open_series("allenai/OLMoE-1B-7B-0924")
+    assert open_series("allenai/OLMoE-1B-7B-0924", form="stage1-stepN-tokensMB").steps == (1,)
+
+
+def test_steps_and_names_that_are_not_there_are_named(trained):
+    series = open_series(trained)
+    with pytest.raises(SpecError, match="no checkpoint of step 3"):
+        series.subject(3)
+    with pytest.raises(SubjectError, match="unknown checkpoint series 'grokking-rely'"):
+        open_series("grokking-rely")
+    with pytest.raises(SpecError, match="needs a key"):
+        next(series.map(lambda subject: {}, " "))
+    assert isinstance(series, CheckpointSeries)
