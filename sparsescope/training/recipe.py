@@ -1,0 +1,149 @@
+"""A recipe: one TOML file that says model, data, optimizer, schedule, checkpoints and seed of one training run.
+
+Nothing else goes into a run: the same recipe on the same machine with the same versions gives the same checkpoints, bit for
+bit. A recipe is data: it names architectures and data sets that are known here, and no code.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sparsescope.core.files import storage_errors
+from sparsescope.errors import SpecError
+from sparsescope.models.architectures import ARCHITECTURES
+
+_MAX_BYTES = 64 * 1024
+_MAX_CHECKPOINTS = 500
+
+
+class _Declared(BaseModel):
+    """What stands in the file: types as written, no unknown key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelRecipe(_Declared):
+    """``[model]``: the architecture and what of its configuration differs from the defaults."""
+
+    architecture: str
+    config: dict[str, Any] = Field(default_factory=dict)
+    no_special_ids: bool = Field(True, description="Set pad, bos and eos ids to None: a default pad id would freeze a token.")
+
+    @model_validator(mode="after")
+    def _known(self) -> ModelRecipe:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture is one of {', '.join(ARCHITECTURES)}")
+        return self
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Values of the configuration, special ids included."""
+        ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")) if self.no_special_ids else {}
+        return {**ids, **self.config}
+
+
+class ModularAddition(_Declared):
+    """``[data] kind = "modular_addition"``: all pairs (a, b); [a, b, =] -> (a + b) mod p at the last position."""
+
+    kind: Literal["modular_addition"]
+    modulus: int = Field(ge=2, le=1000)
+    train_fraction: float = Field(gt=0, lt=1)
+    split_seed: int = Field(0, ge=0)
+    batch_size: int | None = Field(None, ge=1, description="Pairs in a step, drawn with replacement; None for all of them.")
+
+
+class ByteText(_Declared):
+    """``[data] kind = "byte_text"``: windows of the bytes of documents, the same number of each domain in every batch."""
+
+    kind: Literal["byte_text"]
+    corpora: list[str] = Field(min_length=1, description="Registered corpora; each gives its domain.")
+    context: int = Field(ge=4, le=1024)
+    windows_per_domain: int = Field(ge=1, description="Windows of each domain in a step.")
+    validation_fraction: float = Field(0.1, gt=0, lt=1, description="Share of the bytes of a domain, in whole documents.")
+    max_domain_bytes: int = Field(1_000_000, ge=1000, description="Most bytes of a domain.")
+    probe_windows: int = Field(64, ge=1, description="Validation windows of each domain in the probe set.")
+    split_seed: int = Field(0, ge=0)
+
+
+class OptimizerRecipe(_Declared):
+    """``[optimizer]``: AdamW on every parameter."""
+
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.98]
+    warmup_steps: int = Field(10, ge=0, description="Steps of a linear ramp.")
+    decay: Literal["constant", "cosine"] = "constant"
+    final_fraction: float = Field(0.1, ge=0, le=1, description="Of the learning rate, at the end of a cosine.")
+    clip_norm: float | None = Field(None, gt=0)
+    balance: float = Field(0.0, ge=0, description="Weight of the load-balancing loss of a mixture of experts.")
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of step 0, 1, ... of a run of ``steps`` steps."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        if self.decay == "constant":
+            return self.learning_rate
+        done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
+        return self.learning_rate * (
+            self.final_fraction + (1 - self.final_fraction) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+        )
+
+
+class Recipe(_Declared):
+    """The content of a recipe file."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
+    title: str
+    license: str
+    seed: int = Field(0, ge=0, le=2**31, description="Draws initialization and batches.")
+    steps: int = Field(ge=1, le=10**7)
+    checkpoints: list[int] = Field(min_length=1, max_length=_MAX_CHECKPOINTS, description="Steps; 0 is the initialization.")
+    log_every: int = Field(ge=1)
+    threads: int = Field(1, ge=1, le=64, description="Threads of torch; another number may change the last bits.")
+    model: ModelRecipe
+    data: ModularAddition | ByteText = Field(discriminator="kind")
+    optimizer: OptimizerRecipe
+
+    @model_validator(mode="after")
+    def _steps_in_order(self) -> Recipe:
+        if self.checkpoints != sorted(set(self.checkpoints)):
+            raise ValueError("checkpoints are ascending, each once")
+        if self.checkpoints[0] < 0 or self.checkpoints[-1] > self.steps:
+            raise ValueError(f"checkpoints lie in 0 to {self.steps}")
+        return self
+
+
+def read_recipe(path: Path, **changes: Any) -> Recipe:
+    """Read a recipe file.
+
+    Args:
+        path: The TOML file.
+        **changes: Values in place of those at the top level of the file, for example ``seed=1``; None changes nothing.
+
+    Raises:
+        SpecError: It is no TOML, or a value is missing, unknown or not valid.
+        ArtifactError: It cannot be read.
+    """
+    with storage_errors("read the recipe", path):
+        raw = path.read_bytes()
+    try:
+        if len(raw) > _MAX_BYTES:
+            raise ValueError(f"it has {len(raw)} bytes, more than any recipe")
+        values = tomllib.loads(raw.decode())
+        return Recipe.model_validate({**values, **{key: value for key, value in changes.items() if value is not None}})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SpecError(
+            f"the recipe is not valid: {'.'.join(map(str, first['loc'])) or 'as a whole'}",
+            where=str(path),
+            allowed=first["msg"],
+            got=repr(first.get("input"))[:200],
+            next_step="sparsescope/training/recipe.py says what each key means",
+        ) from None
+    except ValueError as error:  # TOML's and Unicode's own errors are ValueErrors too
+        raise SpecError("the recipe is no TOML file", where=str(path), got=str(error)[:200]) from error

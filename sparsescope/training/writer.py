@@ -1,0 +1,154 @@
+"""Write the files of a series: checkpoints while the training runs, everything else when it is finished.
+
+``series.json`` is written last, so a folder that has one is complete. What the files mean stands in
+``sparsescope/models/series_file.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsescope.core.environment import environment
+from sparsescope.core.files import replace_file, sha256_file, storage_errors
+from sparsescope.errors import SubjectError
+from sparsescope.models import series_file
+from sparsescope.models.identity import named_tensors, weight_hash
+from sparsescope.models.series_file import copy_weights, probe_digest
+from sparsescope.training.data import Data
+from sparsescope.training.measure import measure
+from sparsescope.training.recipe import ModularAddition, Recipe
+from sparsescope.training.state import FILE as STATE
+from sparsescope.training.state import Progress
+
+MEMORIZED = GENERALIZED = 0.99
+_CONSECUTIVE = 3
+# Values of a configuration that say nothing about the model.
+_NOISE = ("transformers_version", "_name_or_path", "id2label", "label2id", "dtype", "output_router_logits")
+
+
+def write_checkpoint(folder: Path, model: Any, recipe: Recipe, data: Data, step: int) -> dict[str, Any]:
+    """Write the weights of a step in float16 and measure them before and after rounding.
+
+    Returns:
+        The record of ``series.json``.
+
+    Raises:
+        SubjectError: A weight does not fit into float16.
+    """
+    from safetensors.torch import save
+
+    tensors = dict(named_tensors(model))
+    rounded = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in tensors.items()}
+    large = next((name for name, tensor in rounded.items() if not bool(torch.isfinite(tensor).all())), None)
+    if large is not None:
+        raise SubjectError(
+            "a weight does not fit into float16, in which checkpoints are stored",
+            where=f"{recipe.name}, step {step}: {large}",
+            got=float(tensors[large].abs().max()),
+            next_step="lower optimizer.learning_rate in the recipe, or raise its weight decay",
+        )
+    written = save(rounded)
+    name = f"step-{step}.safetensors"
+    replace_file(folder / name, written, action="write a checkpoint")
+    twin = copy.deepcopy(model)
+    copy_weights(dict(named_tensors(twin)), rounded)
+    examples = data.examples(whole=True)
+    return {
+        "step": step,
+        "file": name,
+        "sha256": hashlib.sha256(written).hexdigest(),
+        "float32_hash": weight_hash(model),
+        "trained": measure(model, examples),
+        "stored": measure(twin, examples),
+    }
+
+
+def finish(output: Path, folder: Path, recipe: Recipe, data: Data, model: Any, progress: Progress, recipe_text: str) -> None:
+    """Write what belongs to a finished series and move the checkpoints to their place.
+
+    Args:
+        output: Folder of the series.
+        folder: Folder of the unfinished work; it is removed.
+        recipe: The recipe.
+        data: Its data.
+        model: The trained model.
+        progress: What was measured.
+        recipe_text: Text of the recipe file; the recipe as JSON where it is empty.
+    """
+    from safetensors.numpy import save
+
+    arrays = {name: tensor.numpy().astype("int32") for name, tensor in data.probe().items()}
+    config = {key: value for key, value in json.loads(model.config.to_json_string(use_diff=False)).items() if key not in _NOISE}
+    files = {
+        series_file.CONFIG: json.dumps(config, indent=1, sort_keys=True).encode() + b"\n",
+        series_file.RECIPE: (recipe_text or recipe.model_dump_json(indent=1)).encode(),
+        series_file.CURVES: _curves(progress),
+        series_file.PROBE: save(arrays),
+    }
+    content = series_file.SeriesFile(
+        format=1,
+        name=recipe.name,
+        title=recipe.title,
+        license=recipe.license,
+        seed=recipe.seed,
+        architecture=recipe.model.architecture,
+        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        files={name: hashlib.sha256(text).hexdigest() for name, text in files.items()},
+        probe_digest=probe_digest(arrays),
+        data=data.describe(),
+        baselines={part: dict(values) for part, values in data.baselines().items()},
+        events=_events(progress) if isinstance(recipe.data, ModularAddition) else {},
+        environment=environment(threads=recipe.threads, seconds=round(progress.seconds, 1)),
+        checkpoints=[series_file.StoredCheckpoint(**record) for record in progress.checkpoints],
+    )
+    for name, text in files.items():
+        replace_file(output / name, text)
+    with storage_errors("move the checkpoints to their place", output):
+        for record in content.checkpoints:
+            source = folder / record.file
+            if source.is_file():  # else moved already, by a call that was interrupted here
+                source.replace(output / record.file)
+            if sha256_file(output / record.file) != record.sha256:
+                raise SubjectError(
+                    "a checkpoint was changed after it was written",
+                    where=str(output / record.file),
+                    next_step="delete the folder and train again",
+                )
+        replace_file(output / series_file.FILE, content.model_dump_json(indent=1).encode() + b"\n")
+        (folder / STATE).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _curves(progress: Progress) -> bytes:
+    import pandas as pd
+
+    frame = pd.DataFrame(progress.curves, columns=["step", "measure", "split", "part", "value"])
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def _events(progress: Progress) -> dict[str, int | None]:
+    """Steps of memorization and generalization, None where they did not happen."""
+    accuracy: dict[str, list[tuple[int, float]]] = {"train": [], "test": []}
+    for step, measured, split, _, value in progress.curves:
+        if measured == "accuracy":
+            accuracy[split].append((step, value))
+    return {"t_mem": onset(accuracy["train"], MEMORIZED), "t_gen": onset(accuracy["test"], GENERALIZED)}
+
+
+def onset(points: Sequence[tuple[int, float]], threshold: float, consecutive: int = _CONSECUTIVE) -> int | None:
+    """Return the first step from which a curve is at the threshold or above for some consecutive points; None if never."""
+    reached = [value >= threshold for _, value in points]
+    for n, (step, _) in enumerate(points[: len(points) - consecutive + 1]):
+        if all(reached[n : n + consecutive]):
+            return step
+    return None

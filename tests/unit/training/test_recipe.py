@@ -1,0 +1,55 @@
+"""Recipes: every shipped one is valid, and what is not valid is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparsescope.errors import SpecError
+from sparsescope.training.recipe import OptimizerRecipe, read_recipe
+
+ROOT = Path(__file__).resolve().parents[3]
+FILES = sorted(path for path in (ROOT / "analyses").glob("*/*.toml") if "[optimizer]" in path.read_text())
+
+
+def test_there_are_recipes():
+    assert {path.stem for path in FILES} >= {"relu", "moe", "swiglu"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_shipped_recipes_are_valid_and_say_their_command(path):
+    recipe = read_recipe(path)
+    command = f"python -m sparsescope.training {path.relative_to(ROOT).as_posix()} --output data/models/{recipe.name}"
+    assert command in path.read_text()
+    assert 0 in recipe.checkpoints and recipe.steps in recipe.checkpoints
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps = 30", "steps = 20", "checkpoints lie in 0 to 20"),
+        ("[0, 10, 30]", "[10, 0, 30]", "ascending"),
+        ("[0, 10, 30]", "[0, 10, 10]", "ascending"),
+        ("ModularTransformerForCausalLM", "AutoModel", "architecture is one of"),
+        ("modular_addition", "pickle", "kind"),
+        ("log_every = 5", "log_every = 0", "log_every"),
+        ("log_every = 5", "log_often = 5", "log_often"),
+        ("1e-2", "nan", "learning_rate"),
+        ("name = ", "name ", "no TOML"),
+        ('name = "tiny"', 'name = "../tiny"', "name"),
+    ],
+)
+def test_what_is_not_valid_is_named(recipe_file, old, new, message):
+    text = recipe_file.read_text()
+    assert old in text
+    recipe_file.write_text(text.replace(old, new))
+    with pytest.raises(SpecError, match=message):
+        read_recipe(recipe_file)
+
+
+def test_learning_rate_ramps_up_and_falls_along_a_cosine():
+    plain = OptimizerRecipe(learning_rate=0.1, weight_decay=0.0, warmup_steps=10)
+    assert [plain.rate(step, 100) for step in (0, 4, 9, 10, 99)] == pytest.approx([0.01, 0.05, 0.1, 0.1, 0.1])
+    cosine = OptimizerRecipe(learning_rate=0.1, weight_decay=0.0, warmup_steps=0, decay="cosine", final_fraction=0.2)
+    assert [cosine.rate(step, 100) for step in (0, 50, 100)] == pytest.approx([0.1, 0.06, 0.02])

@@ -1,0 +1,135 @@
+"""The trainer: the same seed gives the same files, an interrupted run goes on exactly, and foreign work is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from sparsescope.errors import ArtifactError, SubjectError
+from sparsescope.models.series_file import SeriesFolder
+from sparsescope.training.__main__ import main
+from sparsescope.training.recipe import read_recipe
+from sparsescope.training.trainer import PARTIAL, _threads, train
+
+
+def marks(folder):
+    return [(found.step, found.sha256, found.float32_hash) for found in SeriesFolder.open(folder).content.checkpoints]
+
+
+def test_the_same_seed_gives_the_same_checkpoints_and_another_seed_others(recipe, tmp_path):
+    first, second, other = (tmp_path / name for name in ("first", "second", "other"))
+    state = torch.random.get_rng_state()
+    train(recipe, first)
+    train(recipe, second)
+    train(recipe.model_copy(update={"seed": 4}), other)
+    assert torch.equal(torch.random.get_rng_state(), state), "the random state of the process was touched"
+    assert marks(first) == marks(second)
+    assert not {mark[1] for mark in marks(first)} & {mark[1] for mark in marks(other)}
+    assert SeriesFolder.open(first).curves().equals(SeriesFolder.open(second).curves())
+
+
+@pytest.mark.parametrize("stops", [(13,), (10, 10), (1, 1, 27)])
+def test_an_interrupted_run_goes_on_exactly(recipe, tmp_path, stops):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(recipe, whole)
+    for steps in stops:
+        assert train(recipe, parts, stop_after=steps) is None
+        assert not (parts / "series.json").exists()
+    assert train(recipe, parts) == parts
+    assert marks(whole) == marks(parts)
+    assert SeriesFolder.open(whole).curves().equals(SeriesFolder.open(parts).curves())
+    assert not (parts / PARTIAL).exists()
+
+
+def test_an_exception_in_a_step_loses_nothing_that_was_saved(recipe, tmp_path, monkeypatch):
+    from sparsescope.training import trainer
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(recipe, whole)
+    plain = trainer._update
+
+    def fails(run, step):
+        if step == 17:
+            raise KeyboardInterrupt
+        plain(run, step)
+
+    monkeypatch.setattr(trainer, "_update", fails)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, parts)
+    monkeypatch.undo()
+    train(recipe, parts)
+    assert marks(whole) == marks(parts)
+
+
+def test_threads_of_torch_are_given_back():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), _threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise RuntimeError
+    assert torch.get_num_threads() == before
+
+
+def test_curves_hold_every_split_and_every_tensor(recipe, tmp_path):
+    curves = SeriesFolder.open(train(recipe, tmp_path / "run")).curves()
+    assert sorted(set(curves["step"])) == [0, 5, 10, 15, 20, 25, 30]
+    at = curves[curves["step"] == 30]
+    assert set(at[at["measure"] == "loss"]["split"]) == {"train", "test"}
+    folder = SeriesFolder.open(tmp_path / "run")
+    model = folder.model(30)
+    norms = at[at["measure"] == "squared_norm"].set_index("part")["value"]
+    assert set(norms.index) == {name for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        assert norms[name] == pytest.approx(float(parameter.detach().double().square().sum()), rel=2e-3, abs=1e-9)
+    record = folder.checkpoint(30)
+    train_loss = at[(at["measure"] == "loss") & (at["split"] == "train")]["value"].item()
+    assert record.trained["train"]["loss"] == train_loss
+
+
+def test_loss_before_and_after_rounding_is_measured_on_different_weights(recipe, tmp_path):
+    last = SeriesFolder.open(train(recipe, tmp_path / "run")).checkpoint(30)
+    before, after = last.trained["train"]["loss"], last.stored["train"]["loss"]
+    assert before != after and before == pytest.approx(after, rel=1e-2)
+
+
+def test_work_of_another_recipe_and_finished_work_are_refused(recipe, tmp_path):
+    train(recipe, tmp_path / "run", stop_after=12)
+    with pytest.raises(ArtifactError, match="of another recipe"):
+        train(recipe.model_copy(update={"log_every": 6}), tmp_path / "run")
+    train(recipe, tmp_path / "run")
+    with pytest.raises(ArtifactError, match="finished series"):
+        train(recipe, tmp_path / "run")
+
+
+def test_a_damaged_state_is_refused(recipe, tmp_path):
+    train(recipe, tmp_path / "run", stop_after=12)
+    path = tmp_path / "run" / PARTIAL / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match="state of the training cannot be read"):
+        train(recipe, tmp_path / "run")
+
+
+def test_a_training_that_diverges_says_so(recipe, tmp_path):
+    wild = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"learning_rate": 1e20})})
+    with pytest.raises(SubjectError, match=r"not finite|float16"):
+        train(wild, tmp_path / "run")
+
+
+def test_the_command_trains_and_shows_plain_lines(recipe_file, tmp_path, capsys):
+    assert main([str(recipe_file), "--output", str(tmp_path / "run"), "--seed", "5", "--name", "other"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.strip() == str(tmp_path / "run")
+    assert "other: 30 of 30 steps, train loss" in shown.err and "steps/s" in shown.err
+    content = json.loads((tmp_path / "run" / "series.json").read_text())
+    assert (content["seed"], content["name"]) == (5, "other")
+    assert read_recipe(tmp_path / "run" / "recipe.toml").seed == 3  # the file as it is; what was changed stands in series.json
+    assert main([str(recipe_file), "--output", str(tmp_path / "run")]) == 1
+    assert "finished series" in capsys.readouterr().err
+
+
+def test_progress_is_a_bar_on_a_terminal(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    train(recipe, tmp_path / "run")
+    shown = capsys.readouterr().err
+    assert "tiny" in shown and "30/30" in shown and "train loss" in shown
