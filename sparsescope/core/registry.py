@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sparsescope.core.spec import Params
 from sparsescope.errors import SparsescopeError, SpecError, unknown_name
@@ -73,6 +73,9 @@ class Analysis:
         requires: Capabilities that the subject must have.
         citations: Sources of the definitions.
         measures_time: Whether device, backend and threads join the digest.
+        input: What it reads: ``"subject"``, a model on a corpus, or ``"series"``, the checkpoints of one training run, without
+            a corpus. Its ``compute`` then gets a ``SeriesContext``.
+        companions: Of a series analysis, the parameter that names further series (other seeds); they join the digest.
     """
 
     name: str
@@ -87,6 +90,8 @@ class Analysis:
     requires: frozenset[str] = frozenset()
     citations: tuple[Citation, ...] = ()
     measures_time: bool = False
+    input: Literal["subject", "series"] = "subject"
+    companions: str = ""
 
     def compute_module(self) -> Any:
         """Import and return the compute module (this may import torch)."""

@@ -22,12 +22,13 @@ from sparsescope.core.environment import environment
 from sparsescope.core.registry import Analysis, find_record
 from sparsescope.core.result import Result
 from sparsescope.core.spec import Params, Spec, make_params
-from sparsescope.errors import ArtifactError, SparsescopeError, SubjectError
+from sparsescope.errors import ArtifactError, SparsescopeError, SpecError, SubjectError
 from sparsescope.runner.engine import Progress, kept_steps, one_pass
 
 if TYPE_CHECKING:
     from sparsescope.activations.corpus import Corpus
     from sparsescope.activations.text.tokenized import TokenizedCorpus
+    from sparsescope.models.checkpoints import CheckpointSeries
     from sparsescope.models.subject import Subject
 
 DEFAULT_CONTEXT = 256
@@ -74,8 +75,8 @@ class _Job:
 
 def run(
     analysis: str,
-    subject: Subject,
-    corpus: Corpus | TokenizedCorpus,
+    subject: Subject | CheckpointSeries | str | Path,
+    corpus: Corpus | TokenizedCorpus | None = None,
     *,
     store: str | Path | bool | None = None,
     progress: Progress | None = None,
@@ -86,8 +87,8 @@ def run(
 
     Args:
         analysis: Registered name, for example ``"activation_sparsity"``.
-        subject: The model.
-        corpus: The text.
+        subject: The model; of an analysis of checkpoints the series, or what ``models.checkpoints.open_series`` takes.
+        corpus: The text; None for an analysis of checkpoints.
         store: Where to keep the result: a folder, True for ``$SPARSESCOPE_HOME`` or ``runs``, None for memory only.
             A stored run with the same digest is opened instead of computed again.
         progress: Told about tokens done.
@@ -102,9 +103,14 @@ def run(
         SubjectError: If the subject lacks a capability, or activations are not finite.
         ArtifactError: If the result cannot be stored; the error has it as ``.result``.
     """
-    outcome = run_many(
-        [Request(analysis, params)], subject, corpus, store=store, progress=progress, batch_tokens=batch_tokens
-    )[0]
+    request = Request(analysis, params)
+    if find_record(analysis).input == "series":
+        from sparsescope.runner.series import given_series, run_series
+
+        outcome = run_series([request], given_series(analysis, subject, corpus), store=store, progress=progress)[0]
+    else:
+        model, text = _model_and_text(analysis, subject, corpus)
+        outcome = run_many([request], model, text, store=store, progress=progress, batch_tokens=batch_tokens)[0]
     if outcome.error is not None:
         raise outcome.error
     if outcome.result is None:
@@ -134,6 +140,9 @@ def run_many(
         ArtifactError: If the folder of runs cannot be written to, before anything runs.
     """
     records = [(find_record(request.analysis), request) for request in requests]
+    for record, _ in records:
+        if record.input != "subject":
+            raise _of_a_series(record)
     checked = [(record, make_params(record.params, request.params, analysis=record.name)) for record, request in records]
     tokens = tokenized(corpus, subject)
     _check_context(subject, tokens)
@@ -208,7 +217,8 @@ def _compute(
             else:
                 job.outcome.result = module.compute(job.params, _equipped(context, job, store, progress))
             seconds = time.perf_counter() - begin + (shared if id(job) in accumulated else 0.0)
-            _finish(job, context, store, seconds, events, batch_tokens)
+            command = reproduce_command(job.record, job.params, job.outcome.spec, context)
+            finish(job.outcome, job.record, store, seconds, events, command, batch_tokens=batch_tokens)
 
 
 def _equipped(context: Context, job: _Job, store: Store | None, progress: Progress | None) -> Context:
@@ -220,6 +230,40 @@ def _equipped(context: Context, job: _Job, store: Store | None, progress: Progre
     if store is not None:
         equipped = replace(equipped, step=kept_steps(store, job.outcome.spec.digest))
     return equipped
+
+
+def _model_and_text(
+    analysis: str, subject: Subject | CheckpointSeries | str | Path, corpus: Corpus | TokenizedCorpus | None
+) -> tuple[Subject, Corpus | TokenizedCorpus]:
+    """Refuse a series or a name where a model is wanted, and a missing text.
+
+    Raises:
+        SpecError: With how to get what is missing.
+    """
+    from sparsescope.models.subject import Subject
+
+    if not isinstance(subject, Subject):
+        raise SpecError(
+            f"{analysis} studies one model",
+            where="ss.run(subject)",
+            allowed="a Subject",
+            got=f"{type(subject).__name__} {str(subject)[:80]!r}",
+            next_step='give ss.load("NAME"), or one checkpoint: series.subject(step)',
+        )
+    if corpus is None:
+        raise SpecError(
+            f"{analysis} reads text", where="ss.run(corpus)", got="None", next_step='give ss.corpus("python-docs", tokens=8192)'
+        )
+    return subject, corpus
+
+
+def _of_a_series(record: Analysis) -> SpecError:
+    return SpecError(
+        f"{record.name} studies a series of checkpoints, not one model",
+        where="analysis",
+        allowed="a series of checkpoints",
+        next_step=f'run: sparsescope run {record.name} --subject SERIES, or ss.run("{record.name}", "SERIES")',
+    )
 
 
 @contextmanager
@@ -241,22 +285,37 @@ def _failure_of(job: _Job, alone: bool) -> Iterator[None]:
         job.outcome.error = bug
 
 
-def _finish(
-    job: _Job, context: Context, store: Store | None, seconds: float, events: list[dict[str, Any]], batch_tokens: int
+def finish(
+    outcome: Outcome,
+    record: Analysis,
+    store: Store | None,
+    seconds: float,
+    events: list[dict[str, Any]],
+    command: str,
+    **more: Any,
 ) -> None:
-    """Fill in the provenance and store the result."""
+    """Fill in the provenance of an outcome and store its result.
+
+    Args:
+        outcome: Has the result.
+        record: The analysis.
+        store: Where to keep it; None for memory only.
+        seconds: Time that it took.
+        events: What happened, for ``events.jsonl``.
+        command: What makes this run again.
+        **more: Added to the environment.
+
+    Raises:
+        ArtifactError: There is no result, or it cannot be stored; the error then has it as ``.result``.
+    """
     import torch
 
-    outcome, identity = job.outcome, context.subject.identity
     result = outcome.result
     if result is None:
-        raise ArtifactError("the analysis returned no result", where=job.record.compute, got="None")
-    made_with = environment(
-        device=str(identity.device), threads=torch.get_num_threads(), batch_tokens=batch_tokens
-    )
-    command = reproduce_command(job.record, job.params, outcome.spec, context)
+        raise ArtifactError("the analysis returned no result", where=record.compute, got="None")
+    made_with = environment(device=str(outcome.spec.subject.get("device")), threads=torch.get_num_threads(), **more)
     result.provenance = {
-        "run_id": None, "digest": outcome.spec.digest, "version": job.record.version, "created": None, "seconds": seconds,
+        "run_id": None, "digest": outcome.spec.digest, "version": record.version, "created": None, "seconds": seconds,
         "subject": outcome.spec.subject, "corpus": outcome.spec.corpus, "params": outcome.spec.params,
         "environment": made_with, "command": command,
     }  # fmt: skip
