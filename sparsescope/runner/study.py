@@ -31,6 +31,9 @@ FILE = "study.toml"
 MAX_BYTES = 256 * 1024
 MAX_NARRATIVE_BYTES = 1024 * 1024
 MAX_RUNS = 200
+# The parser takes time and memory that grow with the square of the parts of a dotted key.
+_DEEPEST = 32
+_DOTTED = re.compile(rf"""(?<![\w"'-])(?:[\w"'-]+[ \t]*\.[ \t]*){{{_DEEPEST}}}""")
 
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 Short = Annotated[str, Field(min_length=1, max_length=200)]
@@ -279,8 +282,11 @@ def inside(folder: Path, name: str, *, where: str) -> Path:
     Raises:
         SpecError: If it leaves the folder of the study.
     """
-    path = (folder / name).resolve()
-    if "\0" in name or not path.is_relative_to(folder):
+    try:
+        path = (folder / name).resolve()
+    except (OSError, ValueError, RuntimeError):  # a link that leads to itself, a NUL
+        path = None
+    if path is None or not path.is_relative_to(folder):
         raise SpecError(
             "a path of a study must stay inside its folder",
             where=where,
@@ -323,11 +329,14 @@ def _read(path: Path, limit: int) -> str:
 
 
 def _declaration(path: Path) -> Declaration:
+    text = _read(path, MAX_BYTES)
     try:
-        values = tomllib.loads(_read(path, MAX_BYTES))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        if _DOTTED.search(text):
+            raise ValueError(f"a key of more than {_DEEPEST} parts")
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise SpecError(
-            "the study is not a TOML file", where=str(path), got=str(error), next_step="see https://toml.io for the format"
+            "the study is not a TOML file", where=str(path), got=str(error)[:200], next_step="see https://toml.io for the format"
         ) from None
     try:
         return Declaration.model_validate(values)
