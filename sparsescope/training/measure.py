@@ -17,7 +17,9 @@ from sparsescope.training.data import Examples
 _ROWS, _TOKENS = 16384, 8192
 
 
-def training_loss(model: Any, tokens: torch.Tensor, targets: torch.Tensor, balance: float = 0.0) -> torch.Tensor:
+def training_loss(
+    model: Any, tokens: torch.Tensor, targets: torch.Tensor, balance: float = 0.0, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """Return the mean loss of a batch, plus ``balance`` times the load-balancing loss of a mixture of experts.
 
     Args:
@@ -25,11 +27,15 @@ def training_loss(model: Any, tokens: torch.Tensor, targets: torch.Tensor, balan
         tokens: int64 [n, pos].
         targets: int64 [n] or [n, pos].
         balance: Weight of the balancing loss of transformers (all layers pooled; its least value is the experts per token).
+        dtype: What the logits are converted to first. In float32 the gradient of a row vanishes when its loss is below about
+            1e-7, and what is left of the others kicks Adam out of the minimum again and again (Prieto et al. 2025).
     """
     if balance == 0.0:
-        return functional.cross_entropy(*target_logits(model, tokens, targets))
+        logits, chosen = target_logits(model, tokens, targets)
+        return functional.cross_entropy(logits.to(dtype), chosen)
     output = model(input_ids=tokens, output_router_logits=True, **_no_cache(model))
-    return functional.cross_entropy(*_chosen(output.logits, targets)) + balance * output.aux_loss  # type: ignore[no-any-return]
+    logits, chosen = _chosen(output.logits, targets)
+    return functional.cross_entropy(logits.to(dtype), chosen) + balance * output.aux_loss  # type: ignore[no-any-return]
 
 
 def target_logits(model: Any, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -80,6 +80,7 @@ class OptimizerRecipe(_Declared):
     decay: Literal["constant", "cosine"] = "constant"
     final_fraction: float = Field(0.1, ge=0, le=1, description="Of the learning rate, at the end of a cosine.")
     clip_norm: float | None = Field(None, gt=0)
+    loss_dtype: Literal["float32", "float64"] = Field("float32", description="In float32, losses below 1e-7 vanish.")
     balance: float = Field(0.0, ge=0, description="Weight of the load-balancing loss of a mixture of experts.")
 
     def rate(self, step: int, steps: int) -> float:

@@ -21,6 +21,7 @@ from sparsescope.core.spec import canonical_json
 from sparsescope.errors import ArtifactError, SubjectError
 from sparsescope.models import series_file
 from sparsescope.models.architectures import build_model
+from sparsescope.models.quiet import torch_dtype
 from sparsescope.training.data import AdditionData, Data
 from sparsescope.training.measure import measure, training_loss
 from sparsescope.training.progress import Show, training_progress
@@ -138,7 +139,7 @@ def _update(run: _Run, step: int) -> None:
     for group in run.optimizer.param_groups:
         group["lr"] = optimizer.rate(step, run.recipe.steps)
     tokens, targets = run.data.batch(run.generator)
-    loss = training_loss(run.model, tokens, targets, optimizer.balance)
+    loss = training_loss(run.model, tokens, targets, optimizer.balance, torch_dtype(optimizer.loss_dtype))
     run.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     if optimizer.clip_norm is not None:

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sparsescope.core.environment import environment
 from sparsescope.core.files import replace_file, sha256_file, storage_errors
 from sparsescope.errors import SubjectError
+from sparsescope.metrics.progress import ACCURACY, first_held
 from sparsescope.models import series_file
 from sparsescope.models.identity import named_tensors, weight_hash
 from sparsescope.models.series_file import copy_weights, probe_digest
@@ -28,8 +30,6 @@ from sparsescope.training.recipe import ModularAddition, Recipe
 from sparsescope.training.state import FILE as STATE
 from sparsescope.training.state import Progress
 
-MEMORIZED = GENERALIZED = 0.99
-_CONSECUTIVE = 3
 # Values of a configuration that say nothing about the model.
 _NOISE = ("transformers_version", "_name_or_path", "id2label", "label2id", "dtype", "output_router_logits")
 
@@ -142,13 +142,10 @@ def _events(progress: Progress) -> dict[str, int | None]:
     for step, measured, split, _, value in progress.curves:
         if measured == "accuracy":
             accuracy[split].append((step, value))
-    return {"t_mem": onset(accuracy["train"], MEMORIZED), "t_gen": onset(accuracy["test"], GENERALIZED)}
+    return {"t_mem": _onset(accuracy["train"]), "t_gen": _onset(accuracy["test"])}
 
 
-def onset(points: Sequence[tuple[int, float]], threshold: float, consecutive: int = _CONSECUTIVE) -> int | None:
-    """Return the first step from which a curve is at the threshold or above for some consecutive points; None if never."""
-    reached = [value >= threshold for _, value in points]
-    for n, (step, _) in enumerate(points[: len(points) - consecutive + 1]):
-        if all(reached[n : n + consecutive]):
-            return step
-    return None
+def _onset(points: Sequence[tuple[int, float]]) -> int | None:
+    """Return the first step from which the accuracy holds for some logs in a row; None if never."""
+    steps, values = np.array(points).T
+    return first_held(steps.astype(np.int64), values >= ACCURACY)

@@ -15,7 +15,6 @@ from sparsescope.training.byte_text import FIRST_BYTE, _Windows, split_domain
 from sparsescope.training.data import AdditionData
 from sparsescope.training.ngrams import NgramModel
 from sparsescope.training.recipe import ByteText, ModularAddition
-from sparsescope.training.writer import onset
 
 
 def addition(**more):
@@ -111,9 +110,3 @@ def test_a_trigram_model_finds_what_a_unigram_model_cannot():
     window = cycle[None, :100].astype(np.int64)
     assert NgramModel([cycle], 3).mean_loss(window) < 0.1
     assert NgramModel([cycle], 1).mean_loss(window) == pytest.approx(math.log(10), abs=0.01)
-
-
-def test_onset_needs_consecutive_points():
-    points = [(0, 0.1), (5, 0.995), (10, 0.2), (15, 0.99), (20, 1.0), (25, 0.999), (30, 0.5)]
-    assert onset(points, 0.99) == 15 and onset(points, 0.99, consecutive=1) == 5 and onset(points, 0.9999) is None
-    assert onset(points[:5], 0.99) is None

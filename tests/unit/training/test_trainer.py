@@ -133,3 +133,21 @@ def test_progress_is_a_bar_on_a_terminal(recipe, tmp_path, monkeypatch, capsys):
     train(recipe, tmp_path / "run")
     shown = capsys.readouterr().err
     assert "tiny" in shown and "30/30" in shown and "train loss" in shown
+
+
+def test_memorization_and_generalization_are_dated(recipe, tmp_path):
+    easy = recipe.model_copy(
+        update={
+            "steps": 400,
+            "checkpoints": [0, 400],
+            "log_every": 20,
+            "data": recipe.data.model_copy(update={"batch_size": None}),
+            "optimizer": recipe.optimizer.model_copy(update={"weight_decay": 0.0}),
+        }
+    )
+    folder = SeriesFolder.open(train(easy, tmp_path / "run"))
+    curves = folder.curves()
+    accuracy = curves[(curves["measure"] == "accuracy") & (curves["split"] == "train")].set_index("step")["value"]
+    t_mem = folder.content.events["t_mem"]
+    assert t_mem is not None and (accuracy[t_mem : t_mem + 40] >= 0.99).all() and accuracy[t_mem - 20] < 0.99
+    assert folder.content.events["t_gen"] is None, "24 pairs without weight decay do not show addition"
