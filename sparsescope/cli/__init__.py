@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsescope.cli.options import home_folder
-from sparsescope.cli.work import check_output, fitting, load_subject, make_text, raise_if_failed, run_requests
+from sparsescope.cli.work import (
+    GrowingReport,
+    check_output,
+    fitting,
+    load_subject,
+    make_text,
+    raise_if_failed,
+    run_requests,
+)
 from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 if TYPE_CHECKING:
@@ -23,8 +31,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="sparsescope",
-    help="Shows the sparse structure of trained models and measures what it buys.\n\n"
-    "Start with: sparsescope report smollm2-135m",
+    help="Shows the sparse structure of trained models and measures what it buys.\n\nStart with: sparsescope report smollm2-135m",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,9 +54,7 @@ Attention = Annotated[str | None, typer.Option(help="Attention implementation, e
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code of the model's repository run; recorded.")]
 Home = Annotated[
     Path | None,
-    typer.Option(
-        help="Folder of stored runs; $SPARSESCOPE_HOME or ./runs by default.", parser=home_folder, metavar="PATH"
-    ),
+    typer.Option(help="Folder of stored runs; $SPARSESCOPE_HOME or ./runs by default.", parser=home_folder, metavar="PATH"),
 ]
 BatchTokens = Annotated[int, typer.Option(help="Most token positions in one forward pass.", min=1, max=2**24)]
 
@@ -200,7 +205,9 @@ def report(
             notice = f"{target} could not be fetched, so this report is about {fallback} instead ({error.what})"
             console.say(f"NOTE: {notice}")
             model = load_subject(fallback, None, dtype, device, attention, False)
-        outcomes = run_requests(fitting(model), model, corpus, tokens, context, seed, bos, batch_tokens, home)
+        wanted = fitting(model)
+        growing = GrowingReport(output, results, len(results) + len(wanted) + len(targets) - targets.index(target) - 1)
+        outcomes = run_requests(wanted, model, corpus, tokens, context, seed, bos, batch_tokens, home, done=growing.add)
         for outcome in outcomes:
             if outcome.error is not None:
                 failed.append(outcome)  # with a result where only storing it failed

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +17,7 @@ from sparsescope.errors import SpecError
 if TYPE_CHECKING:
     from sparsescope.activations.corpus import Corpus as TextCorpus
     from sparsescope.activations.text.arguments import BosPolicy
+    from sparsescope.core.result import Result
     from sparsescope.models.subject import Subject
     from sparsescope.runner.run import Outcome, Request
 
@@ -60,15 +63,18 @@ def run_requests(
     home: Path | None,
     *,
     again: bool = False,
+    done: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
-    """Run analyses of a loaded subject with a progress bar."""
+    """Run analyses of a loaded subject with a progress bar; ``done`` is told of each outcome, see ``run_many``."""
     from sparsescope.cli import console
     from sparsescope.runner.run import Request, default_context, run_many
 
     text = make_text(corpus, tokens, default_context(subject) if context is None else context, seed, bos)
     requests: list[Request] = [Request(name, params) for name, params in wanted]
     with console.progress_bar() as progress:
-        return run_many(requests, subject, text, store=home or True, progress=progress, batch_tokens=batch_tokens, again=again)
+        return run_many(
+            requests, subject, text, store=home or True, progress=progress, batch_tokens=batch_tokens, again=again, done=done
+        )
 
 
 def make_text(corpus: str, tokens: int, context: int | None, seed: int, bos: str) -> TextCorpus:
@@ -98,6 +104,38 @@ def fitting(subject: Subject) -> list[tuple[str, dict[str, Any]]]:
             next_step="run: sparsescope list analyses",
         )
     return fitting
+
+
+class GrowingReport:
+    """Writes a report again whenever a further analysis is done, so that the first figures are there within a minute.
+
+    Args:
+        output: The HTML file.
+        earlier: Results that are in it anyway.
+        expected: How many results there will be.
+    """
+
+    SECONDS = 15.0
+
+    def __init__(self, output: Path, earlier: list[Result], expected: int) -> None:
+        self.output, self.expected = output, expected
+        self.results = list(earlier)
+        self._written = time.monotonic()
+
+    def add(self, outcome: Outcome) -> None:
+        """Take an outcome; write the report unless the last time was just now or the whole report comes next."""
+        from sparsescope.cli import console
+        from sparsescope.reporting.build import build
+
+        if outcome.result is None:
+            return
+        self.results.append(outcome.result)
+        early = time.monotonic() - self._written < self.SECONDS
+        if early or len(self.results) >= self.expected:
+            return
+        build(self.results, self.output)
+        self._written = time.monotonic()
+        console.say(f"{self.output} has {len(self.results)} of {self.expected} results; it will be written again")
 
 
 def check_output(path: Path) -> None:

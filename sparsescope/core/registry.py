@@ -73,6 +73,7 @@ class Analysis:
         requires: Capabilities that the subject must have.
         citations: Sources of the definitions.
         measures_time: Whether device, backend and threads join the digest.
+        place: Order in listings and reports, small first; equal places go by name.
         input: What it reads: ``"subject"``, a model on a corpus, or ``"series"``, the checkpoints of one training run, without
             a corpus. Its ``compute`` then gets a ``SeriesContext``.
         companions: Of a series analysis, the parameter that names further series (other seeds); they join the digest.
@@ -90,6 +91,7 @@ class Analysis:
     requires: frozenset[str] = frozenset()
     citations: tuple[Citation, ...] = ()
     measures_time: bool = False
+    place: int = 100
     input: Literal["subject", "series"] = "subject"
     companions: str = ""
 
@@ -153,7 +155,7 @@ class Registry:
         return self._records[name]
 
     def __iter__(self) -> Iterator[Analysis]:
-        return iter(sorted(self._records.values(), key=lambda record: record.name))
+        return iter(sorted(self._records.values(), key=lambda record: (record.place, record.name)))
 
     def __contains__(self, name: object) -> bool:
         return name in self._records

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -127,10 +127,13 @@ def run_many(
     progress: Progress | None = None,
     batch_tokens: int = BATCH_TOKENS,
     again: bool = False,
+    done: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
     """Run several analyses of one subject on one corpus; see ``run`` for the arguments.
 
-    With ``again``, what measures time is measured anew: the time of measurement joins its digest.
+    With ``again``, what measures time is measured anew: the time of measurement joins its digest. ``done`` is told of every
+    outcome as soon as it is there: stored ones, then those of the shared forward pass, then the analyses with passes of
+    their own.
 
     Returns:
         One outcome for each request, in order. Errors of one analysis are in its outcome.
@@ -169,7 +172,10 @@ def run_many(
     waiting = [job for job in jobs.values() if job.outcome.result is None and job.outcome.error is None]
     if waiting and home is not None:
         home.check_writable()
-    _compute(waiting, context, home, progress, batch_tokens, alone=len(jobs) == 1)
+    for job in jobs.values():
+        if done is not None and job not in waiting:
+            done(job.outcome)
+    _compute(waiting, context, home, progress, batch_tokens, alone=len(jobs) == 1, done=done)
     return [jobs[digest].outcome for digest in asked]
 
 
@@ -181,6 +187,7 @@ def _compute(
     batch_tokens: int,
     *,
     alone: bool,
+    done: Callable[[Outcome], None] | None,
 ) -> None:
     """Run the jobs: the shared pass first, then each job's own work."""
     streaming = []
@@ -206,19 +213,28 @@ def _compute(
                 if job.outcome.spec.digest in failures:
                     raise failures[job.outcome.spec.digest]
     shared = time.perf_counter() - begin
-    for job in jobs:
-        if job.outcome.error is not None:
-            continue
-        begin = time.perf_counter()
-        with _failure_of(job, alone):
-            module = job.record.compute_module()
-            if id(job) in accumulated:
-                job.outcome.result = module.result(job.params, context, accumulated[id(job)])
-            else:
-                job.outcome.result = module.compute(job.params, _equipped(context, job, store, progress))
-            seconds = time.perf_counter() - begin + (shared if id(job) in accumulated else 0.0)
-            command = reproduce_command(job.record, job.params, job.outcome.spec, context)
-            finish(job.outcome, job.record, store, seconds, events, command, batch_tokens=batch_tokens)
+    for job in sorted(jobs, key=lambda job: id(job) not in accumulated):
+        if job.outcome.error is None:
+            _finish_job(job, context, store, progress, batch_tokens, alone, shared, events, accumulated.get(id(job)))
+        if done is not None:
+            done(job.outcome)
+
+
+def _finish_job(
+    job: _Job, context: Context, store: Store | None, progress: Progress | None, batch_tokens: int, alone: bool,
+    shared: float, events: list[dict[str, Any]], accumulated: Any,
+) -> None:  # fmt: skip
+    """Turn sums into a result, or run the passes of an analysis that has its own; store what comes out."""
+    begin = time.perf_counter()
+    with _failure_of(job, alone):
+        module = job.record.compute_module()
+        if accumulated is not None:
+            job.outcome.result = module.result(job.params, context, accumulated)
+        else:
+            job.outcome.result = module.compute(job.params, _equipped(context, job, store, progress))
+        seconds = time.perf_counter() - begin + (shared if accumulated is not None else 0.0)
+        command = reproduce_command(job.record, job.params, job.outcome.spec, context)
+        finish(job.outcome, job.record, store, seconds, events, command, batch_tokens=batch_tokens)
 
 
 def _equipped(context: Context, job: _Job, store: Store | None, progress: Progress | None) -> Context:

@@ -98,6 +98,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
 
 ANALYSIS = Analysis(
     name="activation_interventions",
+    place=50,
     version="1",
     title="Interventions on hidden units",
     summary="What keeping the k largest or k random hidden units does to loss, calibration and robustness of a frozen model.",

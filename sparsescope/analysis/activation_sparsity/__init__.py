@@ -133,6 +133,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
 
 ANALYSIS = Analysis(
     name="activation_sparsity",
+    place=10,
     version="2",
     title="Activation sparsity",
     summary="How few units carry a token: densities, concentration measures and unit use, by layer, position and domain.",

@@ -149,6 +149,7 @@ _FRONTIER = "The Sparse Frontier 2025, arXiv:2504.17768"
 
 ANALYSIS = Analysis(
     name="attention_sparsity",
+    place=60,
     version="1",
     title="Attention sparsity",
     summary="How few keys a query uses, where they are (sinks, local windows, lines, blocks), and how many it can do without.",

@@ -107,6 +107,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
 
 ANALYSIS = Analysis(
     name="effective_density",
+    place=40,
     version="1",
     title="Effective density",
     summary="How few hidden units a language model needs at a stated rise of perplexity or loss of accuracy.",

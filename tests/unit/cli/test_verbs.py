@@ -200,3 +200,25 @@ def test_version_and_help(command):
     for verb in ("list", "show", "run", "report", "compare", "verify", "doctor", "bench", "explore"):
         assert re.search(rf"^ +{verb} ", out, re.MULTILINE), verb
         assert command(verb, "--help")[0] == 0
+
+
+def test_a_report_is_there_before_the_last_analysis(command, home, tmp_path, monkeypatch):
+    """The figures of the shared pass are written first; the report grows with every analysis after it."""
+    from sparsescope.cli import work
+    from sparsescope.reporting import build
+
+    monkeypatch.setattr(work.GrowingReport, "SECONDS", 0.0)
+    sizes = []
+    original = build.build
+
+    def counted(results, output):
+        sizes.append(len(results))
+        return original(results, output)
+
+    monkeypatch.setattr(build, "build", counted)
+    words = ("report", "random-llama", "--corpus", "python-docs", "--tokens", "700", "--context", "64", "-o", tmp_path / "r.html")
+    code, out, err = command(*words)
+    assert code == 0 and out.splitlines()[-1].endswith("r.html")
+    assert sizes == sorted(sizes) and len(sizes) >= 4 and sizes[0] < sizes[-1]
+    assert sizes.count(sizes[-1]) == 1, "the whole report was written twice"
+    assert "has 1 of" in err
