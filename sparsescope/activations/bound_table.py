@@ -7,6 +7,7 @@ from the same resamples of documents. Shapes: L layers, B resamples.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -74,17 +75,16 @@ def bound_rows(
         documents: Number of documents.
     """
     a = assumptions
+    dense, saving = _coefficients(model, tuple(layers), a)
+    ideal = _coefficients(
+        model, tuple(layers), Assumptions("ideal predictor", a.attended, a.bytes_per_weight, together=a.together)
+    )
     rows = []
     for index, quantity in enumerate(("FLOPs", "weight bytes")):
         if a.together > 1 and quantity == "FLOPs":
             continue
-        # What each layer saves when none of its units are active: the bound is this times the inactive share.
-        empty = [upper_bounds(model, {layer: 0.0}, a, {layer: 0.0})[index] for layer in layers]
-        full = [upper_bounds(model, {layer: 1.0}, a, {layer: 1.0})[index] for layer in layers]
-        fixed = sum(bound.saved_model for bound in full)
-        weight = np.array([e.saved_model - f.saved_model for e, f in zip(empty, full, strict=True)])
-        ideal = Assumptions("ideal predictor", a.attended, a.bytes_per_weight, together=a.together)
-        unit = np.array([upper_bounds(model, {layer: 0.0}, ideal, {layer: 0.0})[index].saved_model for layer in layers])
+        fixed, weight = saving[index, 0].sum(), saving[index, 1]
+        unit = ideal[1][index, 1]
         saved = float(fixed + (1 - densities) @ weight)
         low, high = _ends(fixed + (1 - replicates) @ weight, level, documents)
         share = float(unit.sum())
@@ -95,7 +95,7 @@ def bound_rows(
                 "quantity": quantity,
                 "together": a.together,
                 "density": float(densities @ unit / share) if share else float("nan"),
-                "dense": empty[0].dense,
+                "dense": dense[index],
                 "mlp_share": share,
                 "saved_mlp": saved / share if share else float("nan"),
                 "saved_model": saved,
@@ -110,6 +110,21 @@ def bound_rows(
             }
         )
     return rows
+
+
+@cache
+def _coefficients(
+    model: ModelDimensions, layers: tuple[int, ...], assumptions: Assumptions
+) -> tuple[tuple[float, float], np.ndarray]:
+    """What each layer saves: cost of the dense model, and [quantity, 2, L] shares of it.
+
+    The first is saved when all units of the layer are active (by inputs, or less than 0 for a predictor), the second is saved
+    in addition when none is; between them the bound is linear.
+    """
+    full = [upper_bounds(model, {layer: 1.0}, assumptions, {layer: 1.0}) for layer in layers]
+    empty = [upper_bounds(model, {layer: 0.0}, assumptions, {layer: 0.0}) for layer in layers]
+    ends = np.array([[[both[index].saved_model for both in bounds] for bounds in (full, empty)] for index in range(2)])
+    return (full[0][0].dense, full[0][1].dense), np.stack([ends[:, 0], ends[:, 1] - ends[:, 0]], axis=1)
 
 
 def _ends(values: np.ndarray, level: float, documents: int) -> tuple[float, float]:

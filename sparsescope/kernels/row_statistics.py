@@ -87,7 +87,7 @@ def row_statistics_numba(
 
     def work(start: int) -> tuple[np.ndarray, np.ndarray]:
         stop = min(start + CHUNK_ROWS, tokens)
-        magnitude, ordered = _scratch.fit(width)
+        magnitude, ordered = row_scratch.fit(width)
         magnitude, ordered = magnitude[: stop - start], ordered[: stop - start]
         np.abs(values[start:stop].float().numpy(), out=magnitude)
         np.copyto(ordered, magnitude)
@@ -169,7 +169,7 @@ class _Scratch(threading.local):
         return self.buffers
 
 
-_scratch = _Scratch()
+row_scratch = _Scratch()
 
 
 @cache

@@ -12,11 +12,12 @@ import plotly.graph_objects as go
 
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
+from sparsescope.viz.sentences import percent
 
 _SCHEMES = {
-    "down only": "second matrix skipped",
+    "down only": "last matrix",
     "first matrix computed": "all after the first matrix",
-    "ideal predictor": "active units known beforehand",
+    "ideal predictor": "all, active units known beforehand",
 }
 
 
@@ -43,9 +44,9 @@ def draw_bounds(table: pd.DataFrame, *, subject: str = "", group: str = "rule", 
             _bars(figure, rows, groups, scheme, theme.CATEGORIES["light"][index], column)
         share = float(table.loc[table["quantity"] == quantity, "mlp_share"].max())
         look = {"color": theme.SLATE, "width": 1.5, "dash": "dot"}
-        note = f"all of the MLPs: {100 * share:.3g} %"
+        note = f"all of the MLPs: {percent(share)}"
         figure.add_hline(y=share, line=look, annotation_text=note, annotation_position="top left", row=1, col=column)
-    figure.update_layout(barmode="group", bargap=0.3, showlegend=True, legend={"title": {"text": "skipped:"}})
+    figure.update_layout(barmode="group", bargap=0.3, showlegend=True, legend={"title": {"text": "skipped for inactive units:"}})
     top = 1.12 * float(table[["mlp_share", "saved_model"]].max().max())
     lowest = min(float(table["saved_model"].min()), 0.0)
     figure.update_yaxes(tickformat=".0~%", range=[lowest, top])
@@ -53,12 +54,15 @@ def draw_bounds(table: pd.DataFrame, *, subject: str = "", group: str = "rule", 
     figure.update_xaxes(title_text=group_name, type="category")
     best = table.loc[table["saved_model"].idxmax()]
     safe = table[table["rule"] == "nonzero"]
-    sentence = f"At most {_percent(best['saved_model'])} of the {best['quantity']} could be saved"
+    sentence = f"At most {percent(best['saved_model'])} of the {best['quantity']} could be saved"
     if group == "rule":
-        sentence += f" ({best['rule']}, {_SCHEMES[best['scheme']]})"
-        sentence += f"; by exact zeros {_percent(safe['saved_model'].max())}" if len(safe) and best["rule"] != "nonzero" else ""
+        sentence += f" (active: {best['rule']}; skipped: {_SCHEMES[best['scheme']]})"
+        sentence += f"; by exact zeros {percent(safe['saved_model'].max())}" if len(safe) and best["rule"] != "nonzero" else ""
     else:
-        sentence += f" for {best[group]} decoded together ({best['rule']})"
+        rest = table[(table["scheme"] == best["scheme"]) & (table[group] != best[group])]
+        sentence += f" for {best[group]}"
+        sentence += "".join(f", {percent(row['saved_model'])} for {row[group]} together" for _, row in rest.iterrows())
+        sentence += f" (active: {best['rule']})"
     subtitle = (f"{subject}: " if subject else "") + "share of the whole model; whiskers: document-cluster bootstrap; not a speed"
     alt = f"Bars of upper bounds. {sentence}. Dotted lines show the share of the MLPs."
     return fig.describe(figure, title=sentence, subtitle=subtitle, alt=alt)
@@ -68,7 +72,7 @@ def _bars(figure: go.Figure, rows: pd.DataFrame, groups: list[object], scheme: s
     """Add the bars of one scheme to one panel."""
     saved = rows["saved_model"].astype(float)
     texts = [
-        f"{name}: density {_percent(d)}, at most {_percent(s)} saved ({_percent(m)} of the MLPs); count {a:.3g} times smaller"
+        f"{name}: density {percent(d)}, at most {percent(s)} saved ({percent(m)} of the MLPs); count {a:.3g} times smaller"
         for name, d, s, m, a in zip(groups, rows["density"], saved, rows["saved_mlp"], rows["amdahl"], strict=True)
     ]
     spread = {
@@ -89,7 +93,3 @@ def _bars(figure: go.Figure, rows: pd.DataFrame, groups: list[object], scheme: s
         row=1,
         col=column,
     )
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.3g} %" if np.isfinite(value) else "–"

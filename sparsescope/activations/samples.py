@@ -1,0 +1,106 @@
+"""A sample of tokens that does not depend on batches, order or workers.
+
+Every token has a key: a hash of seed, document and index in the document. The sample is the tokens with the smallest keys,
+so samples of two streams merge into the sample of both, and sorting by key puts the tokens into a random order.
+Source: bottom-k sketches (Cohen & Kaplan 2007). Shapes: K tokens kept; a part holds [K, ...] values of any kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sparsescope.metrics.jackknife import mixed
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+def token_keys(seed: int, document: int, first: int, n: int) -> np.ndarray:
+    """Keys of consecutive tokens of a document, uint64 [n].
+
+    Args:
+        seed: Changes all keys.
+        document: Number of the document in the whole corpus.
+        first: Index of the first token in the document.
+        n: Number of tokens.
+    """
+    start = np.uint64(mixed(mixed(seed) ^ document))
+    z = start + _GOLDEN * np.arange(first + 1, first + 1 + n, dtype=np.uint64)
+    z = (z ^ (z >> np.uint64(30))) * _FIRST
+    z = (z ^ (z >> np.uint64(27))) * _SECOND
+    return z ^ (z >> np.uint64(31))
+
+
+class TokenSample:
+    """The tokens with the smallest keys, with values of each.
+
+    Args:
+        size: Most tokens that are kept.
+        parts: For each part, the shape of one token's values and their type.
+    """
+
+    def __init__(self, size: int, parts: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
+        self.size = size
+        self.shapes = dict(parts)
+        self.keys = np.empty(0, np.uint64)
+        self.documents = np.empty(0, np.int64)
+        self.parts = {name: np.empty((0, *shape), dtype) for name, (shape, dtype) in self.shapes.items()}
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def plan(self, keys: np.ndarray, document: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Take tokens in; the caller then writes ``parts[name][slots] = values[rows]`` for every part.
+
+        Args:
+            keys: uint64 [n], keys of the tokens that are offered.
+            document: Their document, or one for each.
+
+        Returns:
+            rows and slots, int64 [m]: which of the offered tokens stay, and where their values go.
+        """
+        held = len(self.keys)
+        every = np.concatenate([self.keys, keys])
+        stay = np.zeros(len(every), bool)
+        stay[np.argpartition(every, self.size - 1)[: self.size] if len(every) > self.size else slice(None)] = True
+        rows = np.flatnonzero(stay[held:])
+        grown = min(held + len(rows), self.size)
+        slots = np.concatenate([np.flatnonzero(~stay[:held]), np.arange(held, grown)])[: len(rows)]
+        if grown > held:
+            self._grow(grown)
+        self.keys[slots] = keys[rows]
+        self.documents[slots] = np.broadcast_to(document, len(keys))[rows]
+        return rows, slots
+
+    def _grow(self, size: int) -> None:
+        """Make room for ``size`` tokens."""
+        spare = size - len(self.keys)
+        self.keys = np.concatenate([self.keys, np.zeros(spare, np.uint64)])
+        self.documents = np.concatenate([self.documents, np.zeros(spare, np.int64)])
+        for name, (shape, dtype) in self.shapes.items():
+            self.parts[name] = np.concatenate([self.parts[name], np.zeros((spare, *shape), dtype)])
+
+    def merge(self, other: TokenSample) -> None:
+        """Take in the sample of another stream."""
+        rows, slots = self.plan(other.keys, other.documents)
+        for name, values in other.parts.items():
+            self.parts[name][slots] = values[rows]
+
+    def sort(self) -> None:
+        """Put the tokens into the order of their keys: a random order that is the same everywhere."""
+        order = np.argsort(self.keys, kind="stable")
+        self.keys, self.documents = self.keys[order], self.documents[order]
+        self.parts = {name: values[order] for name, values in self.parts.items()}
+
+    def state(self, prefix: str) -> dict[str, np.ndarray]:
+        """Arrays from which ``restore`` continues."""
+        parts = {f"{prefix}/part/{name}": values for name, values in self.parts.items()}
+        return {f"{prefix}/keys": self.keys, f"{prefix}/documents": self.documents, **parts}
+
+    def restore(self, prefix: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from saved arrays."""
+        self.keys, self.documents = arrays[f"{prefix}/keys"].copy(), arrays[f"{prefix}/documents"].copy()
+        self.parts = {name: arrays[f"{prefix}/part/{name}"].copy() for name in self.shapes}
