@@ -232,11 +232,9 @@ def open_series(source: str | Path, *, revisions: Sequence[str] | None = None, f
     from sparsescope.models.embedded import embedded_folder, embedded_series
 
     text = str(source)
-    if text in embedded_series():
-        return _trained_series(SeriesFolder.open(embedded_folder(text)), text)
-    folder = Path(text).expanduser()
+    folder = embedded_folder(text) if text in embedded_series() else Path(text).expanduser()
     if (folder / series_file.FILE).is_file():
-        return _trained_series(SeriesFolder.open(folder), None)
+        return _trained_series(SeriesFolder.open(folder), text)
     if folder.is_dir():
         return _folder_series(folder, revisions, form)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) and ".." not in text:
@@ -252,9 +250,11 @@ def open_series(source: str | Path, *, revisions: Sequence[str] | None = None, f
     )
 
 
-def _trained_series(folder: SeriesFolder, registered: str | None) -> CheckpointSeries:
-    """A series of our own trainer; ``registered`` is its name where ``load`` knows it."""
-    from sparsescope.models.embedded import subject_of
+def _trained_series(folder: SeriesFolder, text: str) -> CheckpointSeries:
+    """A series of our own trainer; ``text`` is what it was opened with."""
+    from sparsescope.models.embedded import embedded_subjects, subject_of
+
+    registered = any(entry.name == text for entry in embedded_subjects())
 
     checkpoints = [
         Checkpoint(found.step, f"step-{found.step}", trained=found.trained, stored=found.stored)
@@ -262,10 +262,10 @@ def _trained_series(folder: SeriesFolder, registered: str | None) -> CheckpointS
     ]
 
     def load(checkpoint: Checkpoint) -> Subject:
-        if registered is not None:
+        if registered:
             from sparsescope.models.sources import load
 
-            return load(f"{registered}@{checkpoint.revision}")
+            return load(text, checkpoint.revision)
         return subject_of(folder, checkpoint.step)
 
     return CheckpointSeries(folder.content.name, checkpoints, load, folder)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from sparsescope.errors import DependencyError, SpecError
 from sparsescope.models.catalog import LoadedModel, LoadRequest, SubjectEntry
-from sparsescope.models.series_file import FILE, SeriesFolder
 
 if TYPE_CHECKING:
+    from sparsescope.models.series_file import SeriesFolder
     from sparsescope.models.subject import Subject
 
 # name -> summary. Listing them reads no file; `open_series` says the steps.
@@ -29,6 +29,8 @@ _SERIES = {
     "lazy-relu": "ReLU language model on bytes (OPT), with checkpoints from step 0",
     "lazy-swiglu": "SwiGLU language model on bytes (Llama) of the size of lazy-relu, with checkpoints from step 0",
 }
+# Runs of another seed with few checkpoints, for what needs several runs: `open_series` opens them, `load` does not name them.
+_OTHER_SEEDS = ("grokking-moe-seed1", "grokking-moe-seed2")
 _REVISION = re.compile(r"(?:step-?)?(\d{1,12})")
 
 
@@ -53,7 +55,7 @@ def models_folder() -> Path:
 
 def embedded_series() -> tuple[str, ...]:
     """Return the names of the shipped series."""
-    return tuple(_SERIES)
+    return (*_SERIES, *_OTHER_SEEDS)
 
 
 def embedded_folder(name: str) -> Path:
@@ -63,7 +65,7 @@ def embedded_folder(name: str) -> Path:
         DependencyError: This installation lacks it.
     """
     folder = models_folder() / name
-    if not (folder / FILE).is_file():
+    if not (folder / "series.json").is_file():
         raise DependencyError(
             f"the weights of {name!r} are missing from this installation",
             where=str(folder),
@@ -95,6 +97,8 @@ def load_embedded(request: LoadRequest) -> LoadedModel:
         DependencyError: This installation lacks the series.
         ArtifactError: A file is damaged.
     """
+    from sparsescope.models.series_file import SeriesFolder
+
     folder = SeriesFolder.open(embedded_folder(request.name))
     return read_checkpoint(folder, step_of(folder, request.revision), request)
 

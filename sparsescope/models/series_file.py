@@ -1,11 +1,13 @@
 """The folder of a checkpoint series that this project trained, read and checked.
 
-``series.json`` names everything else with its SHA-256: ``config.json``, the tokenizer, ``recipe.toml`` (what made it),
-``curves.parquet`` (losses along training), ``probe.safetensors`` (the tokens on which analyses evaluate every checkpoint)
-and one ``step-N.safetensors`` for each checkpoint, float16. For each checkpoint it has the measures of the float32 weights
-(``trained``) and of the same weights rounded to float16 (``stored``): ``{split: {"loss", "accuracy", "n"}}``; losses in
-nats, of modular addition at the last position, of text per byte. ``curves.parquet`` is long: step, measure (``loss``,
-``accuracy``, ``squared_norm``), split, part (a domain, the name of a tensor, or empty), value.
+``series.json`` names everything else with its SHA-256: ``config.json``, ``recipe.toml`` (what made it), ``curves.parquet``
+(losses along training), ``probe.safetensors`` (the tokens on which analyses evaluate every checkpoint) and one
+``step-N.safetensors`` for each checkpoint, float16. For each checkpoint it has the measures of the float32 weights
+(``trained``) and of the same weights rounded to float16 (``stored``): ``{split: {"loss", "accuracy", "n"}}``; losses in nats,
+of modular addition at the last position, of text per byte. Splits are train and test, or train and validation with their
+domains (``validation/code``) and, of the stored weights, ``probe``: the mean over the probe set, which can be had again without
+the texts. ``curves.parquet`` is long: step, measure (``loss``, ``accuracy``, ``squared_norm``), split, part (a domain, the name
+of a tensor, or empty), value.
 
 Shapes: probe ``tokens`` [n, pos]; other arrays of the probe are [n] (``answer``, ``train``, ``domain``, ``document``).
 """

@@ -142,7 +142,7 @@ class ByteTextData:
         windows = torch.from_numpy(np.concatenate(rows).astype(np.int64)) + FIRST_BYTE
         return _spread(windows, torch.tensor(owners), _VALIDATION_WINDOWS)
 
-    def batch(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, step: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Return windows of all domains, twice: the targets are the tokens themselves."""
         tokens = torch.cat([windows.draw(self.recipe.windows_per_domain, generator) for windows in self._train])
         return tokens, tokens
@@ -166,6 +166,11 @@ class ByteTextData:
             "domain": domain,
             "document": torch.cat([owners for _, owners in parts]),
         }
+
+    def probe_examples(self) -> list[Examples]:
+        """Return the windows of the probe set."""
+        tokens = self.probe()["tokens"]
+        return [Examples("probe", "", tokens, tokens)]
 
     def describe(self) -> dict[str, Any]:
         """Return the domains with origin, license, sizes and digest."""

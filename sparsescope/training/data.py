@@ -42,14 +42,17 @@ class Data(Protocol):
 
     vocabulary: int
 
-    def batch(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return tokens and targets of the next step."""
+    def batch(self, step: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tokens and targets of a step, which depend on nothing else."""
 
     def examples(self, *, whole: bool) -> list[Examples]:
         """Return what is measured: at a checkpoint the ``whole`` of it, along training perhaps less."""
 
     def probe(self) -> dict[str, torch.Tensor]:
         """Return ``tokens`` and the other arrays of the probe set."""
+
+    def probe_examples(self) -> list[Examples]:
+        """Return the probe set as examples, where it is not the union of the others: a series can then be checked alone."""
 
     def describe(self) -> dict[str, Any]:
         """Return plain values for ``series.json``, with ``kind``."""
@@ -74,12 +77,22 @@ class AdditionData:
         self.train, self.test = order[:n_train].sort().values, order[n_train:].sort().values
         self._batch = self.tokens[self.train], self.answers[self.train]
 
-    def batch(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return all training pairs, or as many as the recipe says, drawn with replacement."""
+    def batch(self, step: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return all training pairs, or as many as the recipe says.
+
+        Without replacement, a pass over the pairs has an order of its own, drawn from the seed of the generator and the number
+        of the pass: the state of the generator does not count. The last batch of a pass may be smaller.
+        """
         tokens, answers = self._batch
-        if self.recipe.batch_size is None:
+        size = self.recipe.batch_size
+        if size is None:
             return tokens, answers
-        rows = torch.randint(len(tokens), (self.recipe.batch_size,), generator=generator)
+        if self.recipe.replacement:
+            rows = torch.randint(len(tokens), (size,), generator=generator)
+        else:
+            number, part = divmod(step, -(-len(tokens) // size))
+            own = torch.Generator().manual_seed(generator.initial_seed() * 1_000_003 + number)
+            rows = torch.randperm(len(tokens), generator=own)[part * size : (part + 1) * size]
         return tokens[rows], answers[rows]
 
     def examples(self, *, whole: bool) -> list[Examples]:
@@ -94,6 +107,10 @@ class AdditionData:
         train = torch.zeros(len(self.tokens), dtype=torch.int64)
         train[self.train] = 1
         return {"tokens": self.tokens, "answer": self.answers, "train": train}
+
+    def probe_examples(self) -> list[Examples]:
+        """Return nothing: the probe set is training and test pairs together."""
+        return []
 
     def describe(self) -> dict[str, Any]:
         """Return modulus, vocabulary and the sizes of both splits."""

@@ -54,7 +54,8 @@ class ModularAddition(_Declared):
     modulus: int = Field(ge=2, le=1000)
     train_fraction: float = Field(gt=0, lt=1)
     split_seed: int = Field(0, ge=0)
-    batch_size: int | None = Field(None, ge=1, description="Pairs in a step, drawn with replacement; None for all of them.")
+    batch_size: int | None = Field(None, ge=1, description="Pairs in a step; None for all of them.")
+    replacement: bool = Field(False, description="Draw every step anew; else each pass over the pairs takes each once.")
 
 
 class ByteText(_Declared):

@@ -138,7 +138,7 @@ def _update(run: _Run, step: int) -> None:
     optimizer = run.recipe.optimizer
     for group in run.optimizer.param_groups:
         group["lr"] = optimizer.rate(step, run.recipe.steps)
-    tokens, targets = run.data.batch(run.generator)
+    tokens, targets = run.data.batch(step, run.generator)
     loss = training_loss(run.model, tokens, targets, optimizer.balance, torch_dtype(optimizer.loss_dtype))
     run.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]

@@ -67,7 +67,7 @@ def write_checkpoint(folder: Path, model: Any, recipe: Recipe, data: Data, step:
         "sha256": hashlib.sha256(written).hexdigest(),
         "float32_hash": weight_hash(model),
         "trained": measure(model, examples),
-        "stored": measure(twin, examples),
+        "stored": measure(twin, [*examples, *data.probe_examples()]),
     }
 
 

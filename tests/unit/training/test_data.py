@@ -23,7 +23,7 @@ def addition(**more):
 
 def test_pairs_are_split_once_and_answers_are_sums():
     data = addition()
-    tokens, answers = data.batch(torch.Generator())
+    tokens, answers = data.batch(0, torch.Generator())
     assert len(tokens) == int(0.3 * 121) and torch.equal(answers, tokens[:, :2].sum(1) % 11) and (tokens[:, 2] == 11).all()
     train, test = data.examples(whole=True)
     pairs = {tuple(row) for row in torch.cat([train.tokens, test.tokens])[:, :2].tolist()}
@@ -34,11 +34,24 @@ def test_pairs_are_split_once_and_answers_are_sums():
 
 
 def test_minibatches_are_drawn_from_training_pairs_by_the_generator():
-    data = addition(batch_size=50)
-    batches = [data.batch(torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2)]
+    data = addition(batch_size=50, replacement=True)
+    batches = [data.batch(0, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2)]
     assert torch.equal(batches[0], batches[1]) and not torch.equal(batches[0], batches[2])
     train = {tuple(row) for row in data.examples(whole=True)[0].tokens.tolist()}
     assert {tuple(row) for row in batches[0].tolist()} <= train
+
+
+def test_a_pass_without_replacement_takes_each_pair_once_in_an_order_of_its_own():
+    data, generator = addition(batch_size=10), torch.Generator().manual_seed(3)
+    passes = [torch.cat([data.batch(4 * number + part, generator)[0] for part in range(4)]) for number in range(2)]
+    whole = data.examples(whole=True)[0].tokens
+    for found in passes:
+        assert sorted(found.tolist()) == sorted(whole.tolist())
+    assert not torch.equal(*passes)
+    generator.set_state(torch.Generator().manual_seed(3).get_state())
+    assert torch.equal(data.batch(5, generator)[0], passes[1][10:20])
+    other = data.batch(0, torch.Generator().manual_seed(4))[0]
+    assert not torch.equal(other, passes[0][:10])
 
 
 def text(**more):
