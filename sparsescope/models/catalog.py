@@ -165,7 +165,9 @@ def registered_subjects() -> dict[str, SubjectEntry]:
     A plug-in that cannot be imported stays listed and says so; using it raises. A plug-in
     cannot replace a built-in name.
     """
-    entries = {entry.name: entry for entry in _BUILT_IN}
+    from sparsescope.models.embedded import embedded_subjects
+
+    entries = {entry.name: entry for entry in (*_BUILT_IN, *embedded_subjects())}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name in entries:
             continue
