@@ -112,7 +112,7 @@ def _loop(run: _Run, progress: Progress, show: Show, stop_after: int | None) -> 
     recipe = run.recipe
     last_step = recipe.steps if stop_after is None else min(recipe.steps, progress.step + stop_after)
     begun = saved = time.monotonic()
-    spent, note = progress.seconds, ""
+    spent, note = progress.seconds, "goes on from the saved state"
     for step in range(progress.step, recipe.steps + 1):
         if step % recipe.log_every == 0 or step == recipe.steps:
             note = _log(run, progress, step)
