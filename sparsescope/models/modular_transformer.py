@@ -153,7 +153,18 @@ class ModularTransformerModel(ModularTransformerPreTrainedModel):
             input_ids: int64 [batch, pos].
             attention_mask: 1 where a token is real, [batch, pos]; None when all are.
             position_ids: int64 [batch, pos]; 0, 1, ... when None.
+
+        Raises:
+            SubjectError: A sequence has more positions than the model.
         """
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            raise SubjectError(
+                "the sequence is longer than this model can read: it has one learned vector for each position",
+                where="ModularTransformerModel.forward(input_ids)",
+                allowed=f"at most {self.config.max_position_embeddings} positions",
+                got=input_ids.shape[1],
+                next_step="of a shipped series take the tokens of its probe set: open_series(name).probe().tokens",
+            )
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         states = self.embed_tokens(input_ids) + self.embed_positions(position_ids)

@@ -29,13 +29,13 @@ class Progress:
         step: The next step: how many updates were made.
         curves: Rows (step, measure, split, part, value) so far.
         checkpoints: Records of the checkpoints written so far.
-        seconds: Time spent so far.
+        cpu_seconds: Processor time spent so far; wall time would count what else the machine did.
     """
 
     step: int = 0
     curves: list[tuple[int, str, str, str, float]] = field(default_factory=list)
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 def save_state(
@@ -62,7 +62,7 @@ def save_state(
         "step": progress.step,
         "curves": progress.curves,
         "checkpoints": progress.checkpoints,
-        "seconds": progress.seconds,
+        "cpu_seconds": progress.cpu_seconds,
     }
     data = save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, {"facts": json.dumps(facts)})
     replace_file(folder / FILE, data, action="save the state of the training")
@@ -106,4 +106,4 @@ def load_state(
             optimizer.state[parameter] = {key: tensors[f"{key}.{name}"] for key in _MOMENTS}
     generator.set_state(tensors["generator"])
     curves = [(int(step), measure, split, part, float(value)) for step, measure, split, part, value in facts["curves"]]
-    return Progress(int(facts["step"]), curves, facts["checkpoints"], float(facts["seconds"]))
+    return Progress(int(facts["step"]), curves, facts["checkpoints"], float(facts["cpu_seconds"]))

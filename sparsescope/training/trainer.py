@@ -111,8 +111,8 @@ def _loop(run: _Run, progress: Progress, show: Show, stop_after: int | None) -> 
     """Make the steps that are left; return whether the last one was reached."""
     recipe = run.recipe
     last_step = recipe.steps if stop_after is None else min(recipe.steps, progress.step + stop_after)
-    begun = saved = time.monotonic()
-    spent, note = progress.seconds, "goes on from the saved state"
+    begun, saved = time.process_time(), time.monotonic()
+    spent, note = progress.cpu_seconds, "goes on from the saved state"
     for step in range(progress.step, recipe.steps + 1):
         if step % recipe.log_every == 0 or step == recipe.steps:
             note = _log(run, progress, step)
@@ -123,7 +123,7 @@ def _loop(run: _Run, progress: Progress, show: Show, stop_after: int | None) -> 
             break
         _update(run, step)
         now = time.monotonic()
-        progress.step, progress.seconds = step + 1, spent + now - begun
+        progress.step, progress.cpu_seconds = step + 1, spent + time.process_time() - begun
         stop = progress.step == last_step < recipe.steps
         if stop or step in recipe.checkpoints or now - saved > SAVE_SECONDS:
             save_state(run.folder, run.mark, progress, run.model, run.optimizer, run.generator)

@@ -106,7 +106,7 @@ def finish(output: Path, folder: Path, recipe: Recipe, data: Data, model: Any, p
         data=data.describe(),
         baselines={part: dict(values) for part, values in data.baselines().items()},
         events=_events(progress) if isinstance(recipe.data, ModularAddition) else {},
-        environment=environment(threads=recipe.threads, seconds=round(progress.seconds, 1)),
+        environment=environment(threads=recipe.threads, cpu_seconds=round(progress.cpu_seconds, 1)),
         checkpoints=[series_file.StoredCheckpoint(**record) for record in progress.checkpoints],
     )
     for name, text in files.items():

@@ -90,6 +90,11 @@ def test_it_is_a_subject_with_the_sites_of_a_relu_transformer(model):
     assert subject.parameter("weight:blocks.0.mlp.out.weight").shape == (32, 48)
 
 
+def test_a_sequence_beyond_the_positions_is_refused(model):
+    with pytest.raises(SubjectError, match="longer than this model can read"):
+        model(torch.zeros((1, 65), dtype=torch.int64))
+
+
 def test_tables_need_one_layer():
     deep = build_model(NAME, {**SMALL, "num_hidden_layers": 2})
     with pytest.raises(SubjectError, match="one layer"):
