@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparsescope.activations.corpus import Corpus
     from sparsescope.core.registry import Analysis
     from sparsescope.core.result import Result
+    from sparsescope.models.checkpoints import CheckpointSeries
     from sparsescope.models.subject import Subject
 
 
@@ -84,10 +85,15 @@ def check_accumulator(make: Callable[[], Accumulator], batches: Sequence[Activat
     _same_state(resumed, whole, "restored state")
 
 
-def check_analysis(record: Analysis, subject: Subject, corpus: Corpus) -> Result:
+def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus: Corpus | None = None) -> Result:
     """Check a registered analysis end to end and return its result.
 
     Runs twice and compares; stores, reopens and compares; draws every view; asks for definitions and unknown parameters.
+
+    Args:
+        record: The analysis.
+        subject: A model, or a series of checkpoints for an analysis of series.
+        corpus: Text; None for an analysis of series.
     """
     from sparsescope.core.artifact import Store
     from sparsescope.core.registry import find_record

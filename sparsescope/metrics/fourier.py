@@ -267,11 +267,14 @@ def keys_of_neurons(dominant: NDArray[np.int64], share: float) -> tuple[int, ...
     return tuple(int(k) for k in np.flatnonzero(counts >= max(share * len(dominant), 1)) + 1)
 
 
-def keys_of_logits(energies: Array, times_flat: float) -> tuple[int, ...]:
-    """Key frequencies of a model whose neurons cannot be read: those with ``times_flat`` times their share of a flat spectrum.
+def keys_of_energies(energies: Array, times_flat: float) -> tuple[int, ...]:
+    """Key frequencies of a model whose hidden units cannot be read: those with a multiple of their share of a flat spectrum.
 
     Args:
-        energies: [floor(p / 2)] of ``sum_energies``.
+        energies: [floor(p / 2)], for example the squares of ``component_norms`` of the embedding.
         times_flat: For example 2.
     """
-    return tuple(int(k) for k in np.flatnonzero(np.nan_to_num(energies) * len(energies) >= times_flat) + 1)
+    total = np.nansum(energies)
+    if not total > 0:
+        return ()
+    return tuple(int(k) for k in np.flatnonzero(np.nan_to_num(energies) * len(energies) >= times_flat * total) + 1)
