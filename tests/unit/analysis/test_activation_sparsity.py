@@ -216,3 +216,18 @@ def test_many_domains_of_one_document_have_an_interval_of_some_width(llama):
 def test_text_without_a_second_token_is_refused(llama):
     with pytest.raises(SubjectError, match="no token after the first"):
         ss.run("activation_sparsity", llama, ss.corpus("python-docs", tokens=1, context=8, min_tokens=1))
+
+
+def test_runs_of_version_1_are_still_drawn(synthetic):
+    """They have neither the later tables nor the later measures."""
+    from sparsescope.reporting.sections import draw, views_of
+
+    result = synthetic.activation_result(layers=3)
+    for name in ("lifetime", "upper_bounds"):
+        del result.tables[name], result.columns[name]
+    table = result.tables["per_layer"]
+    result.tables["per_layer"] = table[~table["metric"].isin(["entropy_number", "kurtosis", "treves_rolls"])]
+    views = views_of(result)
+    assert [view.name for view in views] == [v.name for v in ANALYSIS.views if v.name not in ("lifetime", "upper_bounds")]
+    for view in views:
+        assert draw(result, view).layout.meta["alt"]
