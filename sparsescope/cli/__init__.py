@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsescope.cli.options import home_folder
+from sparsescope.cli.series import is_series, refuse_model_options, run_on_series, series_requests
 from sparsescope.cli.work import (
     GrowingReport,
     check_output,
@@ -120,7 +121,9 @@ def show(
 @app.command()
 def run(
     analysis: Annotated[str, typer.Argument(help="Name of the analysis; see: sparsescope list analyses.")],
-    subject: Annotated[str, typer.Option(help="Registered name, hub id, model folder or .gguf file.")],
+    subject: Annotated[
+        str, typer.Option(help="Registered name, hub id, model folder or .gguf file; of some analyses a series of checkpoints.")
+    ],
     corpus: Corpus = REPORT_CORPUS,
     tokens: Tokens = REPORT_TOKENS,
     context: Context = None,
@@ -143,9 +146,13 @@ def run(
 
     record = analyses().get(analysis)
     params = parse_set(set_ or [], record.params, analysis=record.name)  # a wrong name fails before the model is loaded
-    make_text(corpus, tokens, context, seed, bos)
-    model = load_subject(subject, revision, dtype, device, attention, trust_remote_code)
-    outcomes = run_requests([(record.name, params)], model, corpus, tokens, context, seed, bos, batch_tokens, home)
+    if record.input == "series":
+        refuse_model_options(record.name, revision=revision, attention=attention, trust_remote_code=trust_remote_code)
+        outcomes = run_on_series([(record.name, params)], subject, home)
+    else:
+        make_text(corpus, tokens, context, seed, bos)
+        model = load_subject(subject, revision, dtype, device, attention, trust_remote_code)
+        outcomes = run_requests([(record.name, params)], model, corpus, tokens, context, seed, bos, batch_tokens, home)
     raise_if_failed(outcomes)
     outcome = outcomes[0]
     if json:
@@ -157,7 +164,9 @@ def run(
 
 @app.command()
 def report(
-    targets: Annotated[list[str], typer.Argument(help="Subjects (analysed if they were not) and stored runs.")],
+    targets: Annotated[
+        list[str], typer.Argument(help="Subjects and series of checkpoints (analysed if they were not), and stored runs.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
     corpus: Corpus = REPORT_CORPUS,
     tokens: Tokens = REPORT_TOKENS,
@@ -184,7 +193,9 @@ def report(
     from sparsescope.models.catalog import resolve
 
     check_output(output)
-    for name in [*(t for t in targets if not RUN_ID.fullmatch(Path(t).name)), *([fallback] if fallback else [])]:
+    named = [t for t in targets if not RUN_ID.fullmatch(Path(t).name)]
+    series = {name for name in named if is_series(name)}
+    for name in [*(t for t in named if t not in series), *([fallback] if fallback else [])]:
         resolve(name, dtype=dtype, device=device)  # a wrong name is found out now, not after the work on the first
         make_text(corpus, tokens, context, seed, bos)
     results: list[Result] = []
@@ -195,6 +206,11 @@ def report(
             folder = Path(target)
             store = Store(folder.resolve().parent) if folder.is_dir() else Store(home)
             results.append(store.open(name))
+            continue
+        if target in series:
+            outcomes = run_on_series(series_requests(), target, home)
+            failed += [outcome for outcome in outcomes if outcome.error is not None]
+            results += [outcome.result for outcome in outcomes if outcome.result is not None]
             continue
         notice = None
         try:

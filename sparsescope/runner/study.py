@@ -56,6 +56,7 @@ class StudySubject(_Declared):
     control_of: Name | None = Field(None, description="Name of the subject that this one is the control of.")
     corpus: Name | None = Field(None, description="Text of this subject, where it differs.")
     context: int | None = Field(None, ge=2, description="Longest window of this subject, where it differs.")
+    params: dict[str, dict[str, Any]] = Field(default_factory=dict, description="By analysis: parameters of this subject alone.")
 
     @property
     def title(self) -> str:

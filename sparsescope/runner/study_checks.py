@@ -49,7 +49,13 @@ def check_study(study: Study) -> None:
         where = f"{file}: analysis[{index}]"
         _known("analysis", analysis.name, [record.name for record in analyses()], f"{where}.name")
         records[analysis.name] = record = analyses().get(analysis.name)
-        _at(f"{where}.params", partial(make_params, record.params, analysis.params, analysis=record.name))
+        _at(f"{where}.params", partial(_check_params, record, analysis.params))
+    for index, subject in enumerate(declared.subjects):
+        for name, own in subject.params.items():
+            where = f"{file}: subject[{index}].params.{name}"
+            _known("analysis of this study", name, records, where)
+            general = next(entry.params for entry in declared.analyses if entry.name == name)
+            _at(where, partial(_check_params, records[name], {**general, **own}))
     for index, figure in enumerate(declared.figures):
         _check_figure(figure, records, f"{file}: figure[{index}]")
     for index, finding in enumerate(declared.findings):
@@ -123,6 +129,16 @@ def text_source(study: Study, name: str | None) -> str | Path:
 def declared_tables(record: Analysis) -> Mapping[str, tuple[Column, ...]] | None:
     """Return the tables that an analysis declares as ``TABLES`` beside its parameters, None where it declares none."""
     return getattr(import_module(record.params.__module__), "TABLES", None)
+
+
+def _check_params(record: Analysis, given: dict[str, object]) -> None:
+    """Check the parameters of an analysis. Further series are registered ones: a path could lead out of the study."""
+    params = make_params(record.params, given, analysis=record.name)
+    if record.companions:
+        from sparsescope.models.embedded import embedded_series
+
+        for name in getattr(params, record.companions):
+            _known("checkpoint series", name, embedded_series(), record.companions)
 
 
 def _check_figure(figure: StudyFigure, records: Mapping[str, Analysis], where: str) -> None:

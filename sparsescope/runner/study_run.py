@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsescope.core.registry import find_record
 from sparsescope.errors import SparsescopeError
 from sparsescope.runner.study import Study, StudyResult, StudyRun, StudySubject, load_study
 from sparsescope.runner.study_checks import check_study, load_name, text_source
@@ -83,32 +84,59 @@ def cost_text(found: Study) -> str:
     """Say what a study takes: subjects, analyses, runs, tokens."""
     declared = found.declared
     subjects, analyses = len(declared.subjects), len(declared.analyses)
+    text = any(find_record(entry.name).input == "subject" for entry in declared.analyses)
+    read = f"each subject on {declared.tokens:,} tokens" if text else "each on all checkpoints of a series"
     return (
         f"{declared.name}: {subjects} subjects x {analyses} {'analysis' if analyses == 1 else 'analyses'} = "
-        f"{subjects * analyses} runs, each subject on {declared.tokens:,} tokens; stored runs are not run again"
+        f"{subjects * analyses} runs, {read}; stored runs are not run again"
     )
 
 
 def _runs(
     found: Study, subject: StudySubject, store: str | Path | bool | None, device: str, progress: Progress | None
 ) -> list[StudyRun]:
-    """All analyses of one subject. Its model is gone from memory when this returns."""
+    """All analyses of one subject, in the order of the file. Its model is gone from memory when this returns."""
+    of_series = {entry.name for entry in found.declared.analyses if find_record(entry.name).input == "series"}
+    runs: dict[str, StudyRun] = {}
+    for wanted, series in ((of_series, True), ({entry.name for entry in found.declared.analyses} - of_series, False)):
+        if wanted:
+            runs |= {run.analysis: run for run in _of_kind(found, subject, wanted, series, store, device, progress)}
+    return [runs[entry.name] for entry in found.declared.analyses]
+
+
+def _of_kind(
+    found: Study,
+    subject: StudySubject,
+    wanted: set[str],
+    series: bool,
+    store: str | Path | bool | None,
+    device: str,
+    progress: Progress | None,
+) -> list[StudyRun]:
+    """The analyses of one subject that study it as a series of checkpoints, or those that study it as a model."""
     from sparsescope.models.sources import load
     from sparsescope.runner.run import Request, run_many
 
-    names = [entry.name for entry in found.declared.analyses]
+    entries = [entry for entry in found.declared.analyses if entry.name in wanted]
+    names = [entry.name for entry in entries]
     try:
-        # The corpus first: it costs nothing until it meets a tokenizer, and a text that is not there is found out at once.
-        text_source(found, subject.corpus)
-        model = load(load_name(found, subject.name), dtype=found.declared.dtype, device=device)
-        requests = [Request(entry.name, dict(entry.params)) for entry in found.declared.analyses]
+        requests = [Request(entry.name, {**entry.params, **subject.params.get(entry.name, {})}) for entry in entries]
         named: Progress | None = None
         if progress is not None:  # by subject: a bar for each, and rates that do not mix a small model with a large one
 
             def named(phase: str, done: int, total: int) -> None:
                 progress(f"{subject.title}: {phase}", done, total)
 
-        outcomes = run_many(requests, model, _text(found, subject, model), store=store, progress=named)
+        if series:
+            from sparsescope.models.checkpoints import open_series
+            from sparsescope.runner.series import run_series
+
+            outcomes = run_series(requests, open_series(load_name(found, subject.name)), store=store, progress=named)
+        else:
+            # The corpus first: it costs nothing until it meets a tokenizer; a text that is not there is found out at once.
+            text_source(found, subject.corpus)
+            model = load(load_name(found, subject.name), dtype=found.declared.dtype, device=device)
+            outcomes = run_many(requests, model, _text(found, subject, model), store=store, progress=named)
     except SparsescopeError as error:
         return [StudyRun(subject, name, error=error) for name in names]
     except Exception as error:  # a bug with one model must not cost the results of the others; the page names it

@@ -108,7 +108,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("lead_departure", "value", "t_gen - departure.", "steps"),
         Column("half_way", "value", "Step at which half of the way from t_mem to the last checkpoint is made for good.", "steps"),
         Column("lead_half_way", "value", "t_gen - half way.", "steps"),
-        Column("checkpoints", "count", "Checkpoints with a value."),
+        Column("points", "count", "Checkpoints with a value, or logs where the training logged the measure; at least 8."),
         Column("early", "count", "Of these at or before t_mem; the CUSUM needs four."),
     ),
     "lead_summary": (
@@ -239,6 +239,7 @@ ANALYSIS = Analysis(
         Citation("Merrill et al. 2023: sparse sub-networks", "https://arxiv.org/abs/2303.11873"),
         Citation("Liu et al. 2022: weight norm (Omnigrok)", "https://arxiv.org/abs/2210.01117"),
     ),
+    place=70,
     input="series",
     companions="seeds",
 )  # fmt: skip

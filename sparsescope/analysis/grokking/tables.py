@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Measures whose lead and correlation are looked at; test loss and accuracy define t_gen itself.
 FOLLOWED = ("train_loss", *NAMES)
+#: With fewer checkpoints the step at which a measure moves is not known well enough to speak of a lead.
+LEAST_CHECKPOINTS = 8
 _SMALLEST = 1e-12
 
 
@@ -101,25 +103,32 @@ def onsets(measured: list[Measured]) -> pd.DataFrame:
 
 
 def leads(measured: list[Measured]) -> pd.DataFrame:
-    """Lead of each measure in each series, by both rules."""
+    """Lead of each measure in each series, by both rules; of a series with few checkpoints only what its curves have."""
     rows: list[tuple[object, ...]] = []
     for m in measured:
-        steps = m.checkpoints["step"].to_numpy()
         memorized = m.onsets.memorized
         generalized = math.nan if m.onsets.generalized is None else float(m.onsets.generalized)
         for name in FOLLOWED:
-            values = followed(m.checkpoints, name)  # a loss leaves its band on a logarithmic scale
-            if not np.isfinite(values).any():
+            table = points(m, name)
+            if table is None:
                 continue
+            steps, values = table["step"].to_numpy(), followed(table, name)  # a loss leaves its band on a logarithmic scale
             left = half = math.nan
             early = 0
             if memorized is not None:
                 early = int(np.sum(np.isfinite(values) & (steps <= memorized)))
                 left = first_departure(steps, values, memorized)
-                half = half_way(steps, m.checkpoints[name].to_numpy(np.float64), memorized, int(steps[-1]))
+                half = half_way(steps, table[name].to_numpy(np.float64), memorized, int(steps[-1]))
             count = int(np.isfinite(values).sum())
             rows.append((m.name, name, left, generalized - left, half, generalized - half, count, early))
     return _frame("leads", rows)
+
+
+def points(m: Measured, name: str) -> pd.DataFrame | None:
+    """Where a measure is known: in the logs of the training, or at checkpoints if there are enough of them."""
+    if name in m.curves and m.curves[name].notna().any():
+        return m.curves
+    return m.checkpoints if m.checkpoints[name].notna().sum() >= LEAST_CHECKPOINTS else None
 
 
 def followed(table: pd.DataFrame, name: str) -> np.ndarray:
@@ -146,7 +155,10 @@ def aligned(measured: list[Measured]) -> pd.DataFrame:
         if m.onsets.generalized is None:
             continue
         for name in ("train_accuracy", "test_accuracy", *NAMES):
-            values = m.checkpoints[["step", name]].dropna()
+            table = points(m, name)
+            if table is None:
+                continue
+            values = table[["step", name]].dropna()
             rows += [(m.name, name, float(step - m.onsets.generalized), float(v)) for step, v in values.itertuples(index=False)]
     return _frame("aligned", rows)
 

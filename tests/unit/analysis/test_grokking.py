@@ -349,3 +349,11 @@ def test_series_of_others_have_no_curves():
 
 def test_measures_have_definitions():
     assert len(MEASURES) == len(set(one.NAMES)) and all(column.description.endswith(".") for column in MEASURES)
+
+
+def test_a_seed_with_few_checkpoints_counts_by_its_curves_alone():
+    few = made_up("few")
+    few.checkpoints = few.checkpoints.iloc[::40].reset_index(drop=True)
+    leads = make.leads([few])
+    assert set(leads["measure"]) == {"train_loss", "weight_norm"} and (leads["points"] == 101).all()
+    assert set(make.aligned([few])["measure"]) == {"train_accuracy", "test_accuracy", "weight_norm"}

@@ -1,0 +1,68 @@
+"""Analyses of series on the command line: run, report, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparsescope.cli.series import is_series, series_requests
+from sparsescope.cli.work import fitting
+from sparsescope.models.sources import load
+from sparsescope.training.recipe import Recipe
+from sparsescope.training.trainer import train
+
+RECIPE = {
+    "name": "tiny",
+    "title": "A tiny run",
+    "license": "Apache-2.0",
+    "steps": 8,
+    "checkpoints": [0, 2, 8],
+    "log_every": 4,
+    "model": {
+        "architecture": "ModularTransformerForCausalLM",
+        "config": {"vocab_size": 6, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2},
+    },
+    "data": {"kind": "modular_addition", "modulus": 5, "train_fraction": 0.5},
+    "optimizer": {"learning_rate": 1e-2, "weight_decay": 1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return train(Recipe.model_validate(RECIPE), tmp_path_factory.mktemp("series") / "tiny")
+
+
+def test_run_and_report_open_the_same_run(command, folder, tmp_path, empty_home):
+    code, found, _ = command("run", "grokking", "--subject", folder, "--json")
+    assert code == 0 and found["run"].startswith("grokking-")
+    out = tmp_path / "report.html"
+    code, report, _ = command("report", folder, "--output", out, "--json")
+    assert code == 0 and [run["run"] for run in report["runs"]] == [found["run"]]
+    text = out.read_text()
+    assert "From memorizing to generalizing" in text and "Frequencies, checkpoint by checkpoint" in text
+    assert "Units that" not in text, "an analysis of models is in a report about a series"
+
+
+def test_a_report_about_a_model_has_no_analysis_of_series():
+    names = [name for name, _ in fitting(load("random-opt"))]
+    assert "activation_sparsity" in names and "grokking" not in names
+    assert [name for name, _ in series_requests()][:1] == ["grokking"]
+
+
+def test_a_series_of_text_is_reported_as_a_model():
+    """Its last checkpoint reads text; what of it is no arithmetic is not for the report about series."""
+    assert not is_series("random-opt") and not is_series("lazy-relu")
+
+
+def test_what_has_no_meaning_for_a_series_is_refused(command, folder, empty_home):
+    code, _, error = command("run", "grokking", "--subject", folder, "--revision", "step-2")
+    assert code == 1 and "--revision" in error and "no meaning" in error
+    code, _, error = command("run", "grokking", "--subject", "grokking-rely")
+    assert code == 1 and "grokking-relu" in error
+    code, _, error = command("run", "grokking", "--subject", folder, "--set", "accuracy=2")
+    assert code == 1 and "accuracy" in error
+
+
+def test_show_and_list_name_the_analysis(command, empty_home):
+    code, found, _ = command("show", "grokking", "--json")
+    assert code == 0 and found["needs"] == ["series"]
+    assert "grokking" in command("list", "analyses")[1]
