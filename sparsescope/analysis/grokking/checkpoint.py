@@ -200,7 +200,7 @@ def _on_pairs(
     losses, right = fourier.cross_entropy(found.logits.astype(np.float64), sums), found.logits.argmax(1) == sums
     test = ~task.train
     whole = [losses[task.train].mean(), losses[test].mean(), right[task.train].mean(), right[test].mean()]
-    excluded = np.array([fourier.excluded_loss(logits, means, [int(k)], train) for k in fourier.frequencies(p)])
+    excluded = fourier.excluded_losses(logits, means, train)
     if keys:
         values["restricted_loss"] = fourier.restricted_loss(means, keys)
         counts = np.bincount(sums[test], minlength=p)

@@ -110,7 +110,7 @@ def checkpoint_slider(result: Result) -> go.Figure:
     named = f"key frequencies {', '.join(keys)}" if keys else "no key frequency"
     title = f"Frequencies of {len(steps)} checkpoints; the last one has {named}"
     alt = f"Bar charts of hidden units and of embedding norms by frequency, with a slider over {len(steps)} checkpoints. {title}."
-    figure = fig.describe(figure, title=title, subtitle=f"{subject_prefix(result)}dark bars: key frequencies", alt=alt)
+    figure = fig.describe(figure, title=title, subtitle=f"{subject_prefix(result)}outlined bars: key frequencies", alt=alt)
     return figure.update_layout(margin={"b": 130}, height=figure.layout.height + 70)
 
 

@@ -69,6 +69,14 @@ def test_sums_give_what_the_full_projector_gives(p: int) -> None:
     assert f.excluded_loss(logits, means, keys, rows) == pytest.approx(f.cross_entropy(logits - kept, sums)[rows].mean())
 
 
+@pytest.mark.parametrize(("p", "scale"), [(6, 1.0), (7, 40.0), (7, 2000.0)])
+def test_all_excluded_losses_at_once(p: int, scale: float) -> None:
+    logits = scale * np.random.default_rng(6).normal(size=(p * p, p))
+    means, rows = f.sum_means(logits), np.array([0, 3, 4, 9, 17, 20, 30])
+    expected = [f.excluded_loss(logits, means, [int(k)], rows) for k in f.frequencies(p)]
+    np.testing.assert_allclose(f.excluded_losses(logits, means, rows), expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize(("p", "keys"), [(13, (1, 4)), (12, (2, 5)), (10, (3, 5)), (4, (2,))])
 def test_logits_made_of_key_cosines(p: int, keys: tuple[int, ...]) -> None:
     logits = cosine_logits(p, keys, 3.0)
