@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
 
 from sparsescope.analysis.grokking import TABLES, GrokkingParams
 from sparsescope.analysis.grokking import checkpoint as one
@@ -112,8 +111,7 @@ def _measure(
         context.progress(f"checkpoints of {label}", done + i, total)
 
         def reduce(step: int = entry.step) -> dict[str, NDArray[Any]]:
-            with threadpool_limits(1, user_api="blas"):  # many small matrices: threads would wait for each other
-                return one.measure(series.subject(step), task, keys, params)
+            return one.measure(series.subject(step), task, keys, params)
 
         arrays.append(context.step(f"series-{index}-step-{entry.step}", reduce))
         losses: list[float] = arrays[-1]["losses"].tolist()
