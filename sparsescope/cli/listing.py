@@ -147,9 +147,7 @@ def _describe_run(result: Result) -> dict[str, Any]:
         "created": origin["created"],
         "seconds": origin["seconds"],
         "parameters": [{"name": name, "value": value} for name, value in origin["params"].items()],
-        "scalars": [
-            {"name": s.name, "value": format_scalar(s), "definition": s.definition} for s in result.scalars.values()
-        ],
+        "scalars": [{"name": s.name, "value": format_scalar(s), "definition": s.definition} for s in result.scalars.values()],
         "tables": [{"name": name, "rows": len(frame)} for name, frame in result.tables.items()],
         "notes": [asdict(note) for note in result.notes],
         "command": origin["command"],
@@ -206,8 +204,7 @@ def comparison_json(found: Comparison) -> dict[str, Any]:
         "environment": [asdict(difference) for difference in found.environment],
         "scalars": [asdict(change) for change in found.scalars],
         "tables": [
-            {"name": t.name, "rows": len(t.frame), "only_a": t.only_a, "only_b": t.only_b, "note": t.note}
-            for t in found.tables
+            {"name": t.name, "rows": len(t.frame), "only_a": t.only_a, "only_b": t.only_b, "note": t.note} for t in found.tables
         ],
         "notes": list(found.notes),
     }

@@ -75,9 +75,7 @@ def cluster_interval(
     return mean.reshape(shape), low.reshape(shape), high.reshape(shape)
 
 
-def pooled_intraclass_correlation(
-    spread: float, variance: float, tokens: float, squared_tokens: float, documents: int
-) -> float:
+def pooled_intraclass_correlation(spread: float, variance: float, tokens: float, squared_tokens: float, documents: int) -> float:
     """Intraclass correlation of yes/no events within documents, pooled over kinds of events (units).
 
     With rate p = K/N and k_d events among the n_d tokens of document d:

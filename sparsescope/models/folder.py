@@ -148,9 +148,7 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
     check_counts(raw, str(path))
     try:
         with quiet_transformers():
-            return AutoConfig.from_pretrained(
-                folder, trust_remote_code=trust_remote_code, local_files_only=True
-            )
+            return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # transformers raises ValueError, KeyError, OSError, validation errors
         kind = raw.get("model_type")
         known = isinstance(kind, str) and kind in CONFIG_MAPPING
@@ -278,9 +276,7 @@ def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
 
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=trust_remote_code, local_files_only=True
-            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except BaseException as error:
         # A panic of the Rust library is no Exception, but not a reason to end the program either.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

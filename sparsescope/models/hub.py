@@ -57,9 +57,7 @@ def _download(repository: str, request: LoadRequest) -> Path:
 
     info = _probe(repository, request.revision)
     names = [sibling.rfilename for sibling in info.siblings or []]
-    weights = (
-        "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model*.bin"
-    )
+    weights = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model*.bin"
     code = ["*.py"] if request.trust_remote_code else []
     try:
         folder = snapshot_download(repository, revision=info.sha, allow_patterns=[*_ALWAYS, weights, *code])

@@ -296,9 +296,7 @@ class Subject:
         weights = sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(self.model))
         dense_roles = ("mlp.hook_post", "mlp.shared_expert.hook_post")
         hidden = [site for site in self._all_sites if site.role in dense_roles]
-        routed = [
-            site for site in self._all_sites if site.role == "mlp.experts.hook_post" and not site.expert
-        ]
+        routed = [site for site in self._all_sites if site.role == "mlp.experts.hook_post" and not site.expert]
         top_k = int(getattr(text_config(self.model), "num_experts_per_tok", None) or 1)
         width = sum(site.width for site in hidden) + sum(site.width * top_k for site in routed)
         widest = max((site.width for site in hidden + routed), default=self.d_model)

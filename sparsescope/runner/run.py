@@ -338,9 +338,7 @@ def finish(
     if store is None:
         return
     try:
-        outcome.path = store.write(
-            result, outcome.spec, seconds=seconds, environment=made_with, events=events, command=command
-        )
+        outcome.path = store.write(result, outcome.spec, seconds=seconds, environment=made_with, events=events, command=command)
     except ArtifactError as error:
         error.result = result  # minutes of computing are not lost with the disk
         raise

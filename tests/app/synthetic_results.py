@@ -107,9 +107,7 @@ def activation_tables(
                 value = metrics[metric][0]
                 for first, last in bins:
                     here = value * (
-                        0.15
-                        if first == 0 and layer > 2 and metric != "density_nonzero"
-                        else 1 - 0.02 * np.log1p(first) / 5
+                        0.15 if first == 0 and layer > 2 and metric != "density_nonzero" else 1 - 0.02 * np.log1p(first) / 5
                     )
                     low, high = _interval(here, documents)
                     rows["by_position"].append(
@@ -128,9 +126,7 @@ def activation_tables(
                     here = min(1.0, value * (1 + 0.06 * index))
                     low, high = _interval(here, documents)
                     rows["by_domain"].append(
-                        place
-                        | {"domain": domain, "metric": metric, "mean": here, "low": low, "high": high}
-                        | size
+                        place | {"domain": domain, "metric": metric, "mean": here, "low": low, "high": high} | size
                     )
             use = np.clip(0.9 * (1 - ranks) ** (1.5 + 2 * depth) + 1e-4, 0, 1)
             use[-2:] = 0 if layer % 3 == 0 else use[-2:]
@@ -151,10 +147,7 @@ def activation_tables(
                         "always_on": always,
                         "always_on_share": always / width,
                         "always_on_bound": 0.998,
-                        **{
-                            f"below_{p}%": float((curve < float(p) / 100).mean())
-                            for p in ("0.1", "1", "10", "50")
-                        },
+                        **{f"below_{p}%": float((curve < float(p) / 100).mean()) for p in ("0.1", "1", "10", "50")},
                         "icc": 0.05,
                         "effective_tokens": 1700.5,
                     }
@@ -246,12 +239,8 @@ def activation_result(subject: str = "smollm2-135m", **options) -> Result:
         "Gini coefficient of |v|, averaged over tokens and layers.",
         interval=interval(table["gini"]),
     )
-    result.add_scalar(
-        "mean_hoyer", table["hoyer"], "", "Hoyer sparsity of |v|, averaged over tokens and layers."
-    )
-    result.add_scalar(
-        "dead_units", 144, "count", "Units that were never in use, over all layers.", direction="lower"
-    )
+    result.add_scalar("mean_hoyer", table["hoyer"], "", "Hoyer sparsity of |v|, averaged over tokens and layers.")
+    result.add_scalar("dead_units", 144, "count", "Units that were never in use, over all layers.", direction="lower")
     result.note("warning", "The activation function is SiLU: exact zeros say nothing here.", "mean_nonzero")
     if documents < 2:
         result.note("warning", "One document: no interval can be given.", "intervals")

@@ -32,9 +32,7 @@ def prepared(synthetic, tmp_path_factory):
     """Two stored runs of one analysis; tests copy them."""
     folder = tmp_path_factory.mktemp("prepared")
     first = synthetic.store_result(folder, synthetic.activation_result(layers=4))
-    second = synthetic.store_result(
-        folder, synthetic.activation_result("pythia-70m", layers=3, seed=2), weight="2e" * 32
-    )
+    second = synthetic.store_result(folder, synthetic.activation_result("pythia-70m", layers=3, seed=2), weight="2e" * 32)
     return folder, first, second
 
 
@@ -193,9 +191,7 @@ def test_hostile_strings_are_no_markdown(home, synthetic):
         result.add_scalar(text, 0.1, text, text)
         run_id = synthetic.store_result(home, result, weight=f"{len(text):02d}" * 32)
     for app in (show(), show("result", run=run_id)):
-        raw = " ".join(
-            str(e.value) for kind in ("title", "markdown", "caption", "warning") for e in app.get(kind)
-        )
+        raw = " ".join(str(e.value) for kind in ("title", "markdown", "caption", "warning") for e in app.get(kind))
         bare = re.sub(r"\\.", "", raw)  # without what a backslash escapes
         for mark in ("<", "](", "{{"):
             assert mark not in bare
@@ -249,12 +245,8 @@ COLUMNS = (
     Column("value", "value", "Value.", "bits"),
 )
 FRAMES = {
-    "plain": pd.DataFrame(
-        {"layer": [0, 1, 0, 1], "label": ["a", "a", "b", "b"], "value": [1.0, 2.0, 3.0, 4.0]}
-    ),
-    "empty": pd.DataFrame(
-        {"layer": pd.Series(dtype=int), "label": pd.Series(dtype=str), "value": pd.Series(dtype=float)}
-    ),
+    "plain": pd.DataFrame({"layer": [0, 1, 0, 1], "label": ["a", "a", "b", "b"], "value": [1.0, 2.0, 3.0, 4.0]}),
+    "empty": pd.DataFrame({"layer": pd.Series(dtype=int), "label": pd.Series(dtype=str), "value": pd.Series(dtype=float)}),
     "nan": pd.DataFrame({"layer": [0, 1], "label": ["a", None], "value": [float("nan"), float("inf")]}),
     "huge": pd.DataFrame({"layer": range(60_000), "label": "<b>", "value": 0.5}),
 }
@@ -265,9 +257,7 @@ def test_a_third_party_analysis_appears_with_no_edit(home, synthetic, monkeypatc
     known = Registry()
     for record in registry.analyses():
         known.add(record)
-    known.add(
-        Analysis("toy", "1", "Toy analysis", "A toy.", ToyParams, "toy_package.compute", headline=("answer",))
-    )
+    known.add(Analysis("toy", "1", "Toy analysis", "A toy.", ToyParams, "toy_package.compute", headline=("answer",)))
     known.broken["bad_package"] = "ImportError: no <b>"
     monkeypatch.setattr(registry, "analyses", lambda: known)
     for module in [name for name in sys.modules if name.split(".")[0] in {"state", "shell", "components"}]:

@@ -40,6 +40,4 @@ def check_arguments(
             raise SpecError(what, where=where, allowed=allowed, got=repr(value), next_step=next_step)
     if bos not in get_args(BosPolicy):
         next_step = "'auto' does what the tokenizer does by itself"
-        raise SpecError(
-            "unknown BOS policy", where="bos", allowed=get_args(BosPolicy), got=repr(bos), next_step=next_step
-        )
+        raise SpecError("unknown BOS policy", where="bos", allowed=get_args(BosPolicy), got=repr(bos), next_step=next_step)

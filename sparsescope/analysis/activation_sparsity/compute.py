@@ -91,9 +91,7 @@ def result(params: ActivationSparsityParams, context: Context, accumulated: Spar
     per_layer = cluster_interval(later_sums, later_counts, weights, params.level)
     out.add_table("per_layer", _per_layer(sites, metrics, per_layer, later_counts, statistics), TABLES["per_layer"])
     by_position = cluster_interval(sums, counts, weights, params.level)
-    out.add_table(
-        "by_position", _by_position(sites, metrics, accumulated.bins, by_position, counts), TABLES["by_position"]
-    )
+    out.add_table("by_position", _by_position(sites, metrics, accumulated.bins, by_position, counts), TABLES["by_position"])
     frames = []
     for domain in np.unique(strata):
         member = strata == domain
@@ -336,9 +334,7 @@ def _scalars(
         name = "mean_nonzero" if metric == "density_nonzero" else f"mean_{metric}"
         kind = "density" if metric.startswith("density") else metric
         unit = "fraction" if kind == "density" else ""
-        out.add_scalar(
-            name, mean[index], unit, f"{kind} {_meaning(metric)}: {over}", interval=interval(spread[:, index])
-        )
+        out.add_scalar(name, mean[index], unit, f"{kind} {_meaning(metric)}: {over}", interval=interval(spread[:, index]))
         if kind == "density":
             other = "mean_zero_sparsity" if index == 0 else name.replace("density", "sparsity")
             out.add_scalar(
@@ -378,9 +374,7 @@ def _meaning(metric: str) -> str:
     }[metric]
 
 
-def _notes(
-    out: Result, context: Context, accumulated: SparsityAccumulator, documents: int, nonzero: np.ndarray
-) -> None:
+def _notes(out: Result, context: Context, accumulated: SparsityAccumulator, documents: int, nonzero: np.ndarray) -> None:
     """Say what the reader has to know."""
     identity = context.subject.identity
     if identity.origin_precision != identity.dtype:

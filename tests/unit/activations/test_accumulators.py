@@ -36,9 +36,7 @@ def stream(documents=5, pieces=2, seed=0):
             }
             rows = {SITES[1].name: routed.numpy()}
             ids, positions = np.arange(n), np.arange(n, dtype=np.int32)
-            batches.append(
-                ActivationBatch(len(batches), document, document % 2, ids, positions, values, rows)
-            )
+            batches.append(ActivationBatch(len(batches), document, document % 2, ids, positions, values, rows))
     return batches
 
 
@@ -140,9 +138,7 @@ def test_memory_does_not_grow_with_documents_without_end():
     accumulator = SparsityAccumulator(SITES[:1], (0.5,), 0.9, context=4, threads=1)
     values = {SITES[0].name: torch.ones(2, 50)}
     for document in range(MAX_CLUSTERS + 50):
-        accumulator.update(
-            ActivationBatch(document, document, 0, np.arange(2), np.arange(2, dtype=np.int32), values)
-        )
+        accumulator.update(ActivationBatch(document, document, 0, np.arange(2), np.arange(2, dtype=np.int32), values))
     found = accumulator.finish()[SITES[0].name]
     assert len(found.sums) == MAX_CLUSTERS
     assert found.lengths.tolist() == [MAX_CLUSTERS + 50, MAX_CLUSTERS + 50, MAX_CLUSTERS + 50]

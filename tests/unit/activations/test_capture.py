@@ -30,10 +30,7 @@ def rows(subject, corpus, sites, **options):
                 number = batch.rows.get(name, np.arange(len(batch.token_ids))) + sum(map(len, tokens))
                 values.setdefault(name, []).append((number, value.clone()))
             tokens.append(batch.token_ids)
-    merged = {
-        name: (np.concatenate([n for n, _ in parts]), torch.cat([v for _, v in parts]))
-        for name, parts in values.items()
-    }
+    merged = {name: (np.concatenate([n for n, _ in parts]), torch.cat([v for _, v in parts])) for name, parts in values.items()}
     return merged, np.concatenate(tokens)
 
 
@@ -68,9 +65,7 @@ def test_values_are_those_of_the_model(llama, small_corpus):
     try:
         with ss.capture(llama, tokens, "blocks.1.mlp.hook_post") as source:
             for batch, text in zip(source, tokens.batches(), strict=True):
-                expected = seen[-1].reshape(-1, seen[-1].shape[-1])[
-                    torch.from_numpy(text.attention_mask.reshape(-1))
-                ]
+                expected = seen[-1].reshape(-1, seen[-1].shape[-1])[torch.from_numpy(text.attention_mask.reshape(-1))]
                 assert torch.equal(batch.values["blocks.1.mlp.hook_post"], expected)
                 assert (batch.positions == text.position[text.attention_mask]).all()
     finally:
@@ -101,14 +96,10 @@ def test_hooks_are_gone_after_a_broken_loop(llama, small_corpus):
 def test_a_non_finite_activation_names_site_and_batch(value, small_corpus):
     subject = ss.load("random-llama")
     layer = subject.model.model.layers[1].mlp.up_proj
-    handle = layer.register_forward_hook(
-        lambda module, args, output: output.index_fill(-1, torch.tensor([3]), value)
-    )
+    handle = layer.register_forward_hook(lambda module, args, output: output.index_fill(-1, torch.tensor([3]), value))
     try:
         with (
-            pytest.raises(
-                SubjectError, match=r"not finite[\s\S]*blocks\.1\.mlp\.hook_post, batch 0[\s\S]*unit 3"
-            ),
+            pytest.raises(SubjectError, match=r"not finite[\s\S]*blocks\.1\.mlp\.hook_post, batch 0[\s\S]*unit 3"),
             ss.capture(subject, small_corpus, "blocks.*.mlp.hook_post") as source,
         ):
             next(iter(source))

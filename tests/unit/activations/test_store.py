@@ -85,9 +85,7 @@ def test_writing_goes_on_after_the_last_shard(llama, small_corpus, tmp_path, mon
         stored = write_store(source, tmp_path / "acts", shard_bytes=1)
     same(live, copies(stored))
     for name, stamp in stamps.items():
-        assert (tmp_path / "acts" / "shards" / name).stat().st_mtime_ns == stamp, (
-            "a finished shard was written again"
-        )
+        assert (tmp_path / "acts" / "shards" / name).stat().st_mtime_ns == stamp, "a finished shard was written again"
 
 
 def test_a_folder_with_other_activations_is_refused(llama, small_corpus, tmp_path):

@@ -164,9 +164,7 @@ def test_half_precision_is_labelled(small_corpus):
 
 
 def test_other_sites_can_be_asked_for(llama, small_corpus):
-    result = ss.run(
-        "activation_sparsity", llama, small_corpus, sites=["blocks.*.attn.hook_z", "blocks.0.hook_out"]
-    )
+    result = ss.run("activation_sparsity", llama, small_corpus, sites=["blocks.*.attn.hook_z", "blocks.0.hook_out"])
     sites = set(result.tables["per_layer"]["site"])
     assert "blocks.0.hook_out" in sites and "blocks.2.attn.hook_z" in sites
     with pytest.raises(SubjectError):

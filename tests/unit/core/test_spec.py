@@ -60,9 +60,7 @@ def test_an_unknown_parameter_is_refused_with_near_matches():
         make_params(ActivationSparsityParams, {"sead": 1}, analysis="activation_sparsity")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("shares", (0.5, 0.5001)), ("level", 1.0), ("resamples", 1), ("use_share", "x")]
-)
+@pytest.mark.parametrize(("name", "value"), [("shares", (0.5, 0.5001)), ("level", 1.0), ("resamples", 1), ("use_share", "x")])
 def test_a_value_out_of_range_names_parameter_and_value(name, value):
     with pytest.raises(SpecError, match=f"parameter '{name}'[^$]*got"):
         make_params(ActivationSparsityParams, {name: value}, analysis="activation_sparsity")

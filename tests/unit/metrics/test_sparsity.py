@@ -16,9 +16,7 @@ MEASURES = {
     "entropy_number": m.entropy_number, "kurtosis": m.kurtosis, "treves_rolls": m.treves_rolls,
     "l1_90": lambda v: m.top_p_density(v, 0.9), "energy_90": lambda v: m.top_p_density(v, 0.9, 2),
 }  # fmt: skip
-VECTORS = hnp.arrays(
-    np.float32, st.integers(2, 40), elements=st.floats(-100, 100, width=32).map(lambda x: round(x, 3))
-)
+VECTORS = hnp.arrays(np.float32, st.integers(2, 40), elements=st.floats(-100, 100, width=32).map(lambda x: round(x, 3)))
 
 
 @pytest.mark.parametrize("n", [2, 7, 1536])
@@ -117,9 +115,7 @@ def test_brute_force_definitions():
 def test_permutation_sign_and_scale_do_not_matter(name, vector, seed, exponent):
     generator = np.random.default_rng(seed)
     turned = generator.permutation(vector) * generator.choice([-1.0, 1.0], len(vector))
-    np.testing.assert_allclose(
-        MEASURES[name](turned * 2.0**exponent), MEASURES[name](vector), rtol=1e-9, atol=1e-12
-    )
+    np.testing.assert_allclose(MEASURES[name](turned * 2.0**exponent), MEASURES[name](vector), rtol=1e-9, atol=1e-12)
 
 
 @given(vector=VECTORS)
