@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sparsescope.core.result import Result, format_number
+from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz.layers import Series, dropped_text
+from sparsescope.viz.sentences import decimal as decimal
+from sparsescope.viz.sentences import percent as percent
+from sparsescope.viz.sentences import subject_prefix
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -32,8 +35,7 @@ def describe(
     bands: bool = True,
 ) -> go.Figure:
     """Set the texts; the subtitle gets the subject and, with ``bands``, what the bands mean."""
-    subject = str(result.provenance.get("subject", {}).get("id", ""))
-    subtitle = (f"{subject}: " if subject else "") + subtitle
+    subtitle = subject_prefix(result) + subtitle
     if bands:
         subtitle += f"; {found.band_text(_level(result))}"
     return fig.describe(figure, title=title, subtitle=subtitle + dropped_text(found), alt=alt)
@@ -98,20 +100,6 @@ def percent_axes(
 def label(measure: str) -> str:
     """Name of a concentration measure in sentences and on axes."""
     return measure.upper() if measure in ("pr2", "pr4") else measure.replace("_", " ").capitalize()
-
-
-def decimal(value: float) -> str:
-    """Format a number that is not a share."""
-    return f"{value:.4f}" if np.isfinite(value) else "–"
-
-
-def percent(value: float) -> str:
-    """Format a share for a sentence, without markup characters."""
-    if not np.isfinite(value):
-        return "–"
-    if value in (0.0, 1.0) or 0.0005 <= value < 0.995:
-        return f"{100 * value:.3g} %"
-    return format_number(float(value), "fraction").replace("> ", "over ").replace("< ", "under ")
 
 
 def between(values: pd.Series) -> str:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sparsescope.core.result import Result, format_number
+from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
+from sparsescope.viz.sentences import percent as percent
+from sparsescope.viz.sentences import subject_prefix
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -19,8 +21,7 @@ LAYER = "layer (0 at the input)"
 
 def describe(figure: go.Figure, result: Result, *, title: str, subtitle: str, alt: str) -> go.Figure:
     """Set the texts; the subtitle gets the subject."""
-    subject = str(result.provenance.get("subject", {}).get("id", ""))
-    return fig.describe(figure, title=title, subtitle=(f"{subject}: " if subject else "") + subtitle, alt=alt)
+    return fig.describe(figure, title=title, subtitle=subject_prefix(result) + subtitle, alt=alt)
 
 
 def bands(result: Result) -> str:
@@ -69,15 +70,6 @@ def layer_axes(figure: go.Figure, result: Result, title: str, *, ticks: int = 16
     fig.integer_axis(figure, result.tables["per_layer"]["layer"], LAYER, ticks=ticks)
     figure.update_yaxes(tickformat=".0~%", rangemode="tozero")
     figure.update_yaxes(title_text=title, col=1)
-
-
-def percent(value: float) -> str:
-    """Format a share for a sentence, never rounded to 0 or 100 %."""
-    if not np.isfinite(value):
-        return "–"
-    if value in (0.0, 1.0) or 0.0005 <= value < 0.995:
-        return f"{100 * value:.3g} %"
-    return format_number(float(value), "fraction").replace("> ", "over ").replace("< ", "under ")
 
 
 def count(number: int, noun: str) -> str:
