@@ -56,12 +56,6 @@ class TokenLosses:
         """Mean loss in nats; exp of it is the perplexity."""
         return float(self.nll.mean())
 
-    def by_document(self, values: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int64]]:
-        """Numbers of the documents with targets, the sum of ``values`` and the number of targets of each."""
-        numbers, where = np.unique(self.document, return_inverse=True)
-        sums = np.bincount(where, weights=np.asarray(values, np.float64)).astype(np.float64)
-        return numbers.astype(np.int32), sums, np.bincount(where).astype(np.int64)
-
 
 def token_losses(
     subject: Subject,
