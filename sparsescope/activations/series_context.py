@@ -11,6 +11,7 @@ from sparsescope.activations.context import _compute, _say_nothing
 
 if TYPE_CHECKING:
     from sparsescope.activations.context import Arrays
+    from sparsescope.activations.text.tokenized import TokenizedCorpus
     from sparsescope.models.checkpoints import CheckpointSeries
 
 
@@ -21,12 +22,14 @@ class SeriesContext:
     Attributes:
         series: The series under study.
         companions: Further series to set beside it, for example the same recipe with other seeds.
+        corpus: The text on which an analysis that reads one evaluates every checkpoint; None for the others.
         progress: Call it as ``progress(phase, done, total)``, in checkpoints.
         step: ``step(name, make)`` returns the arrays that ``make()`` returns and keeps them in a stored run; see ``Context``.
     """
 
     series: CheckpointSeries
     companions: tuple[CheckpointSeries, ...] = ()
+    corpus: TokenizedCorpus | None = None
     progress: Callable[[str, int, int], None] = field(default=_say_nothing)
     step: Callable[[str, Callable[[], Arrays]], Arrays] = field(default=_compute)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsescope.cli.options import home_folder
-from sparsescope.cli.series import is_series, refuse_model_options, run_on_series, series_requests
+from sparsescope.cli.series import kind_of_series, refuse_model_options, run_on_series, series_requests
 from sparsescope.cli.work import (
     GrowingReport,
     check_output,
@@ -27,6 +27,7 @@ from sparsescope.cli.work import (
 from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 if TYPE_CHECKING:
+    from sparsescope.activations.corpus import Corpus as TextCorpus
     from sparsescope.core.result import Result
     from sparsescope.runner.run import Outcome
 
@@ -124,7 +125,13 @@ def run(
     subject: Annotated[
         str, typer.Option(help="Registered name, hub id, model folder or .gguf file; of some analyses a series of checkpoints.")
     ],
-    corpus: Corpus = REPORT_CORPUS,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Registered name, names joined by '+', or a .txt, .jsonl or .parquet file; {REPORT_CORPUS} when left out, "
+            "of a series of checkpoints its own held-out text."
+        ),
+    ] = None,
     tokens: Tokens = REPORT_TOKENS,
     context: Context = None,
     seed: Seed = 0,
@@ -148,8 +155,16 @@ def run(
     params = parse_set(set_ or [], record.params, analysis=record.name)  # a wrong name fails before the model is loaded
     if record.input == "series":
         refuse_model_options(record.name, revision=revision, attention=attention, trust_remote_code=trust_remote_code)
-        outcomes = run_on_series([(record.name, params)], subject, home)
+        text = None
+        if (given := corpus) is not None:
+            make_text(given, tokens, context, seed, bos)
+
+            def text(longest: int) -> TextCorpus:
+                return make_text(given, tokens, context or longest, seed, bos)
+
+        outcomes = run_on_series([(record.name, params)], subject, home, text)
     else:
+        corpus = corpus or REPORT_CORPUS
         make_text(corpus, tokens, context, seed, bos)
         model = load_subject(subject, revision, dtype, device, attention, trust_remote_code)
         outcomes = run_requests([(record.name, params)], model, corpus, tokens, context, seed, bos, batch_tokens, home)
@@ -194,8 +209,8 @@ def report(
 
     check_output(output)
     named = [t for t in targets if not RUN_ID.fullmatch(Path(t).name)]
-    series = {name for name in named if is_series(name)}
-    for name in [*(t for t in named if t not in series), *([fallback] if fallback else [])]:
+    kinds = {name: kind_of_series(name) for name in named}
+    for name in [*(t for t in named if kinds[t] != "modular_addition"), *([fallback] if fallback else [])]:
         resolve(name, dtype=dtype, device=device)  # a wrong name is found out now, not after the work on the first
         make_text(corpus, tokens, context, seed, bos)
     results: list[Result] = []
@@ -207,8 +222,9 @@ def report(
             store = Store(folder.resolve().parent) if folder.is_dir() else Store(home)
             results.append(store.open(name))
             continue
-        if target in series:
-            outcomes = run_on_series(series_requests(), target, home)
+        of_series = [] if (kind := kinds[target]) is None else series_requests(kind)
+        if kind == "modular_addition":
+            outcomes = run_on_series(of_series, target, home)
             failed += [outcome for outcome in outcomes if outcome.error is not None]
             results += [outcome.result for outcome in outcomes if outcome.result is not None]
             continue
@@ -222,8 +238,11 @@ def report(
             console.say(f"NOTE: {notice}")
             model = load_subject(fallback, None, dtype, device, attention, False)
         wanted = fitting(model)
-        growing = GrowingReport(output, results, len(results) + len(wanted) + len(targets) - targets.index(target) - 1)
+        growing = GrowingReport(
+            output, results, len(results) + len(wanted) + len(of_series) + len(targets) - targets.index(target) - 1
+        )
         outcomes = run_requests(wanted, model, corpus, tokens, context, seed, bos, batch_tokens, home, done=growing.add)
+        outcomes += run_on_series(of_series, target, home) if of_series else []
         for outcome in outcomes:
             if outcome.error is not None:
                 failed.append(outcome)  # with a result where only storing it failed
@@ -286,6 +305,31 @@ def study(
         console.out(str(path))
     if failed:
         raise typer.Exit(2)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe, for example analyses/grokking/relu.toml, or the name of a shipped series.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the checkpoints.")],
+    seed: Annotated[int | None, typer.Option(help="Another seed than that of the recipe.")] = None,
+    name: Annotated[str | None, typer.Option(help="Another name than that of the recipe.")] = None,
+    json: Json = False,
+) -> None:
+    """Train a small model from a recipe and keep its checkpoints; the same command goes on after an interruption."""
+    from sparsescope.cli import console
+    from sparsescope.training.recipe import find_recipe, read_recipe
+
+    path = find_recipe(recipe)
+    declared = read_recipe(path, seed=seed, name=name)  # a wrong value is found before torch is imported
+    from sparsescope.training.trainer import train as run_recipe
+
+    folder = run_recipe(declared, output, recipe_text=path.read_text(encoding="utf-8"))
+    if json:
+        console.out_json({"series": declared.name, "folder": str(folder), "steps": declared.steps, "seed": declared.seed})
+    else:
+        console.out(str(folder))
 
 
 @app.command()

@@ -56,7 +56,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Yield a function that shows progress in tokens."""
+    """Yield a function that shows progress."""
     if not sys.stderr.isatty():
         yield _plain_progress()
         return
@@ -64,20 +64,20 @@ def progress_bar() -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"),
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
         TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bar:
         tasks: dict[str, Any] = {}
         begin: dict[str, tuple[float, int]] = {}
 
-        def show(phase: str, done: int, total: int) -> None:
+        def show(phase: str, done: int, total: int, unit: str = "tokens") -> None:
             if phase not in tasks:
-                tasks[phase] = bar.add_task(phase, total=total, rate="")
+                tasks[phase] = bar.add_task(phase, total=total, rate="", unit=unit)
                 begin[phase] = (time.monotonic(), done)
             start, first = begin[phase]
             rate = (done - first) / max(time.monotonic() - start, 1e-9)
-            bar.update(tasks[phase], completed=done, rate=f"{rate:,.0f}/s" if done > first else "")
+            bar.update(tasks[phase], completed=done, rate=f"{rate:,.{0 if rate >= 10 else 1}f}/s" if done > first else "")
 
         yield show
 
@@ -87,15 +87,15 @@ def _plain_progress() -> Progress:
     last: dict[str, float] = {}
     start: dict[str, tuple[float, int]] = {}
 
-    def show(phase: str, done: int, total: int) -> None:
+    def show(phase: str, done: int, total: int, unit: str = "tokens") -> None:
         now = time.monotonic()
         begin, first = start.setdefault(phase, (now, done))
         if done < total and phase in last and now - last[phase] < PLAIN_SECONDS:
             return
         last[phase] = now
         rate = (done - first) / (now - begin) if now > begin else 0.0
-        left = f", {rate:,.0f} tokens/s, {(total - done) / rate:,.0f} s left" if rate else ""
-        say(f"{phase}: {done:,} of {total:,} tokens{left}")
+        left = f", {rate:,.{0 if rate >= 10 else 1}f} {unit}/s, {(total - done) / rate:,.0f} s left" if rate else ""
+        say(f"{phase}: {done:,} of {total:,} {unit}{left}")
 
     return show
 

@@ -1,7 +1,8 @@
 """Series of checkpoints on the command line: which target is one, and how their analyses are run.
 
-A shipped or local series of modular addition has no text that a model analysis could read; a report about it holds the
-analyses of series. One checkpoint of it is a model as any other: ``NAME@step-N``.
+A series of modular addition has no text that a model analysis could read: a report about it holds the analyses of series. A
+report about a series of language models holds the analyses of its last checkpoint, then those of series that read text.
+One checkpoint is a model as any other: ``NAME@step-N``.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 from sparsescope.errors import SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sparsescope.activations.corpus import Corpus
     from sparsescope.models.checkpoints import CheckpointSeries
     from sparsescope.runner.run import Outcome
 
 
-def is_series(target: str) -> bool:
-    """Whether a report about ``target`` is one about a series: a trained series whose models read no text.
+def kind_of_series(target: str) -> str | None:
+    """Return what a trained series is about, ``"modular_addition"`` or ``"byte_text"``; None for what is none.
 
     Raises:
         DependencyError: A shipped series is missing from this installation.
@@ -27,33 +31,43 @@ def is_series(target: str) -> bool:
     from sparsescope.models.series_file import FILE, SeriesFolder
 
     folder = embedded_folder(target) if target in embedded_series() else Path(target).expanduser()
-    return (folder / FILE).is_file() and SeriesFolder.open(folder).content.data.get("kind") == "modular_addition"
+    return str(SeriesFolder.open(folder).content.data.get("kind")) if (folder / FILE).is_file() else None
 
 
-def series_requests() -> list[tuple[str, dict[str, Any]]]:
-    """Every analysis of series, with default parameters."""
+def series_requests(kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """The analyses of series that a report about a series of this kind holds, with default parameters."""
     from sparsescope.core.registry import analyses
 
-    return [(record.name, {}) for record in analyses() if record.input == "series"]
+    return [(record.name, {}) for record in analyses() if record.input == "series" and record.reads_text == (kind == "byte_text")]
 
 
-def run_on_series(wanted: list[tuple[str, dict[str, Any]]], target: str, home: Path | None) -> list[Outcome]:
+def run_on_series(
+    wanted: list[tuple[str, dict[str, Any]]], target: str, home: Path | None, text: Callable[[int], Corpus] | None = None
+) -> list[Outcome]:
     """Run analyses of a series with a progress bar.
 
+    Args:
+        wanted: Analyses with their parameters.
+        target: The series.
+        home: Folder of runs.
+        text: Makes the text that they read, given the longest window; None for the held-out text of the series.
+
     Raises:
-        SpecError: An analysis studies a model.
+        SpecError: An analysis studies a model, or reads no text, or lacks one.
         SubjectError: There is no such series.
     """
     from sparsescope.cli import console
 
     console.say(f"opening {target}")
     from sparsescope.models.checkpoints import open_series
-    from sparsescope.runner.run import Request
+    from sparsescope.runner.run import Request, default_context
     from sparsescope.runner.series import run_series
 
     series: CheckpointSeries = open_series(target)
     with console.progress_bar() as progress:
-        return run_series([Request(name, params) for name, params in wanted], series, store=home or True, progress=progress)
+        requests = [Request(name, params) for name, params in wanted]
+        corpus = None if text is None else text(default_context(series.subject(series.steps[-1])))
+        return run_series(requests, series, corpus, store=home or True, progress=progress)
 
 
 def refuse_model_options(name: str, **given: object) -> None:

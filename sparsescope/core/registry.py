@@ -74,8 +74,10 @@ class Analysis:
         citations: Sources of the definitions.
         measures_time: Whether device, backend and threads join the digest.
         place: Order in listings and reports, small first; equal places go by name.
-        input: What it reads: ``"subject"``, a model on a corpus, or ``"series"``, the checkpoints of one training run, without
-            a corpus. Its ``compute`` then gets a ``SeriesContext``.
+        input: What it reads: ``"subject"``, a model on a corpus, or ``"series"``, the checkpoints of one training run. Its
+            ``compute`` then gets a ``SeriesContext``.
+        reads_text: Of a series analysis, whether every checkpoint is evaluated on a text: the one that is given, or the
+            held-out text that the series carries.
         companions: Of a series analysis, the parameter that names further series (other seeds); they join the digest.
     """
 
@@ -93,6 +95,7 @@ class Analysis:
     measures_time: bool = False
     place: int = 100
     input: Literal["subject", "series"] = "subject"
+    reads_text: bool = False
     companions: str = ""
 
     def compute_module(self) -> Any:

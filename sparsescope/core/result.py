@@ -274,7 +274,7 @@ def format_number(value: float, unit: str) -> str:
             return "> 99.99 %"
         return f"{percent:.2f} %"
     if unit == "count" or (unit in {"tokens", "documents", "units"} and float(value).is_integer()):
-        return f"{int(value):,}" if abs(value) < 1e15 else f"{value:.4g}"
+        return f"{round(value):,}" if abs(value) < 1e15 else f"{value:.4g}"
     if unit == "seconds":
         return f"{value:.2f} s"
     return f"{value:.4g}" + (f" {unit}" if unit else "")

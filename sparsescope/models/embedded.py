@@ -2,7 +2,7 @@
 
 ``load("grokking-relu")`` is the last checkpoint, ``load("grokking-relu@step-4000")`` that of step 4000; which steps there
 are says ``models.checkpoints.open_series("grokking-relu").steps``. Weights are stored in float16. What made them stands
-beside them in ``recipe.toml``; ``python -m sparsescope.training`` makes them again.
+beside them in ``recipe.toml``; ``sparsescope train`` makes them again.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ _SERIES = {
     "grokking-relu-wd0": "control of grokking-relu: no weight decay, never generalizes",
     "grokking-moe": "OLMoE of 4 layers that groks addition mod 59, 8 experts, 2 routed, with checkpoints",
     "grokking-moe-wd0": "control of grokking-moe: no weight decay",
+    "grokking-short": "smaller ReLU transformer that groks addition mod 59; five seeds show the spread of the onset",
     "bytes-moe": "OLMoE language model on bytes of four kinds of text, with checkpoints",
     "lazy-relu": "ReLU language model on bytes (OPT), with checkpoints from step 0",
     "lazy-swiglu": "SwiGLU language model on bytes (Llama) of the size of lazy-relu, with checkpoints from step 0",
 }
 # Runs of another seed with few checkpoints, for what needs several runs: `open_series` opens them, `load` does not name them.
-_OTHER_SEEDS = ("grokking-moe-seed1", "grokking-moe-seed2")
+_OTHER_SEEDS = ("grokking-moe-seed1", "grokking-moe-seed2", *(f"grokking-short-seed{seed}" for seed in range(1, 5)))
 _REVISION = re.compile(r"(?:step-?)?(\d{1,12})")
 
 

@@ -31,6 +31,7 @@ from sparsescope.models.roles import Block, text_config
 from sparsescope.models.sites import Site
 
 EXACT_ZERO_ACTIVATIONS = frozenset({"relu", "relu2", "relu6"})
+_HIDDEN_ROLES = ("mlp.hook_post", "mlp.experts.hook_post", "mlp.shared_expert.hook_post")
 
 
 class Subject:
@@ -192,13 +193,22 @@ class Subject:
                 next_step="use hidden states, or load the model class with its language-model head",
             )
         module = self.model if logits else self.backbone
-        arguments = self._mask_arguments(module, ids, attention_mask)
+        arguments = self.mask_arguments(module, ids, attention_mask)
         with torch.inference_mode(), evaluating(self.model):
             output = module(input_ids=ids, **arguments)
         return output.logits if logits else output.last_hidden_state  # type: ignore[no-any-return]
 
-    def _mask_arguments(self, module: Any, ids: torch.Tensor, attention_mask: Any) -> dict[str, Any]:
-        """Return mask, positions and cache switch, as far as the module takes them."""
+    def mask_arguments(self, module: Any, ids: torch.Tensor, attention_mask: Any) -> dict[str, Any]:
+        """Return mask, positions and cache switch, as far as the module takes them.
+
+        Args:
+            module: The HF module that will be called: the model, or its backbone.
+            ids: int64 [batch, pos].
+            attention_mask: As in ``forward``.
+
+        Raises:
+            SubjectError: Mask and ids differ in shape.
+        """
         accepted = inspect.signature(module.forward).parameters
         arguments: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
         if attention_mask is None:
@@ -237,6 +247,10 @@ class Subject:
             SubjectError: A pattern matches nothing; the message lists candidates and near matches.
         """
         return select(self._all_sites, patterns, self.n_layers, self._sparse_layers())
+
+    def hidden_sites(self) -> tuple[Site, ...]:
+        """Return the sites of the MLP hidden layer in the form that it takes in each layer: dense, or per expert."""
+        return tuple(site for site in self._all_sites if site.role in _HIDDEN_ROLES)
 
     def site_names(self) -> tuple[str, ...]:
         """Return the name of every site."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,8 +25,12 @@ STEP = "pass"
 # Changes with what accumulators store: a state of another version is not used.
 STATE_VERSION = 1
 
-# Called with what is going on, how much is done, how much there is, in tokens.
-Progress = Callable[[str, int, int], None]
+
+class Progress(Protocol):
+    """Told what is going on, how much of it is done and how much there is."""
+
+    def __call__(self, phase: str, done: int, total: int, unit: str = "tokens") -> None:
+        """Show it."""
 
 
 def one_pass(

@@ -88,7 +88,7 @@ def run(
     Args:
         analysis: Registered name, for example ``"activation_sparsity"``.
         subject: The model; of an analysis of checkpoints the series, or what ``models.checkpoints.open_series`` takes.
-        corpus: The text; None for an analysis of checkpoints.
+        corpus: The text; None for an analysis of checkpoints that reads none, or reads the held-out text of its series.
         store: Where to keep the result: a folder, True for ``$SPARSESCOPE_HOME`` or ``runs``, None for memory only.
             A stored run with the same digest is opened instead of computed again.
         progress: Told about tokens done.
@@ -107,7 +107,7 @@ def run(
     if find_record(analysis).input == "series":
         from sparsescope.runner.series import given_series, run_series
 
-        outcome = run_series([request], given_series(analysis, subject, corpus), store=store, progress=progress)[0]
+        outcome = run_series([request], given_series(analysis, subject), corpus, store=store, progress=progress)[0]
     else:
         model, text = _model_and_text(analysis, subject, corpus)
         outcome = run_many([request], model, text, store=store, progress=progress, batch_tokens=batch_tokens)[0]
@@ -148,7 +148,7 @@ def run_many(
             raise _of_a_series(record)
     checked = [(record, make_params(record.params, request.params, analysis=record.name)) for record, request in records]
     tokens = tokenized(corpus, subject)
-    _check_context(subject, tokens)
+    check_context(subject, tokens)
     context = Context(subject, tokens)
     home = Store() if store is True else Store(store) if store else None
     jobs: dict[str, _Job] = {}
@@ -356,7 +356,7 @@ def max_positions(subject: Subject) -> int | None:
     return int(found) if found else None
 
 
-def _check_context(subject: Subject, corpus: TokenizedCorpus) -> None:
+def check_context(subject: Subject, corpus: TokenizedCorpus) -> None:
     """Refuse windows that are longer than the model was made for: rotary models would answer, with nonsense."""
     special = corpus.context - corpus.window
     limit, longest = max_positions(subject), max(min(len(d) + special, corpus.context) for d in corpus.documents)

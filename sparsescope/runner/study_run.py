@@ -124,14 +124,17 @@ def _of_kind(
         named: Progress | None = None
         if progress is not None:  # by subject: a bar for each, and rates that do not mix a small model with a large one
 
-            def named(phase: str, done: int, total: int) -> None:
-                progress(f"{subject.title}: {phase}", done, total)
+            def named(phase: str, done: int, total: int, unit: str = "tokens") -> None:
+                progress(f"{subject.title}: {phase}", done, total, unit)
 
         if series:
             from sparsescope.models.checkpoints import open_series
             from sparsescope.runner.series import run_series
 
-            outcomes = run_series(requests, open_series(load_name(found, subject.name)), store=store, progress=named)
+            opened = open_series(load_name(found, subject.name))
+            # The held-out text of the series, unless the study names another for this subject.
+            text = None if subject.corpus is None else _text(found, subject, opened.subject(opened.steps[-1]))
+            outcomes = run_series(requests, opened, text, store=store, progress=named)
         else:
             # The corpus first: it costs nothing until it meets a tokenizer; a text that is not there is found out at once.
             text_source(found, subject.corpus)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparsescope.core.files import storage_errors
-from sparsescope.errors import SpecError
+from sparsescope.errors import SpecError, unknown_name
 from sparsescope.models.architectures import ARCHITECTURES
 
 _MAX_BYTES = 64 * 1024
@@ -118,6 +118,27 @@ class Recipe(_Declared):
         if self.checkpoints[0] < 0 or self.checkpoints[-1] > self.steps:
             raise ValueError(f"checkpoints lie in 0 to {self.steps}")
         return self
+
+
+def find_recipe(target: str) -> Path:
+    """Return the file of a recipe.
+
+    Args:
+        target: A file, or the name of a shipped series, which has its recipe beside it.
+
+    Raises:
+        SpecError: It is neither.
+        DependencyError: The shipped series is missing from this installation.
+    """
+    from sparsescope.models.embedded import embedded_folder, embedded_series
+    from sparsescope.models.series_file import RECIPE
+
+    path = Path(target).expanduser()
+    if path.is_file():
+        return path
+    if target in embedded_series():
+        return embedded_folder(target) / RECIPE
+    raise unknown_name("recipe", target, embedded_series(), next_step="give a TOML file, or the name of a shipped series")
 
 
 def read_recipe(path: Path, **changes: Any) -> Recipe:

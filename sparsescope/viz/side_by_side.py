@@ -8,7 +8,7 @@ frames with the columns ``x``, ``y`` and, where there is an interval, ``low`` an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import pandas as pd
 from sparsescope.core.result import Column
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
+from sparsescope.viz.steps import StepAxis
 from sparsescope.viz.tables import format_cell, heading, is_share
 from sparsescope.viz.tokens import display
 
@@ -87,6 +88,9 @@ def compare_lines(lines: Sequence[Line], axes: Axes, *, title: str, caption: str
     if not drawn:
         return fig.empty(title, "no subject has a finite number here")
     percent = axes.y.kind == "fraction" and (axes.metric is None or is_share(axes.metric))
+    steps = _steps(drawn, axes)
+    if steps is not None:
+        drawn = [replace(line, frame=_placed(line.frame, steps)) for line in drawn]
     figure = fig.panels(height=_HEIGHT)
     most = fig.MAX_MARKS // (4 * len(drawn))
     bands = False
@@ -102,7 +106,7 @@ def compare_lines(lines: Sequence[Line], axes: Axes, *, title: str, caption: str
             texts=_hover(line.name, frame, axes, percent),
         )  # fmt: skip
     dotted = _reference(figure, drawn, most, axes.reference_title)
-    _style(figure, drawn, axes, percent)
+    _style(figure, drawn, axes, percent, steps)
     parts = ["dashed: controls"] if any(line.control for line in drawn) else []
     parts += ["bands: intervals"] if bands else []
     parts += [f"dotted: {axes.reference_title}"] if dotted else []
@@ -140,17 +144,34 @@ def _reference(figure: go.Figure, lines: Sequence[Line], most: int, name: str) -
     return bool(having)
 
 
-def _style(figure: go.Figure, lines: Sequence[Line], axes: Axes, percent: bool) -> None:
+def _steps(lines: Sequence[Line], axes: Axes) -> StepAxis | None:
+    """The axis of training steps, where it is logarithmic: step 0 has a place of its own."""
+    if not axes.log_x or axes.relative or axes.x.kind != "step":
+        return None
+    found = sorted({int(step) for line in lines for step in _numbers(line.frame["x"])})
+    return StepAxis(tuple(found), log=True) if found[-1] > 0 else None
+
+
+def _placed(frame: pd.DataFrame, steps: StepAxis) -> pd.DataFrame:
+    """The rows at their places on the axis; ``at`` keeps the steps for the hover texts."""
+    return frame.assign(at=frame["x"], x=steps.x(frame["x"]))
+
+
+def _style(figure: go.Figure, lines: Sequence[Line], axes: Axes, percent: bool, steps: StepAxis | None) -> None:
     """Axis titles and forms, and a legend that has room."""
     x_title = f"relative {axes.x.name} (0 first, 1 last)" if axes.relative else heading(axes.x).replace("_", " ")
     if axes.x.kind in {"layer", "head", "expert"} and not axes.relative and not axes.log_x:
         fig.integer_axis(figure, [v for line in lines for v in line.frame["x"]], x_title)
     figure.update_xaxes(title_text=display(x_title), type="log" if axes.log_x else "linear")
+    if steps is not None:
+        steps.arrange(figure)
+    elif axes.log_x:  # plain numbers of steps; plotly would write 1k, and 100µ below
+        figure.update_xaxes(exponentformat="none", separatethousands=True)
     if axes.relative:
         figure.update_xaxes(range=[-0.03, 1.03])
     y_title = axes.y_title or heading(axes.y).replace("_", " ")
     figure.update_yaxes(title_text=display(y_title), tickformat=".4~%" if percent else None)
-    figure.update_yaxes(type="log") if axes.log_y else figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(type="log", exponentformat="power") if axes.log_y else figure.update_yaxes(rangemode="tozero")
     rows = -(-len(lines) // 3)  # about three names fit a row on a page
     figure.update_layout(height=(figure.layout.height or _HEIGHT) + 22 * rows, margin={"b": 70 + 22 * rows})
     figure.update_layout(legend={"y": -0.2, "yanchor": "top"})
@@ -169,14 +190,26 @@ def _hover(name: str, frame: pd.DataFrame, axes: Axes, percent: bool) -> list[st
 
 
 def _seen(lines: Sequence[Line], axes: Axes, percent: bool) -> str:
-    """Say which subject lies lowest and which highest, by the median over x; controls are not meant by it."""
+    """Say which subject lies lowest and which highest, by the median over x; controls are not meant by it.
+
+    Over training lines cross, so there it is said from where to where each one runs.
+    """
     own = [line for line in lines if not line.control]
+    if axes.x.kind == "step":
+        return "From first to last step: " + "; ".join(_course(line, axes, percent) for line in own) if len(own) <= 4 else ""
     if len(own) < 2:
         return ""
     ranked = sorted(own, key=lambda line: float(np.nanmedian(_numbers(line.frame["y"]))))
     what = (axes.y_title or heading(axes.y)).replace("_", " ")
     low, high = (f"{line.name} ({_range(line, axes, percent)})" for line in (ranked[0], ranked[-1]))
     return f"{what[:1].upper()}{what[1:]}: lowest in {low}, highest in {high}"
+
+
+def _course(line: Line, axes: Axes, percent: bool) -> str:
+    """The first and the last value of a line."""
+    values = _numbers(line.frame.sort_values("x")["y"])
+    values = values[np.isfinite(values)]
+    return f"{line.name} {_brief(float(values[0]), axes, percent)} to {_brief(float(values[-1]), axes, percent)}"
 
 
 def _range(line: Line, axes: Axes, percent: bool) -> str:

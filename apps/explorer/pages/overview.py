@@ -27,14 +27,23 @@ def _empty() -> None:
 
 
 def _coverage(found: Sequence[state.Run]) -> None:
-    """Matrix of models and analyses: a cell opens the newest run, an empty one shows the command."""
-    st.subheader("Models and analyses")
-    names = [record.name for record in analyses()]
-    names += sorted({run.analysis for run in found} - set(names))
+    """Matrix of models and analyses, and one of series of checkpoints where there are any."""
+    of_series = {record.name for record in analyses() if record.input == "series"}
+    models = [run for run in found if run.analysis not in of_series]
+    series = [run for run in found if run.analysis in of_series]
+    for title, first, runs in (("Models and analyses", "Model", models), ("Series of checkpoints", "Series", series)):
+        if runs:
+            names = [record.name for record in analyses() if (record.name in of_series) == (runs is series)]
+            _matrix(title, first, names + sorted({run.analysis for run in runs} - set(names)), runs)
+
+
+def _matrix(title: str, first: str, names: list[str], found: Sequence[state.Run]) -> None:
+    """A cell opens the newest run, an empty one shows the command."""
+    st.subheader(title)
     subjects = list(dict.fromkeys(run.subject for run in found))[:_SUBJECTS]
     newest = {(run.subject, run.analysis): run for run in reversed(found)}
     widths = [2, *([3] * len(names))]
-    for place, text in zip(st.columns(widths), ["Model", *(state.title_of(name) for name in names)], strict=True):
+    for place, text in zip(st.columns(widths), [first, *(state.title_of(name) for name in names)], strict=True):
         place.markdown(f"**{plain(text)}**")
     for subject in subjects:
         places = st.columns(widths, vertical_alignment="center")

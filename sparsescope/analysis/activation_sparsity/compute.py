@@ -33,7 +33,6 @@ from sparsescope.metrics.statistics import (
 )
 
 RULES = ("nonzero", "in use")
-HIDDEN_ROLES = ("mlp.hook_post", "mlp.experts.hook_post", "mlp.shared_expert.hook_post")
 ALWAYS_ON = 0.99
 FREQUENCY_POINTS = 101
 MIN_EVENTS = 30
@@ -41,21 +40,9 @@ MIN_EVENTS = 30
 
 def accumulator(params: ActivationSparsityParams, context: Context) -> SparsityAccumulator:
     """Return the accumulator to feed in the shared forward pass."""
-    return SparsityAccumulator(
-        context.subject.sites(_patterns(params, context)), params.shares, params.use_share, context.corpus.context
-    )
-
-
-def _patterns(params: ActivationSparsityParams, context: Context) -> list[str]:
-    """The sites asked for; ``auto`` is the MLP hidden layer, whatever form it takes in each layer."""
-    if params.sites != "auto":
-        return [params.sites] if isinstance(params.sites, str) else list(params.sites)
-    return [name for name in context.subject.site_names() if _role(name) in HIDDEN_ROLES]
-
-
-def _role(name: str) -> str:
-    """``blocks.3.mlp.experts.5.hook_post`` -> ``mlp.experts.hook_post``."""
-    return ".".join(part for part in name.split(".")[1:] if not part.isdigit())
+    subject = context.subject
+    sites = subject.hidden_sites() if params.sites == "auto" else subject.sites(params.sites)
+    return SparsityAccumulator(sites, params.shares, params.use_share, context.corpus.context)
 
 
 def metric_names(shares: tuple[float, ...]) -> list[str]:

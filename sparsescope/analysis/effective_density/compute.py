@@ -68,13 +68,15 @@ def compute(params: EffectiveDensityParams, context: Context) -> Result:
         limits = {name: curve.threshold(level) for name, curve in curves.items()}
         return lambda site, tensor: tensor.abs().float() * norms[site.name] >= limits[site.name]
 
+    def by_top_p(share: float) -> Callable[[Site, torch.Tensor], torch.Tensor]:
+        return lambda site, tensor: top_p_mask(tensor, share)
+
     rules = (_Rule("CETT"), _Rule("top-p"))
     levels = {}
     for percent in params.percents:
         levels[percent] = _bisect(rules[0], percent, params.tolerance, passes, dense, by_cett)
     for share in params.shares:
-        keep = lambda site, tensor, share=share: top_p_mask(tensor, share)  # noqa: E731
-        rules[1].points[share] = passes.run(f"top-p-{share:g}", keep)
+        rules[1].points[share] = passes.run(f"top-p-{share:g}", by_top_p(share))
         if _passed(rules[1].points[share], dense, params):
             break
 

@@ -234,6 +234,9 @@ def _scalars(out: Result, own: Measured, measured: list[Measured], params: Grokk
         if found_range.n > 1:
             interval = Interval(found_range.low, found_range.high, found_range.level, "order statistics of those", found_range.n)
         add("generalized_step_median", kaplan_meier_median(times, seen), "count", text, interval=interval)
+        reached = [t for t, s in zip(times, seen, strict=True) if s and t > 0]
+        text = f"largest t_gen / smallest t_gen of the {len(reached)} of {len(measured)} series that generalized"
+        add("generalized_step_spread", max(reached) / min(reached) if len(reached) > 1 else math.nan, "", text)
 
 
 def _last_or(step: int | None, measured: Measured) -> float:

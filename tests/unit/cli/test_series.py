@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparsescope.cli.series import is_series, series_requests
+from sparsescope.cli.series import kind_of_series, series_requests
 from sparsescope.cli.work import fitting
 from sparsescope.models.sources import load
 from sparsescope.training.recipe import Recipe
@@ -44,13 +44,15 @@ def test_run_and_report_open_the_same_run(command, folder, tmp_path, empty_home)
 
 def test_a_report_about_a_model_has_no_analysis_of_series():
     names = [name for name, _ in fitting(load("random-opt"))]
-    assert "activation_sparsity" in names and "grokking" not in names
-    assert [name for name, _ in series_requests()][:1] == ["grokking"]
+    assert "activation_sparsity" in names and "grokking" not in names and "sparsity_over_training" not in names
 
 
-def test_a_series_of_text_is_reported_as_a_model():
-    """Its last checkpoint reads text; what of it is no arithmetic is not for the report about series."""
-    assert not is_series("random-opt") and not is_series("lazy-relu")
+def test_what_a_report_about_a_series_holds_depends_on_what_its_models_read(folder):
+    assert kind_of_series("random-opt") is None
+    assert kind_of_series("lazy-relu") == "byte_text"
+    assert kind_of_series(str(folder)) == "modular_addition"
+    assert series_requests("modular_addition") == [("grokking", {})]
+    assert series_requests("byte_text") == [("sparsity_over_training", {})]
 
 
 def test_what_has_no_meaning_for_a_series_is_refused(command, folder, empty_home):

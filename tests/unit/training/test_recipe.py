@@ -20,7 +20,7 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_shipped_recipes_are_valid_and_say_their_command(path):
     recipe = read_recipe(path)
-    command = f"python -m sparsescope.training {path.relative_to(ROOT).as_posix()} --output data/models/{recipe.name}"
+    command = f"sparsescope train {path.relative_to(ROOT).as_posix()} --output data/models/{recipe.name}"
     assert command in path.read_text()
     assert 0 in recipe.checkpoints and recipe.steps in recipe.checkpoints
 

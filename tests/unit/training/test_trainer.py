@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 
+from sparsescope.cli import app
+from sparsescope.cli.guard import execute
 from sparsescope.errors import ArtifactError, SubjectError
 from sparsescope.models.series_file import SeriesFolder
-from sparsescope.training.__main__ import main
 from sparsescope.training.recipe import read_recipe
 from sparsescope.training.trainer import PARTIAL, _threads, train
 
@@ -116,15 +117,15 @@ def test_a_training_that_diverges_says_so(recipe, tmp_path):
         train(wild, tmp_path / "run")
 
 
-def test_the_command_trains_and_shows_plain_lines(recipe_file, tmp_path, capsys):
-    assert main([str(recipe_file), "--output", str(tmp_path / "run"), "--seed", "5", "--name", "other"]) == 0
+def test_the_verb_trains_and_shows_plain_lines(recipe_file, tmp_path, capsys):
+    assert execute(app, ["train", str(recipe_file), "--output", str(tmp_path / "run"), "--seed", "5", "--name", "other"]) == 0
     shown = capsys.readouterr()
     assert shown.out.strip() == str(tmp_path / "run")
     assert "other: 30 of 30 steps, train loss" in shown.err and "steps/s" in shown.err
     content = json.loads((tmp_path / "run" / "series.json").read_text())
     assert (content["seed"], content["name"]) == (5, "other")
     assert read_recipe(tmp_path / "run" / "recipe.toml").seed == 3  # the file as it is; what was changed stands in series.json
-    assert main([str(recipe_file), "--output", str(tmp_path / "run")]) == 1
+    assert execute(app, ["train", str(recipe_file), "--output", str(tmp_path / "run")]) == 1
     assert "finished series" in capsys.readouterr().err
 
 
