@@ -119,7 +119,7 @@ def unknown_name(
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     return error(
         f"unknown {kind} {name!r}",
-        allowed=known if len(known) <= 20 else f"{len(known)} names",
+        allowed=known if len(known) <= 40 else f"{len(known)} names",
         got=repr(name),
         next_step=hint + next_step,
     )
