@@ -181,6 +181,8 @@ def _bisect(
             side = 0
         if high - low < 1e-5:
             break
+    if math.isinf(high_rise):  # with every unit off the rise is still smaller: no level gives it
+        return max(rule.points)
     return min(rule.points, key=lambda at: abs(_rise(rule.points[at], dense) - percent))
 
 
@@ -394,16 +396,21 @@ def _notes(
         reached = f"CETT {level:.4g} gives a rise of {100 * row['perplexity_rise']:.3f} % for {percent:g} % wanted"
         if missed < report.params.tolerance:
             out.note("info", reached, place="bisection")
+        elif level >= 1.0 and 100 * row["perplexity_rise"] < percent:
+            lost = f"with every unit off the perplexity changes by {100 * row['perplexity_rise']:+.3g} %"
+            out.note("warning", f"{lost}: no CETT level gives a rise of {percent:g} %", place="bisection")
         else:
             out.note("warning", f"{reached}: the search ended {missed:.3f} points away", place="bisection")
-    low, high = curve["perplexity_rise_low"], curve["perplexity_rise_high"]
-    if report.enough:
-        at = (100 * curve["perplexity_rise"] - 1).abs().idxmin()
+    known = curve[curve["perplexity_rise_high"] > curve["perplexity_rise_low"]]  # the dense pass is compared with itself
+    if report.enough and len(known):
+        wanted = report.params.percents[len(report.params.percents) // 2]
+        row = known.loc[(100 * known["perplexity_rise"] - wanted).abs().idxmin()]
+        spread = 50 * (row["perplexity_rise_high"] - row["perplexity_rise_low"])
         out.note(
             "info",
-            f"with these tokens a rise near 1 % is known to within {50 * (high[at] - low[at]):.2f} points either way: "
-            "more held-out tokens narrow the intervals of the densities",
+            f"with these tokens a rise of {100 * row['perplexity_rise']:.3g} % is known to within {spread:.2g} points either "
+            "way: more held-out tokens narrow the intervals of the densities",
             place="precision",
         )
-    else:
+    elif not report.enough:
         out.note("warning", "one held-out document: no interval can be given", place="precision")

@@ -144,3 +144,14 @@ def test_who_has_no_loss_or_no_second_document_is_refused(llama, small_corpus):
         ss.run("effective_density", llama, ss.corpus(["one document only, of some words"], context=16, deduplicate=False))
     with pytest.raises(SpecError, match="shares"):
         ss.run("effective_density", llama, small_corpus, shares=(0.5, 0.5))
+
+
+def test_a_rise_that_no_level_gives_is_said_to_be_one():
+    """A random model has nothing to lose: with every unit off its perplexity is the same."""
+    text = ss.corpus("python-docs", tokens=1200, context=64)
+    result = ss.run("effective_density", ss.load("random-llama"), text, percents=(2.0,), resamples=100)
+    said = [note.message for note in result.notes]
+    assert any("with every unit off" in text and "no CETT level gives a rise of 2 %" in text for text in said)
+    assert not any("search ended" in text or "within 0 points" in text for text in said)
+    rows = result.tables["effective"].set_index(["rule", "criterion"])
+    assert "lower bound" in rows.loc[("CETT", "perplexity +2 %"), "censored"]
