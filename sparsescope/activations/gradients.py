@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from sparsescope.models.subject import Subject
 
 BATCH_TOKENS = 2048
+# Most logits in one pass: their gradient needs several arrays of this size at once.
+MOST_LOGITS = 2**25
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +66,29 @@ def shrink_sums(subject: Subject, corpus: TokenizedCorpus, sites: Sequence[Site]
         SubjectError: The subject has no loss of the next token, or a site cannot be replaced (experts).
     """
     if not {"causal", "logits"} <= subject.capabilities:
-        raise SubjectError("only a causal language model has a loss of the next token", where=subject.id)
+        raise SubjectError(
+            "only a causal language model has a loss of the next token",
+            where=subject.id,
+            allowed="subjects with causal, logits",
+            got=", ".join(sorted(subject.capabilities)),
+            next_step=f"see: sparsescope doctor --subject {subject.id}",
+        )
     place = {document.index: row for row, document in enumerate(corpus.documents)}
     shape = (len(place), len(sites))
     push, square, count = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
-    for batch in corpus.batches(BATCH_TOKENS):
+    vocabulary = int(subject.model.get_output_embeddings().weight.shape[0])
+    for batch in corpus.batches(max(1, min(BATCH_TOKENS, MOST_LOGITS // vocabulary))):
         if not batch.text_mask[:, 1:].any():
             continue
         values, gradients = _pass(subject, sites, batch)
         kept = torch.from_numpy(_positions(batch)).to(subject.device)
         row = place[int(batch.document[0])]
         for column, (value, gradient) in enumerate(zip(values, gradients, strict=True)):
-            on, slope = value[kept], gradient[kept].double()
-            push[row, column] += float((on.sign().double() * slope).sum())
-            square[row, column] += float(slope.square()[on != 0].sum())
-            count[row, column] += int(torch.count_nonzero(on))
+            signs = value[kept].sign().float()
+            slope = signs * gradient[kept].float()  # zero where a unit is off
+            push[row, column] += float(slope.sum(dtype=torch.float64))
+            square[row, column] += float(slope.square().sum(dtype=torch.float64))
+            count[row, column] += int(torch.count_nonzero(signs))
     return ShrinkSums(np.array(list(place), np.int32), push, square, count)
 
 

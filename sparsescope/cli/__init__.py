@@ -154,7 +154,14 @@ def run(
     record = analyses().get(analysis)
     params = parse_set(set_ or [], record.params, analysis=record.name)  # a wrong name fails before the model is loaded
     if record.input == "series":
-        refuse_model_options(record.name, revision=revision, attention=attention, trust_remote_code=trust_remote_code)
+        refuse_model_options(
+            record.name, revision=revision, attention=attention, trust_remote_code=trust_remote_code, device=device != "cpu",
+            dtype=dtype != "float32", batch_tokens=batch_tokens != 2048,
+        )  # fmt: skip
+        if corpus is None:  # options of a text that nobody asked for
+            refuse_model_options(
+                record.name, tokens=tokens != REPORT_TOKENS, context=context, seed=seed, bos=bos != "auto", without="--corpus"
+            )
         text = None
         if (given := corpus) is not None:
             make_text(given, tokens, context, seed, bos)

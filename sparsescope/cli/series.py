@@ -70,11 +70,12 @@ def run_on_series(
         return run_series(requests, series, corpus, store=home or True, progress=progress)
 
 
-def refuse_model_options(name: str, **given: object) -> None:
+def refuse_model_options(name: str, *, without: str = "", **given: object) -> None:
     """Refuse options that say how a model is loaded, or what it reads, where a series is opened.
 
     Args:
         name: The analysis.
+        without: The option without which these have no meaning; empty where they never have one.
         **given: Option and value; a value that is None, False or the default is no complaint.
 
     Raises:
@@ -83,7 +84,8 @@ def refuse_model_options(name: str, **given: object) -> None:
     set_ = [f"--{option.replace('_', '-')}" for option, value in given.items() if value]
     if set_:
         raise SpecError(
-            f"{name} studies a series of checkpoints: these options have no meaning",
+            f"{name} studies a series of checkpoints: these options have no meaning{f' without {without}' if without else ''}",
             where=", ".join(set_),
+            got="checkpoints are computed on the CPU in float32, on the text of the series unless another one is given",
             next_step=f"leave them out: sparsescope run {name} --subject SERIES",
         )

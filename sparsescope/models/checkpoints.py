@@ -200,6 +200,16 @@ class CheckpointSeries:
         return self._trained("training curves").curves()
 
     @property
+    def shipped(self) -> bool:
+        """Whether it is one of the series that come with the project, which its name opens."""
+        from sparsescope.models.embedded import models_folder
+
+        try:
+            return self._folder is not None and self._folder.folder.resolve().parent == models_folder().resolve()
+        except DependencyError:  # an installation without them
+            return False
+
+    @property
     def trained(self) -> series_file.SeriesFile | None:
         """What a series of our own trainer says of itself; None for others."""
         return None if self._folder is None else self._folder.content
@@ -252,23 +262,20 @@ def open_series(source: str | Path, *, revisions: Sequence[str] | None = None, f
 
 def _trained_series(folder: SeriesFolder, text: str) -> CheckpointSeries:
     """A series of our own trainer; ``text`` is what it was opened with."""
-    from sparsescope.models.embedded import embedded_subjects, subject_of
+    from sparsescope.models.embedded import embedded_subjects
+    from sparsescope.models.sources import load as load_subject
 
     registered = any(entry.name == text for entry in embedded_subjects())
-
     checkpoints = [
         Checkpoint(found.step, f"step-{found.step}", trained=found.trained, stored=found.stored)
         for found in folder.content.checkpoints
     ]
 
     def load(checkpoint: Checkpoint) -> Subject:
-        if registered:
-            from sparsescope.models.sources import load
+        return load_subject(text if registered else folder.folder.resolve(), checkpoint.revision)
 
-            return load(text, checkpoint.revision)
-        return subject_of(folder, checkpoint.step)
-
-    return CheckpointSeries(folder.content.name, checkpoints, load, folder)
+    # By its folder, as `load` names it: a run of one's own may come from a recipe with the name of a shipped series.
+    return CheckpointSeries(folder.folder.resolve().name, checkpoints, load, folder)
 
 
 def _folder_series(folder: Path, revisions: Sequence[str] | None, form: str | None) -> CheckpointSeries:

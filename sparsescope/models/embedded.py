@@ -17,7 +17,6 @@ from sparsescope.models.catalog import LoadedModel, LoadRequest, SubjectEntry
 
 if TYPE_CHECKING:
     from sparsescope.models.series_file import SeriesFolder
-    from sparsescope.models.subject import Subject
 
 # name -> summary. Listing them reads no file; `open_series` says the steps.
 _SERIES = {
@@ -98,10 +97,24 @@ def load_embedded(request: LoadRequest) -> LoadedModel:
         DependencyError: This installation lacks the series.
         ArtifactError: A file is damaged.
     """
+    return load_series_folder(embedded_folder(request.name), request)
+
+
+def load_series_folder(path: Path, request: LoadRequest) -> LoadedModel:
+    """Load one checkpoint of a series of our own trainer from any folder: the last one, or that of the revision.
+
+    Raises:
+        SpecError: The revision is no step, or the series has no such checkpoint.
+        ArtifactError: A file is damaged.
+    """
+    from sparsescope.models.quiet import torch_dtype
     from sparsescope.models.series_file import SeriesFolder
 
-    folder = SeriesFolder.open(embedded_folder(request.name))
-    return read_checkpoint(folder, step_of(folder, request.revision), request)
+    folder = SeriesFolder.open(path)
+    step = step_of(folder, request.revision)
+    model: Any = folder.model(step, request.attn_implementation)
+    model.to(torch_dtype(request.dtype))
+    return LoadedModel(model, read_tokenizer(folder), f"step-{step}", "float16")
 
 
 def step_of(folder: SeriesFolder, revision: str | None) -> int:
@@ -119,18 +132,9 @@ def step_of(folder: SeriesFolder, revision: str | None) -> int:
             where="load(revision)",
             allowed=", ".join(f"step-{found.step}" for found in folder.content.checkpoints),
             got=repr(revision),
-            next_step=f'for example load("{folder.content.name}@step-{folder.content.checkpoints[-1].step}")',
+            next_step=f'for example load("NAME@step-{folder.content.checkpoints[-1].step}")',
         )
     return int(match.group(1))
-
-
-def read_checkpoint(folder: SeriesFolder, step: int, request: LoadRequest) -> LoadedModel:
-    """Load one checkpoint of a series of our own trainer, from any folder."""
-    from sparsescope.models.quiet import torch_dtype
-
-    model: Any = folder.model(step, request.attn_implementation)
-    model.to(torch_dtype(request.dtype))
-    return LoadedModel(model, read_tokenizer(folder), f"step-{step}", "float16")
 
 
 def read_tokenizer(folder: SeriesFolder) -> Any:
@@ -139,22 +143,3 @@ def read_tokenizer(folder: SeriesFolder) -> Any:
 
     described = folder.content.data
     return byte_tokenizer(int(described["context"])) if described["kind"] == "byte_text" else None
-
-
-def subject_of(folder: SeriesFolder, step: int) -> Subject:
-    """Return the subject of a checkpoint of a series that is not registered."""
-    from sparsescope.models.identity import check_finite
-    from sparsescope.models.sources import find_roles
-    from sparsescope.models.subject import Subject
-
-    loaded = read_checkpoint(folder, step, LoadRequest(folder.content.name))
-    check_finite(loaded.model, where=f"{folder.content.name}, step {step}")
-    return Subject(
-        loaded.model,
-        find_roles(loaded.model),
-        loaded.tokenizer,
-        id=folder.content.name,
-        revision=loaded.revision,
-        origin_precision=loaded.origin_precision,
-        source=str(folder.folder),
-    )

@@ -43,9 +43,10 @@ def load(
 
     Args:
         name: Registered name (``sparsescope list subjects``), hub id ``organization/model``, model
-            folder, or ``.gguf`` file. ``NAME@REVISION`` is short for ``revision``. ``shuffled:NAME`` is NAME with
-            permuted MLP input weights, a control (``models/controls.py``); ``shuffled:NAME@3`` takes seed 3.
-        revision: Branch, tag or commit of a hub model; ``seed-N`` of a random subject.
+            folder, folder of a training run of ours, or ``.gguf`` file. ``NAME@REVISION`` is short for ``revision``.
+            ``shuffled:NAME`` is NAME with permuted MLP input weights, a control (``models/controls.py``);
+            ``shuffled:NAME@3`` takes seed 3.
+        revision: Branch, tag or commit of a hub model; ``step-N`` of a training run; ``seed-N`` of a random subject.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         attn_implementation: ``eager``, ``sdpa``, ...; None for the default of transformers.
@@ -136,6 +137,12 @@ def _load(reference: Reference) -> LoadedModel:
 
         return load_gguf(request)
     if reference.kind == "folder":
+        from sparsescope.models.series_file import FILE
+
+        if (Path(request.name).expanduser() / FILE).is_file():  # written by `sparsescope train`
+            from sparsescope.models.embedded import load_series_folder
+
+            return load_series_folder(Path(request.name).expanduser(), request)
         from sparsescope.models.folder import load_folder
 
         return load_folder(request)

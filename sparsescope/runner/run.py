@@ -405,37 +405,48 @@ def reproduce_command(record: Analysis, params: Params, spec: Spec, context: Con
 
     Paths of this machine are not shown: of a folder or file only the last part is.
     """
-    subject, corpus = spec.subject, spec.corpus or {}
+    subject = spec.subject
     defaults = record.params().model_dump(mode="json")
     changed = {name: value for name, value in params.model_dump(mode="json").items() if value != defaults[name]}
-    if not context.subject.unchanged or not _from_command_line(context):
+    if not context.subject.unchanged or not from_command_line(context.corpus, context.subject):
         model = f"ss.load({subject['id']!r}, ...)" if context.subject.unchanged else "ss.wrap(model, tokenizer)"
         more = "".join(f", {name}={value!r}" for name, value in changed.items())
         return f"in Python: ss.run({record.name!r}, {model}, ss.corpus(...){more})"
-    name = f"PATH/TO/{subject['id']}" if Path(str(context.subject.source)).exists() else str(subject["id"])
+    source = str(context.subject.source)
+    local = Path(source).exists() or ("@" in source and Path(source.rpartition("@")[0]).exists())  # FOLDER@step-N
+    name = f"PATH/TO/{subject['id']}" if local else str(subject["id"])
     words = ["sparsescope", "bench" if record.measures_time else "run", record.name, "--subject", name]
     words += ["--dtype", str(subject["dtype"])]
     if not record.measures_time:
         words += ["--attention", str(subject["attn_implementation"])]
         words += ["--revision", str(subject["revision"])] if subject.get("revision") else []
         words += ["--trust-remote-code"] if subject.get("trust_remote_code") else []
-    for option, key in (("--corpus", "name"), ("--tokens", "budget"), ("--context", "context")):
-        words += [option, str(corpus[key])]
-    if not record.measures_time:
-        words += ["--seed", str(corpus["seed"])]
-        words += ["--bos", str(corpus["bos"])] if corpus["bos"] != "auto" else []
+    words += text_options(context.corpus, short=record.measures_time)
     for name, value in changed.items():
         words += ["--set", f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}"]
     return shlex.join(words)
 
 
-def _from_command_line(context: Context) -> bool:
+def text_options(text: TokenizedCorpus, *, short: bool = False) -> list[str]:
+    """Return the options of the command line that make a text.
+
+    Args:
+        text: One that ``from_command_line`` can make.
+        short: Without those that benchmarks do not have.
+    """
+    found = text.describe()
+    options = [("--corpus", "name"), ("--tokens", "budget"), ("--context", "context"), *([] if short else [("--seed", "seed")])]
+    words = [word for option, key in options for word in (option, str(found[key]))]
+    return words + (["--bos", str(found["bos"])] if not short and found["bos"] != "auto" else [])
+
+
+def from_command_line(text: TokenizedCorpus, subject: Subject) -> bool:
     """Whether the options of the command line make this very token stream. It is made again: that costs little."""
     from sparsescope.activations.corpus import corpus, registered_corpora
 
-    found = context.corpus.describe()
-    if found.get("budget") is None or any(name not in registered_corpora() for name in context.corpus.name.split("+")):
+    found = text.describe()
+    if found.get("budget") is None or any(name not in registered_corpora() for name in text.name.split("+")):
         return False
     options = {key: found[key] for key in ("seed", "context", "bos")}
-    again = corpus(context.corpus.name, tokens=found["budget"], **options).tokenize(context.subject.tokenizer)
-    return again.digest == context.corpus.digest
+    again = corpus(text.name, tokens=found["budget"], **options).tokenize(subject.tokenizer)
+    return again.digest == text.digest

@@ -21,7 +21,7 @@ from sparsescope.core.spec import Params, Spec, make_params
 from sparsescope.errors import SparsescopeError, SpecError
 from sparsescope.models.checkpoints import CheckpointSeries, open_series
 from sparsescope.runner.engine import Progress, kept_steps
-from sparsescope.runner.run import Outcome, Request, check_context, finish
+from sparsescope.runner.run import Outcome, Request, check_context, finish, from_command_line, text_options
 
 if TYPE_CHECKING:
     from sparsescope.activations.corpus import Corpus
@@ -169,16 +169,13 @@ def _fill(
 
 def _command(record: Analysis, params: Params, context: SeriesContext) -> str:
     """The command line that makes this run again; of a folder only the last part is shown."""
-    from sparsescope.models.embedded import embedded_series
-
     series = context.series
-    name = series.name if series.name in embedded_series() or "/" in series.name else f"PATH/TO/{series.name}"
+    name = series.name if series.shipped or "/" in series.name else f"PATH/TO/{series.name}"
     words = ["sparsescope", "run", record.name, "--subject", name]
-    if context.corpus is not None:
-        found = context.corpus.describe()
-        if "budget" in found:  # else the held-out text of the series, which needs no option
-            for option, key in (("--corpus", "name"), ("--tokens", "budget"), ("--context", "context"), ("--seed", "seed")):
-                words += [option, str(found[key])]
+    if context.corpus is not None and "budget" in context.corpus.describe():  # else the held-out text: it needs no option
+        if not from_command_line(context.corpus, series.subject(series.steps[-1])):
+            return f"in Python: ss.run({record.name!r}, open_series({name!r}), ss.corpus(...))"
+        words += text_options(context.corpus)
     defaults: dict[str, Any] = record.params().model_dump(mode="json")
     for key, value in params.model_dump(mode="json").items():
         if value != defaults[key]:

@@ -34,7 +34,7 @@ def study(
     Args:
         target: A name (``sparsescope list studies``), a TOML file, or a folder with a ``study.toml``.
         store: Where runs are kept and looked for: a folder, True for ``$SPARSESCOPE_HOME`` or ``runs``, None for none.
-        device: Where to compute.
+        device: Where models are computed; checkpoints of a series are computed on the CPU.
         progress: Told about tokens done.
         say: Told what is going on, a line at a time.
 

@@ -45,7 +45,10 @@ def _matrix(title: str, first: str, names: list[str], found: Sequence[state.Run]
     widths = [2, *([3] * len(names))]
     for place, text in zip(st.columns(widths), [first, *(state.title_of(name) for name in names)], strict=True):
         place.markdown(f"**{plain(text)}**")
+    reads_text = {record.name: record.reads_text for record in analyses() if record.input == "series"}
     for subject in subjects:
+        # A series of arithmetic has no text, and one of language models no residues: only what fits is offered.
+        kinds = {reads_text.get(run.analysis) for run in found if run.subject == subject}
         places = st.columns(widths, vertical_alignment="center")
         places[0].markdown(plain(subject))
         for place, name in zip(places[1:], names, strict=True):
@@ -58,6 +61,8 @@ def _matrix(title: str, first: str, names: list[str], found: Sequence[state.Run]
                     icon=":material/check_circle:",
                     query_params={"run": run.run_id},
                 )
+            elif name in reads_text and reads_text[name] not in kinds:
+                place.markdown("–")
             else:
                 with place.popover("not run", icon=":material/radio_button_unchecked:"):
                     st.code(f"sparsescope run {name} --subject {shlex.quote(display(subject, markup=False))}", language="bash")

@@ -170,7 +170,7 @@ _NANDA = "Nanda et al. 2023, arXiv:2301.05217"
 
 ANALYSIS = Analysis(
     name="grokking",
-    version="1",
+    version="2",
     title="Grokking",
     summary="When a training run memorizes and when it generalizes, and which measures of its checkpoints tell early.",
     params=GrokkingParams,

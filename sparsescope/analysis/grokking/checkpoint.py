@@ -68,7 +68,7 @@ def task_of(series: CheckpointSeries) -> Task | None:
             "this series has no training curves and no probe set",
             where=series.name,
             allowed="series of sparsescope.training",
-            next_step="train it with python -m sparsescope.training RECIPE",
+            next_step="train it with sparsescope train RECIPE",
         )
     described = series.trained.data
     if described.get("kind") != "modular_addition":

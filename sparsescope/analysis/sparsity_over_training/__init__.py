@@ -46,7 +46,7 @@ _CONTROL = Column("control", "fraction", "The same of the checkpoint with shuffl
 TABLES: dict[str, tuple[Column, ...]] = {
     "per_checkpoint": (
         _STEP, _METRIC,
-        Column("mean", "fraction", "Mean over sites of the mean over tokens after the first of each window."), *_ENDS,
+        Column("mean", "fraction", "Mean over sites (that saw tokens at every step) of the mean over tokens."), *_ENDS,
         _CONTROL,
         Column("change", "value", "Mean minus that of the first checkpoint."),
         Column("change_low", "value", "Lower end of its interval, paired by document."),
@@ -108,7 +108,7 @@ ANALYSIS = Analysis(
             "Share of units that are not exactly zero, and share of units in the smallest set that holds the stated part of the "
             "energy, at every checkpoint. Thin lines: layers, with document-cluster bootstrap bands. Thick: their mean. Dashed: "
             "the same checkpoints with shuffled MLP input weights and zero biases. Where the thick line leaves the dashed one, "
-            "learned directions and thresholds do it; where both move together, the rest of the network does.",
+            "learned directions and thresholds do it. The exact density of a ReLU control is near one half by construction.",
             table="per_layer",
             formula="d_0 = #{j: v_j != 0} / n;  d_p = min{k: sum of the k largest v_j^2 >= p * sum v_j^2} / n",
             citation=_LAZY,
@@ -124,7 +124,7 @@ ANALYSIS = Analysis(
         View(
             "losses",
             "Loss over training, beside baselines",
-            "Mean loss of the next token on the held-out text, by domain, with document-cluster bootstrap bands. Dotted and "
+            "Mean loss of the next token on the text, by domain, with document-cluster bootstrap bands. Dotted and "
             "dashed: unigram and trigram models, each fitted to the training text of its own domain, which tells them the "
             "domain. They were measured on all validation windows, of which the held-out text is a part; open circles: the model "
             "on these windows.",

@@ -59,10 +59,13 @@ def compute(params: SparsityOverTrainingParams, context: SeriesContext) -> Resul
     out.add_table("per_checkpoint", found.per_checkpoint(), TABLES["per_checkpoint"])
     out.add_table("per_layer", found.per_layer(), TABLES["per_layer"])
     out.add_table("unit_use", found.unit_use(), TABLES["unit_use"])
-    out.add_table("losses", _beside_baselines(found.losses(), series, corpus), TABLES["losses"])
+    held_out = _is_held_out(series, corpus)
+    losses = found.losses().assign(validation=math.nan, unigram=math.nan, trigram=math.nan)
+    losses = _beside_baselines(losses, series) if held_out else losses
+    out.add_table("losses", losses[[column.name for column in TABLES["losses"]]], TABLES["losses"])
     out.add_table("push", found.push(), TABLES["push"])
     _scalars(out, found)
-    _notes(out, series, found)
+    _notes(out, found, held_out)
     return out
 
 
@@ -71,28 +74,27 @@ def _sites(series: CheckpointSeries, params: SparsityOverTrainingParams) -> tupl
     return sites_of(series.subject(series.steps[0]), params)
 
 
-def _beside_baselines(losses: pd.DataFrame, series: CheckpointSeries, corpus: TokenizedCorpus) -> pd.DataFrame:
-    """Add what the trainer recorded on all validation windows: the losses of the model and of n-gram models.
-
-    Only where the text is the one that the series carries; elsewhere these columns are empty.
-    """
+def _is_held_out(series: CheckpointSeries, corpus: TokenizedCorpus) -> bool:
+    """Whether the text is the one that the series carries, which its training never read."""
     from sparsescope.activations.text.probe import probe_corpus
 
+    content = series.trained
+    return content is not None and content.data.get("kind") == "byte_text" and probe_corpus(series).digest == corpus.digest
+
+
+def _beside_baselines(losses: pd.DataFrame, series: CheckpointSeries) -> pd.DataFrame:
+    """Fill in what the trainer recorded on all validation windows: the losses of the model and of n-gram models."""
     content, names = series.trained, ("unigram", "trigram")
-    ours = content is not None and content.data.get("kind") == "byte_text" and probe_corpus(series).digest == corpus.digest
     recorded: dict[tuple[int, str], tuple[float, ...]] = {}
-    if ours and content is not None:
-        for entry in content.checkpoints:
-            parts = []
-            for domain, values in content.baselines.items():
-                loss = entry.stored.get(f"validation/{domain}", {}).get("loss", math.nan)
-                parts.append((loss, *(values.get(name, math.nan) for name in names)))
-                recorded[entry.step, domain] = parts[-1]
-            recorded[entry.step, "all"] = tuple(map(float, np.mean(parts, 0)))
-    empty = (math.nan,) * 3
-    rows = [recorded.get((int(step), str(domain)), empty) for step, domain in zip(losses["step"], losses["domain"], strict=True)]
-    found = losses.assign(**{name: [row[place] for row in rows] for place, name in enumerate(("validation", *names))})
-    return found[[column.name for column in TABLES["losses"]]]
+    for entry in content.checkpoints if content is not None else ():
+        parts = []
+        for domain, values in content.baselines.items() if content is not None else ():
+            loss = entry.stored.get(f"validation/{domain}", {}).get("loss", math.nan)
+            parts.append((loss, *(values.get(name, math.nan) for name in names)))
+            recorded[entry.step, domain] = parts[-1]
+        recorded[entry.step, "all"] = tuple(map(float, np.mean(parts, 0)))
+    rows = [recorded[int(step), str(domain)] for step, domain in zip(losses["step"], losses["domain"], strict=True)]
+    return losses.assign(**{name: [row[place] for row in rows] for place, name in enumerate(("validation", *names))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,9 @@ class _Measured:
     arrays: list[dict[str, NDArray[Any]]]
     sums: NDArray[np.float64]  # [T, D, L, M]
     counts: NDArray[np.float64]
-    weights: NDArray[np.float64]  # [B, D]
+    weights: NDArray[np.float64]  # [B, D], of the clusters of documents behind ``sums``
     domains: NDArray[np.int64]  # [documents of the corpus]
+    document_weights: NDArray[np.float64]  # [B, documents of the corpus]; ``weights`` where no documents share a cluster
 
     @classmethod
     def of(
@@ -122,7 +125,8 @@ class _Measured:
         sums, counts = (np.stack([entry[name] for entry in arrays]) for name in ("sums", "counts"))
         weights = bootstrap_weights(arrays[0]["domain"], params.resamples, params.seed)
         domains = np.array([corpus.domains.index(document.domain) for document in corpus.documents])
-        return cls(params, corpus, steps, sites, arrays, sums, counts, weights, domains)
+        drawn = bootstrap_weights(domains, params.resamples, params.seed)
+        return cls(params, corpus, steps, sites, arrays, sums, counts, weights, domains, drawn)
 
     @property
     def metrics(self) -> list[str]:
@@ -135,10 +139,15 @@ class _Measured:
         """Documents with a token, the independent units."""
         return int((self.counts[0].sum((1, 2)) > 0).sum())
 
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Sites that saw a token at every checkpoint, [L]: experts that no token was routed to drop out of all means."""
+        return np.asarray((self.counts[..., 0].sum(1) > 0).all(0))
+
     def means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean over sites of every checkpoint and metric, [T, M], and its resamples [T, B, M]."""
+        """Mean over the present sites of every checkpoint and metric, [T, M], and its resamples [T, B, M]."""
         means, replicates = [], []
-        for sums, counts in zip(self.sums, self.counts, strict=True):
+        for sums, counts in zip(self.sums[:, :, self.present], self.counts[:, :, self.present], strict=True):
             with np.errstate(invalid="ignore", divide="ignore"):
                 means.append(mean_over_present(sums.sum(0) / counts.sum(0), 0))
                 drawn = np.tensordot(self.weights, sums, 1) / np.tensordot(self.weights, counts, 1)
@@ -169,8 +178,9 @@ class _Measured:
         shape = means.shape
         columns = {
             "step": np.repeat(self.steps, shape[1]), "metric": self.metrics * shape[0], "mean": means, "low": low, "high": high,
-            "control": mean_over_present(self.control(), 1), "change": means - means[:1], "change_low": change_low,
-            "change_high": change_high, "reference": [half_normal_reference(name) for name in self.metrics] * shape[0],
+            "control": mean_over_present(self.control()[:, self.present], 1), "change": means - means[:1],
+            "change_low": change_low, "change_high": change_high,
+            "reference": [half_normal_reference(name) for name in self.metrics] * shape[0],
         }  # fmt: skip
         frame = pd.DataFrame({name: np.ravel(values) for name, values in columns.items()})
         return frame.assign(documents=self.documents)
@@ -212,7 +222,7 @@ class _Measured:
         """One row for each step and domain, and one for the mean over domains."""
         columns = ["step", "domain", "loss", "low", "high", "accuracy", "tokens", "documents"]
         rows: list[tuple[Any, ...]] = []
-        weights = bootstrap_weights(self.domains, self.params.resamples, self.params.seed)
+        weights = self.document_weights
         for step, entry in zip(self.steps, self.arrays, strict=True):
             if "nll" not in entry:
                 continue
@@ -230,7 +240,9 @@ class _Measured:
                 ends = self.drawn_ends(drawn[-1], len(member))
                 rows.append((step, domain, losses[-1], *ends, accuracies[-1], int(targets.sum()), len(member)))
             n = sum(len(member) for _, member in chosen)
-            ends = self.drawn_ends(np.mean(drawn, 0), n)
+            # A domain of one document varies in no resample that has it: the mean would look more certain than it is.
+            several = all(len(member) > 1 for _, member in chosen)
+            ends = self.drawn_ends(np.mean(drawn, 0), n if several else 1)
             rows.append((step, "all", np.mean(losses), *ends, np.mean(accuracies), int(entry["targets"].sum()), n))
         frame = pd.DataFrame(rows, columns=columns)
         return frame if rows else frame.astype({name: "float64" for name in columns if name != "domain"} | {"domain": "str"})
@@ -246,7 +258,7 @@ class _Measured:
     def push(self) -> pd.DataFrame:
         """One row for each step and site."""
         columns = [column.name for column in TABLES["push"]]
-        weights = bootstrap_weights(self.domains, self.params.resamples, self.params.seed)
+        weights = self.document_weights
         tail = (1 - self.params.level) / 2
         rows: list[tuple[Any, ...]] = []
         for step, entry in zip(self.steps, self.arrays, strict=True):
@@ -270,7 +282,7 @@ class _Measured:
     def relative_push(self, index: int) -> tuple[float, NDArray[np.float64]]:
         """Mean over sites of the relative push of a checkpoint, and its resamples."""
         entry = self.arrays[index]
-        weights = bootstrap_weights(self.domains, self.params.resamples, self.params.seed)
+        weights = self.document_weights
         push, square, active = (entry[name] for name in ("push", "square", "active"))
         with np.errstate(invalid="ignore", divide="ignore"):
             own = _push_of(push.sum(0), square.sum(0), active.sum(0))[1]
@@ -325,7 +337,8 @@ def _scalars(out: Result, found: _Measured) -> None:
         rows = use[(use["step"] == step) & (use["rule"] == "nonzero")]
         known = rows.dropna(subset="dead_share")
         share = float((known["dead_share"] * known["units"]).sum() / max(known["units"].sum(), 1)) if len(known) else math.nan
-        out.add_scalar(f"dead_{when}", share, "fraction", f"share of units that were never nonzero on the text: step {step}")
+        text = f"share of units that were never nonzero on the text, of sites that saw a token: step {step}"
+        out.add_scalar(f"dead_{when}", share, "fraction", text)
     _loss_scalars(out, found, interval)
     if "push" in found.arrays[0]:
         for when, index in (("first", 0), ("last", -1)):
@@ -362,7 +375,7 @@ def _loss_scalars(out: Result, found: _Measured, interval: Any) -> None:
             )  # fmt: skip
 
 
-def _notes(out: Result, series: CheckpointSeries, found: _Measured) -> None:
+def _notes(out: Result, found: _Measured, held_out: bool) -> None:
     """Say what the reader has to know."""
     out.note(
         "warning",
@@ -384,5 +397,12 @@ def _notes(out: Result, series: CheckpointSeries, found: _Measured) -> None:
         out.note("info", "The models are no causal language models: they have no loss of the next token.", "losses")
     if out.tables["push"].empty and found.params.push:
         out.note("info", "Gradients are measured at dense hidden layers of causal models only.", "push")
-    if series.trained is None:
-        out.note("info", "Whether the training read this text is not known.", "losses")
+    if not held_out:
+        out.note("warning", "This text is not the held-out text of the series: the training may have read it.", "losses")
+    missing = int((~found.present).sum())
+    if missing:
+        out.note(
+            "warning",
+            f"{missing} of {len(found.sites)} sites saw no token at one checkpoint or more; means over sites leave them out.",
+            "per_checkpoint",
+        )

@@ -1,6 +1,7 @@
 """One checkpoint of ``sparsity_over_training``: sums over a text that tables and intervals are made of.
 
-Shapes: D documents in the order of the corpus, L sites, M metrics, 2 rules of unit use.
+Shapes: D documents in the order of the corpus (of ``sums`` and ``counts`` clusters of documents, where there are more than
+4096), L sites, M metrics, 2 rules of unit use. The first position of each window is left out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from sparsescope.activations.accumulators import SparsityAccumulator
 from sparsescope.activations.capture import LiveSource
 from sparsescope.activations.gradients import shrink_sums
 from sparsescope.activations.losses import token_losses
+from sparsescope.errors import SubjectError
 from sparsescope.kernels.row_statistics import SHAPE_MEASURES
 from sparsescope.models.controls import shuffle_mlp_inputs
 
@@ -30,8 +32,20 @@ _PICKED = (0, 1, 2, 3 + SHAPE_MEASURES.index("gini"))
 
 
 def sites_of(subject: Subject, params: SparsityOverTrainingParams) -> tuple[Site, ...]:
-    """The sites that are measured."""
-    return subject.hidden_sites() if params.sites == "auto" else subject.sites(params.sites)
+    """The sites that are measured.
+
+    Raises:
+        SubjectError: The model has no MLP that can be read, or none of these sites.
+    """
+    found = subject.hidden_sites() if params.sites == "auto" else subject.sites(params.sites)
+    if not found:
+        raise SubjectError(
+            "no MLP of this model can be read",
+            where=subject.id,
+            got=f"capabilities {', '.join(sorted(subject.capabilities))}",
+            next_step="name sites: --set sites=...; the model's own are listed by subject.site_names()",
+        )
+    return found
 
 
 def measure(subject: Subject, corpus: TokenizedCorpus, params: SparsityOverTrainingParams) -> dict[str, NDArray[np.float64]]:
@@ -43,8 +57,8 @@ def measure(subject: Subject, corpus: TokenizedCorpus, params: SparsityOverTrain
         params: What is asked for.
 
     Returns:
-        ``sums`` and ``counts`` [D, L, M], of the control ``control_sums`` and ``control_counts``; ``dead`` and ``always_on``
-        [L, 2], shares of units; ``seen`` [L], tokens; ``nll``, ``correct``, ``targets`` [D]; ``push``, ``square``,
+        ``sums`` and ``counts`` [D, L, M], ``domain`` [D]; of the control ``control_sums`` and ``control_counts``; ``dead`` and
+        ``always_on`` [L, 2], shares of units; ``seen`` [L], tokens; ``nll``, ``correct``, ``targets`` [D]; ``push``, ``square``,
         ``active`` [D, L]. What does not apply is left out.
     """
     found, dead = _densities(subject, corpus, params)

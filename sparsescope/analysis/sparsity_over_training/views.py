@@ -177,12 +177,17 @@ def losses(result: Result) -> go.Figure:
     last = table[table["step"] == table["step"].max()]
     total = last[last["domain"] == "all"].iloc[0]
     own = last[last["domain"] != "all"]
-    title = f"The last checkpoint has a loss of {total['loss']:.3f} nats"
+    title = f"The last checkpoint has a loss of {total['loss']:.3f} nats on this text"
     if own["trigram"].notna().all():
         below = int((own["validation"] < own["trigram"]).sum())
-        title += f"; it is below a trigram model in {below} of {len(own)} domains"
+        title += f"; on all validation windows it is below a trigram model in {below} of {len(own)} domains"
     alt = f"Lines of the loss over training steps, one panel for each domain. {title}."
-    return fig.describe(figure, title=title, subtitle=f"{subject_prefix(result)}held-out text; {_band_text(table)}", alt=alt)
+    return fig.describe(figure, title=title, subtitle=f"{subject_prefix(result)}{_text_of(result)}; {_band_text(table)}", alt=alt)
+
+
+def _text_of(result: Result) -> str:
+    """Name of the text that was read."""
+    return str((result.provenance.get("corpus") or {}).get("name", "text"))
 
 
 def unit_use(result: Result) -> go.Figure:
@@ -238,10 +243,11 @@ def push(result: Result) -> go.Figure:
     figure.update_yaxes(title_text="mean(sign(a) g) / rms(g)")
     fig.color_bar(figure, float(layers[0]), float(layers[-1]), "layer")
     first = table[table["step"] == table["step"].min()]
-    above, below = int((first["relative_low"] > 0).sum()), int((first["relative_high"] < 0).sum())
+    known = bool(first["relative_low"].notna().any())
+    low, high = (first["relative_low"], first["relative_high"]) if known else (first["relative"], first["relative"])
     title = (
-        f"At step {first['step'].iloc[0]:,} the loss shrinks active units in {above} of {len(first)} sites and grows them "
-        f"in {below} (whole interval on one side of zero)"
+        f"At step {first['step'].iloc[0]:,} the loss shrinks active units in {int((low > 0).sum())} of {len(first)} sites and "
+        f"grows them in {int((high < 0).sum())} ({'whole interval on one side of zero' if known else 'no intervals'})"
     )
     alt = f"Lines of the normalized push on active units over training steps, one for each layer. {title}."
     subtitle = f"{subject_prefix(result)}above zero: descent shrinks |a|; {_band_text(renamed)}"

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 import sparsescope as ss
+from sparsescope.activations.corpus import Document
 from sparsescope.activations.text.probe import probe_corpus
+from sparsescope.analysis.sparsity_over_training import SparsityOverTrainingParams
+from sparsescope.analysis.sparsity_over_training.compute import _Measured
 from sparsescope.core.registry import analyses
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.models.checkpoints import Checkpoint, CheckpointSeries, open_series
@@ -79,8 +82,53 @@ def test_changes_are_paired(relu):
     assert (first["change"], first["change_low"], first["change_high"]) == (0, 0, 0)
     assert last["change"] == pytest.approx(last["mean"] - first["mean"])
     assert last["change_low"] < last["change"] < last["change_high"] < 0
-    unpaired = (last["high"] - first["low"]) - (last["low"] - first["high"])
-    assert last["change_high"] - last["change_low"] < unpaired
+
+
+def synthetic(steps, sums, domain, corpus):
+    """Tables of sums that were made up: 10 tokens of each document at one site."""
+    arrays = [
+        {"sums": found, "counts": np.full(found.shape, 10.0), "domain": domain, "nll": found[:, 0, 0], "correct": found[:, 0, 0],
+         "targets": np.full(len(found), 10.0)}
+        for found in sums
+    ]  # fmt: skip
+    params = SparsityOverTrainingParams(control=False, resamples=200)
+    return _Measured.of(steps, arrays, (load("random-opt").sites("blocks.0.mlp.hook_post")), corpus, params)
+
+
+def test_the_same_documents_are_drawn_for_every_checkpoint():
+    """Documents differ a lot, checkpoints by a constant: the interval of the change has no width."""
+    corpus = ss.corpus([f"{word} " * 12 for word in "abcdefgh"], tokens=None, context=16, deduplicate=False).tokenize(
+        load("random-opt").tokenizer
+    )
+    levels = np.linspace(0.5, 8, 8)[:, None, None] * np.ones((8, 1, 4))
+    table = synthetic((0, 9), [levels, levels + 1], np.zeros(8), corpus).per_checkpoint().query("step == 9")
+    assert (table["high"] - table["low"] > 0.2).all()
+    np.testing.assert_allclose(table[["change", "change_low", "change_high"]], 0.1, rtol=1e-12)
+
+
+def test_domains_of_one_document_give_no_interval_of_the_mean_loss():
+    """Drawn together, each is in the resample or not: what is left does not vary and would look certain."""
+    texts = [Document(f"d{n}", f"domain{n}", f"{word} " * 12) for n, word in enumerate("abc")]
+    corpus = ss.corpus(texts, tokens=None, context=16, deduplicate=False).tokenize(load("random-opt").tokenizer)
+    sums = np.arange(1.0, 4)[:, None, None] * np.ones((3, 1, 4))
+    table = synthetic((0,), [sums], np.arange(3.0), corpus).losses()
+    assert len(table) == 4 and table["low"].isna().all()
+    assert table.iloc[-1]["loss"] == pytest.approx(0.2)
+
+
+def test_experts_that_saw_no_token_leave_all_means():
+    """Otherwise the change between checkpoints would compare different experts."""
+    text = ss.corpus(["a short text"], tokens=None, context=32)
+    checkpoints = [Checkpoint(1, "step1"), Checkpoint(2, "step2")]
+    series = CheckpointSeries("org/moe", checkpoints, lambda found: load("random-olmoe", revision=str(found.step)))
+    result = ss.run(NAME, series, text, resamples=100, control=False)
+    table = result.tables["per_layer"].query("metric == 'density_energy_90'")
+    seen = table.groupby("site")["tokens"].min()
+    assert (seen == 0).any() and (seen > 0).any()
+    kept = table[table["site"].isin(seen.index[seen > 0])].groupby("step")["mean"].mean()
+    whole = result.tables["per_checkpoint"].query("metric == 'density_energy_90'").set_index("step")["mean"]
+    np.testing.assert_allclose(whole, kept, rtol=1e-12)
+    assert any("sites saw no token" in note.message for note in result.notes)
 
 
 def test_experts_are_measured_on_their_tokens():
@@ -105,7 +153,7 @@ def test_a_text_that_is_given_is_read(foreign, tmp_path):
     result = ss.run(NAME, foreign, text, store=tmp_path, resamples=100)
     assert result.tables["losses"]["trigram"].isna().all() and "trigram_margin" not in result.scalars
     assert result.provenance["corpus"]["name"] == "python-docs"
-    assert any("not known" in note.message for note in result.notes)
+    assert any("may have read it" in note.message for note in result.notes)
     other = ss.run(NAME, foreign, ss.corpus("python-docs", tokens=310, context=32), store=tmp_path, resamples=100)
     assert other.run_id != result.run_id, "the text is part of what names a run"
     with pytest.raises(SpecError, match="carries no text"):
@@ -150,6 +198,7 @@ def test_one_document_has_no_interval(foreign):
     assert result.tables["per_checkpoint"]["low"].isna().all() and result.scalars["push_first"].interval is None
     assert result.tables["losses"]["low"].isna().all() and result.tables["push"]["low"].isna().all()
     assert any("no interval" in note.message for note in result.notes)
+    assert "no intervals" in result.view("push").layout.title.text.replace("<br>", " ")
 
 
 def test_the_figures_say_what_happened(relu):

@@ -44,3 +44,17 @@ def test_tables_are_aligned_and_hold_no_control_characters():
 def test_json_has_no_nan(capsys):
     console.out_json({"a": math.nan, "b": [math.inf, 1.5], "c": (1, "x")})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": [1, "x"]}
+
+
+def test_progress_names_what_it_counts(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with console.progress_bar() as show:
+        for done in (0, 2, 4):
+            clock[0] += 20
+            show("grokking", done, 4, "checkpoints")
+    assert capsys.readouterr().err.splitlines() == [
+        "grokking: 0 of 4 checkpoints",
+        "grokking: 2 of 4 checkpoints, 0.1 checkpoints/s, 20 s left",
+        "grokking: 4 of 4 checkpoints, 0.1 checkpoints/s, 0 s left",
+    ]

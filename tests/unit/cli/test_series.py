@@ -7,7 +7,7 @@ import pytest
 from sparsescope.cli.series import kind_of_series, series_requests
 from sparsescope.cli.work import fitting
 from sparsescope.models.sources import load
-from sparsescope.training.recipe import Recipe
+from sparsescope.training.recipe import Recipe, find_recipe
 from sparsescope.training.trainer import train
 
 RECIPE = {
@@ -68,3 +68,38 @@ def test_show_and_list_name_the_analysis(command, empty_home):
     code, found, _ = command("show", "grokking", "--json")
     assert code == 0 and found["needs"] == ["series"]
     assert "grokking" in command("list", "analyses")[1]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """Two checkpoints of a language model, in the layout of transformers: they carry no text of their own."""
+    home = tmp_path_factory.mktemp("words") / "run"
+    for step in (5, 50):
+        model = load("random-opt", revision=str(step))
+        model.model.save_pretrained(home / f"checkpoint-{step}")
+        model.tokenizer.save_pretrained(home / f"checkpoint-{step}")
+    return home
+
+
+def test_a_text_is_read_with_windows_that_the_models_take(command, words, tmp_path, empty_home):
+    text = tmp_path / "own.txt"
+    text.write_text("\f".join("a few words and a few more of them " * (3 + n) for n in range(6)))
+    small = ("--set", "resamples=100", "--set", "push=false")
+    code, _, error = command("run", "sparsity_over_training", "--subject", words, *small)
+    assert code == 1 and "carries no text" in error and "--corpus" in error
+    code, found, _ = command("run", "sparsity_over_training", "--subject", words, "--corpus", text, *small, "--json")
+    assert code == 0 and found["run"].startswith("sparsity_over_training-")
+    code, again, _ = command("run", "sparsity_over_training", "--subject", words, "--corpus", text, *small, "--json")
+    assert again["run"] == found["run"], "the same text names the same run"
+    code, _, error = command("run", "sparsity_over_training", "--subject", words, "--corpus", "python-dogs")
+    assert code == 1 and "python-docs" in error
+    code, _, error = command("run", "grokking", "--subject", "grokking-short", "--corpus", "python-docs")
+    assert code == 1 and "reads no text" in error
+
+
+def test_a_shipped_recipe_has_the_name_of_its_series(command, tmp_path):
+    code, _, error = command("train", "grokking-sort", "--output", tmp_path / "out")
+    assert code == 1 and "grokking-short" in error and "TOML" in error
+    assert find_recipe("grokking-short").parent.name == "grokking-short"
+    code, _, error = command("train", "grokking-short", "--output", tmp_path / "out", "--seed", "-1")
+    assert code == 1 and "seed" in error and not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ from sparsescope.errors import ArtifactError, DependencyError, SpecError, Subjec
 from sparsescope.models.catalog import LoadRequest
 from sparsescope.models.checkpoints import CheckpointSeries, open_series
 from sparsescope.models.random_configs import load_random
+from sparsescope.models.sources import load
 
 RECIPE = {
     "name": "tiny",
@@ -68,6 +69,27 @@ def test_a_trained_series_gives_subjects_in_order(trained):
         hashes.append(subject.identity.weight_hash)
     assert len(set(hashes)) == 3
     assert series.subject(8).identity.weight_hash == hashes[2]
+
+
+def test_the_folder_of_a_training_run_is_a_model_too(trained):
+    series = open_series(trained)
+    last, second = load(trained), load(f"{trained}@step-2")
+    assert last.id == "tiny" and last.revision == "step-8" and second.revision == "step-2"
+    assert last.identity.weight_hash == series.subject(8).identity.weight_hash
+    assert second.identity.weight_hash == series.subject(2).identity.weight_hash
+    with pytest.raises(SpecError, match="no checkpoint of step 3"):
+        load(trained, revision="step-3")
+    with pytest.raises(SpecError, match="named by its step"):
+        load(trained, revision="main")
+
+
+def test_a_folder_with_the_name_of_a_shipped_series_is_itself(trained, tmp_path, monkeypatch):
+    """Also where the working directory holds it: its checkpoints are never those of the registered model."""
+    shutil.copytree(trained, tmp_path / "lazy-relu")
+    monkeypatch.chdir(tmp_path)
+    found = open_series("./lazy-relu")
+    assert found.subject(8).identity.weight_hash == open_series(trained).subject(8).identity.weight_hash
+    assert found.name == found.subject(8).id == "lazy-relu" and not found.shipped and open_series("lazy-relu").shipped
 
 
 def test_the_series_keeps_no_subject(trained):
