@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from sparsescope.errors import SubjectError
+from sparsescope.activations.losses import check_causal
 from sparsescope.models.subject import evaluating
 
 if TYPE_CHECKING:
@@ -65,14 +65,7 @@ def shrink_sums(subject: Subject, corpus: TokenizedCorpus, sites: Sequence[Site]
     Raises:
         SubjectError: The subject has no loss of the next token, or a site cannot be replaced (experts).
     """
-    if not {"causal", "logits"} <= subject.capabilities:
-        raise SubjectError(
-            "only a causal language model has a loss of the next token",
-            where=subject.id,
-            allowed="subjects with causal, logits",
-            got=", ".join(sorted(subject.capabilities)),
-            next_step=f"see: sparsescope doctor --subject {subject.id}",
-        )
+    check_causal(subject)
     place = {document.index: row for row, document in enumerate(corpus.documents)}
     shape = (len(place), len(sites))
     push, square, count = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)

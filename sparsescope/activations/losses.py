@@ -79,14 +79,7 @@ def token_losses(
     Raises:
         SubjectError: If the subject is not a causal language model, no token has a context, or a loss is not finite.
     """
-    if not {"causal", "logits"} <= subject.capabilities:
-        raise SubjectError(
-            "only a causal language model has a loss of the next token",
-            where=subject.id,
-            allowed="subjects with causal, logits",
-            got=", ".join(sorted(subject.capabilities)),
-            next_step=f"see: sparsescope doctor --subject {subject.id}",
-        )
+    check_causal(subject)
     head: _Head | None = None
     parts: list[tuple[NDArray[Any], ...]] = []
     for batch in corpus.batches(batch_tokens):
@@ -119,6 +112,22 @@ def token_losses(
             next_step="try dtype='float32'; check the weights with: sparsescope doctor --subject ...",
         )
     return TokenLosses(document, domain, nll, confidence, correct)
+
+
+def check_causal(subject: Subject) -> None:
+    """Refuse a model that does not predict the next token.
+
+    Raises:
+        SubjectError: It is no causal language model with its output head.
+    """
+    if not {"causal", "logits"} <= subject.capabilities:
+        raise SubjectError(
+            "only a causal language model has a loss of the next token",
+            where=subject.id,
+            allowed="subjects with causal, logits",
+            got=", ".join(sorted(subject.capabilities)),
+            next_step=f"see: sparsescope doctor --subject {subject.id}",
+        )
 
 
 def _edited(

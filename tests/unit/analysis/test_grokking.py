@@ -180,7 +180,7 @@ def test_other_seeds_stand_beside_the_series_and_join_the_digest(folder, other):
     assert alone["weight_hash"] != both["weight_hash"] and alone["id"] == both["id"] == "tiny"
     assert alone == series_identity(open_series(folder))
     found = ss.run("grokking", folder, seeds=(str(other),), **QUICK)
-    assert found.tables["onsets"]["series"].tolist() == ["tiny (0)", "tiny (1)"]
+    assert found.tables["onsets"]["series"].tolist() == ["tiny", "other"]
     assert "generalized_step_median" in found.scalars and np.isnan(found.scalars["generalized_step_median"].value)
     for view in ANALYSIS.views:
         check_figure(found.view(view.name), view.name)
