@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -64,5 +65,7 @@ def _marks(series: CheckpointSeries) -> str:
     if content is None:
         return "\n".join(f"{found.revision} {subject.identity.weight_hash}" for found, subject in series)
     lines = [f"{name} {digest}" for name, digest in sorted(content.files.items())]
+    recorded = [content.baselines, *({k: dict(v) for k, v in found.stored.items()} for found in content.checkpoints)]
     lines += [f"{found.step} {found.sha256}" for found in content.checkpoints]
+    lines.append(json.dumps(recorded, sort_keys=True))  # losses that results show as they were recorded
     return "\n".join([*lines, content.probe_digest])

@@ -169,4 +169,9 @@ def read_recipe(path: Path, **changes: Any) -> Recipe:
             next_step="sparsescope/training/recipe.py says what each key means",
         ) from None
     except ValueError as error:  # TOML's and Unicode's own errors are ValueErrors too
-        raise SpecError("the recipe is no TOML file", where=str(path), got=str(error)[:200]) from error
+        raise SpecError(
+            "the recipe is no TOML file",
+            where=str(path),
+            got=str(error)[:200],
+            next_step="see https://toml.io for the format, and analyses/grokking/relu.toml for an example",
+        ) from error

@@ -18,7 +18,7 @@ import torch
 
 from sparsescope.core.files import storage_errors
 from sparsescope.core.spec import canonical_json
-from sparsescope.errors import ArtifactError, SubjectError
+from sparsescope.errors import ArtifactError, SparsescopeError, SpecError, SubjectError
 from sparsescope.models import series_file
 from sparsescope.models.architectures import build_model
 from sparsescope.models.quiet import torch_dtype
@@ -59,8 +59,8 @@ def train(recipe: Recipe, output: Path, *, recipe_text: str = "", stop_after: in
         The folder, or None where ``stop_after`` ended the run before its last step.
 
     Raises:
-        ArtifactError: The folder holds a finished series, or unfinished work of another recipe.
-        SpecError: The model cannot be built.
+        ArtifactError: The folder holds a finished series, other files, or unfinished work of another recipe.
+        SpecError: The model cannot be built, or does not take the data.
         SubjectError: The loss is not finite.
     """
     if (output / series_file.FILE).is_file():
@@ -70,10 +70,28 @@ def train(recipe: Recipe, output: Path, *, recipe_text: str = "", stop_after: in
             next_step="give another --output, or delete that folder",
         )
     folder = output / PARTIAL
+    if output.is_dir() and not folder.is_dir() and any(output.iterdir()):
+        raise ArtifactError(
+            "the folder holds other files, which a series would overwrite",
+            where=str(output),
+            allowed="a folder that is new or empty, or one with unfinished work of the same recipe",
+            next_step="give another --output",
+        )
     with storage_errors("make the folder of the training", folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _threads(recipe.threads):
-        run = _begin(recipe, folder)
+        try:
+            run = _begin(recipe, folder)
+            _try(run)
+        except SparsescopeError:
+            raise
+        except Exception as error:  # transformers and torch have many ways to refuse a configuration
+            raise SpecError(
+                "the model of this recipe cannot be built, or does not take its data",
+                where=f"{recipe.name}: [model.config], [data]",
+                got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                next_step="check sizes, names and the vocabulary in the recipe",
+            ) from error
         progress = load_state(folder, run.mark, run.model, run.optimizer, run.generator) or Progress()
         with training_progress(recipe.name, recipe.steps, progress.step) as show:
             if not _loop(run, progress, show, stop_after):
@@ -105,6 +123,15 @@ def _begin(recipe: Recipe, folder: Path) -> _Run:
     generator = torch.Generator().manual_seed(recipe.seed + 1)
     named = canonical_json([recipe.model_dump(), data.describe()])
     return _Run(recipe, data, model.train(), optimizer, generator, folder, hashlib.sha256(named.encode()).hexdigest())
+
+
+def _try(run: _Run) -> None:
+    """Compute one loss, so that a configuration that does not fit the data fails now. No random number is used up."""
+    generator = torch.Generator()
+    generator.set_state(run.generator.get_state())
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        tokens, targets = run.data.batch(0, generator)
+        training_loss(run.model, tokens, targets, run.recipe.optimizer.balance)
 
 
 def _loop(run: _Run, progress: Progress, show: Show, stop_after: int | None) -> bool:

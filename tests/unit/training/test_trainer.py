@@ -9,7 +9,7 @@ import torch
 
 from sparsescope.cli import app
 from sparsescope.cli.guard import execute
-from sparsescope.errors import ArtifactError, SubjectError
+from sparsescope.errors import ArtifactError, SpecError, SubjectError
 from sparsescope.models.series_file import SeriesFolder
 from sparsescope.training.recipe import read_recipe
 from sparsescope.training.trainer import PARTIAL, _threads, train
@@ -152,3 +152,20 @@ def test_memorization_and_generalization_are_dated(recipe, tmp_path):
     t_mem = folder.content.events["t_mem"]
     assert t_mem is not None and (accuracy[t_mem : t_mem + 40] >= 0.99).all() and accuracy[t_mem - 20] < 0.99
     assert folder.content.events["t_gen"] is None, "24 pairs without weight decay do not show addition"
+
+
+def test_files_of_others_are_not_overwritten(recipe, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("precious")
+    with pytest.raises(ArtifactError, match="other files"):
+        train(recipe, tmp_path / "mine")
+    assert (tmp_path / "mine" / "config.json").read_text() == "precious"
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("config", [{"vocab_size": 5}, {"hidden_act": "bogus"}, {"num_attention_heads": 3}])
+def test_a_model_that_does_not_take_the_data_is_a_mistake_in_the_recipe(recipe, tmp_path, config):
+    model = recipe.model.model_copy(update={"config": {**recipe.model.config, **config}})
+    with pytest.raises(SpecError, match="cannot be built, or does not take its data") as caught:
+        train(recipe.model_copy(update={"model": model}), tmp_path / "run")
+    assert caught.value.next_step and not (tmp_path / "run" / "series.json").exists()
