@@ -326,13 +326,14 @@ def train(
 ) -> None:
     """Train a small model from a recipe and keep its checkpoints; the same command goes on after an interruption."""
     from sparsescope.cli import console
-    from sparsescope.training.recipe import find_recipe, read_recipe
+    from sparsescope.training.recipe import changed_text, find_recipe, read_recipe
 
     path = find_recipe(recipe)
     declared = read_recipe(path, seed=seed, name=name)  # a wrong value is found before torch is imported
     from sparsescope.training.trainer import train as run_recipe
 
-    folder = run_recipe(declared, output, recipe_text=path.read_text(encoding="utf-8"))
+    text = changed_text(path.read_text(encoding="utf-8"), seed=seed, name=name)
+    folder = run_recipe(declared, output, recipe_text=text)
     if json:
         console.out_json({"series": declared.name, "folder": str(folder), "steps": declared.steps, "seed": declared.seed})
     else:

@@ -6,7 +6,9 @@ bit. A recipe is data: it names architectures and data sets that are known here,
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -141,6 +143,26 @@ def find_recipe(target: str) -> Path:
     raise unknown_name("recipe", target, embedded_series(), next_step="give a TOML file, or the name of a shipped series")
 
 
+def changed_text(text: str, **changes: str | int | None) -> str:
+    """Return the text of a recipe with values at its top level replaced; None changes nothing.
+
+    The copy beside the checkpoints must be the recipe that made them. A file that is written in an unusual way (a quoted
+    key) is returned as it is.
+    """
+    section = re.search(r"^\[", text, flags=re.MULTILINE)
+    head, rest = (text, "") if section is None else (text[: section.start()], text[section.start() :])
+    for key, value in changes.items():
+        if value is not None:
+            line = f"{key} = {json.dumps(value)}"
+            changed = re.sub(rf"^{key}[ \t]*=.*$", line, head, count=1, flags=re.MULTILINE)
+            head = changed if changed != head or line in head else f"{head}{line}\n"
+    try:
+        found = tomllib.loads(head + rest)
+    except tomllib.TOMLDecodeError:
+        return text
+    return head + rest if all(found.get(key) == value for key, value in changes.items() if value is not None) else text
+
+
 def read_recipe(path: Path, **changes: Any) -> Recipe:
     """Read a recipe file.
 
@@ -168,7 +190,7 @@ def read_recipe(path: Path, **changes: Any) -> Recipe:
             got=repr(first.get("input"))[:200],
             next_step="sparsescope/training/recipe.py says what each key means",
         ) from None
-    except ValueError as error:  # TOML's and Unicode's own errors are ValueErrors too
+    except (ValueError, RecursionError) as error:  # TOML's and Unicode's own errors are ValueErrors too
         raise SpecError(
             "the recipe is no TOML file",
             where=str(path),

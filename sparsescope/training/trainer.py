@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from sparsescope.core.files import storage_errors
 from sparsescope.core.spec import canonical_json
@@ -59,16 +60,11 @@ def train(recipe: Recipe, output: Path, *, recipe_text: str = "", stop_after: in
         The folder, or None where ``stop_after`` ended the run before its last step.
 
     Raises:
-        ArtifactError: The folder holds a finished series, other files, or unfinished work of another recipe.
+        ArtifactError: The folder holds a finished series, other files, unfinished work of another recipe, or is in use.
         SpecError: The model cannot be built, or does not take the data.
         SubjectError: The loss is not finite.
     """
-    if (output / series_file.FILE).is_file():
-        raise ArtifactError(
-            "the folder holds a finished series",
-            where=str(output),
-            next_step="give another --output, or delete that folder",
-        )
+    _refuse_finished(output)
     folder = output / PARTIAL
     if output.is_dir() and not folder.is_dir() and any(output.iterdir()):
         raise ArtifactError(
@@ -79,7 +75,8 @@ def train(recipe: Recipe, output: Path, *, recipe_text: str = "", stop_after: in
         )
     with storage_errors("make the folder of the training", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _threads(recipe.threads):
+    with _alone(folder), _threads(recipe.threads):
+        _refuse_finished(output)  # by another process, between the first look and the lock
         try:
             run = _begin(recipe, folder)
             _try(run)
@@ -98,6 +95,33 @@ def train(recipe: Recipe, output: Path, *, recipe_text: str = "", stop_after: in
                 return None
         finish(output, folder, recipe, run.data, run.model, progress, recipe_text)
     return output
+
+
+def _refuse_finished(output: Path) -> None:
+    if (output / series_file.FILE).is_file():
+        raise ArtifactError(
+            "the folder holds a finished series",
+            where=str(output),
+            next_step="give another --output, or delete that folder",
+        )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder: two trainings in it would replace each other's checkpoints."""
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ArtifactError(
+            "another training writes to this folder",
+            where=str(folder.parent),
+            next_step="wait until it has ended, or give another --output",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def make_data(recipe: Recipe) -> Data:

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from sparsescope.models.series_file import copy_weights, probe_digest
 from sparsescope.training.data import Data
 from sparsescope.training.measure import measure
 from sparsescope.training.recipe import ModularAddition, Recipe
-from sparsescope.training.state import FILE as STATE
 from sparsescope.training.state import Progress
 
 # Values of a configuration that say nothing about the model.
@@ -123,8 +123,7 @@ def finish(output: Path, folder: Path, recipe: Recipe, data: Data, model: Any, p
                     next_step="delete the folder and train again",
                 )
         replace_file(output / series_file.FILE, content.model_dump_json(indent=1).encode() + b"\n")
-        (folder / STATE).unlink(missing_ok=True)
-        folder.rmdir()
+    shutil.rmtree(folder, ignore_errors=True)  # the series is complete: what a killed run left there must not fail it
 
 
 def _curves(progress: Progress) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from sparsescope.errors import SpecError
-from sparsescope.training.recipe import OptimizerRecipe, read_recipe
+from sparsescope.training.recipe import OptimizerRecipe, changed_text, read_recipe
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted(path for path in (ROOT / "analyses").glob("*/*.toml") if "[optimizer]" in path.read_text())
@@ -53,3 +54,20 @@ def test_learning_rate_ramps_up_and_falls_along_a_cosine():
     assert [plain.rate(step, 100) for step in (0, 4, 9, 10, 99)] == pytest.approx([0.01, 0.05, 0.1, 0.1, 0.1])
     cosine = OptimizerRecipe(learning_rate=0.1, weight_decay=0.0, warmup_steps=0, decay="cosine", final_fraction=0.2)
     assert [cosine.rate(step, 100) for step in (0, 50, 100)] == pytest.approx([0.1, 0.06, 0.02])
+
+
+def test_the_copied_recipe_says_what_was_changed():
+    text = '# a comment\nname = "a"\nsteps = 3\n\n[model]\nname = "inner"\n'
+    changed = changed_text(text, seed=7, name="b")
+    assert tomllib.loads(changed) == {"name": "b", "steps": 3, "seed": 7, "model": {"name": "inner"}}
+    assert changed_text(text, seed=None, name=None) == text
+    assert changed_text(text, seed=None, name="a") == text
+    quoted = '"name" = "a"\n[model]\n'
+    assert changed_text(quoted, name="b") == quoted, "a key that stands there twice is no TOML"
+
+
+def test_a_file_that_is_nested_too_deep_is_refused(tmp_path):
+    path = tmp_path / "deep.toml"
+    path.write_text("a = " + "[" * 5000 + "]" * 5000)
+    with pytest.raises(SpecError, match="no TOML"):
+        read_recipe(path)

@@ -124,7 +124,10 @@ def test_the_verb_trains_and_shows_plain_lines(recipe_file, tmp_path, capsys):
     assert "other: 30 of 30 steps, train loss" in shown.err and "steps/s" in shown.err
     content = json.loads((tmp_path / "run" / "series.json").read_text())
     assert (content["seed"], content["name"]) == (5, "other")
-    assert read_recipe(tmp_path / "run" / "recipe.toml").seed == 3  # the file as it is; what was changed stands in series.json
+    copied = read_recipe(tmp_path / "run" / "recipe.toml")
+    assert (copied.seed, copied.name) == (5, "other"), "the copy is not the recipe that made the series"
+    again = SeriesFolder.open(train(copied, tmp_path / "again"))
+    assert [found.sha256 for found in again.content.checkpoints] == [found["sha256"] for found in content["checkpoints"]]
     assert execute(app, ["train", str(recipe_file), "--output", str(tmp_path / "run")]) == 1
     assert "finished series" in capsys.readouterr().err
 
@@ -169,3 +172,19 @@ def test_a_model_that_does_not_take_the_data_is_a_mistake_in_the_recipe(recipe, 
     with pytest.raises(SpecError, match="cannot be built, or does not take its data") as caught:
         train(recipe.model_copy(update={"model": model}), tmp_path / "run")
     assert caught.value.next_step and not (tmp_path / "run" / "series.json").exists()
+
+
+def test_two_trainings_do_not_share_a_folder(recipe, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "run" / PARTIAL).mkdir(parents=True)
+    with FileLock(tmp_path / "run" / PARTIAL / "lock"), pytest.raises(ArtifactError, match="another training"):
+        train(recipe, tmp_path / "run")
+    assert train(recipe, tmp_path / "run") == tmp_path / "run"
+
+
+def test_what_a_killed_run_left_does_not_fail_the_end(recipe, tmp_path):
+    (tmp_path / "run" / PARTIAL).mkdir(parents=True)
+    (tmp_path / "run" / PARTIAL / ".step-10.safetensors.1.abcd.tmp").write_text("half")
+    train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / PARTIAL).exists() and (tmp_path / "run" / "series.json").is_file()
