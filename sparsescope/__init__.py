@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sparsescope.activations.corpus import corpus as corpus
     from sparsescope.core.artifact import open_run
     from sparsescope.core.registry import analyses as analyses
+    from sparsescope.models.checkpoints import open_series as open_series
     from sparsescope.models.sources import load as load
     from sparsescope.models.sources import wrap as wrap
     from sparsescope.reporting.build import build
@@ -33,6 +34,7 @@ _PUBLIC = {
     "wrap": ("sparsescope.models.sources", "wrap"),
     "corpus": ("sparsescope.activations.corpus", "corpus"),
     "capture": ("sparsescope.activations.capture", "capture"),
+    "open_series": ("sparsescope.models.checkpoints", "open_series"),
     "run": ("sparsescope.runner.run", "run"),
     "study": ("sparsescope.runner.study_run", "study"),
     "open": ("sparsescope.core.artifact", "open_run"),

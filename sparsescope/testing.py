@@ -85,7 +85,9 @@ def check_accumulator(make: Callable[[], Accumulator], batches: Sequence[Activat
     _same_state(resumed, whole, "restored state")
 
 
-def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus: Corpus | None = None) -> Result:
+def check_analysis(
+    record: Analysis, subject: Subject | CheckpointSeries, corpus: Corpus | None = None, **more: Any
+) -> Result:
     """Check a registered analysis end to end and return its result.
 
     Runs twice and compares; stores, reopens and compares; draws every view; asks for definitions and unknown parameters.
@@ -93,7 +95,8 @@ def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus
     Args:
         record: The analysis.
         subject: A model, or a series of checkpoints for an analysis of series.
-        corpus: Text; None for an analysis of series.
+        corpus: Text; None for an analysis that reads none.
+        **more: Inputs of further roles.
     """
     from sparsescope.core.artifact import Store
     from sparsescope.core.registry import find_record
@@ -102,10 +105,10 @@ def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus
 
     assert find_record(record.name) is record, f"{record.name} is not registered"
     with tempfile.TemporaryDirectory() as folder:
-        result = run(record.name, subject, corpus, store=folder)
+        result = run(record.name, subject, corpus, store=folder, **more)
         stored = Store(folder).open(str(result.run_id))
         assert [v.status for v in Store(folder).verify()] == ["ok"], "the stored run is damaged"
-    again = run(record.name, subject, corpus)
+    again = run(record.name, subject, corpus, **more)
     if not record.measures_time:
         check_same_numbers(result, again)
     check_same_numbers(result, stored)
@@ -119,7 +122,7 @@ def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus
         assert view.table in result.tables, f"view {view.name} shows table {view.table}, which is not there"
         check_figure(record.draw(view.name, stored), view.name)
     try:
-        run(record.name, subject, corpus, no_such_parameter=1)
+        run(record.name, subject, corpus, no_such_parameter=1, **more)
     except SpecError:
         return result
     raise AssertionError("an unknown parameter was accepted")

@@ -8,17 +8,19 @@ manifest was written; runs never change.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import streamlit as st
 from components.text import plain
 
 from sparsescope.core.artifact import Store, home
+from sparsescope.core.inputs import Known
 from sparsescope.core.manifest import MANIFEST, RUN_ID
 from sparsescope.core.registry import Analysis, find_record
 from sparsescope.core.result import Result, Scalar
 from sparsescope.errors import SparsescopeError, SpecError
+from sparsescope.runner.inputs import known, roles
 
 FIRST_COMMAND = "sparsescope run activation_sparsity --subject smollm2-135m"
 
@@ -90,6 +92,32 @@ def record_of(analysis: str) -> Analysis | None:
         return find_record(analysis)
     except SpecError:
         return None
+
+
+def studied(analysis: str) -> str:
+    """Return the role of what an analysis studies: the first that it reads; a model where its package is not installed."""
+    record = record_of(analysis)
+    return record.roles[0] if record is not None and record.roles and record.roles[0] in roles() else "subject"
+
+
+def known_of(subject: str, found: Sequence[Run]) -> list[Known]:
+    """Say what is known of what was studied, for ``Analysis.fits``: by its name, and by the runs that there are of it.
+
+    Args:
+        subject: Its name.
+        found: Its runs.
+    """
+    records = [record for run in found if (record := record_of(run.analysis)) is not None]
+    needs = frozenset[str]().union(*(record.requires for record in records))
+    has = needs | ({"tokenizer"} if any("text" in record.roles for record in records) else frozenset())
+    read = dict.fromkeys(studied(run.analysis) for run in found)
+    try:
+        named = [entry for entry in known(subject) if entry.role in read]
+    except SparsescopeError:  # a folder of that name that is damaged
+        named = []
+    named += [Known(role, subject) for role in read if role not in {entry.role for entry in named}]
+    text = Known("text", "text", needs=frozenset({"tokenizer"}))
+    return [*(replace(entry, has=entry.has | has, lacks=entry.lacks - has) for entry in named), text]
 
 
 def choose(

@@ -13,23 +13,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparsescope.cli.options import home_folder
-from sparsescope.cli.series import kind_of_series, refuse_model_options, run_on_series, series_requests
-from sparsescope.cli.work import (
-    GrowingReport,
-    check_output,
-    fitting,
-    load_subject,
-    make_text,
-    raise_if_failed,
-    run_requests,
+from sparsescope.cli.options import (
+    BatchTokens,
+    Device,
+    Home,
+    InputOptions,
+    Json,
+    ModelOptions,
+    Set,
+    TextOptions,
+    with_options,
 )
+from sparsescope.cli.work import GrowingReport, Target, check_output, given_inputs, raise_if_failed, run_requests
 from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 if TYPE_CHECKING:
-    from sparsescope.activations.corpus import Corpus as TextCorpus
     from sparsescope.core.result import Result
     from sparsescope.runner.run import Outcome
+    from sparsescope.training.kinds import ArtifactRecipe
 
 app = typer.Typer(
     name="sparsescope",
@@ -39,27 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-REPORT_CORPUS = "python-docs+python-source"
-REPORT_TOKENS = 16384
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Corpus = Annotated[str, typer.Option(help="Registered name, names joined by '+', or a .txt, .jsonl or .parquet file.")]
-Tokens = Annotated[int, typer.Option(help="Tokens to read, split evenly over the domains of the corpus.")]
-Context = Annotated[int | None, typer.Option(help="Longest window; 256, or what the model can take if that is less.")]
-Seed = Annotated[int, typer.Option(help="Seed of the choice of documents.")]
-Bos = Annotated[str, typer.Option(help="Beginning-of-sequence token: auto (as the tokenizer does), always, never.")]
-Dtype = Annotated[str, typer.Option(help="Compute type: float32, bfloat16 (quicker, labelled), float16.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-Attention = Annotated[str | None, typer.Option(help="Attention implementation, eager or sdpa; that of transformers by default.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code of the model's repository run; recorded.")]
-Home = Annotated[
-    Path | None,
-    typer.Option(help="Folder of stored runs; $SPARSESCOPE_HOME or ./runs by default.", parser=home_folder, metavar="PATH"),
-]
-BatchTokens = Annotated[int, typer.Option(help="Most token positions in one forward pass.", min=1, max=2**24)]
-
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -120,28 +100,17 @@ def show(
 
 
 @app.command()
+@with_options()
 def run(
     analysis: Annotated[str, typer.Argument(help="Name of the analysis; see: sparsescope list analyses.")],
+    model: ModelOptions,
+    text: TextOptions,
+    more: InputOptions,
     subject: Annotated[
-        str, typer.Option(help="Registered name, hub id, model folder or .gguf file; of some analyses a series of checkpoints.")
-    ],
-    corpus: Annotated[
         str | None,
-        typer.Option(
-            help=f"Registered name, names joined by '+', or a .txt, .jsonl or .parquet file; {REPORT_CORPUS} when left out, "
-            "of a series of checkpoints its own held-out text."
-        ),
+        typer.Option(help="Registered name, hub id, model folder or .gguf file; of some analyses a series of checkpoints."),
     ] = None,
-    tokens: Tokens = REPORT_TOKENS,
-    context: Context = None,
-    seed: Seed = 0,
-    bos: Bos = "auto",
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    revision: Revision = None,
-    attention: Attention = None,
-    trust_remote_code: Trust = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Parameter of the analysis, NAME=VALUE; repeatable.")] = None,
+    set_: Set = None,
     batch_tokens: BatchTokens = 2048,
     home: Home = None,
     json: Json = False,
@@ -153,28 +122,8 @@ def run(
 
     record = analyses().get(analysis)
     params = parse_set(set_ or [], record.params, analysis=record.name)  # a wrong name fails before the model is loaded
-    if record.input == "series":
-        refuse_model_options(
-            record.name, revision=revision, attention=attention, trust_remote_code=trust_remote_code, device=device != "cpu",
-            dtype=dtype != "float32", batch_tokens=batch_tokens != 2048,
-        )  # fmt: skip
-        if corpus is None:  # options of a text that nobody asked for
-            refuse_model_options(
-                record.name, tokens=tokens != REPORT_TOKENS, context=context, seed=seed, bos=bos != "auto", without="--corpus"
-            )
-        text = None
-        if (given := corpus) is not None:
-            make_text(given, tokens, context, seed, bos)
-
-            def text(longest: int) -> TextCorpus:
-                return make_text(given, tokens, context or longest, seed, bos)
-
-        outcomes = run_on_series([(record.name, params)], subject, home, text)
-    else:
-        corpus = corpus or REPORT_CORPUS
-        make_text(corpus, tokens, context, seed, bos)
-        model = load_subject(subject, revision, dtype, device, attention, trust_remote_code)
-        outcomes = run_requests([(record.name, params)], model, corpus, tokens, context, seed, bos, batch_tokens, home)
+    inputs = given_inputs(record, subject, model, text, more)
+    outcomes = run_requests([(record.name, params)], inputs, home, batch_tokens)
     raise_if_failed(outcomes)
     outcome = outcomes[0]
     if json:
@@ -185,21 +134,15 @@ def run(
 
 
 @app.command()
+@with_options()
 def report(
     targets: Annotated[
         list[str], typer.Argument(help="Subjects and series of checkpoints (analysed if they were not), and stored runs.")
     ],
+    model: ModelOptions,
+    text: TextOptions,
+    more: InputOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
-    corpus: Corpus = REPORT_CORPUS,
-    tokens: Tokens = REPORT_TOKENS,
-    context: Context = None,
-    seed: Seed = 0,
-    bos: Bos = "auto",
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    revision: Revision = None,
-    attention: Attention = None,
-    trust_remote_code: Trust = False,
     fallback: Annotated[
         str | None, typer.Option(help="Subject to take, with a notice, for one that cannot be fetched (no network).")
     ] = None,
@@ -212,52 +155,29 @@ def report(
     from sparsescope.core.artifact import Store
     from sparsescope.core.manifest import RUN_ID
     from sparsescope.core.result import Note
-    from sparsescope.models.catalog import resolve
 
     check_output(output)
-    named = [t for t in targets if not RUN_ID.fullmatch(Path(t).name)]
-    kinds = {name: kind_of_series(name) for name in named}
-    for name in [*(t for t in named if kinds[t] != "modular_addition"), *([fallback] if fallback else [])]:
-        resolve(name, dtype=dtype, device=device)  # a wrong name is found out now, not after the work on the first
-        make_text(corpus, tokens, context, seed, bos)
+    found = {name: Target(name, model, text, more) for name in targets if not RUN_ID.fullmatch(Path(name).name)}
+    if fallback is not None:
+        ModelOptions(model.dtype, model.device).check(fallback)
     results: list[Result] = []
     failed: list[Outcome] = []
-    for target in targets:
-        name = Path(target).name
-        if RUN_ID.fullmatch(name):
+    for place, target in enumerate(targets):
+        if target not in found:
             folder = Path(target)
             store = Store(folder.resolve().parent) if folder.is_dir() else Store(home)
-            results.append(store.open(name))
+            results.append(store.open(folder.name))
             continue
-        of_series = [] if (kind := kinds[target]) is None else series_requests(kind)
-        if kind == "modular_addition":
-            outcomes = run_on_series(of_series, target, home)
-            failed += [outcome for outcome in outcomes if outcome.error is not None]
-            results += [outcome.result for outcome in outcomes if outcome.result is not None]
-            continue
-        notice = None
-        try:
-            model = load_subject(target, revision, dtype, device, attention, trust_remote_code)
-        except DependencyError as error:
-            if fallback is None:
-                raise
-            notice = f"{target} could not be fetched, so this report is about {fallback} instead ({error.what})"
-            console.say(f"NOTE: {notice}")
-            model = load_subject(fallback, None, dtype, device, attention, False)
-        wanted = fitting(model)
-        growing = GrowingReport(
-            output, results, len(results) + len(wanted) + len(of_series) + len(targets) - targets.index(target) - 1
-        )
-        outcomes = run_requests(wanted, model, corpus, tokens, context, seed, bos, batch_tokens, home, done=growing.add)
-        outcomes += run_on_series(of_series, target, home) if of_series else []
-        for outcome in outcomes:
+        inputs, wanted, notice = found[target].open(fallback)
+        growing = GrowingReport(output, results, len(results) + len(wanted) + len(targets) - place - 1)
+        requests = [(record.name, {}) for record in wanted]
+        for outcome in run_requests(requests, inputs, home, batch_tokens, done=growing.add):
             if outcome.error is not None:
                 failed.append(outcome)  # with a result where only storing it failed
-            if outcome.result is None:
-                continue
-            if notice is not None:
-                outcome.result.notes.insert(0, Note("warning", notice, "subject"))
-            results.append(outcome.result)
+            if outcome.result is not None:
+                if notice:
+                    outcome.result.notes.insert(0, Note("warning", notice, "subject"))
+                results.append(outcome.result)
     if not results and len(failed) == 1 and failed[0].error is not None:
         raise failed[0].error
     for outcome in failed:
@@ -268,7 +188,7 @@ def report(
 
     path = build(results, output).resolve()
     if json:
-        runs = [{"run": result.run_id, "subject": result.provenance["subject"]["id"]} for result in results]
+        runs = [{"run": result.run_id, "subject": result.provenance["subject"].get("id")} for result in results]
         console.out_json({"report": str(path), "bytes": path.stat().st_size, "runs": runs, "failed": len(failed)})
     else:
         for result in results:
@@ -319,16 +239,26 @@ def train(
     recipe: Annotated[
         str, typer.Argument(help="A recipe, for example analyses/grokking/relu.toml, or the name of a shipped series.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the checkpoints.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the checkpoints of a model.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than that of the recipe.")] = None,
     name: Annotated[str | None, typer.Option(help="Another name than that of the recipe.")] = None,
+    home: Home = None,
     json: Json = False,
 ) -> None:
-    """Train a small model from a recipe and keep its checkpoints; the same command goes on after an interruption."""
+    """Train what a recipe says: a small model, whose checkpoints are kept in --output, or an artifact in the folder of runs.
+
+    The same command goes on after an interruption.
+    """
     from sparsescope.cli import console
+    from sparsescope.training.kinds import read_artifact_recipe
     from sparsescope.training.recipe import changed_text, find_recipe, read_recipe
 
     path = find_recipe(recipe)
+    if (of_artifact := read_artifact_recipe(path)) is not None:
+        _train_artifact(of_artifact, home, json, {"--output": output, "--seed": seed, "--name": name})
+        return
+    if output is None:
+        raise SpecError("where the checkpoints go is not said", where="--output", next_step="for example: --output my-run")
     declared = read_recipe(path, seed=seed, name=name)  # a wrong value is found before torch is imported
     from sparsescope.training.trainer import train as run_recipe
 
@@ -338,6 +268,26 @@ def train(
         console.out_json({"series": declared.name, "folder": str(folder), "steps": declared.steps, "seed": declared.seed})
     else:
         console.out(str(folder))
+
+
+def _train_artifact(recipe: ArtifactRecipe, home: Path | None, json: bool, given: dict[str, object]) -> None:
+    """Train an artifact; one of the same recipe that is there is taken."""
+    from sparsescope.cli import console
+    from sparsescope.core.artifact import Store
+    from sparsescope.runner.recipes import trained
+
+    if wrong := [option for option, value in given.items() if value is not None]:
+        raise SpecError(
+            "these options have no meaning for the recipe of an artifact",
+            where=", ".join(wrong),
+            next_step="leave them out: an artifact is kept in the folder of runs, and its recipe says the rest",
+        )
+    with console.progress_bar() as progress:
+        artifact = trained(recipe, Store(home), progress)
+    if json:
+        console.out_json({"artifact": artifact.id, "folder": str(artifact.path)})
+    else:
+        console.out(str(artifact.path))
 
 
 @app.command()
@@ -393,13 +343,10 @@ def verify(
 
 
 @app.command()
+@with_options()
 def doctor(
+    model: ModelOptions,
     subject: Annotated[str | None, typer.Option(help="A subject to load and compare with plain transformers.")] = None,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    revision: Revision = None,
-    attention: Attention = None,
-    trust_remote_code: Trust = False,
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -411,7 +358,7 @@ def doctor(
     if subject is not None:
         from sparsescope.models.doctor import examine
 
-        examination = examine(load_subject(subject, revision, dtype, device, attention, trust_remote_code))
+        examination = examine(model.load(subject))
     if json:
         console.out_json(checkup.as_json(findings, examination))
     else:
@@ -421,15 +368,14 @@ def doctor(
 
 
 @app.command()
+@with_options(tokens=4096)
 def bench(
     name: Annotated[str, typer.Argument(help="Name of the benchmark; see: sparsescope list benchmarks.")],
+    model: ModelOptions,
+    text: TextOptions,
+    more: InputOptions,
     subject: Annotated[str, typer.Option(help="Registered name, hub id, model folder or .gguf file.")] = "smollm2-135m",
-    corpus: Corpus = REPORT_CORPUS,
-    tokens: Tokens = 4096,
-    context: Context = None,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Parameter of the benchmark, NAME=VALUE; repeatable.")] = None,
+    set_: Set = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write an HTML report with the figure.")] = None,
     home: Home = None,
     json: Json = False,
@@ -441,9 +387,8 @@ def bench(
 
     record = benchmarks().get(name)
     params = parse_set(set_ or [], record.params, analysis=record.name)
-    make_text(corpus, tokens, context, 0, "auto")
-    model = load_subject(subject, None, dtype, device, None, False)
-    outcomes = run_requests([(record.name, params)], model, corpus, tokens, context, 0, "auto", 2048, home, again=True)
+    inputs = given_inputs(record, subject, model, text, more)
+    outcomes = run_requests([(record.name, params)], inputs, home, 2048, again=True)
     raise_if_failed(outcomes)
     outcome = outcomes[0]
     if json:

@@ -7,6 +7,7 @@ standard output carries results only, so that it can be piped.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 WIDEST_CELL = 400  # one very long name must not pad every row of a table to its length; --json has all of it
+
+
+def show_log() -> None:
+    """Show what the library says of long work (downloads, dequantizing) on standard error."""
+    logger = logging.getLogger("sparsescope")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def say(text: str) -> None:

@@ -27,6 +27,7 @@ def sections(home: Path | None) -> dict[str, list[dict[str, Any]]]:
     from sparsescope.core.artifact import Store
     from sparsescope.core.registry import analyses, benchmarks
     from sparsescope.models.catalog import registered_subjects
+    from sparsescope.runner.inputs import roles
 
     store = Store(home)
     runs = []
@@ -54,6 +55,7 @@ def sections(home: Path | None) -> dict[str, list[dict[str, Any]]]:
         ],
         "corpora": [{"name": e.name, "summary": e.summary, "license": e.license} for e in registered_corpora().values()],
         "benchmarks": [{"name": record.name, "summary": record.summary} for record in benchmarks()],
+        "inputs": [{"name": r.name, "option": r.flag, "summary": r.summary} for r in roles().values()],
         "studies": studies(),
         "runs": runs,
     }
@@ -121,6 +123,7 @@ def _describe_analysis(record: Analysis, kind: str) -> dict[str, Any]:
         "version": record.version,
         "title": record.title,
         "summary": record.summary,
+        "reads": list(record.inputs),
         "needs": sorted(record.requires),
         "parameters": [
             {

@@ -1,10 +1,32 @@
-"""Checks of option values that Typer's types do not make. Nothing heavy is imported here."""
+"""Options that several verbs share, each written down once, and how a verb gets them.
+
+A verb names a group of options as one parameter, ``model: ModelOptions``; ``with_options`` expands the group into options of
+the command line. Further roles of inputs, which packages add, are options too. Nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
+
+import typer
 
 from sparsescope.errors import SpecError
+
+if TYPE_CHECKING:
+    from sparsescope.activations.corpus import Corpus
+    from sparsescope.activations.text.arguments import BosPolicy
+    from sparsescope.core.inputs import Known
+    from sparsescope.models.subject import Subject
+    from sparsescope.runner.inputs import Fallback
+
+DEFAULT_CORPUS = "python-docs+python-source"
+DEFAULT_TOKENS = 16384
 
 
 def home_folder(text: str | Path) -> Path:
@@ -15,3 +37,166 @@ def home_folder(text: str | Path) -> Path:
             next_step="leave --home out for $SPARSESCOPE_HOME or ./runs, or write . for this folder",
         )  # fmt: skip
     return Path(text)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")]
+Home = Annotated[
+    Path | None,
+    typer.Option(help="Folder of stored runs; $SPARSESCOPE_HOME or ./runs by default.", parser=home_folder, metavar="PATH"),
+]
+BatchTokens = Annotated[int, typer.Option(help="Most token positions in one forward pass.", min=1, max=2**24)]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Parameter, NAME=VALUE; repeatable.")]
+
+
+class _Group:
+    """A group of options: a frozen dataclass whose fields are annotated as parameters of a verb."""
+
+    @property
+    def changed(self) -> list[str]:
+        """The options that differ from their defaults, for example ``--seed``."""
+        found = [entry for entry in fields(self) if getattr(self, entry.name) != entry.default]  # type: ignore[arg-type]
+        return [f"--{entry.name.replace('_', '-')}" for entry in found]
+
+
+@dataclass(frozen=True)
+class ModelOptions(_Group):
+    """How a model is loaded."""
+
+    dtype: Annotated[str, typer.Option(help="Compute type: float32, bfloat16 (quicker, labelled), float16.")] = "float32"
+    device: Device = "cpu"
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None
+    attention: Annotated[
+        str | None, typer.Option(help="Attention implementation, eager or sdpa; that of transformers by default.")
+    ] = None
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code of the model's repository run; recorded.")
+    ] = False
+
+    def check(self, name: str) -> None:
+        """Refuse a wrong name or option before torch is imported."""
+        from sparsescope.models.catalog import resolve
+
+        resolve(name, self.revision, self.dtype, self.device, self.attention, self.trust_remote_code)
+
+    def load(self, name: str) -> Subject:
+        """Load a subject and say so, since it can take a while."""
+        from sparsescope.cli import console
+
+        self.check(name)
+        console.show_log()
+        console.say(f"loading {name}")
+        from sparsescope.models.sources import load
+
+        return load(
+            name,
+            revision=self.revision,
+            dtype=self.dtype,
+            device=self.device,
+            attn_implementation=self.attention,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+@dataclass(frozen=True)
+class TextOptions(_Group):
+    """What models read."""
+
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Registered name, names joined by '+', or a .txt, .jsonl or .parquet file; {DEFAULT_CORPUS} when left out, of a"
+            " series of checkpoints the held-out text that it carries."
+        ),
+    ] = None
+    tokens: Annotated[int, typer.Option(help="Tokens to read, split evenly over the domains of the corpus.")] = DEFAULT_TOKENS
+    context: Annotated[
+        int | None, typer.Option(help="Longest window; 256, or what the model can take if that is less.")
+    ] = None
+    seed: Annotated[int, typer.Option(help="Seed of the choice of documents.")] = 0
+    bos: Annotated[
+        str, typer.Option(help="Beginning-of-sequence token: auto (as the tokenizer does), always, never.")
+    ] = "auto"
+
+    def make(self) -> Corpus | Fallback:
+        """Make the corpus; one that was not asked for stands back behind the text of a series.
+
+        The verbs call it before they load a model, so that a wrong option is found out at once.
+        """
+        from sparsescope.activations.corpus import corpus
+        from sparsescope.runner.inputs import Fallback
+
+        bos = cast("BosPolicy", self.bos)  # what it may be is checked there
+        text = corpus(self.corpus or DEFAULT_CORPUS, tokens=self.tokens, seed=self.seed, context=self.context, bos=bos)
+        return Fallback(text) if self.corpus is None else text
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """Inputs of further roles, by role: what was given with the options that packages add."""
+
+    given: Mapping[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, list[str]]:
+        """What was given, as ``run_many`` takes it."""
+        return {name: values for name, values in self.given.items() if values}
+
+    @property
+    def known(self) -> list[Known]:
+        """What is known of it unopened."""
+        from sparsescope.runner.inputs import known
+
+        return [entry for name, values in self.inputs.items() for value in values for entry in known(value, name)]
+
+
+def with_options(**defaults: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Expand the groups of options among the parameters of a verb.
+
+    Args:
+        **defaults: Defaults of options that differ for this verb.
+    """
+
+    def expand(verb: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(verb, include_extras=True)
+        given = inspect.signature(verb).parameters
+        groups = {name: hints[name] for name in given if hints[name] in (ModelOptions, TextOptions, InputOptions)}
+        parameters: list[inspect.Parameter] = []
+        members: dict[str, list[str]] = {}
+        for name, parameter in given.items():
+            added = _options(groups[name], defaults) if name in groups else [parameter.replace(annotation=hints[name])]
+            taken = {entry.name for entry in parameters}
+            added = [entry for entry in added if entry.name not in taken]  # a role of a package hides no option of ours
+            members[name] = [entry.name for entry in added]
+            parameters += [entry.replace(kind=inspect.Parameter.KEYWORD_ONLY) for entry in added]
+
+        @functools.wraps(verb)
+        def run(**values: Any) -> None:
+            built = {name: _build(groups[name], {m: values[m] for m in members[name]}) for name in groups}
+            verb(**{name: built[name] if name in groups else values[name] for name in given})
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        del run.__wrapped__  # type: ignore[attr-defined]  # or its own parameters would be looked at
+        return run
+
+    return expand
+
+
+def _options(group: type, defaults: Mapping[str, object]) -> list[inspect.Parameter]:
+    """The parameters of a group."""
+    plain = inspect.Parameter.KEYWORD_ONLY
+    if group is InputOptions:
+        # The names alone: reading what a package says of its role would import it for every verb.
+        names = sorted({point.name for point in entry_points(group="sparsescope.inputs") if point.name.isidentifier()})
+        kind = Annotated[list[str] | None, typer.Option(help="An input that a package adds; see: sparsescope list inputs.")]
+        return [inspect.Parameter(name, plain, default=None, annotation=kind) for name in names]
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(entry.name, plain, default=defaults.get(entry.name, entry.default), annotation=hints[entry.name])
+        for entry in fields(group)
+    ]
+
+
+def _build(group: type, values: dict[str, Any]) -> Any:
+    return InputOptions(values) if group is InputOptions else group(**values)

@@ -1,4 +1,4 @@
-"""What several verbs do: load a subject, make the corpus, run analyses with a progress bar, check the output.
+"""What several verbs do: run analyses with a progress bar, choose what a report holds, check the output.
 
 Nothing heavy is imported here before it is needed.
 """
@@ -6,104 +6,169 @@ Nothing heavy is imported here before it is needed.
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from sparsescope.errors import SpecError
+from sparsescope.cli.options import InputOptions, ModelOptions, TextOptions
+from sparsescope.errors import DependencyError, SpecError
 
 if TYPE_CHECKING:
-    from sparsescope.activations.corpus import Corpus as TextCorpus
-    from sparsescope.activations.text.arguments import BosPolicy
+    from sparsescope.core.inputs import Known
+    from sparsescope.core.registry import Analysis
     from sparsescope.core.result import Result
-    from sparsescope.models.subject import Subject
-    from sparsescope.runner.run import Outcome, Request
-
-
-def load_subject(
-    name: str, revision: str | None, dtype: str, device: str, attention: str | None, trust_remote_code: bool
-) -> Subject:
-    """Load a subject and say so, since it can take a while."""
-    import logging
-
-    from sparsescope.cli import console
-    from sparsescope.models.catalog import resolve
-
-    resolve(name, revision, dtype, device, attention, trust_remote_code)  # a wrong name is refused before torch is imported
-    logger = logging.getLogger("sparsescope")
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    console.say(f"loading {name}")
-    from sparsescope.models.sources import load
-
-    return load(
-        name,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        attn_implementation=attention,
-        trust_remote_code=trust_remote_code,
-    )
+    from sparsescope.runner.run import Outcome
 
 
 def run_requests(
-    wanted: list[tuple[str, dict[str, Any]]],
-    subject: Subject,
-    corpus: str,
-    tokens: int,
-    context: int | None,
-    seed: int,
-    bos: str,
-    batch_tokens: int,
+    wanted: Sequence[tuple[str, dict[str, Any]]],
+    inputs: Mapping[str, Any],
     home: Path | None,
+    batch_tokens: int,
     *,
     again: bool = False,
     done: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
-    """Run analyses of a loaded subject with a progress bar; ``done`` is told of each outcome, see ``run_many``."""
+    """Run analyses with a progress bar; see ``run_many``."""
     from sparsescope.cli import console
-    from sparsescope.runner.run import Request, default_context, run_many
+    from sparsescope.runner.run import Request, run_many
 
-    text = make_text(corpus, tokens, default_context(subject) if context is None else context, seed, bos)
-    requests: list[Request] = [Request(name, params) for name, params in wanted]
+    requests = [Request(name, params) for name, params in wanted]
     with console.progress_bar() as progress:
         return run_many(
-            requests, subject, text, store=home or True, progress=progress, batch_tokens=batch_tokens, again=again, done=done
+            requests, inputs, store=home or True, progress=progress, batch_tokens=batch_tokens, again=again, done=done
         )
 
 
-def make_text(corpus: str, tokens: int, context: int | None, seed: int, bos: str) -> TextCorpus:
-    """Make the corpus. The verbs also call it before they load a model, so that a wrong option is found out at once."""
-    from sparsescope.activations.corpus import corpus as make_corpus
+def given_inputs(record: Analysis, target: str | None, model: ModelOptions, text: TextOptions, more: InputOptions) -> dict[str, Any]:
+    """Return what an analysis reads, by role, from the options of one verb; the model is loaded, the rest opened later.
 
-    # What ``bos`` may be is checked there. A context that is not given depends on the model; any valid one will do.
-    return make_corpus(corpus, tokens=tokens, seed=seed, context=256 if context is None else context, bos=cast("BosPolicy", bos))
-
-
-def fitting(subject: Subject) -> list[tuple[str, dict[str, Any]]]:
-    """Every analysis whose needs the subject meets, with default parameters.
+    Args:
+        record: The analysis.
+        target: What ``--subject`` names.
+        model: How a model is loaded.
+        text: What it reads.
+        more: Inputs of further roles.
 
     Raises:
-        SpecError: If there is none.
+        SpecError: An option has no meaning for this analysis, or is not valid.
+        SubjectError: There is no such model.
     """
-    from sparsescope.core.registry import analyses
+    from sparsescope.runner.inputs import known, refuse_unread, role
 
-    fitting: list[tuple[str, dict[str, Any]]] = [
-        (record.name, {}) for record in analyses() if record.requires <= subject.capabilities
-    ]
-    if not fitting:
+    _refuse_meaningless(record, target, model, text)
+    if text.corpus is not None:
+        refuse_unread(record, ["text"])
+    refuse_unread(record, more.inputs)
+    given: dict[str, Any] = {name: values if _repeated(record, name) else values[-1] for name, values in more.inputs.items()}
+    if "text" in record.roles:
+        given["text"] = text.make()  # a wrong option is found out before the model is loaded
+    for name in record.roles:
+        if role(name).flag == "--subject" and target is not None:
+            given[name] = model.load(target) if name == "subject" else target
+    return given
+
+
+def _repeated(record: Analysis, name: str) -> bool:
+    return any(entry.repeated for entry in record.declared if entry.role == name)
+
+
+def _refuse_meaningless(record: Analysis, target: str | None, model: ModelOptions, text: TextOptions) -> None:
+    """Refuse options that say how a model is loaded where none is, or how a text is made where none is made.
+
+    Raises:
+        SpecError: One was given.
+    """
+    from sparsescope.runner.inputs import known
+
+    wrong = [] if "subject" in record.roles else model.changed
+    carries = target is not None and any("held_out_text" in entry.has for entry in known(target) if entry.role in record.roles)
+    if text.corpus is None and ("text" not in record.roles or carries):
+        wrong += text.changed
+    if wrong:
         raise SpecError(
-            "no analysis fits this subject",
-            where=subject.id,
-            got=f"capabilities {', '.join(sorted(subject.capabilities))}",
-            next_step="run: sparsescope list analyses",
+            f"these options have no meaning for {record.name}" + (f" of {target} without --corpus" if carries else ""),
+            where=", ".join(wrong),
+            got="checkpoints of a series are computed on the CPU in float32, on the text that they carry unless one is given",
+            next_step=f"leave them out; see: sparsescope show {record.name}",
         )
-    return fitting
+
+
+class Target:
+    """A model or a series that a report is about: what is known of it, and which analyses fit it.
+
+    Args:
+        name: What was given.
+        model: How a model is loaded.
+        text: What it reads.
+        more: Inputs of further roles.
+
+    Raises:
+        SubjectError: The name means nothing.
+        SpecError: An option is not valid.
+    """
+
+    def __init__(self, name: str, model: ModelOptions, text: TextOptions, more: InputOptions) -> None:
+        from sparsescope.runner.inputs import known
+
+        self.name, self.model, self.more = name, model, more
+        self.text = text.make()
+        self._beside = [*known(text.corpus or "", "corpus"), *more.known]
+        self._known = [entry for entry in known(name) if entry.sure]
+        if all(entry.role == "subject" for entry in self._known):
+            model.check(name)  # a wrong name or option is found out now, not after the work on the first target
+
+    def fitting(self, known: Sequence[Known]) -> list[Analysis]:
+        """Analyses that fit what is known, and those of which only loading tells."""
+        from sparsescope.core.inputs import NOT_KNOWN
+        from sparsescope.core.registry import analyses
+
+        return [record for record in analyses() if record.fits([*known, *self._beside]) in (None, NOT_KNOWN)]
+
+    def open(self, fallback: str | None) -> tuple[dict[str, Any], list[Analysis], str]:
+        """Open what the fitting analyses read.
+
+        Args:
+            fallback: Model to take for one that cannot be fetched; None to fail.
+
+        Returns:
+            Inputs by role, the analyses that fit them, and a notice where the fallback was taken.
+
+        Raises:
+            SpecError: No analysis fits.
+        """
+        from sparsescope.cli import console
+        from sparsescope.core.inputs import Known
+        from sparsescope.runner.inputs import role
+
+        read = {name for record in self.fitting(self._known) for name in record.roles}
+        inputs: dict[str, Any] = {"text": self.text, **self.more.inputs}
+        found, notice = [], ""
+        for name in [entry.role for entry in self._known if entry.role in read]:
+            if name == "subject":
+                try:
+                    inputs[name] = self.model.load(self.name)
+                except DependencyError as error:
+                    if fallback is None:
+                        raise
+                    notice = f"{self.name} could not be fetched, so this report is about {fallback} instead ({error.what})"
+                    console.say(f"NOTE: {notice}")
+                    inputs[name] = ModelOptions(self.model.dtype, self.model.device).load(fallback)
+            else:
+                console.say(f"opening {self.name}")
+                inputs[name] = role(name).functions().open(self.name, {}, None)
+            has = role(name).functions().capabilities(inputs[name])
+            found.append(Known(name, self.name, has=has, whole=True))
+        wanted = self.fitting(found)
+        if not wanted:
+            raise SpecError(
+                "no analysis fits this subject",
+                where=self.name,
+                got=f"capabilities {', '.join(sorted(name for entry in found for name in entry.has)) or 'none'}",
+                next_step="run: sparsescope list analyses",
+            )
+        return inputs, wanted, notice
 
 
 class GrowingReport:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from sparsescope.core.inputs import Input, Known, declared_inputs, why_not
 from sparsescope.core.spec import Params
 from sparsescope.errors import SparsescopeError, SpecError, unknown_name
 
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from sparsescope.core.result import Result
 
 NAME_PATTERN = r"[a-z][a-z0-9_]{0,63}"
+# Arguments of ``ss.run`` that no parameter of an analysis can be named like.
+_CALL = ("analysis", "store", "progress", "batch_tokens")
+_REPLACED = {
+    "input": 'inputs=("series",) or inputs=("subject", "text")',
+    "reads_text": 'inputs=("series", "text")',
+    "companions": 'inputs=("series*",), and json_schema_extra={"role": "series"} on the parameter',
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +78,13 @@ class Analysis:
         view_module: Module with one function ``(Result) -> Figure`` for each entry of ``views``.
         views: The figures, in reading order; empty for the generic ones.
         headline: Names of the scalars shown first.
-        requires: Capabilities that the subject must have.
+        requires: Capabilities that its inputs must have, all together.
         citations: Sources of the definitions.
         measures_time: Whether device, backend and threads join the digest.
         place: Order in listings and reports, small first; equal places go by name.
-        input: What it reads: ``"subject"``, a model on a corpus, or ``"series"``, the checkpoints of one training run. Its
-            ``compute`` then gets a ``SeriesContext``.
-        reads_text: Of a series analysis, whether every checkpoint is evaluated on a text: the one that is given, or the
-            held-out text that the series carries.
-        companions: Of a series analysis, the parameter that names further series (other seeds); they join the digest.
+        inputs: The roles that it reads, for example ``("subject", "text")`` or ``("series*",)``; see ``core/inputs.py``. A
+            parameter whose field has ``json_schema_extra={"role": ROLE}`` names further inputs of that role.
+        unit: What its ``progress`` counts.
     """
 
     name: str
@@ -94,9 +100,35 @@ class Analysis:
     citations: tuple[Citation, ...] = ()
     measures_time: bool = False
     place: int = 100
-    input: Literal["subject", "series"] = "subject"
-    reads_text: bool = False
-    companions: str = ""
+    inputs: tuple[str, ...] = ("subject", "text")
+    unit: str = "tokens"
+
+    @property
+    def declared(self) -> tuple[Input, ...]:
+        """The roles that it reads, in order."""
+        return declared_inputs(self.inputs)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Names of the roles that it reads, in order."""
+        return tuple(entry.role for entry in self.declared)
+
+    @property
+    def filled_by(self) -> dict[str, str]:
+        """Parameters that name further inputs, with the role of these."""
+        extras = {name: found.json_schema_extra for name, found in self.params.model_fields.items()}
+        return {name: str(extra["role"]) for name, extra in extras.items() if isinstance(extra, dict) and "role" in extra}
+
+    def fits(self, known: Iterable[Known]) -> str | None:
+        """Say whether it can read what is there, without opening it.
+
+        Args:
+            known: What is known of each input; ``runner.inputs.known`` says it of a name.
+
+        Returns:
+            None if it fits, the reason if it does not, or ``NOT_KNOWN`` where only loading tells.
+        """
+        return why_not(self.declared, self.requires, known)
 
     def compute_module(self) -> Any:
         """Import and return the compute module (this may import torch)."""
@@ -139,6 +171,14 @@ class Registry:
             raise SpecError(f"this is a {type(record).__name__}, not an Analysis", got=repr(record)[:80])
         if not re.fullmatch(NAME_PATTERN, record.name):
             raise SpecError("analysis name is malformed", allowed=NAME_PATTERN, got=record.name)
+        taken = {*record.params.model_fields} & {*record.roles, *_CALL}
+        if taken or not {*record.filled_by.values()} <= {*record.roles}:
+            raise SpecError(
+                "a parameter has the name of an input, or fills one that is not declared",
+                where=f"parameters of {record.name}",
+                allowed=f"other names than {', '.join(record.roles)} and the arguments of ss.run; roles out of Analysis.inputs",
+                got=", ".join(sorted(taken) or sorted(record.filled_by)),
+            )
         if record.name in self._records:
             raise SpecError(
                 f"analysis {record.name!r} is registered twice",
@@ -185,8 +225,16 @@ def analyses() -> Registry:
         except SparsescopeError as error:
             registry.broken[point.name] = error.what
         except Exception as error:  # a foreign package may raise anything; it is reported, not hidden
-            registry.broken[point.name] = f"{type(error).__name__}: {error}"
+            registry.broken[point.name] = f"{type(error).__name__}: {error}" + _new_field(error)
     return registry
+
+
+def _new_field(error: Exception) -> str:
+    """What took the place of a field of ``Analysis`` that a package of before still names."""
+    for old, new in _REPLACED.items():
+        if isinstance(error, TypeError) and f"unexpected keyword argument '{old}'" in str(error):
+            return f"; say instead {new}"
+    return ""
 
 
 @cache

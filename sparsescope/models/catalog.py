@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "sparsescope.subjects"
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?|mps")
 
 
@@ -275,7 +275,7 @@ def resolve(
             allowed="an existing model folder or .gguf file",
             next_step=_path_hint(path),
         )
-    if _HUB_ID.fullmatch(text) and ".." not in text:
+    if HUB_ID.fullmatch(text) and ".." not in text:
         return Reference("hub", request)
     raise unknown_name(
         "subject",

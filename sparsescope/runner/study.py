@@ -39,6 +39,8 @@ Name = Annotated[str, Field(min_length=1, max_length=300)]
 Short = Annotated[str, Field(min_length=1, max_length=200)]
 Long = Annotated[str, Field(max_length=4000)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+#: What an input of a further role is given by: a name, a file of the study, or ``recipe:NAME``; several in a list.
+Given = Name | Annotated[list[Name], Field(min_length=1, max_length=50)]
 Relation = Literal["<", "<=", ">", ">=", "between"]
 
 
@@ -56,6 +58,7 @@ class StudySubject(_Declared):
     control_of: Name | None = Field(None, description="Name of the subject that this one is the control of.")
     corpus: Name | None = Field(None, description="Text of this subject, where it differs.")
     context: int | None = Field(None, ge=2, description="Longest window of this subject, where it differs.")
+    inputs: dict[str, Given] = Field(default_factory=dict, description="Further inputs of this subject, by role.")
     params: dict[str, dict[str, Any]] = Field(default_factory=dict, description="By analysis: parameters of this subject alone.")
 
     @property
@@ -140,6 +143,10 @@ class Declaration(_Declared):
     context: int | None = Field(None, ge=2)
     seed: int = Field(0, ge=0)
     dtype: Name = "float32"
+    inputs: dict[str, Given] = Field(default_factory=dict, description="Further inputs of all subjects, by role.")
+    recipes: dict[str, Name] = Field(
+        default_factory=dict, max_length=50, description="Files in the study's folder; what they train is made when it is absent."
+    )
     subjects: list[StudySubject] = Field(alias="subject", min_length=1)
     analyses: list[StudyAnalysis] = Field(alias="analysis", min_length=1)
     figures: list[StudyFigure] = Field(alias="figure", default_factory=list, max_length=60)

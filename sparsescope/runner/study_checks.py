@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
+from sparsescope.core.inputs import NOT_KNOWN, Known
 from sparsescope.core.registry import Analysis, analyses
-from sparsescope.core.result import TEXT_KINDS, Column
+from sparsescope.core.result import TEXT_KINDS
 from sparsescope.core.spec import make_params
 from sparsescope.errors import SparsescopeError, SpecError, SubjectError, unknown_name
+from sparsescope.runner.inputs import known, role, roles
+from sparsescope.runner.recipes import checked_input, declared_recipe
 from sparsescope.runner.study import MAX_RUNS, Study, StudyFigure, inside
 
 _TEXT_FILES = (".txt", ".jsonl", ".parquet")
@@ -42,6 +44,7 @@ def check_study(study: Study) -> None:
                 raise SpecError("a control of a control", where=f"{where}.control_of", got=subject.control_of)
         _at(f"{where}.name", partial(load_name, study, subject.name))
         _at(f"{where}.corpus", partial(text_source, study, subject.corpus))
+        _at(f"{where}.inputs", partial(_check_inputs, study, subject.inputs, f"{where}.inputs"))
     _at(f"{file}: corpus", partial(text_source, study, None))
     _at(f"{file}: dtype", partial(_check_dtype, declared.dtype))
     records = {}
@@ -56,6 +59,10 @@ def check_study(study: Study) -> None:
             _known("analysis of this study", name, records, where)
             general = next(entry.params for entry in declared.analyses if entry.name == name)
             _at(where, partial(_check_params, records[name], {**general, **own}))
+    _check_inputs(study, declared.inputs, f"{file}: inputs")
+    for name in declared.recipes:
+        _at(f"{file}: recipes.{name}", partial(declared_recipe, study, name))
+    _check_fit(study)
     for index, figure in enumerate(declared.figures):
         _check_figure(figure, records, f"{file}: figure[{index}]")
     for index, finding in enumerate(declared.findings):
@@ -126,25 +133,51 @@ def text_source(study: Study, name: str | None) -> str | Path:
     return name
 
 
-def declared_tables(record: Analysis) -> Mapping[str, tuple[Column, ...]] | None:
-    """Return the tables that an analysis declares as ``TABLES`` beside its parameters, None where it declares none."""
-    return getattr(import_module(record.params.__module__), "TABLES", None)
-
-
 def _check_params(record: Analysis, given: dict[str, object]) -> None:
-    """Check the parameters of an analysis. Further series are registered ones: a path could lead out of the study."""
+    """Check the parameters of an analysis. Inputs that they name are registered ones: a path could lead out of the study."""
     params = make_params(record.params, given, analysis=record.name)
-    if record.companions:
-        from sparsescope.models.embedded import embedded_series
+    for parameter, filled in record.filled_by.items():
+        for name in getattr(params, parameter):
+            if Path(name).exists() or not any(found.sure for found in known(name, role(filled).flag[2:]) if found.role == filled):
+                raise SpecError(
+                    f"an input of a study that a parameter names must be a registered {role(filled).title}",
+                    where=parameter,
+                    allowed="a registered name",
+                    got=repr(name),
+                    next_step="give a name that sparsescope list shows",
+                )
 
-        for name in getattr(params, record.companions):
-            _known("checkpoint series", name, embedded_series(), record.companions)
+
+def _check_inputs(study: Study, inputs: Mapping[str, str | list[str]], where: str) -> None:
+    """Check inputs of further roles: the role is known, a file lies in the study, a recipe is declared."""
+    for name, given in inputs.items():
+        if name not in roles() or role(name).option:
+            raise unknown_name("role of inputs", name, [n for n, found in roles().items() if not found.option and n != "subject"],
+                               next_step=f"models and texts have keys of their own; {where}")  # fmt: skip
+        for text in [given] if isinstance(given, str) else given:
+            checked_input(study, text)
+
+
+def _check_fit(study: Study) -> None:
+    """Refuse an analysis that a subject certainly does not fit; what only loading tells is found out when it runs."""
+    declared = study.declared
+    for index, subject in enumerate(declared.subjects):
+        there = [*known(load_name(study, subject.name)), *known(subject.corpus or declared.corpus, "corpus")]
+        there += [Known(name, subject.name, needs=frozenset()) for name in {**declared.inputs, **subject.inputs}]
+        for analysis in declared.analyses:
+            reason = analyses().get(analysis.name).fits(there)
+            if reason not in (None, NOT_KNOWN):
+                raise SpecError(
+                    f"{analysis.name} does not fit {subject.name}: {reason}",
+                    where=f"{study.path}: subject[{index}]",
+                    next_step=f"leave one of them out; see: sparsescope show {analysis.name}",
+                )
 
 
 def _check_figure(figure: StudyFigure, records: Mapping[str, Analysis], where: str) -> None:
     _known("analysis of this study", figure.analysis, records, f"{where}.analysis")
-    tables = declared_tables(records[figure.analysis])
-    if tables is None:  # an analysis of someone else that declares nothing: known when the result is there
+    tables = records[figure.analysis].tables
+    if not tables:  # an analysis of someone else that declares nothing: known when the result is there
         return
     _known(f"table of {figure.analysis}", figure.table, tables, f"{where}.table")
     columns = {column.name: column for column in tables[figure.table]}

@@ -9,15 +9,18 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sparsescope.core.artifact import Store
 from sparsescope.core.registry import find_record
-from sparsescope.errors import SparsescopeError
+from sparsescope.errors import ArtifactError, SparsescopeError
+from sparsescope.runner.inputs import Fallback, roles
+from sparsescope.runner.recipes import given_input
+from sparsescope.runner.run import Request, run_many
 from sparsescope.runner.study import Study, StudyResult, StudyRun, StudySubject, load_study
 from sparsescope.runner.study_checks import check_study, load_name, text_source
 
 if TYPE_CHECKING:
-    from sparsescope.activations.corpus import Corpus
     from sparsescope.runner.engine import Progress
 
 
@@ -62,10 +65,6 @@ def run_study(
     """Run a study that was checked; see ``study``."""
     tell = say or (lambda text: None)
     tell(cost_text(found))
-    if store:
-        from sparsescope.core.artifact import Store
-
-        (Store() if store is True else Store(store)).check_writable()  # not found out anew with every subject
     outcome = StudyResult(found)
     for index, subject in enumerate(found.declared.subjects, 1):
         tell(f"{index} of {len(found.declared.subjects)}: {subject.name}")
@@ -84,11 +83,11 @@ def cost_text(found: Study) -> str:
     """Say what a study takes: subjects, analyses, runs, tokens."""
     declared = found.declared
     subjects, analyses = len(declared.subjects), len(declared.analyses)
-    text = any(find_record(entry.name).input == "subject" for entry in declared.analyses)
-    read = f"each subject on {declared.tokens:,} tokens" if text else "each on all checkpoints of a series"
+    units = dict.fromkeys(find_record(entry.name).unit for entry in declared.analyses)
+    read = " and ".join(f"{declared.tokens:,} tokens" if unit == "tokens" else f"all {unit}" for unit in units)
     return (
         f"{declared.name}: {subjects} subjects x {analyses} {'analysis' if analyses == 1 else 'analyses'} = "
-        f"{subjects * analyses} runs, {read}; stored runs are not run again"
+        f"{subjects * analyses} runs, each subject on {read}; stored runs are not run again"
     )
 
 
@@ -96,63 +95,53 @@ def _runs(
     found: Study, subject: StudySubject, store: str | Path | bool | None, device: str, progress: Progress | None
 ) -> list[StudyRun]:
     """All analyses of one subject, in the order of the file. Its model is gone from memory when this returns."""
-    of_series = {entry.name for entry in found.declared.analyses if find_record(entry.name).input == "series"}
-    runs: dict[str, StudyRun] = {}
-    for wanted, series in ((of_series, True), ({entry.name for entry in found.declared.analyses} - of_series, False)):
-        if wanted:
-            runs |= {run.analysis: run for run in _of_kind(found, subject, wanted, series, store, device, progress)}
-    return [runs[entry.name] for entry in found.declared.analyses]
+    entries = found.declared.analyses
+    named: Progress | None = None
+    if progress is not None:  # by subject: a bar for each, and rates that do not mix a small model with a large one
 
+        def named(phase: str, done: int, total: int, unit: str = "tokens") -> None:
+            progress(f"{subject.title}: {phase}", done, total, unit)
 
-def _of_kind(
-    found: Study,
-    subject: StudySubject,
-    wanted: set[str],
-    series: bool,
-    store: str | Path | bool | None,
-    device: str,
-    progress: Progress | None,
-) -> list[StudyRun]:
-    """The analyses of one subject that study it as a series of checkpoints, or those that study it as a model."""
-    from sparsescope.models.sources import load
-    from sparsescope.runner.run import Request, run_many
-
-    entries = [entry for entry in found.declared.analyses if entry.name in wanted]
-    names = [entry.name for entry in entries]
     try:
         requests = [Request(entry.name, {**entry.params, **subject.params.get(entry.name, {})}) for entry in entries]
-        named: Progress | None = None
-        if progress is not None:  # by subject: a bar for each, and rates that do not mix a small model with a large one
-
-            def named(phase: str, done: int, total: int, unit: str = "tokens") -> None:
-                progress(f"{subject.title}: {phase}", done, total, unit)
-
-        if series:
-            from sparsescope.models.checkpoints import open_series
-            from sparsescope.runner.series import run_series
-
-            opened = open_series(load_name(found, subject.name))
-            # The held-out text of the series, unless the study names another for this subject.
-            text = None if subject.corpus is None else _text(found, subject, opened.subject(opened.steps[-1]))
-            outcomes = run_series(requests, opened, text, store=store, progress=named)
-        else:
-            # The corpus first: it costs nothing until it meets a tokenizer; a text that is not there is found out at once.
-            text_source(found, subject.corpus)
-            model = load(load_name(found, subject.name), dtype=found.declared.dtype, device=device)
-            outcomes = run_many(requests, model, _text(found, subject, model), store=store, progress=named)
+        inputs = _inputs(found, subject, store, device, named)
+        outcomes = run_many(requests, inputs, store=store, progress=named)
     except SparsescopeError as error:
-        return [StudyRun(subject, name, error=error) for name in names]
+        if store and isinstance(error, ArtifactError):  # a folder that cannot be written to ends the study, not this subject
+            (Store() if store is True else Store(store)).check_writable()
+        return [StudyRun(subject, entry.name, error=error) for entry in entries]
     except Exception as error:  # a bug with one model must not cost the results of the others; the page names it
         bug = SparsescopeError(f"{type(error).__name__}: {error}", where=subject.name, next_step="please report this")
         bug.__cause__ = error
-        return [StudyRun(subject, name, error=bug) for name in names]
-    return [StudyRun(subject, name, o.result, o.error, o.stored) for name, o in zip(names, outcomes, strict=True)]
+        return [StudyRun(subject, entry.name, error=bug) for entry in entries]
+    return [StudyRun(subject, e.name, o.result, o.error, o.stored) for e, o in zip(entries, outcomes, strict=True)]
 
 
-def _text(found: Study, subject: StudySubject, model: object) -> Corpus:
+def _inputs(
+    found: Study, subject: StudySubject, store: str | Path | bool | None, device: str, progress: Progress | None
+) -> dict[str, Any]:
+    """What the analyses of a subject read, by role. The text of the study stands back behind one that a series carries."""
     from sparsescope.activations.corpus import corpus
-    from sparsescope.runner.run import default_context
+    from sparsescope.models.sources import load
 
-    context = subject.context or found.declared.context or default_context(model)  # type: ignore[arg-type]
-    source = text_source(found, subject.corpus)
-    return corpus(source, tokens=found.declared.tokens, seed=found.declared.seed, context=context)
+    declared, name = found.declared, load_name(found, subject.name)
+    read = {entry for analysis in declared.analyses for entry in find_record(analysis.name).roles}
+    # The corpus first: it costs nothing until it meets a tokenizer; a text that is not there is found out at once.
+    text = corpus(
+        text_source(found, subject.corpus),
+        tokens=declared.tokens,
+        seed=declared.seed,
+        context=subject.context or declared.context,
+    )
+    inputs = {**declared.inputs, **subject.inputs}
+    home = (Store() if store is True else Store(store)) if store else None
+    given: dict[str, Any] = {}
+    for role, value in inputs.items():
+        texts = [value] if isinstance(value, str) else value
+        if role in read:
+            made = [given_input(found, text, home, progress) for text in texts]
+            given[role] = made[0] if isinstance(value, str) else made
+    given["text"] = Fallback(text) if subject.corpus is None else text
+    for entry in read & {role.name for role in roles().values() if role.flag == "--subject"}:
+        given[entry] = load(name, dtype=declared.dtype, device=device) if entry == "subject" else name
+    return given

@@ -12,8 +12,10 @@ import streamlit as st
 from components.boundary import boundary
 from components.text import plain
 
+from sparsescope.core.inputs import NOT_KNOWN
 from sparsescope.core.registry import analyses
 from sparsescope.core.result import format_scalar
+from sparsescope.runner.inputs import roles
 from sparsescope.viz.tokens import display
 
 _NEWEST = 200
@@ -27,32 +29,30 @@ def _empty() -> None:
 
 
 def _coverage(found: Sequence[state.Run]) -> None:
-    """Matrix of models and analyses, and one of series of checkpoints where there are any."""
-    of_series = {record.name for record in analyses() if record.input == "series"}
-    models = [run for run in found if run.analysis not in of_series]
-    series = [run for run in found if run.analysis in of_series]
-    for title, first, runs in (("Models and analyses", "Model", models), ("Series of checkpoints", "Series", series)):
-        if runs:
-            names = [record.name for record in analyses() if (record.name in of_series) == (runs is series)]
-            _matrix(title, first, names + sorted({run.analysis for run in runs} - set(names)), runs)
+    """A matrix of what was studied and analyses for each kind of what they study: models, series of checkpoints."""
+    by_kind = {name: roles()[state.studied(name)].title for name in dict.fromkeys(run.analysis for run in found)}
+    for title in dict.fromkeys(by_kind.values()):
+        names = [record.name for record in analyses() if roles()[state.studied(record.name)].title == title]
+        runs = [run for run in found if by_kind[run.analysis] == title]
+        _matrix(title, names + sorted({run.analysis for run in runs} - set(names)), runs)
 
 
-def _matrix(title: str, first: str, names: list[str], found: Sequence[state.Run]) -> None:
-    """A cell opens the newest run, an empty one shows the command."""
-    st.subheader(title)
+def _matrix(title: str, names: list[str], found: Sequence[state.Run]) -> None:
+    """A cell opens the newest run; an empty one shows the command, or why the analysis does not fit."""
+    st.subheader(plain(f"Analyses by {title}"))
     subjects = list(dict.fromkeys(run.subject for run in found))[:_SUBJECTS]
     newest = {(run.subject, run.analysis): run for run in reversed(found)}
     widths = [2, *([3] * len(names))]
-    for place, text in zip(st.columns(widths), [first, *(state.title_of(name) for name in names)], strict=True):
+    heads = [title.capitalize(), *(state.title_of(name) for name in names)]
+    for place, text in zip(st.columns(widths), heads, strict=True):
         place.markdown(f"**{plain(text)}**")
-    reads_text = {record.name: record.reads_text for record in analyses() if record.input == "series"}
     for subject in subjects:
-        # A series of arithmetic has no text, and one of language models no residues: only what fits is offered.
-        kinds = {reads_text.get(run.analysis) for run in found if run.subject == subject}
+        known = state.known_of(subject, [run for run in found if run.subject == subject])
         places = st.columns(widths, vertical_alignment="center")
         places[0].markdown(plain(subject))
         for place, name in zip(places[1:], names, strict=True):
-            run = newest.get((subject, name))
+            run, record = newest.get((subject, name)), state.record_of(name)
+            reason = record.fits(known) if record is not None else "its package is not installed"
             if run is not None:
                 label = plain(f"{run.corpus or 'open'}, {run.created[:10]}")
                 place.page_link(
@@ -61,8 +61,8 @@ def _matrix(title: str, first: str, names: list[str], found: Sequence[state.Run]
                     icon=":material/check_circle:",
                     query_params={"run": run.run_id},
                 )
-            elif name in reads_text and reads_text[name] not in kinds:
-                place.markdown("–")
+            elif reason not in (None, NOT_KNOWN):
+                place.markdown("–", help=plain(f"not for {subject}: {reason}"))
             else:
                 with place.popover("not run", icon=":material/radio_button_unchecked:"):
                     st.code(f"sparsescope run {name} --subject {shlex.quote(display(subject, markup=False))}", language="bash")

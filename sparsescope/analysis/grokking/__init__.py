@@ -20,7 +20,10 @@ class GrokkingParams(Params):
     """Parameters of ``grokking``."""
 
     seeds: tuple[Annotated[str, Field(min_length=1, max_length=300)], ...] = Field(
-        (), description="Further series of the same kind (other seeds), by name or folder, set beside this one.", max_length=20
+        (),
+        description="Further series of the same kind (other seeds), by name or folder, set beside this one.",
+        max_length=20,
+        json_schema_extra={"role": "series"},
     )
     accuracy: float = Field(0.99, gt=0, le=1, description="Accuracy that must be held, of training pairs and of test pairs.")
     logs: int = Field(3, ge=1, le=50, description="Consecutive logs that must hold it.")
@@ -233,13 +236,13 @@ ANALYSIS = Analysis(
         ),
     ),
     headline=("memorized_step", "generalized_step", "onset_ratio", "neurons_explained"),
-    requires=frozenset({"series"}),
+    requires=frozenset({"curves", "pairs"}),
     citations=(
         Citation("Nanda et al. 2023: progress measures", "https://arxiv.org/abs/2301.05217"),
         Citation("Merrill et al. 2023: sparse sub-networks", "https://arxiv.org/abs/2303.11873"),
         Citation("Liu et al. 2022: weight norm (Omnigrok)", "https://arxiv.org/abs/2210.01117"),
     ),
     place=70,
-    input="series",
-    companions="seeds",
+    inputs=("series*",),
+    unit="checkpoints",
 )  # fmt: skip

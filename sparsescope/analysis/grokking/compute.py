@@ -23,7 +23,7 @@ from sparsescope.metrics.progress import Onsets, find_onsets, kaplan_meier_media
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sparsescope.activations.series_context import SeriesContext
+    from sparsescope.activations.context import Context
     from sparsescope.models.checkpoints import CheckpointSeries
 
 LOSSES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
@@ -56,7 +56,7 @@ class Measured:
     tensors: list[str]
 
 
-def compute(params: GrokkingParams, context: SeriesContext) -> Result:
+def compute(params: GrokkingParams, context: Context) -> Result:
     """Run the analysis."""
     series = (context.series, *context.companions)
     names = [found.name for found in series]
@@ -87,7 +87,7 @@ def compute(params: GrokkingParams, context: SeriesContext) -> Result:
 
 
 def _measure(
-    series: CheckpointSeries, label: str, index: int, params: GrokkingParams, context: SeriesContext, done: int, total: int
+    series: CheckpointSeries, label: str, index: int, params: GrokkingParams, context: Context, done: int, total: int
 ) -> Measured:
     """Measure every checkpoint of one series."""
     task = one.task_of(series)

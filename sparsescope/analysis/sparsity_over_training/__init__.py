@@ -152,11 +152,10 @@ ANALYSIS = Analysis(
         "nonzero_first", "nonzero_last", "nonzero_change", "nonzero_control_last", "density_energy_first",
         "density_energy_last", "density_energy_change", "loss_last", "trigram_margin", "push_first",
     ),
-    requires=frozenset({"series"}),
     citations=(
         Citation("Li et al. 2023, The Lazy Neuron Phenomenon", "https://arxiv.org/abs/2210.06313"),
         Citation("Mirzadeh et al. 2023, ReLU Strikes Back", "https://arxiv.org/abs/2310.04564"),
     ),
-    input="series",
-    reads_text=True,
+    inputs=("series", "text"),
+    unit="checkpoints",
 )  # fmt: skip

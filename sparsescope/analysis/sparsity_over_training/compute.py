@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sparsescope.activations.series_context import SeriesContext
+from sparsescope.activations.context import Context
 from sparsescope.analysis.sparsity_over_training import TABLES, SparsityOverTrainingParams
 from sparsescope.analysis.sparsity_over_training.measure import measure, sites_of
 from sparsescope.core.result import Interval, Result
-from sparsescope.errors import SpecError, SubjectError
+from sparsescope.errors import SubjectError
 from sparsescope.metrics.sparsity import half_normal_reference
 from sparsescope.metrics.statistics import bootstrap_weights, cluster_interval, mean_over_present
 
@@ -32,12 +32,9 @@ _RULES = ("nonzero", "in use")
 _METHOD = "document-cluster bootstrap, percentile"
 
 
-def compute(params: SparsityOverTrainingParams, context: SeriesContext) -> Result:
+def compute(params: SparsityOverTrainingParams, context: Context) -> Result:
     """Run the analysis."""
-    corpus = context.corpus
-    if corpus is None:
-        raise SpecError("this analysis needs a text", where="SeriesContext.corpus", next_step="run it with ss.run")
-    series = context.series
+    corpus, series = context.corpus, context.series
     arrays, sites = [], _sites(series, params)
     for index, entry in enumerate(series.checkpoints):
         context.progress("checkpoints", index, len(series))

@@ -1,0 +1,57 @@
+"""The role ``subject``: one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsescope.errors import SpecError
+from sparsescope.models.subject import Subject
+
+if TYPE_CHECKING:
+    from sparsescope.core.artifact import Store
+
+
+def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None) -> Subject:
+    """Return the subject that was given; a name is not loaded here, since how to load it is the caller's choice.
+
+    Raises:
+        SpecError: It is something else.
+    """
+    if isinstance(given, Subject):
+        return given
+    raise SpecError(
+        "this analysis studies one model",
+        where="ss.run(subject)",
+        allowed="a Subject",
+        got=f"{type(given).__name__} {str(given)[:80]!r}",
+        next_step='give ss.load("NAME"), or one checkpoint: series.subject(step)',
+    )
+
+
+def identity(value: Subject) -> dict[str, Any]:
+    """Everything of a model that a result depends on."""
+    return value.identity.as_dict()
+
+
+def capabilities(value: Subject) -> frozenset[str]:
+    """See ``Subject.capabilities``."""
+    return value.capabilities
+
+
+def words(value: Subject, opened: Mapping[str, tuple[Any, ...]]) -> list[str] | None:
+    """Options that load it again; None for a model in memory. Of a path of this machine only the last part is shown."""
+    if not value.unchanged:
+        return None
+    found, source = value.identity.as_dict(), str(value.source)
+    local = Path(source).exists() or ("@" in source and Path(source.rpartition("@")[0]).exists())  # FOLDER@step-N
+    options = ["--subject", f"PATH/TO/{found['id']}" if local else str(found["id"]), "--dtype", str(found["dtype"])]
+    options += ["--attention", str(found["attn_implementation"])]
+    options += ["--revision", str(found["revision"])] if found.get("revision") else []
+    return options + (["--trust-remote-code"] if found.get("trust_remote_code") else [])
+
+
+def python(value: Subject) -> str:
+    """How it is given in Python."""
+    return f"ss.load({value.id!r}, ...)" if value.unchanged else "ss.wrap(model, tokenizer)"

@@ -1,0 +1,78 @@
+"""The role ``text``: what models read, as the tokenizer of the model beside it sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sparsescope.activations.capture import tokenized
+from sparsescope.activations.text.probe import probe_corpus
+from sparsescope.errors import SpecError
+
+if TYPE_CHECKING:
+    from sparsescope.activations.text.tokenized import TokenizedCorpus
+    from sparsescope.core.artifact import Store
+    from sparsescope.models.subject import Subject
+
+
+def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None) -> TokenizedCorpus:
+    """Tokenize a text for the model, or the last checkpoint, that reads it.
+
+    Raises:
+        SpecError: There is no model beside it, or it is no text.
+        SubjectError: The model has no tokenizer, or its windows are shorter than the context.
+    """
+    return tokenized(given, _reader(opened))
+
+
+def carried(opened: Mapping[str, tuple[Any, ...]]) -> TokenizedCorpus | None:
+    """The held-out text of a series that carries one: what is read where nobody gave a text."""
+    for series in opened.get("series", ())[:1]:
+        if series.trained is not None and series.trained.data.get("kind") == "byte_text":
+            return probe_corpus(series)
+    return None
+
+
+def _reader(opened: Mapping[str, tuple[Any, ...]]) -> Subject:
+    for subject in opened.get("subject", ())[:1]:
+        return subject  # type: ignore[no-any-return]
+    for series in opened.get("series", ())[:1]:
+        return series.subject(series.steps[-1])  # type: ignore[no-any-return]
+    raise SpecError(
+        "a text is read by a model, and there is none beside it", where="Analysis.inputs", allowed='("subject", "text") or ("series", "text")'
+    )
+
+
+def identity(value: TokenizedCorpus) -> dict[str, Any]:
+    """What was drawn, and the digest of the token stream."""
+    return {**value.describe(), "digest": value.digest}
+
+
+def capabilities(value: TokenizedCorpus) -> frozenset[str]:
+    """A text has none."""
+    return frozenset()
+
+
+def words(value: TokenizedCorpus, opened: Mapping[str, tuple[Any, ...]]) -> list[str] | None:
+    """Options that make this very token stream; none for what a series carries, None where no options make it.
+
+    The text is made again to see whether it is the same: that costs little.
+    """
+    from sparsescope.activations.corpus import corpus, registered_corpora
+
+    found = value.describe()
+    if "budget" not in found:
+        return []  # the held-out text of a series needs no option
+    if found.get("budget") is None or any(name not in registered_corpora() for name in value.name.split("+")):
+        return None
+    again = corpus(value.name, tokens=found["budget"], **{key: found[key] for key in ("seed", "context", "bos")})
+    if again.tokenize(_reader(opened).tokenizer).digest != value.digest:
+        return None
+    options = [("--corpus", "name"), ("--tokens", "budget"), ("--context", "context"), ("--seed", "seed")]
+    words = [word for option, key in options for word in (option, str(found[key]))]
+    return words + (["--bos", str(found["bos"])] if found["bos"] != "auto" else [])
+
+
+def python(value: TokenizedCorpus) -> str:
+    """How it is given in Python."""
+    return "ss.corpus(...)"
