@@ -8,34 +8,28 @@ Half-finished work lives in ``<home>/.partial/<digest>/``, one file for each fin
 
 from __future__ import annotations
 
-import errno
-import hashlib
+import contextlib
 import json
 import os
 import re
-import secrets
 import shutil
-import socket
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sparsescope.core.files import replace_file, storage_errors, sync_path, write_file
-from sparsescope.core.manifest import (
-    MANIFEST,
-    RUN_ID,
-    Manifest,
-    read_manifest,
-)
+from sparsescope.core.artifact_store import FOLDER, ArtifactStore
+from sparsescope.core.artifacts import Artifact
+from sparsescope.core.files import replace_file, storage_errors, write_file
+from sparsescope.core.manifest import MANIFEST, RUN_ID, Manifest, read_manifest
+from sparsescope.core.publish import publish, remove_strays, temporary_path
 from sparsescope.core.result import Result, Tensor
 from sparsescope.core.run_files import find_damage, inside, read_table, read_tensor, write_contents
 from sparsescope.core.spec import Spec
 from sparsescope.errors import ArtifactError
-
-_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def home() -> Path:
@@ -70,6 +64,11 @@ class Store:
 
     def __init__(self, root: str | Path | None = None) -> None:
         self.root = Path(root) if root is not None else home()
+
+    @property
+    def artifacts(self) -> ArtifactStore:
+        """The artifacts beside the runs."""
+        return ArtifactStore(self.root)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -107,8 +106,13 @@ class Store:
             raise self._missing(run_id)
         return read_manifest(folder)
 
+    def missing_artifacts(self, run_id: str) -> list[str]:
+        """Ids of the artifacts that the run made and that are no longer there; see ``manifest`` for what it raises."""
+        made = self.manifest(run_id).artifacts.made
+        return sorted({artifact_id for artifact_id in made.values() if not self.artifacts.has(artifact_id)})
+
     def open(self, run_id: str) -> Result:
-        """Read a stored run.
+        """Read a stored run: its tables are read and checked, its tensors and artifacts when they are used.
 
         Raises:
             ArtifactError: If the run is missing, damaged or newer than this program.
@@ -116,7 +120,7 @@ class Store:
         manifest = self.manifest(run_id)
         folder = self.path(run_id)
         with storage_errors("read the run", folder):
-            damage = find_damage(folder, manifest)
+            damage = find_damage(folder, manifest, tensors=False)
         if damage:
             raise ArtifactError(
                 "the run is damaged",
@@ -130,19 +134,38 @@ class Store:
         for name, entry in manifest.tables.items():
             result.tables[name] = read_table(inside(folder, entry.file), entry)
             result.columns[name] = entry.columns
+        files = {entry.file: entry for entry in manifest.files}
         for name, tensor in manifest.tensors.items():
-            result.tensors[name] = Tensor(tensor.dims, read_tensor(inside(folder, tensor.file), name, tensor))
+            result.tensors[name] = Tensor(tensor.dims, partial(read_tensor, folder, name, tensor, files[tensor.file]))
+        result.artifacts = self._artifacts(manifest)
         result.provenance = provenance(manifest)
         return result
 
+    def _artifacts(self, manifest: Manifest) -> dict[str, Artifact]:
+        """The artifacts that a run made and read; those that are missing know the command that makes them again."""
+        found = {name: self.artifacts.find(made, remake=manifest.command) for name, made in manifest.artifacts.made.items()}
+        for role, read in manifest.artifacts.read.items():
+            there = self.artifacts.has(read)
+            found[role] = self.artifacts.find(read, remake="" if there else self._command_of(read))
+        return found
+
+    def _command_of(self, artifact_id: str) -> str:
+        """The command of a stored run that made an artifact; empty where there is none."""
+        for run_id in self.run_ids():
+            with contextlib.suppress(ArtifactError):  # a run that cannot be read does not say what it made
+                manifest = self.manifest(run_id)
+                if artifact_id in manifest.artifacts.made.values():
+                    return manifest.command
+        return ""
+
     def verify(self) -> list[Verdict]:
-        """Check the size and checksum of every file of every run."""
+        """Check the size and checksum of every file of every run; ``ArtifactStore.verify`` does it for artifacts."""
         verdicts = []
         for run_id in self.run_ids():
             try:
                 manifest = self.manifest(run_id)
                 with storage_errors("read the run", self.path(run_id)):
-                    damage = find_damage(self.path(run_id), manifest)
+                    damage = find_damage(self.path(run_id), manifest, tensors=True)
             except ArtifactError as error:
                 verdicts.append(Verdict(run_id, "unreadable", error.message()))
                 continue
@@ -157,7 +180,7 @@ class Store:
         Raises:
             ArtifactError: With the reason.
         """
-        probe = self._temporary("probe")
+        probe = temporary_path(self.root, "probe")
         with storage_errors("write to the folder of runs", self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             try:
@@ -174,66 +197,39 @@ class Store:
         environment: dict[str, Any],
         events: list[dict[str, Any]] | None = None,
         command: str = "",
+        preset: str = "",
+        replace: bool = False,
     ) -> Path:
         """Store a result atomically and return its folder. A run that exists is left as it is.
 
         Args:
-            result: What to store. Its ``provenance`` is filled in.
+            result: What to store. Its ``provenance`` is filled in. An artifact under the name of a role of ``spec.inputs``
+                was read, any other was made.
             spec: Names the run.
             seconds: Wall time of the computation.
             environment: Versions and hardware, recorded but not part of the digest.
             events: Log lines.
             command: Command line that makes this run again.
+            preset: Name of the preset that the parameters come from, a label that is not part of the digest.
+            replace: Take the place of a run that exists, as one does whose artifacts were lost.
 
         Raises:
             ArtifactError: If the disk refuses. No other run is touched and nothing half-written stays.
         """
         final = self.path(spec.run_id)
-        temporary = self._temporary(spec.run_id)
+        temporary = temporary_path(self.root, spec.run_id)
         with storage_errors("store the run", final):
             self.root.mkdir(parents=True, exist_ok=True)
-            self._remove_strays()
+            remove_strays(self.root)
+            remove_strays(self.root / FOLDER)
             try:
                 temporary.mkdir()
-                manifest = write_contents(temporary, result, spec, seconds, environment, events or [], command)
+                manifest = write_contents(temporary, result, spec, seconds, environment, events or [], command, preset)
                 result.provenance = provenance(manifest)
-                self._publish(temporary, final)
+                publish(temporary, final, lambda path: (path / MANIFEST).is_file(), replace=replace)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         return final
-
-    def _publish(self, temporary: Path, final: Path) -> None:
-        """Rename the finished folder into place; another process may have been first."""
-        if final.exists() and not (final / MANIFEST).is_file():
-            # Only a person can make this (runs are renamed into place complete). Keep their files.
-            final.rename(final.with_name(f".incomplete-{final.name}-{secrets.token_hex(4)}"))
-        try:
-            temporary.rename(final)
-        except OSError as error:
-            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST} or not (final / MANIFEST).is_file():
-                raise
-        sync_path(self.root)
-
-    def _temporary(self, what: str) -> Path:
-        """A name that no other process takes, and that says whose it is."""
-        return self.root / f".tmp-{what}-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
-
-    def _remove_strays(self) -> None:
-        """Delete what killed processes of this machine left unfinished, and any that is older than a day."""
-        for path in self.root.glob(".tmp-*"):
-            owner = re.fullmatch(r"\.tmp-.+-([^-]+)-(\d{1,9})-[0-9a-f]+", path.name)
-            if owner is None:
-                continue  # not ours
-            try:
-                stale = time.time() - path.lstat().st_mtime > 86_400
-            except FileNotFoundError:
-                continue
-            if not stale and (owner[1] != _HOST or _alive(int(owner[2]))):
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
 
     # -- partial work ----------------------------------------------------------------------------
 
@@ -324,14 +320,6 @@ def provenance(manifest: Manifest) -> dict[str, Any]:
         "params": manifest.spec.params,
         "environment": manifest.environment,
         "command": manifest.command,
+        "preset": manifest.preset,
+        "artifacts": manifest.artifacts.model_dump(),
     }
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

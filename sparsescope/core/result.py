@@ -12,7 +12,7 @@ from __future__ import annotations
 import html
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -24,6 +24,8 @@ from sparsescope.errors import SpecError, unknown_name
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from sparsescope.core.artifacts import Artifact
 
 ColumnKind = Literal[
     "layer", "head", "neuron", "feature", "expert", "token", "token_text", "position", "document", "domain",
@@ -71,6 +73,7 @@ class Scalar:
         direction: Which direction is better, or ``"none"``.
         definition: One sentence, or a formula, that defines the number.
         interval: Its uncertainty, or None where the number is a count or a constant.
+        title: What people read in place of the name; empty where the name says it.
     """
 
     __pydantic_config__ = _STRICT
@@ -81,6 +84,7 @@ class Scalar:
     direction: Direction
     definition: str
     interval: Interval | None = None
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +117,34 @@ class Column:
             raise unknown_name("column kind", self.kind, COLUMN_KINDS, next_step="see core/result.py")
 
 
-@dataclass(frozen=True, slots=True)
 class Tensor:
-    """An array with named dimensions, for example ``("layer", "neuron")``."""
+    """An array with named dimensions, for example ``("layer", "neuron")``.
 
-    dims: tuple[str, ...]
-    array: np.ndarray
+    Args:
+        dims: Names of the dimensions.
+        array: The numbers, or a function that reads them when they are first used.
+    """
+
+    __slots__ = ("_array", "dims")
+
+    def __init__(self, dims: tuple[str, ...], array: np.ndarray | Callable[[], np.ndarray]) -> None:
+        self.dims = dims
+        self._array = array
+
+    @property
+    def array(self) -> np.ndarray:
+        """The numbers.
+
+        Raises:
+            ArtifactError: Of a stored tensor, if its file is damaged or differs from its manifest.
+        """
+        if not isinstance(self._array, np.ndarray):
+            self._array = self._array()
+        return self._array
+
+    def __repr__(self) -> str:
+        shape = list(self._array.shape) if isinstance(self._array, np.ndarray) else "not read yet"
+        return f"Tensor({', '.join(self.dims)}: {shape})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +169,7 @@ class Result:
         columns: For every table, the meaning of its columns, in order.
         tensors: Arrays with named dimensions.
         notes: What the reader has to know.
+        artifacts: What it leaves for other runs, by name, and what it read, by the role of the input; opened when used.
         provenance: Subject, corpus, parameters and environment, filled by the runner.
     """
 
@@ -152,6 +179,7 @@ class Result:
     columns: dict[str, tuple[Column, ...]] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def add_scalar(
@@ -163,9 +191,10 @@ class Result:
         *,
         direction: Direction = "none",
         interval: Interval | None = None,
+        title: str = "",
     ) -> None:
         """Add one number; see ``Scalar`` for the arguments."""
-        self.scalars[name] = Scalar(name, float(value), unit, direction, definition, interval)
+        self.scalars[name] = Scalar(name, float(value), unit, direction, definition, interval, title)
 
     def add_table(self, name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> None:
         """Add a table after checking that frame and column meanings agree.

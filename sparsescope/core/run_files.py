@@ -19,18 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from sparsescope.core.files import sha256_file, sync_path, write_file
-from sparsescope.core.manifest import (
-    MANIFEST,
-    NAME,
-    SCHEMA_VERSION,
-    FileEntry,
-    Manifest,
-    TableEntry,
-    TensorEntry,
-    manifest_bytes,
-)
+from sparsescope.core.files import sha256_file, storage_errors, sync_path, write_file
+from sparsescope.core.manifest import MANIFEST, SCHEMA_VERSION, ArtifactIds, Manifest, TableEntry, TensorEntry
 from sparsescope.core.result import Column, Note, Result, Scalar
+from sparsescope.core.sealed import NAME, FileEntry, sealed_bytes
 from sparsescope.core.spec import Spec
 from sparsescope.core.tensor_header import read_header
 from sparsescope.core.text import well_formed, well_formed_values
@@ -52,11 +44,12 @@ def write_contents(
     environment: dict[str, Any],
     events: list[dict[str, Any]],
     command: str,
+    preset: str,
 ) -> Manifest:
     """Write tables, tensors, events and last the manifest into ``folder``."""
     from safetensors.numpy import save
 
-    for kind, names in (("table", result.tables), ("tensor", result.tensors)):
+    for kind, names in (("table", result.tables), ("tensor", result.tensors), ("artifact", result.artifacts)):
         for name in names:
             if not NAME.fullmatch(name):
                 raise ArtifactError(
@@ -97,13 +90,24 @@ def write_contents(
         tensors=tensors,
         files=tuple(files),
         command=well_formed(command),
+        artifacts=artifact_ids(result, spec),
+        preset=well_formed(preset),
     )
     for sub in folder.iterdir():
         if sub.is_dir():
             sync_path(sub)
-    write_file(folder / MANIFEST, manifest_bytes(manifest))
+    write_file(folder / MANIFEST, sealed_bytes(manifest))
     sync_path(folder)
     return manifest
+
+
+def artifact_ids(result: Result, spec: Spec) -> ArtifactIds:
+    """The artifacts of a result: under the name of an input role it was read, under any other name it was made."""
+    ids = {name: artifact.id for name, artifact in result.artifacts.items()}
+    roles = spec.inputs or {}
+    return ArtifactIds(
+        made={name: ids[name] for name in ids if name not in roles}, read={name: ids[name] for name in ids if name in roles}
+    )
 
 
 def _storable(records: Iterable[_Record]) -> tuple[_Record, ...]:
@@ -133,13 +137,13 @@ def _parquet(name: str, frame: pd.DataFrame) -> bytes:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Join and refuse a path that leaves the run, also through a symbolic link."""
+    """Join and refuse a path that leaves the folder of a run or an artifact, also through a symbolic link."""
     try:
         path = (folder / name).resolve()
     except (OSError, RuntimeError) as error:  # a link that leads to itself
         raise _unreadable(folder / name, error) from error
     if not path.is_relative_to(folder.resolve()):
-        raise ArtifactError("a file of the run lies outside its folder", where=str(folder), got=name[:200])
+        raise ArtifactError("a stored file lies outside its folder", where=str(folder), got=name[:200])
     return path
 
 
@@ -177,10 +181,15 @@ def read_table(path: Path, entry: TableEntry) -> pd.DataFrame:
     )
 
 
-def read_tensor(path: Path, name: str, entry: TensorEntry) -> np.ndarray:
-    """Read one tensor; its name, shape and dtype must be those of the manifest."""
+def read_tensor(folder: Path, name: str, entry: TensorEntry, file: FileEntry) -> np.ndarray:
+    """Read one tensor of a run; its checksum, name, shape and dtype must be those of the manifest."""
     from safetensors import safe_open
 
+    path = inside(folder, entry.file)
+    with storage_errors("read the run", path):
+        damage = damage_of(path, file, checksum=True)
+    if damage:
+        raise ArtifactError("a tensor is damaged", where=str(path), got=damage[0], next_step=DAMAGED)
     header = read_header(path).get(name)
     if header is None or header.shape != entry.shape or len(entry.dims) != len(entry.shape):
         raise ArtifactError(
@@ -202,16 +211,28 @@ def read_tensor(path: Path, name: str, entry: TensorEntry) -> np.ndarray:
     return array
 
 
-def find_damage(folder: Path, manifest: Manifest) -> list[str]:
-    """List what differs between the files of a run and its manifest."""
+def find_damage(folder: Path, manifest: Manifest, *, tensors: bool) -> list[str]:
+    """List what differs between the files of a run and its manifest.
+
+    Args:
+        folder: The run.
+        manifest: What it should hold.
+        tensors: Also compare the checksums of tensors; otherwise their sizes alone: ``read_tensor`` compares them.
+    """
+    later = set() if tensors else {tensor.file for tensor in manifest.tensors.values()}
     listed = {entry.file for entry in (*manifest.tables.values(), *manifest.files)}
     damage = [f"{t.file} has no checksum" for t in manifest.tensors.values() if t.file not in listed]
     for entry in (*manifest.tables.values(), *manifest.files):
-        path = inside(folder, entry.file)
-        if not path.is_file():
-            damage.append(f"{entry.file} is missing")
-        elif path.stat().st_size != entry.bytes:
-            damage.append(f"{entry.file} has {path.stat().st_size} bytes, not {entry.bytes}")
-        elif sha256_file(path) != entry.sha256:
-            damage.append(f"{entry.file} has another checksum")
+        damage += damage_of(inside(folder, entry.file), entry, checksum=entry.file not in later)
     return damage
+
+
+def damage_of(path: Path, entry: FileEntry, *, checksum: bool) -> list[str]:
+    """What differs between a file and its entry: nothing, or one sentence."""
+    if not path.is_file():
+        return [f"{entry.file} is missing"]
+    if path.stat().st_size != entry.bytes:
+        return [f"{entry.file} has {path.stat().st_size} bytes, not {entry.bytes}"]
+    if checksum and sha256_file(path) != entry.sha256:
+        return [f"{entry.file} has another checksum"]
+    return []

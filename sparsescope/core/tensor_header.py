@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read with limits before any library maps the file.
+"""The header of a safetensors file, read with limits before the file is mapped.
 
 A header is JSON of a stated length: name, dtype, shape and byte range of every tensor. Everything in it is
 checked against the file (format of huggingface/safetensors): the length, the depth, that ranges lie in
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sparsescope.core.strict_json import parse
 from sparsescope.errors import ArtifactError, SparsescopeError
 
@@ -19,6 +21,10 @@ HEADER_LIMIT = 100 * 1024 * 1024
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+_NUMPY = {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2", "U32": "<u4", "I32": "<i4", "F32": "<f4",
+    "U64": "<u8", "I64": "<i8", "F64": "<f8", "C64": "<c8",
 }  # fmt: skip
 
 
@@ -90,6 +96,25 @@ def read_header(
     if at != size - 8 - length:
         raise refuse(f"{at} bytes of data", f"{size - 8 - length} bytes of data")
     return known
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Map the tensors of a safetensors file, read-only: what is not indexed is not read.
+
+    Raises:
+        ArtifactError: If the file is not valid, or has a type that numpy lacks (``BF16``).
+    """
+    header = read_header(path)
+    odd = sorted({entry.dtype for entry in header.values()} - set(_NUMPY))
+    if odd:
+        raise ArtifactError("a tensor has a type that numpy lacks", where=str(path), allowed=_NUMPY, got=", ".join(odd))
+    mapped = np.memmap(path, np.uint8, mode="r")
+    start = mapped.size - max((entry.span[1] for entry in header.values()), default=0)
+    found = {}
+    for name, entry in header.items():
+        begin, end = (start + offset for offset in entry.span)
+        found[name] = mapped[begin:end].view(_NUMPY[entry.dtype]).reshape(entry.shape)
+    return found
 
 
 def _entry(entry: Any) -> TensorHeader | None:

@@ -17,8 +17,8 @@ import pytest
 
 from sparsescope.cli import listing
 from sparsescope.core.artifact import Store
-from sparsescope.core.manifest import seal_of
 from sparsescope.core.result import Column, Interval, Result, Tensor
+from sparsescope.core.sealed import seal_of
 from sparsescope.core.spec import Spec
 from sparsescope.errors import SparsescopeError
 from sparsescope.reporting.compare import compare
@@ -82,9 +82,17 @@ def recount(run, name):
     reseal(run, document)
 
 
+def opened(run):
+    """The run with its tensors, which are read and checked when they are first used."""
+    found = Store(run.parent).open(run.name)
+    for tensor in found.tensors.values():
+        assert tensor.array is tensor.array
+    return found
+
+
 def read(mutate, run, tmp_path):
     """Open the run; what is accepted must also be shown without an error."""
-    found, refusal = mutate.attempt(lambda: Store(run.parent).open(run.name), tmp_path)
+    found, refusal = mutate.attempt(lambda: opened(run), tmp_path)
     verdict, _ = mutate.attempt(Store(run.parent).verify, tmp_path)
     if refusal is None:
         with mutate.bounded():
@@ -187,7 +195,7 @@ def edits(document):
     """Changes that a forger seals, by name."""
     table, tensor, spec = document["tables"]["first"], document["tensors"]["weights"], document["spec"]
     return {
-        "newer schema": lambda: document.update(schema_version=2),
+        "newer schema": lambda: document.update(schema_version=3),
         "unknown field": lambda: document.update(surprise=1),
         "unknown field of a number": lambda: document["scalars"][0].update(surprise=1),
         "unknown field of a column": lambda: table["columns"][0].update(surprise=1),
@@ -282,7 +290,7 @@ def test_files_that_are_not_what_they_seem_are_refused(mutate, run, tmp_path, na
 
 
 def read_refused(mutate, run, tmp_path):
-    return mutate.attempt(lambda: Store(run.parent).open(run.name), tmp_path)[1] is not None
+    return mutate.attempt(lambda: opened(run), tmp_path)[1] is not None
 
 
 TABLES = {

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from sparsescope.core.artifact import Store, open_run
-from sparsescope.core.manifest import seal_of
 from sparsescope.core.result import Column, Interval, Result, Tensor
+from sparsescope.core.sealed import seal_of
 from sparsescope.core.spec import Spec
 from sparsescope.errors import ArtifactError
 from sparsescope.testing import check_same_numbers
@@ -147,10 +147,10 @@ def test_a_missing_run_lists_what_is_there(store, folder):
 
 
 def test_folders_of_dead_processes_are_removed_and_living_ones_kept(store, folder):
-    from sparsescope.core.artifact import _HOST
+    from sparsescope.core.publish import HOST
 
-    dead = store.root / f".tmp-a-0123456789ab-{_HOST}-999999999-aa"
-    alive = store.root / f".tmp-a-0123456789ab-{_HOST}-{os.getpid()}-aa"
+    dead = store.root / f".tmp-a-0123456789ab-{HOST}-999999999-aa"
+    alive = store.root / f".tmp-a-0123456789ab-{HOST}-{os.getpid()}-aa"
     elsewhere = store.root / ".tmp-a-0123456789ab-otherhost-999999999-aa"
     for path in (dead, alive, elsewhere):
         path.mkdir()
