@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sparsescope.core.artifacts import ArtifactStore, ArtifactWriter
+from sparsescope.core.artifact_store import ArtifactStore, ArtifactWriter
 from sparsescope.errors import SpecError
 
 if TYPE_CHECKING:

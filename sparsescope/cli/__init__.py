@@ -102,14 +102,15 @@ def show(
 @app.command()
 @with_options()
 def run(
+    *,
     analysis: Annotated[str, typer.Argument(help="Name of the analysis; see: sparsescope list analyses.")],
-    model: ModelOptions,
-    text: TextOptions,
-    more: InputOptions,
     subject: Annotated[
         str | None,
         typer.Option(help="Registered name, hub id, model folder or .gguf file; of some analyses a series of checkpoints."),
     ] = None,
+    more: InputOptions,
+    text: TextOptions,
+    model: ModelOptions,
     set_: Set = None,
     batch_tokens: BatchTokens = 2048,
     home: Home = None,
@@ -139,9 +140,10 @@ def report(
     targets: Annotated[
         list[str], typer.Argument(help="Subjects and series of checkpoints (analysed if they were not), and stored runs.")
     ],
-    model: ModelOptions,
-    text: TextOptions,
+    *,
     more: InputOptions,
+    text: TextOptions,
+    model: ModelOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
     fallback: Annotated[
         str | None, typer.Option(help="Subject to take, with a notice, for one that cannot be fetched (no network).")
@@ -345,8 +347,9 @@ def verify(
 @app.command()
 @with_options()
 def doctor(
-    model: ModelOptions,
+    *,
     subject: Annotated[str | None, typer.Option(help="A subject to load and compare with plain transformers.")] = None,
+    model: ModelOptions,
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -370,11 +373,12 @@ def doctor(
 @app.command()
 @with_options(tokens=4096)
 def bench(
+    *,
     name: Annotated[str, typer.Argument(help="Name of the benchmark; see: sparsescope list benchmarks.")],
-    model: ModelOptions,
-    text: TextOptions,
-    more: InputOptions,
     subject: Annotated[str, typer.Option(help="Registered name, hub id, model folder or .gguf file.")] = "smollm2-135m",
+    more: InputOptions,
+    text: TextOptions,
+    model: ModelOptions,
     set_: Set = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write an HTML report with the figure.")] = None,
     home: Home = None,

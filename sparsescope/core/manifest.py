@@ -117,8 +117,10 @@ class Manifest(Sealed):
                 given = (found or {}).get(key)
                 if given is not None and (not isinstance(given, kind) or isinstance(given, bool)):
                     raise ValueError(f"{name}.{key} must be of type {kind.__name__}, not {type(given).__name__}")
-        if value.corpus is not None and "digest" not in value.corpus:
-            raise ValueError("corpus.digest is missing")
+        entries = [entry for given in (value.inputs or {}).values() for entry in given]
+        for where, found in (("corpus", value.corpus), *(("inputs", entry) for entry in entries)):
+            if found is not None and not isinstance(found.get("digest"), str):
+                raise ValueError(f"{where}.digest is missing")
         return value
 
 

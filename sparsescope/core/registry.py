@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from sparsescope.core.result import Result
 
 NAME_PATTERN = r"[a-z][a-z0-9_]{0,63}"
-# Arguments of ``ss.run`` that no parameter of an analysis can be named like.
-_CALL = ("analysis", "store", "progress", "batch_tokens")
 _REPLACED = {
     "input": 'inputs=("series",) or inputs=("subject", "text")',
     "reads_text": 'inputs=("series", "text")',
@@ -171,12 +169,12 @@ class Registry:
             raise SpecError(f"this is a {type(record).__name__}, not an Analysis", got=repr(record)[:80])
         if not re.fullmatch(NAME_PATTERN, record.name):
             raise SpecError("analysis name is malformed", allowed=NAME_PATTERN, got=record.name)
-        taken = {*record.params.model_fields} & {*record.roles, *_CALL}
+        taken = {*record.params.model_fields} & {*record.roles}
         if taken or not {*record.filled_by.values()} <= {*record.roles}:
             raise SpecError(
                 "a parameter has the name of an input, or fills one that is not declared",
                 where=f"parameters of {record.name}",
-                allowed=f"other names than {', '.join(record.roles)} and the arguments of ss.run; roles out of Analysis.inputs",
+                allowed=f"other names than {', '.join(record.roles)}; roles out of Analysis.inputs",
                 got=", ".join(sorted(taken) or sorted(record.filled_by)),
             )
         if record.name in self._records:

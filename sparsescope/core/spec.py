@@ -39,7 +39,7 @@ class Spec(BaseModel):
         subject: Identity of the subject (``SubjectIdentity.as_dict()``).
         corpus: Description of the corpus with its ``digest``, or None where none is used.
         timing: Device, backend and thread count for analyses that measure time, else None.
-        inputs: Identity of every further input, by role; None where there is none.
+        inputs: Identity of every further input, by role, each with its ``digest``; None where there is none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +50,7 @@ class Spec(BaseModel):
     subject: dict[str, Any]
     corpus: dict[str, Any] | None = None
     timing: dict[str, Any] | None = None
-    inputs: dict[str, Any] | None = None
+    inputs: dict[str, list[dict[str, Any]]] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -70,7 +70,7 @@ class Spec(BaseModel):
             "timing": self.timing,
         }
         if self.inputs:  # only when there are any: the runs that were stored before there were keep their names
-            named["inputs"] = self.inputs
+            named["inputs"] = {role: [entry["digest"] for entry in entries] for role, entries in self.inputs.items()}
         return hashlib.sha256(canonical_json(named).encode()).hexdigest()
 
     @property

@@ -28,7 +28,7 @@ def reproduce_command(record: Analysis, params: Params, context: Context) -> str
     named = _first_values(record, context)
     words = ["sparsescope", "bench" if record.measures_time else "run", record.name]
     for name, value in named:
-        options = role(name).functions().words(value, context.inputs)
+        options = role(name).functions().words(value, context.inputs, role(name).flag)
         if options is None:
             given = ", ".join(_call(name, value) for name, value in named)
             more = "".join(f", {name}={value!r}" for name, value in changed.items())

@@ -3,14 +3,15 @@
 A role is registered by its record. Built-in are ``subject``, ``series`` and ``text``; a package adds one by the entry point
 group ``sparsescope.inputs``. The record is light: its ``opener`` is a module that is imported when an input is opened.
 
-An opener has five functions, and may have a sixth::
+An opener has five functions, and may have two more::
 
     open(given, opened, store)      what an analysis gets: from a name, or from what is opened already
     identity(value)                 plain values; "id" for people, "digest" for the digest of the run (see ``Role.slot``)
     capabilities(value)             what analyses can ask of it, a frozenset of names
-    words(value, opened)            options of the command line that give it again, None where there are none
+    words(value, opened, flag)      options of the command line that give it again, None where there are none
     python(value)                   how it is given in Python
     carried(opened)                 what is read where nobody gave one, because another input carries it; None for nothing
+    artifact(value)                 the artifact behind it; the run names it among those that it read
 """
 
 from __future__ import annotations

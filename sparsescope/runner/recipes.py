@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.core.artifact import Store
-from sparsescope.core.artifacts import Artifact, ArtifactStore
+from sparsescope.core.artifact_store import ArtifactStore
+from sparsescope.core.artifacts import Artifact
 from sparsescope.errors import ArtifactError, SpecError, unknown_name
 from sparsescope.runner.study import Study, inside
 from sparsescope.training.kinds import ArtifactRecipe, read_artifact_recipe

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 from sparsescope.activations.capture import BATCH_TOKENS, LiveSource
 from sparsescope.activations.context import Context
 from sparsescope.core.artifact import Store
-from sparsescope.core.artifacts import Artifact, ArtifactStore, ArtifactWriter
+from sparsescope.core.artifact_store import ArtifactStore, ArtifactWriter
+from sparsescope.core.artifacts import Artifact
 from sparsescope.core.environment import environment
 from sparsescope.core.registry import Analysis, find_record
 from sparsescope.core.result import Result
+from sparsescope.core.run_files import artifact_ids
 from sparsescope.core.spec import Params, Spec, make_params
 from sparsescope.errors import ArtifactError, SparsescopeError, SubjectError
 from sparsescope.runner.command import reproduce_command
@@ -72,6 +74,7 @@ class _Job:
     params: Params
     context: Context
     outcome: Outcome
+    lost: bool = False  # stored, but what it left for other runs is no longer there: it is made again
 
     @property
     def digest(self) -> str:
@@ -234,10 +237,13 @@ def _open_stored(job: _Job, home: Store | None) -> None:
     if missing := job.record.requires - found:
         job.outcome.error = _lacks(job, missing)
     run_id = job.outcome.spec.run_id
-    if not job.waiting or home is None or not home.has(run_id) or home.missing_artifacts(run_id):
+    if not job.waiting or home is None or not home.has(run_id):
         return
-    job.outcome.path = home.path(run_id)
     try:
+        job.lost = bool(home.missing_artifacts(run_id))
+        if job.lost:
+            return
+        job.outcome.path = home.path(run_id)
         job.outcome.result, job.outcome.stored = home.open(run_id), True
         home.drop_partial(job.digest)  # left by a process that was killed after it had stored the run
     except ArtifactError as error:  # damaged: said about this run, the others go on
@@ -341,22 +347,33 @@ def _finish(job: _Job, work: _Work, accumulated: Any, shared: float, events: lis
         device=str(spec.subject.get("device")), threads=torch.get_num_threads(), batch_tokens=work.batch_tokens
     )
     command = reproduce_command(job.record, job.params, context)
-    result.artifacts = {**made}
+    result.artifacts = made | _read(context)
     result.provenance = {
         "run_id": None, "digest": spec.digest, "version": job.record.version, "created": None, "seconds": seconds,
         "subject": spec.subject, "corpus": spec.corpus, "params": spec.params, "environment": made_with, "command": command,
+        "inputs": spec.inputs, "artifacts": artifact_ids(result, spec).model_dump(),
     }  # fmt: skip
     outcome.result = result
     if work.store is None:
         return
     try:
         outcome.path = work.store.write(
-            result, spec, seconds=seconds, environment=made_with, events=events, command=command
+            result, spec, seconds=seconds, environment=made_with, events=events, command=command, replace=job.lost
         )
     except ArtifactError as error:
         error.result = result  # minutes of computing are not lost with the disk
         raise
     work.store.drop_partial(spec.digest)
+
+
+def _read(context: Context) -> dict[str, Artifact]:
+    """The artifacts behind the inputs, by role; of a role that is repeated with a number."""
+    found: dict[str, Artifact] = {}
+    for name, values in context.inputs.items():
+        functions = role(name).functions()
+        if hasattr(functions, "artifact"):
+            found |= {f"{name}.{n}" if n else name: functions.artifact(value) for n, value in enumerate(values)}
+    return found
 
 
 @contextmanager

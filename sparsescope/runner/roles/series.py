@@ -67,9 +67,9 @@ def capabilities(value: CheckpointSeries) -> frozenset[str]:
     return frozenset({"tokenizer"} & value.subject(value.steps[-1]).capabilities)
 
 
-def words(value: CheckpointSeries, opened: Mapping[str, tuple[Any, ...]]) -> list[str] | None:
+def words(value: CheckpointSeries, opened: Mapping[str, tuple[Any, ...]], flag: str) -> list[str] | None:
     """The option that opens it again; of a folder only the last part is shown."""
-    return ["--subject", value.name if value.shipped or "/" in value.name else f"PATH/TO/{value.name}"]
+    return [flag, value.name if value.shipped or "/" in value.name else f"PATH/TO/{value.name}"]
 
 
 def python(value: CheckpointSeries) -> str:

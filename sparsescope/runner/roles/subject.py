@@ -40,13 +40,13 @@ def capabilities(value: Subject) -> frozenset[str]:
     return value.capabilities
 
 
-def words(value: Subject, opened: Mapping[str, tuple[Any, ...]]) -> list[str] | None:
+def words(value: Subject, opened: Mapping[str, tuple[Any, ...]], flag: str) -> list[str] | None:
     """Options that load it again; None for a model in memory. Of a path of this machine only the last part is shown."""
     if not value.unchanged:
         return None
     found, source = value.identity.as_dict(), str(value.source)
     local = Path(source).exists() or ("@" in source and Path(source.rpartition("@")[0]).exists())  # FOLDER@step-N
-    options = ["--subject", f"PATH/TO/{found['id']}" if local else str(found["id"]), "--dtype", str(found["dtype"])]
+    options = [flag, f"PATH/TO/{found['id']}" if local else str(found["id"]), "--dtype", str(found["dtype"])]
     options += ["--attention", str(found["attn_implementation"])]
     options += ["--revision", str(found["revision"])] if found.get("revision") else []
     return options + (["--trust-remote-code"] if found.get("trust_remote_code") else [])

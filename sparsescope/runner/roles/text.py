@@ -53,7 +53,7 @@ def capabilities(value: TokenizedCorpus) -> frozenset[str]:
     return frozenset()
 
 
-def words(value: TokenizedCorpus, opened: Mapping[str, tuple[Any, ...]]) -> list[str] | None:
+def words(value: TokenizedCorpus, opened: Mapping[str, tuple[Any, ...]], flag: str) -> list[str] | None:
     """Options that make this very token stream; none for what a series carries, None where no options make it.
 
     The text is made again to see whether it is the same: that costs little.
@@ -68,7 +68,7 @@ def words(value: TokenizedCorpus, opened: Mapping[str, tuple[Any, ...]]) -> list
     again = corpus(value.name, tokens=found["budget"], **{key: found[key] for key in ("seed", "context", "bos")})
     if again.tokenize(_reader(opened).tokenizer).digest != value.digest:
         return None
-    options = [("--corpus", "name"), ("--tokens", "budget"), ("--context", "context"), ("--seed", "seed")]
+    options = [(flag, "name"), ("--tokens", "budget"), ("--context", "context"), ("--seed", "seed")]
     words = [word for option, key in options for word in (option, str(found[key]))]
     return words + (["--bos", str(found["bos"])] if found["bos"] != "auto" else [])
 
