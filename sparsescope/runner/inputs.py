@@ -6,7 +6,7 @@ group ``sparsescope.inputs``. The record is light: its ``opener`` is a module th
 An opener has five functions, and may have two more::
 
     open(given, opened, store)      what an analysis gets: from a name, or from what is opened already
-    identity(value)                 plain values; "id" for people, "digest" for the digest of the run (see ``Role.slot``)
+    identity(value, *others)        plain values; "id" for people, "digest" for the digest of the run (see ``Role.slot``)
     capabilities(value)             what analyses can ask of it, a frozenset of names
     words(value, opened, flag)      options of the command line that give it again, None where there are none
     python(value)                   how it is given in Python

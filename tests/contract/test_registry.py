@@ -10,6 +10,7 @@ import pytest
 
 import sparsescope as ss
 from sparsescope.activations.corpus import registered_corpora
+from sparsescope.core.inputs import Known
 from sparsescope.core.registry import NAME_PATTERN, analyses, benchmarks
 from sparsescope.core.spec import Params
 from sparsescope.models.catalog import registered_subjects
@@ -26,17 +27,16 @@ def text():
     return ss.corpus("python-docs", tokens=600, context=48)
 
 
-@pytest.mark.parametrize("name", [record.name for record in analyses() if record.input == "subject"])
+@pytest.mark.parametrize("name", [record.name for record in analyses() if "series" not in record.roles])
 def test_every_analysis_keeps_the_contract(name, glass, text):
     result = check_analysis(analyses().get(name), glass, text)
     assert result.scalars and result.tables
 
 
 def test_analyses_of_series_are_told_apart():
-    """They need what no model has, so a report about a model leaves them out; tests/unit/analysis holds them to the contract."""
-    series = {record.name for record in analyses() if record.input == "series"}
-    assert {"grokking", "sparsity_over_training"} <= series
-    assert {record.name for record in analyses() if "series" in record.requires} == series
+    """They read what no model is, so a report about a model leaves them out; tests/unit/analysis holds them to the contract."""
+    model = [Known("subject", "a model", whole=True, has=frozenset({"tokenizer"})), Known("text", "a text")]
+    assert {"grokking", "sparsity_over_training"} == {r.name for r in analyses() if "reads a series" in (r.fits(model) or "")}
 
 
 @pytest.mark.parametrize("name", [name for name in registered_subjects() if name.startswith("glassllm")])

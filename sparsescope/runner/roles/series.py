@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None)
     )
 
 
-def identity(value: CheckpointSeries, companions: Sequence[CheckpointSeries] = ()) -> dict[str, Any]:
+def identity(value: CheckpointSeries, *companions: CheckpointSeries) -> dict[str, Any]:
     """Return what ``SubjectIdentity.as_dict`` returns for a model: the last checkpoint, under a hash of them all.
 
     ``weight_hash`` covers step and weights of each checkpoint, the curves and the probe set, and the same of the companions.

@@ -26,9 +26,13 @@ def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None)
 
 
 def carried(opened: Mapping[str, tuple[Any, ...]]) -> TokenizedCorpus | None:
-    """The held-out text of a series that carries one: what is read where nobody gave a text."""
+    """The held-out text of a series of our own trainer: what is read where nobody gave a text.
+
+    Raises:
+        SpecError: Its models read no text.
+    """
     for series in opened.get("series", ())[:1]:
-        if series.trained is not None and series.trained.data.get("kind") == "byte_text":
+        if series.trained is not None:
             return probe_corpus(series)
     return None
 

@@ -50,7 +50,7 @@ def test_who_has_no_loss_is_refused(small_corpus):
 def test_a_masked_pass_counts_what_it_keeps(llama, small_corpus):
     text = small_corpus.tokenize(llama.tokenizer)
     sites = llama.sites("blocks.*.mlp.hook_post")
-    passes = EditedPasses(Context(llama, text), text, sites)
+    passes = EditedPasses(Context.of(subject=llama, text=text), text, sites)
     dense = passes.run("dense")
     all_kept = passes.run("all", lambda site, tensor: torch.ones_like(tensor, dtype=torch.bool))
     np.testing.assert_array_equal(dense.nll, all_kept.nll)
@@ -74,7 +74,7 @@ def test_finished_steps_are_not_done_again(llama, small_corpus):
         return kept[name]
 
     told = []
-    context = Context(llama, text, progress=lambda *what: told.append(what), step=step)
+    context = Context({"subject": (llama,), "text": (text,)}, progress=lambda *what: told.append(what), step=step)
     first = EditedPasses(context, text, llama.sites("blocks.*.mlp.hook_post"), 2).run("dense")
     batches = len(told)
     again = EditedPasses(context, text, llama.sites("blocks.*.mlp.hook_post"), 2).run("dense")

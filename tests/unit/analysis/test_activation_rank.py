@@ -86,7 +86,7 @@ def test_folds_of_unequal_size_are_not_taken_for_uncertainty():
 
 def test_shards_and_batches_give_the_same_sample(glass):
     text = tokenized(ss.corpus("python-docs+python-source", tokens=1500, context=64), glass)
-    params, context = ActivationRankParams(sample_tokens=100), Context(glass, text)
+    params, context = ActivationRankParams(sample_tokens=100), Context.of(subject=glass, text=text)
 
     def accumulate(part, **options):
         accumulator = module.accumulator(params, context)

@@ -154,7 +154,7 @@ def test_first_tokens_and_windows_are_kept_apart():
 def test_batches_padding_and_order_of_shards_change_nothing(name):
     subject = ss.load(name)
     text = tokenized(ss.corpus("python-docs+python-source", tokens=1500, context=64), subject)
-    params, context = ActivationReuseParams(resamples=100), Context(subject, text)
+    params, context = ActivationReuseParams(resamples=100), Context.of(subject=subject, text=text)
 
     def accumulate(part, batch_tokens=2048, side="right"):
         accumulator = module.accumulator(params, context)

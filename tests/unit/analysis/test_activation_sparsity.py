@@ -58,17 +58,17 @@ def test_two_halves_merged_equal_the_whole(name, tokens):
     params = ActivationSparsityParams()
 
     def accumulate(part):
-        accumulator = module.accumulator(params, Context(subject, part))
+        accumulator = module.accumulator(params, Context.of(subject=subject, text=part))
         with ss.capture(subject, part, "blocks.*.mlp.hook_post") as source:
             for batch in source:
                 accumulator.update(batch)
         return accumulator
 
-    whole = module.result(params, Context(subject, text), accumulate(text))
+    whole = module.result(params, Context.of(subject=subject, text=text), accumulate(text))
     for cut in (1, len(text.documents) // 2) if name == "glassllm" else (len(text.documents) // 2,):
         numbers = [document.index for document in text.documents]
         first, second = accumulate(text.select(numbers[:cut])), accumulate(text.select(numbers[cut:]))
-        merged = module.result(params, Context(subject, text), second.merge(first))
+        merged = module.result(params, Context.of(subject=subject, text=text), second.merge(first))
         check_same_numbers(whole, merged, rtol=1e-12)
 
 

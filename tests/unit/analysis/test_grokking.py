@@ -9,19 +9,19 @@ import pandas as pd
 import pytest
 
 import sparsescope as ss
-from sparsescope.activations.series_context import SeriesContext, series_identity
+from sparsescope.activations.context import Context
 from sparsescope.analysis.grokking import ANALYSIS, MEASURES, TABLES, GrokkingParams
 from sparsescope.analysis.grokking import checkpoint as one
 from sparsescope.analysis.grokking import compute as whole
 from sparsescope.analysis.grokking import tables as make
+from sparsescope.core.inputs import Known
 from sparsescope.core.registry import analyses
 from sparsescope.core.result import Result
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.metrics import fourier
 from sparsescope.metrics.progress import find_onsets
 from sparsescope.models.checkpoints import open_series
-from sparsescope.runner.run import Request
-from sparsescope.runner.series import run_series
+from sparsescope.runner.roles.series import identity as series_identity
 from sparsescope.testing import check_analysis, check_figure, check_same_numbers
 from sparsescope.training.recipe import Recipe
 from sparsescope.training.trainer import train
@@ -176,7 +176,7 @@ def test_every_number_is_defined_and_every_figure_is_complete(result):
 
 def test_other_seeds_stand_beside_the_series_and_join_the_digest(folder, other):
     alone = series_identity(open_series(folder))
-    both = series_identity(open_series(folder), (open_series(other),))
+    both = series_identity(open_series(folder), open_series(other))
     assert alone["weight_hash"] != both["weight_hash"] and alone["id"] == both["id"] == "tiny"
     assert alone == series_identity(open_series(folder))
     found = ss.run("grokking", folder, seeds=(str(other),), **QUICK)
@@ -213,15 +213,18 @@ def test_what_is_no_series_is_refused(folder, glass):
         ss.run("grokking", "grokking-rely")
     with pytest.raises(SpecError, match="one model"):
         ss.run("activation_sparsity", "glassllm", ss.corpus(["some text"]))
-    with pytest.raises(SpecError, match="reads text"):
+    with pytest.raises(SpecError, match="reads a text"):
         ss.run("activation_sparsity", glass)
-    with pytest.raises(SpecError, match="one model on a text"):
-        run_series([Request("activation_sparsity")], open_series(folder))
+    with pytest.raises(SpecError, match="one model"):
+        ss.run("activation_sparsity", open_series(folder), ss.corpus(["some text"]))
+    with pytest.raises(SubjectError, match="needs what this series"):
+        ss.run("grokking", "lazy-relu")
     with pytest.raises(SpecError, match="unknown parameter"):
         ss.run("grokking", folder, no_such_parameter=1)
     with pytest.raises(SpecError, match="no such frequency"):
         ss.run("grokking", folder, key_frequencies=(4,))
-    assert "series" in analyses().get("grokking").requires  # so a report about one model leaves it out
+    model = [Known("subject", "glassllm"), Known("text", "text")]
+    assert "reads a series" in analyses().get("grokking").fits(model)  # so a report about one model leaves it out
 
 
 def made_up(name: str = "made-up", generalized: int = 700) -> whole.Measured:
@@ -342,7 +345,7 @@ def test_a_series_of_other_data_has_the_measures_of_its_weights(folder):
 def test_series_of_others_have_no_curves():
     with pytest.raises(SpecError, match="no training curves"):
         one.task_of(type("Foreign", (), {"trained": None, "name": "x"})())
-    context = SeriesContext(type("Foreign", (), {"trained": None, "name": "x", "steps": (1,), "__len__": lambda self: 1})())
+    context = Context.of(series=type("Foreign", (), {"trained": None, "name": "x", "steps": (1,), "__len__": lambda self: 1})())
     with pytest.raises(SpecError, match="no training curves"):
         whole.compute(GrokkingParams(), context)
 

@@ -16,8 +16,7 @@ from sparsescope.core.registry import analyses
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.models.checkpoints import Checkpoint, CheckpointSeries, open_series
 from sparsescope.models.sources import load
-from sparsescope.runner.run import Request
-from sparsescope.runner.series import run_series
+from sparsescope.runner.run import Request, run_many
 
 NAME = "sparsity_over_training"
 
@@ -183,9 +182,10 @@ def test_an_interrupted_run_goes_on_after_its_last_checkpoint(foreign, tmp_path,
 
     monkeypatch.setattr(compute, "measure", stopping)
     request = [Request(NAME, {"resamples": 100})]
+    inputs = {"series": foreign, "text": text}
     with pytest.raises(KeyboardInterrupt):
-        run_series(request, foreign, text, store=tmp_path)
-    again = run_series(request, foreign, text, store=tmp_path)[0]
+        run_many(request, inputs, store=tmp_path)
+    again = run_many(request, inputs, store=tmp_path)[0]
     assert seen == ["seed-1", "seed-1000", "seed-1000"], "the first checkpoint was measured again"
     monkeypatch.setattr(compute, "measure", measure)
     whole = ss.run(NAME, foreign, text, resamples=100)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sparsescope.cli.series import kind_of_series, series_requests
-from sparsescope.cli.work import fitting
+from sparsescope.cli.options import InputOptions, ModelOptions, TextOptions
+from sparsescope.cli.work import Target
 from sparsescope.models.sources import load
 from sparsescope.training.recipe import Recipe, find_recipe
 from sparsescope.training.trainer import train
@@ -42,17 +42,24 @@ def test_run_and_report_open_the_same_run(command, folder, tmp_path, empty_home)
     assert "Units that" not in text, "an analysis of models is in a report about a series"
 
 
+def fitting(name, **text):
+    _, wanted, _ = Target(str(name), ModelOptions(), TextOptions(**text), InputOptions()).open(None)
+    return {record.name for record in wanted}
+
+
 def test_a_report_about_a_model_has_no_analysis_of_series():
-    names = [name for name, _ in fitting(load("random-opt"))]
+    names = fitting("random-opt")
     assert "activation_sparsity" in names and "grokking" not in names and "sparsity_over_training" not in names
 
 
 def test_what_a_report_about_a_series_holds_depends_on_what_its_models_read(folder):
-    assert kind_of_series("random-opt") is None
-    assert kind_of_series("lazy-relu") == "byte_text"
-    assert kind_of_series(str(folder)) == "modular_addition"
-    assert series_requests("modular_addition") == [("grokking", {})]
-    assert series_requests("byte_text") == [("sparsity_over_training", {})]
+    assert fitting(folder) == {"grokking"}
+    names = fitting("lazy-relu")
+    assert "sparsity_over_training" in names and "activation_sparsity" in names and "grokking" not in names
+
+
+def test_a_folder_of_checkpoints_is_a_series_and_no_model(words):
+    assert fitting(words) == {"sparsity_over_training"}
 
 
 def test_what_has_no_meaning_for_a_series_is_refused(command, folder, empty_home):
@@ -66,7 +73,7 @@ def test_what_has_no_meaning_for_a_series_is_refused(command, folder, empty_home
 
 def test_show_and_list_name_the_analysis(command, empty_home):
     code, found, _ = command("show", "grokking", "--json")
-    assert code == 0 and found["needs"] == ["series"]
+    assert code == 0 and found["reads"] == ["series*"] and found["needs"] == ["curves", "pairs"]
     assert "grokking" in command("list", "analyses")[1]
 
 
@@ -85,8 +92,10 @@ def test_a_text_is_read_with_windows_that_the_models_take(command, words, tmp_pa
     text = tmp_path / "own.txt"
     text.write_text("\f".join("a few words and a few more of them " * (3 + n) for n in range(6)))
     small = ("--set", "resamples=100", "--set", "push=false")
-    code, _, error = command("run", "sparsity_over_training", "--subject", words, *small)
-    assert code == 1 and "carries no text" in error and "--corpus" in error
+    code, found, _ = command("run", "sparsity_over_training", "--subject", words, "--tokens", 300, *small, "--json")
+    assert code == 0 and found["provenance"]["corpus"]["name"] == "python-docs+python-source", "it carries no text of its own"
+    code, _, error = command("run", "sparsity_over_training", "--subject", "lazy-relu", "--tokens", 300)
+    assert code == 1 and "--tokens" in error and "without --corpus" in error, "a text that nobody reads was asked for"
     code, found, _ = command("run", "sparsity_over_training", "--subject", words, "--corpus", text, *small, "--json")
     assert code == 0 and found["run"].startswith("sparsity_over_training-")
     code, again, _ = command("run", "sparsity_over_training", "--subject", words, "--corpus", text, *small, "--json")

@@ -40,7 +40,7 @@ def test_several_analyses_share_one_forward_pass(llama, small_corpus, passes):
         Request(NAME, {"sites": "blocks.*.hook_out"}),
         Request(NAME, {"shares": (0.5,)}),
     ]
-    outcomes = run_many(requests, llama, tokens)
+    outcomes = run_many(requests, {"subject": llama, "text": tokens})
     assert len(passes) == tokens.n_batches()
     alone = run(NAME, llama, tokens, sites="blocks.*.hook_out")
     check_same_numbers(outcomes[1].result, alone)
@@ -106,7 +106,7 @@ def test_a_state_of_other_batches_is_not_used(llama, small_corpus, passes, tmp_p
 
 
 def test_one_failing_analysis_does_not_stop_the_others(llama, small_corpus):
-    outcomes = run_many([Request(NAME, {"sites": "blocks.*.nowhere"}), Request(NAME)], llama, small_corpus)
+    outcomes = run_many([Request(NAME, {"sites": "blocks.*.nowhere"}), Request(NAME)], {"subject": llama, "text": small_corpus})
     assert isinstance(outcomes[0].error, SubjectError) and outcomes[0].result is None
     assert outcomes[1].result is not None
 
@@ -171,7 +171,7 @@ def test_the_reproduce_command_makes_the_same_run(glass, tmp_path):
 def test_states_of_different_batches_are_never_mixed(llama, small_corpus, tmp_path, monkeypatch):
     """Two analyses were interrupted at the same batch number of different streams; together they start from the beginning."""
     requests = [Request(NAME), Request(NAME, {"shares": (0.5,)})]
-    expected = run_many(requests, llama, small_corpus, batch_tokens=64)
+    expected = run_many(requests, {"subject": llama, "text": small_corpus}, batch_tokens=64)
     original, seen = SparsityAccumulator.update, []
 
     def interrupted(self, batch):
@@ -186,7 +186,7 @@ def test_states_of_different_batches_are_never_mixed(llama, small_corpus, tmp_pa
         with pytest.raises(KeyboardInterrupt):
             run(NAME, llama, small_corpus, store=tmp_path, batch_tokens=batch_tokens, **request.params)
     monkeypatch.setattr(SparsityAccumulator, "update", original)
-    found = run_many(requests, llama, small_corpus, store=tmp_path, batch_tokens=64)
+    found = run_many(requests, {"subject": llama, "text": small_corpus}, store=tmp_path, batch_tokens=64)
     for a, b in zip(expected, found, strict=True):
         check_same_numbers(a.result, b.result)
 
