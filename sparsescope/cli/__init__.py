@@ -27,7 +27,6 @@ from sparsescope.cli.work import (
 from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 if TYPE_CHECKING:
-    from sparsescope.activations.corpus import Corpus as TextCorpus
     from sparsescope.core.result import Result
     from sparsescope.runner.run import Outcome
 
@@ -82,12 +81,12 @@ def _root(
 @app.command("list")
 def list_names(
     what: Annotated[
-        str, typer.Argument(help="analyses, subjects, corpora, benchmarks, studies or runs; all when left out.")
+        str, typer.Argument(help="analyses, subjects, variants, corpora, benchmarks, studies or runs; all when left out.")
     ] = "all",
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """List analyses, subjects, corpora, benchmarks, studies and stored runs."""
+    """List analyses, subjects, variants, corpora, benchmarks, studies and stored runs."""
     from sparsescope.cli import console, listing
 
     sections = listing.sections(home)
@@ -105,7 +104,7 @@ def list_names(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="An analysis, benchmark, subject, corpus or run.")],
+    name: Annotated[str, typer.Argument(help="An analysis, benchmark, subject, variant, corpus or run.")],
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -162,13 +161,7 @@ def run(
             refuse_model_options(
                 record.name, tokens=tokens != REPORT_TOKENS, context=context, seed=seed, bos=bos != "auto", without="--corpus"
             )
-        text = None
-        if (given := corpus) is not None:
-            make_text(given, tokens, context, seed, bos)
-
-            def text(longest: int) -> TextCorpus:
-                return make_text(given, tokens, context or longest, seed, bos)
-
+        text = None if corpus is None else make_text(corpus, tokens, context, seed, bos)
         outcomes = run_on_series([(record.name, params)], subject, home, text)
     else:
         corpus = corpus or REPORT_CORPUS

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 from sparsescope.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sparsescope.activations.corpus import Corpus
     from sparsescope.models.checkpoints import CheckpointSeries
     from sparsescope.runner.run import Outcome
@@ -42,7 +40,7 @@ def series_requests(kind: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def run_on_series(
-    wanted: list[tuple[str, dict[str, Any]]], target: str, home: Path | None, text: Callable[[int], Corpus] | None = None
+    wanted: list[tuple[str, dict[str, Any]]], target: str, home: Path | None, text: Corpus | None = None
 ) -> list[Outcome]:
     """Run analyses of a series with a progress bar.
 
@@ -50,7 +48,7 @@ def run_on_series(
         wanted: Analyses with their parameters.
         target: The series.
         home: Folder of runs.
-        text: Makes the text that they read, given the longest window; None for the held-out text of the series.
+        text: The text that they read; None for the held-out text of the series.
 
     Raises:
         SpecError: An analysis studies a model, or reads no text, or lacks one.
@@ -60,14 +58,13 @@ def run_on_series(
 
     console.say(f"opening {target}")
     from sparsescope.models.checkpoints import open_series
-    from sparsescope.runner.run import Request, default_context
+    from sparsescope.runner.run import Request
     from sparsescope.runner.series import run_series
 
     series: CheckpointSeries = open_series(target)
     with console.progress_bar() as progress:
         requests = [Request(name, params) for name, params in wanted]
-        corpus = None if text is None else text(default_context(series.subject(series.steps[-1])))
-        return run_series(requests, series, corpus, store=home or True, progress=progress)
+        return run_series(requests, series, text, store=home or True, progress=progress)
 
 
 def refuse_model_options(name: str, *, without: str = "", **given: object) -> None:

@@ -67,9 +67,9 @@ def run_requests(
 ) -> list[Outcome]:
     """Run analyses of a loaded subject with a progress bar; ``done`` is told of each outcome, see ``run_many``."""
     from sparsescope.cli import console
-    from sparsescope.runner.run import Request, default_context, run_many
+    from sparsescope.runner.run import Request, run_many
 
-    text = make_text(corpus, tokens, default_context(subject) if context is None else context, seed, bos)
+    text = make_text(corpus, tokens, context, seed, bos)
     requests: list[Request] = [Request(name, params) for name, params in wanted]
     with console.progress_bar() as progress:
         return run_many(
@@ -81,8 +81,8 @@ def make_text(corpus: str, tokens: int, context: int | None, seed: int, bos: str
     """Make the corpus. The verbs also call it before they load a model, so that a wrong option is found out at once."""
     from sparsescope.activations.corpus import corpus as make_corpus
 
-    # What ``bos`` may be is checked there. A context that is not given depends on the model; any valid one will do.
-    return make_corpus(corpus, tokens=tokens, seed=seed, context=256 if context is None else context, bos=cast("BosPolicy", bos))
+    # What ``bos`` may be is checked there.
+    return make_corpus(corpus, tokens=tokens, seed=seed, context=context, bos=cast("BosPolicy", bos))
 
 
 def fitting(subject: Subject) -> list[tuple[str, dict[str, Any]]]:

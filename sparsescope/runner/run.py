@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from sparsescope.models.checkpoints import CheckpointSeries
     from sparsescope.models.subject import Subject
 
-DEFAULT_CONTEXT = 256
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -345,21 +343,10 @@ def finish(
     store.drop_partial(outcome.spec.digest)
 
 
-def default_context(subject: Subject) -> int:
-    """Longest window to use when nobody says: 256 tokens, or what the model can take if that is less."""
-    return min(DEFAULT_CONTEXT, max_positions(subject) or DEFAULT_CONTEXT)
-
-
-def max_positions(subject: Subject) -> int | None:
-    """Positions that the model was made for, None where its config sets no limit."""
-    found = getattr(subject.model.config.get_text_config(), "max_position_embeddings", None)
-    return int(found) if found else None
-
-
 def check_context(subject: Subject, corpus: TokenizedCorpus) -> None:
     """Refuse windows that are longer than the model was made for: rotary models would answer, with nonsense."""
     special = corpus.context - corpus.window
-    limit, longest = max_positions(subject), max(min(len(d) + special, corpus.context) for d in corpus.documents)
+    limit, longest = subject.max_positions, max(min(len(d) + special, corpus.context) for d in corpus.documents)
     if limit is not None and longest > limit:
         raise SubjectError(
             "the windows are longer than the model was made for",

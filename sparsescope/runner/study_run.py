@@ -133,13 +133,13 @@ def _of_kind(
 
             opened = open_series(load_name(found, subject.name))
             # The held-out text of the series, unless the study names another for this subject.
-            text = None if subject.corpus is None else _text(found, subject, opened.subject(opened.steps[-1]))
+            text = None if subject.corpus is None else _text(found, subject)
             outcomes = run_series(requests, opened, text, store=store, progress=named)
         else:
             # The corpus first: it costs nothing until it meets a tokenizer; a text that is not there is found out at once.
             text_source(found, subject.corpus)
             model = load(load_name(found, subject.name), dtype=found.declared.dtype, device=device)
-            outcomes = run_many(requests, model, _text(found, subject, model), store=store, progress=named)
+            outcomes = run_many(requests, model, _text(found, subject), store=store, progress=named)
     except SparsescopeError as error:
         return [StudyRun(subject, name, error=error) for name in names]
     except Exception as error:  # a bug with one model must not cost the results of the others; the page names it
@@ -149,10 +149,9 @@ def _of_kind(
     return [StudyRun(subject, name, o.result, o.error, o.stored) for name, o in zip(names, outcomes, strict=True)]
 
 
-def _text(found: Study, subject: StudySubject, model: object) -> Corpus:
+def _text(found: Study, subject: StudySubject) -> Corpus:
     from sparsescope.activations.corpus import corpus
-    from sparsescope.runner.run import default_context
 
-    context = subject.context or found.declared.context or default_context(model)  # type: ignore[arg-type]
     source = text_source(found, subject.corpus)
+    context = subject.context or found.declared.context
     return corpus(source, tokens=found.declared.tokens, seed=found.declared.seed, context=context)
