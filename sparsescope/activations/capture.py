@@ -206,7 +206,7 @@ def capture(
 
 
 def tokenized(corpus: Corpus | TokenizedCorpus, subject: Subject) -> TokenizedCorpus:
-    """Return the corpus as the subject's tokenizer sees it.
+    """Return the corpus as the subject's tokenizer sees it, in windows that the model takes unless a context was given.
 
     Raises:
         SpecError: If either is something else, for example a name that has not been loaded.
@@ -223,7 +223,7 @@ def tokenized(corpus: Corpus | TokenizedCorpus, subject: Subject) -> TokenizedCo
     if not isinstance(corpus, Corpus):
         step = "ss.corpus(name, file or list of texts)"
         raise SpecError("this is not a corpus", where="corpus", allowed="a Corpus", got=repr(corpus)[:80], next_step=step)
-    return corpus.tokenize(subject.tokenizer)
+    return corpus.tokenize(subject.tokenizer, subject.max_positions)
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -9,7 +9,7 @@ selection depends on arguments, texts and tokenizer alone: it is equal in every 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ __all__ = [
 # One document gives at most this part of its domain's share, so that a domain has at least 16 documents.
 _DOCUMENTS_PER_SHARE = 16
 _OWN_LICENSE = "not stated"
+DEFAULT_CONTEXT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +60,17 @@ class Corpus:
         license: License of the text, all domains together.
         budget: Text tokens wanted; None for all.
         seed: Draws the order of documents.
-        context: Longest window, special tokens included.
+        context: Longest window, special tokens included; None until a model says what it takes (``tokenize``).
         bos: ``"auto"``, ``"always"`` or ``"never"``.
         min_tokens: Documents with fewer tokens are left out.
         max_document_tokens: Most tokens of one document; None for the default rule.
         deduplicate: Whether near-duplicates are left out.
         licenses: License of each domain.
         notes: What a reader of results should know.
-        digest: SHA-256 of texts, ids, domains and every argument that changes the tokens.
+
+    Attributes:
+        digest: SHA-256 of texts, ids, domains and every argument that changes the tokens; as long as the context is open,
+            with the one that ``tokenize`` takes without a model.
     """
 
     name: str
@@ -74,14 +78,20 @@ class Corpus:
     license: str
     budget: int | None
     seed: int
-    context: int
+    context: int | None
     bos: BosPolicy
     min_tokens: int
     max_document_tokens: int | None
     deduplicate: bool
     licenses: Mapping[str, str]
     notes: tuple[str, ...]
-    digest: str
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        context = self.context or DEFAULT_CONTEXT
+        limits = (self.min_tokens, self.max_document_tokens, self.deduplicate)
+        digest = corpus_digest(self.documents, (self.budget, self.seed, context, self.bos, *limits))
+        object.__setattr__(self, "digest", digest)
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -115,7 +125,7 @@ class Corpus:
             "digest": self.digest,
         }
 
-    def tokenize(self, tokenizer: PreTrainedTokenizerBase | None) -> TokenizedCorpus:
+    def tokenize(self, tokenizer: PreTrainedTokenizerBase | None, max_positions: int | None = None) -> TokenizedCorpus:
         """Draw documents and tokenize them until the budget is met.
 
         The budget is split evenly over domains; what one lacks goes to the others. The total is exactly
@@ -123,6 +133,8 @@ class Corpus:
 
         Args:
             tokenizer: A Hugging Face tokenizer (``subject.tokenizer``); it is not changed.
+            max_positions: What the model takes (``subject.max_positions``), None for no limit or no model. A context that
+                was not given is this, 256 at most; everything that is hashed has that number, as if it had been given.
 
         Raises:
             SubjectError: If there is no tokenizer, the context has no room for text, or no document is left.
@@ -133,6 +145,9 @@ class Corpus:
                 where="subject.tokenizer",
                 next_step="give one: ss.wrap(model, tokenizer)",
             )
+        if self.context is None:
+            chosen = replace(self, context=min(DEFAULT_CONTEXT, max_positions or DEFAULT_CONTEXT))
+            return chosen.tokenize(tokenizer)
         encode = encoder(tokenizer)
         prefix, suffix = special_tokens(tokenizer, self.bos)
         window = self.context - len(prefix) - len(suffix)
@@ -225,7 +240,7 @@ def corpus(
     source: str | Path | Iterable[str | Document],
     tokens: int | None = 8192,
     seed: int = 0,
-    context: int = 256,
+    context: int | None = None,
     bos: BosPolicy = "auto",
     min_tokens: int = 2,
     name: str | None = None,
@@ -241,7 +256,8 @@ def corpus(
             path if it has one of these suffixes or a path separator, and a name otherwise.
         tokens: Text tokens wanted, split evenly over domains; None for all there are.
         seed: Draws the order of documents.
-        context: Longest window in tokens, special tokens included; longer documents give several windows.
+        context: Longest window in tokens, special tokens included; longer documents give several windows. None for what
+            the model takes that will read them, 256 at most.
         bos: Special tokens of every window: ``"auto"`` those that the tokenizer itself adds, ``"always"`` at
             least a BOS (or CLS), ``"never"`` none.
         min_tokens: Documents with fewer tokens are left out.
@@ -266,7 +282,6 @@ def corpus(
             "one document: intervals over documents cannot be given. Separate documents with form feeds"
             " or lines '<|endoftext|>' (.txt), or give one a line (.jsonl)"
         )
-    arguments = (tokens, seed, context, bos, min_tokens, max_document_tokens, deduplicate)
     return Corpus(
         name=found.name,
         documents=found.documents,
@@ -280,5 +295,4 @@ def corpus(
         deduplicate=deduplicate,
         licenses=found.licenses,
         notes=tuple(notes),
-        digest=corpus_digest(found.documents, arguments),
     )

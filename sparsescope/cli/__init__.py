@@ -62,12 +62,12 @@ def _root(
 @app.command("list")
 def list_names(
     what: Annotated[
-        str, typer.Argument(help="analyses, subjects, corpora, benchmarks, studies or runs; all when left out.")
+        str, typer.Argument(help="analyses, subjects, variants, corpora, benchmarks, inputs, studies, runs or artifacts; all when left out.")
     ] = "all",
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """List analyses, subjects, corpora, benchmarks, studies and stored runs."""
+    """List everything that has a name: analyses, subjects, variants, corpora, studies, stored runs and more."""
     from sparsescope.cli import console, listing
 
     sections = listing.sections(home)
@@ -85,7 +85,7 @@ def list_names(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="An analysis, benchmark, subject, corpus or run.")],
+    name: Annotated[str, typer.Argument(help="An analysis, benchmark, subject, variant, corpus, run or artifact.")],
     home: Home = None,
     json: Json = False,
 ) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sparsescope.core.artifact import Unfinished
     from sparsescope.core.registry import Analysis
     from sparsescope.core.result import Result
+    from sparsescope.core.spec import Params
     from sparsescope.reporting.compare import Comparison
     from sparsescope.runner.run import Outcome
     from sparsescope.runner.study import StudyResult
@@ -28,6 +29,7 @@ def sections(home: Path | None) -> dict[str, list[dict[str, Any]]]:
     from sparsescope.core.registry import analyses, benchmarks
     from sparsescope.models.catalog import registered_subjects
     from sparsescope.runner.inputs import roles
+    from sparsescope.models.variants import listed_variants
 
     store = Store(home)
     runs = []
@@ -53,6 +55,7 @@ def sections(home: Path | None) -> dict[str, list[dict[str, Any]]]:
             {"name": e.name, "summary": e.summary, "precision": e.precision, "license": e.license}
             for e in registered_subjects().values()
         ],
+        "variants": listed_variants(),
         "corpora": [{"name": e.name, "summary": e.summary, "license": e.license} for e in registered_corpora().values()],
         "benchmarks": [{"name": record.name, "summary": record.summary} for record in benchmarks()],
         "inputs": [{"name": r.name, "option": r.flag, "summary": r.summary} for r in roles().values()],
@@ -87,6 +90,7 @@ def describe(name: str, home: Path | None) -> dict[str, Any]:
     from sparsescope.core.manifest import RUN_ID
     from sparsescope.core.registry import analyses, benchmarks
     from sparsescope.models.catalog import registered_subjects
+    from sparsescope.models.variants import registered_variants
 
     if RUN_ID.fullmatch(Path(name).name):
         return _describe_run(open_run(name, home))
@@ -99,11 +103,16 @@ def describe(name: str, home: Path | None) -> dict[str, Any]:
             "kind": "subject", "name": name, "summary": entry.summary, "license": entry.license, "origin": entry.origin,
             "precision": entry.precision,
         }  # fmt: skip
+    if name in registered_variants():
+        kind = registered_variants()[name]
+        facts = {"summary": kind.summary, "example": kind.example, "parameters": _parameters(kind.params)}
+        return {"kind": "variant", "name": name, **facts}
     if name in registered_corpora():
         corpus = registered_corpora()[name]
         facts = {"summary": corpus.summary, "license": corpus.license, "domain": corpus.domain}
         return {"kind": "corpus", "name": name, **facts}
-    known = [r.name for r in (*analyses(), *benchmarks())] + [*registered_subjects(), *registered_corpora()]
+    known = [r.name for r in (*analyses(), *benchmarks())]
+    known += [*registered_subjects(), *registered_variants(), *registered_corpora()]
     raise unknown_name("name", name, known, next_step="run: sparsescope list")
 
 
@@ -116,7 +125,6 @@ def open_run(name: str, home: Path | None) -> Result:
 
 
 def _describe_analysis(record: Analysis, kind: str) -> dict[str, Any]:
-    schema = record.params.model_json_schema()["properties"]
     return {
         "kind": kind,
         "name": record.name,
@@ -125,17 +133,17 @@ def _describe_analysis(record: Analysis, kind: str) -> dict[str, Any]:
         "summary": record.summary,
         "reads": list(record.inputs),
         "needs": sorted(record.requires),
-        "parameters": [
-            {
-                "name": name,
-                "default": record.params.model_fields[name].default,
-                "meaning": field.get("description", ""),
-            }
-            for name, field in schema.items()
-        ],
+        "parameters": _parameters(record.params),
         "views": [{"name": view.name, "title": view.title, "definition": view.formula} for view in record.views],
         "citations": [{"work": citation.label, "reference": citation.reference} for citation in record.citations],
     }
+
+
+def _parameters(model: type[Params]) -> list[dict[str, Any]]:
+    """Name, default and meaning of each parameter."""
+    return [
+        {"name": name, "default": field.default, "meaning": field.description or ""} for name, field in model.model_fields.items()
+    ]
 
 
 def _describe_run(result: Result) -> dict[str, Any]:

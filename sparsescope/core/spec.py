@@ -2,7 +2,8 @@
 
 The digest names the run: SHA-256 over canonical JSON of analysis name and version, parameters with
 defaults filled in, the identity of the subject (revision, weight hash, precision of origin, compute
-dtype, attention implementation) and the digest of the token stream. The environment is recorded
+dtype, attention implementation, and of a variant what it adds beyond its weights) and the digest of the token stream.
+The environment is recorded
 beside it but is not part of it; only analyses that measure time add device, backend and threads.
 """
 
@@ -10,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from sparsescope.core.text import well_formed_values
+from sparsescope.core.variant import Variant
 from sparsescope.errors import SpecError, near_matches
 
 # What of a subject changes a number; the config does: the same weights with another activation are another model.
@@ -58,14 +61,25 @@ class Spec(BaseModel):
         """A folder name that is not UTF-8 must not make the digest differ between now and the stored file."""
         return well_formed_values(values)
 
+    @field_validator("subject")
+    @classmethod
+    def _described(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """What joins the digest must be readable before it is asked for."""
+        variant_of(value)
+        return value
+
     @property
     def digest(self) -> str:
         """SHA-256 (64 hex digits) over the canonical JSON of what changes a number."""
+        subject = {key: self.subject.get(key) for key in SUBJECT_DIGEST_KEYS}
+        variant = variant_of(self.subject)
+        if variant is not None and variant.beyond_weights:
+            subject["variant"] = variant.beyond_weights
         named = {
             "analysis": self.analysis,
             "version": self.version,
             "params": self.params,
-            "subject": {key: self.subject.get(key) for key in SUBJECT_DIGEST_KEYS},
+            "subject": subject,
             "corpus": None if self.corpus is None else self.corpus["digest"],
             "timing": self.timing,
         }
@@ -79,18 +93,29 @@ class Spec(BaseModel):
         return f"{self.analysis}-{self.digest[:12]}"
 
 
+def variant_of(subject: Mapping[str, Any]) -> Variant | None:
+    """Return how a described subject was made from another, None for one that was not.
+
+    Raises:
+        ValidationError: The description is malformed.
+    """
+    given = subject.get("variant")
+    return None if given is None else Variant.model_validate(given)
+
+
 def canonical_json(value: Any) -> str:
     """Serialize so that equal values give equal text: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def make_params(model: type[Params], given: dict[str, Any], *, analysis: str) -> Params:
+def make_params(model: type[Params], given: dict[str, Any], *, analysis: str, kind: str = "analysis") -> Params:
     """Validate parameters and fill in defaults.
 
     Args:
         model: The parameter model of the analysis.
         given: What the user set.
         analysis: Name used in messages.
+        kind: What has that name, where it is no analysis.
 
     Raises:
         SpecError: For an unknown parameter (with near matches) or a value out of range.
@@ -102,7 +127,7 @@ def make_params(model: type[Params], given: dict[str, Any], *, analysis: str) ->
             hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
             raise SpecError(
                 f"unknown parameter {name!r}",
-                where=f"analysis {analysis}",
+                where=f"{kind} {analysis}",
                 allowed=list(fields),
                 got=name,
                 next_step=hint + f"see: sparsescope show {analysis}",
@@ -114,7 +139,7 @@ def make_params(model: type[Params], given: dict[str, Any], *, analysis: str) ->
         name = ".".join(str(part) for part in first["loc"])
         raise SpecError(
             f"parameter {name!r} is not valid",
-            where=f"analysis {analysis}",
+            where=f"{kind} {analysis}",
             allowed=first["msg"],
             got=repr(first.get("input"))[:200],
             next_step=f"see: sparsescope show {analysis}",

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from sparsescope.models.sources import wrap as wrap
     from sparsescope.models.subject import Subject as Subject
     from sparsescope.models.subject import SubjectIdentity as SubjectIdentity
+    from sparsescope.models.variants import VariantKind as VariantKind
+    from sparsescope.models.variants import make_variant as make_variant
+    from sparsescope.models.variants import registered_variants as registered_variants
 
 _HOMES = {
     "SubjectEntry": "catalog",
@@ -32,6 +35,9 @@ _HOMES = {
     "wrap": "sources",
     "Subject": "subject",
     "SubjectIdentity": "subject",
+    "VariantKind": "variants",
+    "make_variant": "variants",
+    "registered_variants": "variants",
 }
 
 __all__ = sorted(_HOMES)

@@ -2,8 +2,8 @@
 
 A name is, in this order: a registered name (write ``./name`` for a folder of that name), an
 existing folder, an existing ``.gguf`` file, or a hub id ``organization/model``;
-``NAME@REVISION`` is short for ``revision=``. ``shuffled:NAME`` is a control of any of these (``controls.py``);
-there a last ``@3`` is its seed. Anything else is refused at once, with near matches and without touching the
+``NAME@REVISION`` is short for ``revision=``. ``KIND@ARGS:NAME`` is a variant of any of these (``variants.py``), as
+``shuffled:NAME``, a control. Anything else is refused at once, with near matches and without touching the
 network. Third parties add subjects through the entry point group ``sparsescope.subjects``.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sparsescope.errors import DependencyError, SpecError, SubjectError, near_matches, unknown_name
-from sparsescope.models.controls import split_name
+from sparsescope.models.variants import VariantRequest, read_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -202,13 +202,13 @@ class Reference:
         kind: The kind of place that the weights come from.
         request: What to load from there.
         entry: The registered subject, for that kind.
-        shuffled: Seed of the control to make of it, None for the subject as it is.
+        variants: What to make of it, the outermost first; nothing for the subject as it is.
     """
 
     kind: Literal["registered", "folder", "gguf", "hub"]
     request: LoadRequest
     entry: SubjectEntry | None = None
-    shuffled: int | None = None
+    variants: tuple[VariantRequest, ...] = ()
 
 
 def resolve(
@@ -223,7 +223,8 @@ def resolve(
 
     Raises:
         SpecError: A parameter has a wrong type or value.
-        SubjectError: The name is no existing path, no registered name and no possible hub id.
+        SubjectError: The name is no existing path, no registered name and no possible hub id, or of no kind of variant.
+        DependencyError: The plug-in of a kind of variant cannot be used.
     """
     if not isinstance(name, str | Path) or not str(name).strip():
         raise SpecError(
@@ -236,11 +237,9 @@ def resolve(
     check_dtype(dtype)
     check_device_name(device)
     check_attention_name(attn_implementation)
-    text = str(name)
-    control = split_name(text)
-    if control is not None:
-        subject = resolve(control[0], revision, dtype, device, attn_implementation, trust_remote_code)
-        return replace(subject, shuffled=control[1])
+    variants, text = read_name(str(name))
+    if variants:
+        return replace(resolve(text, revision, dtype, device, attn_implementation, trust_remote_code), variants=variants)
     path = Path(text).expanduser()
     if not path.exists() and "@" in text:
         text, _, at_revision = text.rpartition("@")
@@ -281,7 +280,7 @@ def resolve(
         "subject",
         text,
         entries,
-        next_step="`sparsescope list subjects` lists them; hub models are named organization/model, controls shuffled:NAME",
+        next_step="`sparsescope list subjects` lists them; hub models are named organization/model, variants KIND@ARGS:NAME",
         error=SubjectError,
     )
 

@@ -1,6 +1,6 @@
 """Controls: a model whose MLP input weights keep their distribution and lose their structure.
 
-``shuffled:NAME`` is the subject NAME in which all entries of each MLP input matrix (gate and up, or the first matrix;
+``shuffled:NAME``, a variant, is the subject NAME in which all entries of each MLP input matrix (gate and up, or the first matrix;
 of each expert its own) are permuted within that matrix, and the biases of these matrices are zero. Norms, attention,
 second matrices and the distribution of weights in every matrix are those of NAME; learned directions and thresholds
 are gone. What a measure still shows on the control comes from architecture and marginal distribution alone.
@@ -13,6 +13,9 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
+from sparsescope.core.spec import Params
 from sparsescope.errors import SpecError, SubjectError
 
 if TYPE_CHECKING:
@@ -24,44 +27,20 @@ if TYPE_CHECKING:
     from sparsescope.models.roles import Block
     from sparsescope.models.subject import Subject
 
-PREFIX = "shuffled:"
 _INPUT_ROLES = tuple(f"mlp.{part}{matrix}.weight" for part in ("", "experts.", "shared_expert.") for matrix in ("gate", "in"))
 
 
-def split_name(text: str) -> tuple[str, int] | None:
-    """Read the name of a control.
+class ShuffledParams(Params):
+    """Parameters of ``shuffled``."""
 
-    A last ``@N`` of digits is the seed, anything else after ``@`` is a revision of the subject:
-    ``shuffled:random-opt@3`` is shuffled with seed 3, ``shuffled:random-opt@3@0`` is ``random-opt@3`` with seed 0.
-
-    Args:
-        text: ``shuffled:NAME`` or ``shuffled:NAME@SEED``; NAME may have a revision of its own.
-
-    Returns:
-        NAME and seed (0 when none is given); None when the text does not name a control.
-
-    Raises:
-        SubjectError: NAME is missing, or a control itself.
-    """
-    if not text.startswith(PREFIX):
-        return None
-    name, at, seed = text.removeprefix(PREFIX).rpartition("@")
-    if not at or not (seed.isascii() and seed.isdigit()):
-        name, seed = text.removeprefix(PREFIX), "0"
-    if not name.strip() or name.startswith(PREFIX):
-        raise SubjectError(
-            "a control is made of a subject",
-            where=text,
-            allowed=f"{PREFIX}NAME or {PREFIX}NAME@SEED",
-            got=f"{name!r} in place of NAME",
-            next_step=f"write the name of a model behind {PREFIX}; `sparsescope list subjects` lists names",
-        )
-    return name, int(seed)
+    seed: int = Field(0, ge=0, description="Draws the permutations.")
 
 
-def control_id(id: str, seed: int) -> str:
-    """Return the id of the control of the subject ``id``: seed 0 is not written."""
-    return f"{PREFIX}{id}" if seed == 0 else f"{PREFIX}{id}@{seed}"
+def make_control(subject: Subject, params: ShuffledParams) -> Subject:
+    """Make the variant ``shuffled`` of a subject, which stays as it is."""
+    control = subject.copy()
+    shuffle_in_place(control.model, control.blocks, params.seed)
+    return control.with_variant("shuffled", params.model_dump(mode="json"), of=subject)
 
 
 def shuffle_mlp_inputs(subject: Subject, seed: int = 0) -> Subject:
@@ -85,9 +64,9 @@ def shuffle_mlp_inputs(subject: Subject, seed: int = 0) -> Subject:
             allowed="0, 1, 2, ...",
             got=repr(seed),
         )
-    control = subject.copy(control_id(subject.id, seed))
-    shuffle_in_place(control.model, control.blocks, seed)
-    return control
+    from sparsescope.models.variants import make_variant
+
+    return make_variant(subject, "shuffled", seed=seed)
 
 
 def shuffle_in_place(model: Any, blocks: Sequence[Block], seed: int) -> None:

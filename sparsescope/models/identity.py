@@ -14,11 +14,13 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
 
+from sparsescope.core.variant import Parent, Variant
 from sparsescope.errors import SubjectError
 from sparsescope.models.quiet import dtype_name
 
@@ -52,6 +54,10 @@ _NOT_COMPUTING = frozenset(
 )
 
 
+# Their hooks belong to the architecture, to the way a model is spread over devices, or to a pass that is running.
+_LIBRARIES = frozenset({"torch", "transformers", "accelerate", "sparsescope"})
+
+
 @dataclass(frozen=True, slots=True)
 class SubjectIdentity:
     """Everything about a subject that a result depends on.
@@ -70,6 +76,7 @@ class SubjectIdentity:
         n_layers: Number of transformer blocks.
         d_model: Width of the residual stream.
         trust_remote_code: Whether code of the model repository was allowed to run.
+        variant: How it was made from another subject, None where it was not.
     """
 
     id: str
@@ -85,10 +92,22 @@ class SubjectIdentity:
     n_layers: int
     d_model: int
     trust_remote_code: bool
+    variant: Variant | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
-        return asdict(self)
+        """Return the fields as plain JSON values; a subject that is no variant has no such key."""
+        found = {name: value for name, value in asdict(self).items() if name != "variant"}
+        return found if self.variant is None else found | {"variant": self.variant.as_dict()}
+
+    def as_parent(self) -> Parent:
+        """Return what a variant of this subject says about it."""
+        return Parent(
+            id=self.id,
+            revision=self.revision,
+            weight_hash=self.weight_hash,
+            config_hash=self.config_hash,
+            variant=self.variant,
+        )
 
 
 def named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -123,7 +142,9 @@ def _tensor_digest(tensor: torch.Tensor) -> bytes:
 def config_hash(model: Any) -> str:
     """Return the SHA-256 of the parts of the configuration, and of the modules, that change what the model computes.
 
-    The modules count because they can be exchanged after loading (another activation). Hooks of the user do not.
+    The modules count because they can be exchanged after loading (another activation), and so do hooks and replaced methods
+    that no library put there: a model that they make sparse is not the dense one. What they hold is not seen (two thresholds
+    look the same), so that whoever adds some declares a variant (``Subject.with_variant``).
     """
 
     def computing(value: Any) -> Any:
@@ -135,6 +156,9 @@ def config_hash(model: Any) -> str:
         [path, type(module).__qualname__, module.extra_repr(), _functions(module)] for path, module in model.named_modules()
     ]
     facts = [computing(model.config.to_diff_dict()), modules]
+    foreign = [[path, *_foreign(module)] for path, module in model.named_modules() if _foreign(module)]
+    if foreign:
+        facts.append(foreign)
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -142,6 +166,21 @@ def _functions(module: torch.nn.Module) -> list[list[str]]:
     """Names of the plain functions that a module holds, for example its activation."""
     held = {name: value for name, value in vars(module).items() if isinstance(value, FunctionType | BuiltinFunctionType)}
     return [[name, value.__qualname__] for name, value in sorted(held.items())]
+
+
+def _foreign(module: torch.nn.Module) -> list[str]:
+    """Names of the forward hooks of a module, and of a method in place of its forward, that come from no library we know."""
+    held = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    replaced = vars(module).get("forward")
+    if replaced is not None and not isinstance(replaced, FunctionType | BuiltinFunctionType):  # those are in _functions
+        held.append(replaced)
+    named = []
+    for value in held:
+        value = value.func if isinstance(value, partial) else value
+        named_by = value if hasattr(value, "__qualname__") else type(value)
+        if named_by.__module__.partition(".")[0] not in _LIBRARIES:
+            named.append(f"{named_by.__module__}.{named_by.__qualname__}")
+    return named
 
 
 def fingerprint(model: torch.nn.Module) -> tuple[Any, ...]:

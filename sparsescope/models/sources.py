@@ -44,8 +44,8 @@ def load(
     Args:
         name: Registered name (``sparsescope list subjects``), hub id ``organization/model``, model
             folder, folder of a training run of ours, or ``.gguf`` file. ``NAME@REVISION`` is short for ``revision``.
-            ``shuffled:NAME`` is NAME with permuted MLP input weights, a control (``models/controls.py``);
-            ``shuffled:NAME@3`` takes seed 3.
+            ``KIND@ARGS:NAME`` is a variant of NAME (``sparsescope list variants``), for example ``shuffled:NAME``, a
+            control with permuted MLP input weights.
         revision: Branch, tag or commit of a hub model; ``step-N`` of a training run; ``seed-N`` of a random subject.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
@@ -58,7 +58,7 @@ def load(
     Raises:
         SpecError: A parameter is not valid.
         SubjectError: The name is unknown, or the model is damaged or not supported.
-        DependencyError: The model cannot be fetched, or the device is not there.
+        DependencyError: The model cannot be fetched, the device is not there, or a plug-in cannot be used.
     """
     reference = resolve(name, revision, dtype, device, attn_implementation, trust_remote_code)
     from sparsescope.models.identity import check_finite
@@ -70,7 +70,11 @@ def load(
     loaded.model.to(device)  # type: ignore[arg-type]
     # A path is named by its last part: where a model lies on this disk is no property of the model.
     id = Path(reference.request.name).name if reference.kind in ("folder", "gguf") else reference.request.name
-    return _subject(loaded, id=id, trust_remote_code=trust_remote_code, source=str(name), shuffled=reference.shuffled)
+    subject = _subject(loaded, id=id, trust_remote_code=trust_remote_code)
+    del loaded  # a model that variants are made of is not kept beside them
+    for variant in reversed(reference.variants):
+        subject = variant.of(subject)
+    return subject.loaded_as(str(name))
 
 
 def wrap(model: Any, tokenizer: Any = None, id: str | None = None) -> Subject:
@@ -151,26 +155,18 @@ def _load(reference: Reference) -> LoadedModel:
     return load_hub(request)
 
 
-def _subject(
-    loaded: LoadedModel, id: str, trust_remote_code: bool, source: str | None = None, shuffled: int | None = None
-) -> Subject:
-    """Find the roles of a loaded model and build the subject, or its control where a seed is given."""
-    from sparsescope.models.controls import control_id, shuffle_in_place
+def _subject(loaded: LoadedModel, id: str, trust_remote_code: bool) -> Subject:
+    """Find the roles of a loaded model and build the subject."""
     from sparsescope.models.subject import Subject
 
-    blocks = find_roles(loaded.model)
-    if shuffled is not None:
-        shuffle_in_place(loaded.model, blocks, shuffled)
-        id = control_id(id, shuffled)
     return Subject(
         loaded.model,
-        blocks,
+        find_roles(loaded.model),
         loaded.tokenizer,
         id=id,
         revision=loaded.revision,
         origin_precision=loaded.origin_precision,
         trust_remote_code=trust_remote_code,
-        source=source,
     )
 
 

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from sparsescope.errors import SubjectError, unknown_name
+from sparsescope.core.spec import canonical_json
+from sparsescope.core.variant import Variant, arguments_text
+from sparsescope.errors import SpecError, SubjectError, unknown_name
 from sparsescope.models import parameters as _parameters
 from sparsescope.models import sites as _sites
 from sparsescope.models.edits import edit
@@ -46,6 +49,7 @@ class Subject:
         origin_precision: Precision of the stored weights.
         trust_remote_code: Whether code of the repository was allowed to run.
         source: The name or path that was given to ``load``; None for a wrapped model.
+        variant: How it was made from another subject; None where it was not.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Subject:
         origin_precision: str,
         trust_remote_code: bool = False,
         source: str | None = None,
+        variant: Variant | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -67,6 +72,7 @@ class Subject:
         self.origin_precision = origin_precision
         self.trust_remote_code = trust_remote_code
         self.source = source
+        self.variant = variant
         self.blocks = tuple(blocks)
         self._hash: tuple[Any, str] | None = None
         self._as_loaded = None if source is None else (fingerprint(model), config_hash(model))
@@ -128,7 +134,14 @@ class Subject:
             n_layers=self.n_layers,
             d_model=self.d_model,
             trust_remote_code=self.trust_remote_code,
+            variant=self.variant,
         )
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions that the model was made for, None where its config sets no limit."""
+        found = getattr(text_config(self.model), "max_position_embeddings", None)
+        return int(found) if found else None
 
     @cached_property
     def capabilities(self) -> frozenset[str]:
@@ -323,19 +336,65 @@ class Subject:
         return {**estimate, "total": sum(estimate.values())}
 
     def copy(self, id: str | None = None) -> Subject:
-        """Return a subject with its own copy of the model, to be pruned or made sparse.
+        """Return a subject with its own copy of the model, to be pruned or made sparse; see ``with_variant``.
 
         Args:
-            id: Name of the copy; by default the same.
+            id: Name of the copy; by default the same. A copy of a variant is that variant.
         """
+        return self._around(copy.deepcopy(self.model), id=id or self.id)
+
+    def with_variant(
+        self, kind: str, parameters: Mapping[str, Any], *, of: Subject, adds: str = "", id: str | None = None
+    ) -> Subject:
+        """Return this subject with the record that it was made of another, so that neither opens the runs of the other.
+
+        A pruned model adds nothing: its weights say it. One with thresholds, masks or hooks adds what they compute::
+
+            sparse = subject.copy()
+            ...  # hooks on sparse.model
+            return sparse.with_variant("sparsified", {"target": 0.5}, of=subject, adds=sha256_of_the_thresholds)
+
+        Args:
+            kind: What was done, for example ``"pruned"``.
+            parameters: With what parameters, JSON values.
+            of: The subject that it was made of, as it is.
+            adds: Hash of everything it adds that weights and configuration do not show; empty where they show all.
+            id: Its name; by default ``KIND@NAME=VALUE,...:ID`` of the subject that it was made of.
+
+        Raises:
+            SpecError: The parameters are no JSON values, or ``of`` has the same model.
+        """
+        if of.model is self.model:
+            raise SpecError(
+                "a variant has a model of its own",
+                where="Subject.with_variant(of)",
+                got=f"{of.id}, which has the very model of the variant",
+                next_step="change the model of subject.copy(), and give the subject as `of`",
+            )
+        try:
+            plain = json.loads(canonical_json(dict(parameters)))
+        except (TypeError, ValueError) as error:
+            raise SpecError("parameters of a variant are JSON values", where=f"variant {kind}", got=str(error)) from None
+        variant = Variant(kind=kind, parameters=plain, adds=adds, parent=of.identity.as_parent())
+        arguments = f"@{arguments_text(plain)}" if plain else ""
+        return self._around(self.model, id=id or f"{kind}{arguments}:{of.id}", variant=variant)
+
+    def loaded_as(self, source: str) -> Subject:
+        """Return this subject with what ``load`` was given to make it."""
+        return self._around(self.model, id=self.id, source=source)
+
+    def _around(self, model: Any, *, id: str, source: str | None = None, variant: Variant | None = None) -> Subject:
+        """A subject of the same kind around a model."""
         return Subject(
-            copy.deepcopy(self.model),
+            model,
             self.blocks,
             self.tokenizer,
-            id=id or self.id,
+            id=id,
             revision=self.revision,
             origin_precision=self.origin_precision,
             trust_remote_code=self.trust_remote_code,
+            source=source,
+            variant=variant or self.variant,
         )
 
     def bridge(self) -> Any:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from sparsescope.core.registry import Analysis, View, find_record
 from sparsescope.core.result import Column, Note, Result, Scalar, format_number
-from sparsescope.core.spec import Params
+from sparsescope.core.spec import Params, variant_of
 from sparsescope.errors import SpecError
 from sparsescope.reporting import page
 from sparsescope.viz import generic
@@ -283,6 +283,7 @@ def origin_rows(result: Result) -> list[tuple[str, str]]:
     subject, corpus = origin.get("subject") or {}, origin.get("corpus") or {}
     rows = [
         ("Model", subject.get("id")),
+        ("Variant", variant.text if (variant := variant_of(subject)) is not None else None),
         ("Revision", subject.get("revision")),
         ("Architecture", _architecture(subject)),
         ("Weights", f"SHA-256 {subject['weight_hash'][:16]}…" if subject.get("weight_hash") else None),

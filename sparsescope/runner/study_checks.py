@@ -89,10 +89,9 @@ def load_name(study: Study, name: str) -> str:
         SubjectError: If nothing has this name.
     """
     from sparsescope.models.catalog import resolve
-    from sparsescope.models.controls import PREFIX
+    from sparsescope.models.variants import split_name
 
-    prefix = PREFIX if name.startswith(PREFIX) else ""
-    bare = name.removeprefix(PREFIX)
+    prefix, bare = split_name(name)
     if bare.startswith((".", "/", "~", "\\")) or bare.lower().endswith(".gguf"):
         name = prefix + str(inside(study.folder, bare, where=f"{study.path}: subject.name"))
     elif resolve(name, dtype=study.declared.dtype).kind in ("folder", "gguf"):

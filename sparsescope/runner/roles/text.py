@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsescope.activations.capture import tokenized
 from sparsescope.activations.text.probe import probe_corpus
-from sparsescope.errors import SpecError
+from sparsescope.errors import SpecError, SubjectError
 
 if TYPE_CHECKING:
     from sparsescope.activations.text.tokenized import TokenizedCorpus
@@ -22,7 +22,10 @@ def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None)
         SpecError: There is no model beside it, or it is no text.
         SubjectError: The model has no tokenizer, or its windows are shorter than the context.
     """
-    return tokenized(given, _reader(opened))
+    reader = _reader(opened)
+    text = tokenized(given, reader)
+    _check_context(reader, text)
+    return text
 
 
 def carried(opened: Mapping[str, tuple[Any, ...]]) -> TokenizedCorpus | None:
@@ -35,6 +38,20 @@ def carried(opened: Mapping[str, tuple[Any, ...]]) -> TokenizedCorpus | None:
         if series.trained is not None:
             return probe_corpus(series)
     return None
+
+
+def _check_context(subject: Subject, text: TokenizedCorpus) -> None:
+    """Refuse windows that are longer than the model was made for: rotary models would answer, with nonsense."""
+    special = text.context - text.window
+    limit, longest = subject.max_positions, max(min(len(d) + special, text.context) for d in text.documents)
+    if limit is not None and longest > limit:
+        raise SubjectError(
+            "the windows are longer than the model was made for",
+            where=f"context of corpus {text.name}",
+            allowed=f"at most {limit} tokens for {subject.id}",
+            got=text.context,
+            next_step=f"ss.corpus(..., context={limit}), or --context {limit}",
+        )
 
 
 def _reader(opened: Mapping[str, tuple[Any, ...]]) -> Subject:
