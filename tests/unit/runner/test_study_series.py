@@ -81,7 +81,7 @@ def test_a_study_of_a_series_runs_and_judges(trained, tmp_path):
 
 @pytest.mark.parametrize(
     ("params", "message"),
-    [("{ acuracy = 0.5 }", "acuracy"), ("{ seeds = ['../elsewhere'] }", "checkpoint series"), ("{ accuracy = 3 }", "accuracy")],
+    [("{ acuracy = 0.5 }", "acuracy"), ("{ seeds = ['../elsewhere'] }", "registered series"), ("{ accuracy = 3 }", "accuracy")],
 )
 def test_parameters_of_a_subject_are_checked_and_lead_nowhere_else(trained, tmp_path, params, message):
     with pytest.raises(SpecError, match=message):
