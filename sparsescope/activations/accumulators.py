@@ -140,10 +140,14 @@ class DocumentAccumulator:
         self._open = None if meta["open"] is None else tuple(meta["open"])
         self._load({name: array.copy() for name, array in arrays.items()})
 
-    def by_document(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places in the order of documents, and their domains, [C]: nothing then depends on the order of merging."""
+    def by_document(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Places in the order of documents, with their domains and document numbers (modulo ``MAX_CLUSTERS``), int64 [C] each.
+
+        In this order nothing depends on how streams were split and merged.
+        """
         keys = sorted(self.clusters, key=lambda key: (key[1], key[0]))
-        return np.array([self.clusters[key] for key in keys], np.int64), np.array([domain for domain, _ in keys], np.int64)
+        domains, numbers = np.array(keys, np.int64).reshape(-1, 2).T
+        return np.array([self.clusters[key] for key in keys], np.int64), domains, numbers
 
     @property
     def executor(self) -> Executor:

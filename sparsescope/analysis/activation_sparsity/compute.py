@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sparsescope.activations.sparsity_accumulator import SHAPE_BINS, SiteStatistics, SparsityAccumulator
 from sparsescope.activations.bound_table import interval_of
 from sparsescope.activations.context import Context
+from sparsescope.activations.sparsity_accumulator import SHAPE_BINS, SiteStatistics, SparsityAccumulator
 from sparsescope.analysis.activation_sparsity import TABLES, ActivationSparsityParams, percent_name
 from sparsescope.analysis.activation_sparsity.savings import bounds_of
 from sparsescope.core.result import Interval, Result
