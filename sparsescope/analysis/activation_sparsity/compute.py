@@ -92,10 +92,8 @@ def result(params: ActivationSparsityParams, context: Context, accumulated: Spar
     out.add("frequency", pd.concat([_frequency(site, statistics[site.name]) for site in sites]))
     out.add("unit_use", [row for site in sites for row in _unit_use(site, statistics[site.name], params.level)])
     out.add("units", pd.concat([_units(site, statistics[site.name]) for site in sites]))
-    population = per_layer.mean[:, metrics.index("treves_rolls")].tolist()
-    out.add(
-        "lifetime", [_lifetime(site, statistics[site.name], at, params.level) for site, at in zip(sites, population, strict=True)]
-    )
+    lifetimes = [_lifetime(site, statistics[site.name], params.level) for site in sites]
+    out.add("lifetime", pd.DataFrame(lifetimes).assign(population=per_layer.mean[:, metrics.index("treves_rolls")]))
     bounds = bounds_of(params, context, sites, metrics, later_sums, later_counts, draws)
     out.add("upper_bounds", bounds)
     _scalars(out, params, metrics, later_sums, later_counts, draws, statistics)
