@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from sparsescope.core.result import Column, Interval
+from sparsescope.core.result import Column
+from sparsescope.core.tables import with_interval
 from sparsescope.metrics.bounds import SCHEMES, Assumptions, ModelDimensions, Scheme, amdahl_bound, upper_bounds
+from sparsescope.metrics.estimates import DocumentBootstrap
 
+_SAVED = Column("saved_model", "fraction", "Upper bound on the share of the cost of the whole model that is saved.")
 COLUMNS: tuple[Column, ...] = (
     Column(
         "rule",
@@ -29,9 +32,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("dense", "value", "Cost of one decoded token of the dense model, in the quantity of the row."),
     Column("mlp_share", "fraction", "Share of the measured MLPs in it."),
     Column("saved_mlp", "fraction", "Upper bound on the share of the cost of these MLPs that is saved."),
-    Column("saved_model", "fraction", "Upper bound on the share of the cost of the whole model that is saved."),
-    Column("low", "fraction", "Lower end of the document-cluster bootstrap interval of saved_model."),
-    Column("high", "fraction", "Upper end of the document-cluster bootstrap interval of saved_model."),
+    *with_interval(_SAVED, clause=" of saved_model"),
     Column("amdahl", "value", "1 / (1 - saved_model): how many times smaller the count can get. It is no speed."),
     Column("attended", "value", "Assumed mean number of attended positions.", "tokens"),
     Column("bytes_per_weight", "value", "Assumed size of a stored weight.", "bytes"),
@@ -58,7 +59,7 @@ def bound_rows(
     densities: np.ndarray,
     replicates: np.ndarray,
     assumptions: Assumptions,
-    level: float,
+    draws: DocumentBootstrap,
     documents: int,
 ) -> list[dict[str, Any]]:
     """Rows of ``COLUMNS`` for one rule and one set of assumptions.
@@ -71,7 +72,7 @@ def bound_rows(
         replicates: The same in each resample, [B, L]; NaN where a resample has no token of a layer.
         assumptions: What is assumed. With ``together`` more than one only the bytes are bounded: the arithmetic is that of
             each token.
-        level: Coverage of the interval.
+        draws: Of the replicates; gives the interval.
         documents: Number of documents.
     """
     a = assumptions
@@ -86,7 +87,7 @@ def bound_rows(
         fixed, weight = saving[index, 0].sum(), saving[index, 1]
         unit = ideal[1][index, 1]
         saved = float(fixed + (1 - densities) @ weight)
-        low, high = _ends(fixed + (1 - replicates) @ weight, level, documents)
+        low, high = map(float, draws.ends(fixed + (1 - replicates) @ weight, documents))
         share = float(unit.sum())
         rows.append(
             {
@@ -125,20 +126,3 @@ def _coefficients(
     empty = [upper_bounds(model, {layer: 0.0}, assumptions, {layer: 0.0}) for layer in layers]
     ends = np.array([[[both[index].saved_model for both in bounds] for bounds in (full, empty)] for index in range(2)])
     return (full[0][0].dense, full[0][1].dense), np.stack([ends[:, 0], ends[:, 1] - ends[:, 0]], axis=1)
-
-
-def _ends(values: np.ndarray, level: float, documents: int) -> tuple[float, float]:
-    """Percentile interval over resamples; NaN for fewer than two documents."""
-    finite = values[np.isfinite(values)]
-    if documents < 2 or len(finite) == 0:
-        return float("nan"), float("nan")
-    tail = (1 - level) / 2
-    low, high = np.quantile(finite, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def interval_of(row: dict[str, Any], level: float) -> Interval | None:
-    """The interval of ``saved_model`` of a row; None where there is none."""
-    if not np.isfinite(row["low"]):
-        return None
-    return Interval(row["low"], row["high"], level, "document-cluster bootstrap, percentile", row["documents"])

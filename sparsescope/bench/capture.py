@@ -115,8 +115,8 @@ def compute(params: CaptureParams, context: Context) -> Result:
     import numpy as np
     import torch
 
-    from sparsescope.activations.accumulators import SparsityAccumulator
     from sparsescope.activations.capture import capture
+    from sparsescope.activations.sparsity_accumulator import SparsityAccumulator
     from sparsescope.activations.store import write_store
     from sparsescope.bench.peers import arguments
 
@@ -256,8 +256,8 @@ def _memory(context: Context, params: CaptureParams) -> Any:
 
 def _stream(context: Context, params: CaptureParams, corpus: TokenizedCorpus) -> None:
     """Capture and take statistics of a corpus, as an analysis does."""
-    from sparsescope.activations.accumulators import SparsityAccumulator
     from sparsescope.activations.capture import capture
+    from sparsescope.activations.sparsity_accumulator import SparsityAccumulator
 
     with capture(context.subject, corpus, params.sites, batch_tokens=params.batch_tokens) as source:
         accumulator = SparsityAccumulator(source.sites, (0.5, 0.9, 0.95, 0.99), 0.9, corpus.context)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from sparsescope.errors import SparsescopeError, SpecError, unknown_name
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from sparsescope.core.result import Result
+    from sparsescope.core.result import Column, Result
 
 NAME_PATTERN = r"[a-z][a-z0-9_]{0,63}"
 _REPLACED = {
@@ -75,6 +75,7 @@ class Analysis:
             accumulator)`` (fed in the shared forward pass) or ``compute(params, context)``.
         view_module: Module with one function ``(Result) -> Figure`` for each entry of ``views``.
         views: The figures, in reading order; empty for the generic ones.
+        tables: Columns of every table that a result may have, by name; ``Result.add`` fills them.
         headline: Names of the scalars shown first.
         requires: Capabilities that its inputs must have, all together.
         citations: Sources of the definitions.
@@ -93,6 +94,7 @@ class Analysis:
     compute: str
     view_module: str = ""
     views: tuple[View, ...] = ()
+    tables: Mapping[str, tuple[Column, ...]] = field(default_factory=dict, hash=False)
     headline: tuple[str, ...] = ()
     requires: frozenset[str] = frozenset()
     citations: tuple[Citation, ...] = ()

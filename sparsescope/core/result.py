@@ -12,7 +12,7 @@ from __future__ import annotations
 import html
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -60,6 +60,12 @@ class Interval:
     level: float
     method: str
     n: int
+
+    @classmethod
+    def of(cls, low: Any, high: Any, level: float, method: str, n: int) -> Interval | None:
+        """The interval with these ends; None where they are not finite, since there is none."""
+        ends = float(low), float(high)
+        return cls(*ends, level, method, int(n)) if all(map(math.isfinite, ends)) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +202,31 @@ class Result:
         """Add one number; see ``Scalar`` for the arguments."""
         self.scalars[name] = Scalar(name, float(value), unit, direction, definition, interval, title)
 
-    def add_table(self, name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> None:
-        """Add a table after checking that frame and column meanings agree.
+    def add(self, name: str, table: pd.DataFrame | Iterable[Any]) -> None:
+        """Add a table that the record of the analysis declares in ``Analysis.tables``.
+
+        Args:
+            name: Its name there.
+            table: A frame, or rows (mappings, or sequences in the declared order). Columns are put into the declared order; a
+                table without rows gets the types of its columns' kinds.
 
         Raises:
-            SpecError: If a column has no meaning, or a meaning has no column.
+            SpecError: If the table is not declared, or its columns are others.
+        """
+        from sparsescope.core.registry import find_record
+        from sparsescope.core.tables import declared_frame
+
+        declared = find_record(self.analysis).tables
+        if name not in declared:
+            raise unknown_name("table", name, declared, next_step=f"declare it in the tables of the record of {self.analysis}")
+        columns = tuple(declared[name])
+        self.add_table(name, declared_frame(name, columns, table, f"result of {self.analysis}"), columns)
+
+    def add_table(self, name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> None:
+        """Add a table of columns that are given with it, after checking that frame and column meanings agree.
+
+        Raises:
+            SpecError: If a column has no meaning, a meaning has no column, or an interval is of a column that is not there.
         """
         given, described = list(frame.columns), [column.name for column in columns]
         if given != described:
@@ -210,6 +236,15 @@ class Result:
                 allowed=described,
                 got=given,
                 next_step="describe each column once, in the order of the frame",
+            )
+        strays = {column.low_of or column.high_of for column in columns} - {"", *described}
+        if strays:
+            raise SpecError(
+                f"table {name!r} has an interval of a column that it does not have",
+                where=f"result of {self.analysis}",
+                allowed=described,
+                got=sorted(strays),
+                next_step="name a column of the same table in low_of and high_of",
             )
         self.tables[name] = frame.reset_index(drop=True)
         self.columns[name] = columns

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 FOLDS = 8
+JACKKNIFE = "delete-a-group jackknife over folds of documents"
 _MASK = (1 << 64) - 1
 
 

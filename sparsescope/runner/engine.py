@@ -23,7 +23,9 @@ from sparsescope.core.artifact import Store
 SAVE_SECONDS = 30.0
 STEP = "pass"
 # Changes with what accumulators store: a state of another version is not used.
-STATE_VERSION = 1
+STATE_VERSION = 2
+# The same of the steps of analyses with passes of their own.
+STEPS_VERSION = 1
 
 
 class Progress(Protocol):
@@ -97,7 +99,7 @@ def one_pass(
 
 def kept_steps(store: Store, digest: str) -> Callable[[str, Callable[[], dict[str, np.ndarray]]], dict[str, np.ndarray]]:
     """Return ``step(name, make)`` for ``Context``: what a finished step made is read back instead of made again."""
-    expected = {"state": STATE_VERSION}
+    expected = {"state": STEPS_VERSION}
 
     def step(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         found = store.load_step(digest, name)

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.result import Column
 from sparsescope.core.spec import Params
+from sparsescope.core.tables import with_interval
 
 
 class ActivationInterventionsParams(Params):
@@ -41,57 +42,55 @@ class ActivationInterventionsParams(Params):
         return tuple(sorted(value))
 
 
-_LOSS = (
-    Column("loss", "value", "Mean loss of the next token.", "nats"),
-    Column("loss_rise", "value", "Loss - loss of the dense model, paired by token.", "nats"),
-    Column("low", "value", "Lower end of its paired document-cluster bootstrap interval.", "nats"),
-    Column("high", "value", "Upper end of its paired document-cluster bootstrap interval.", "nats"),
-)
+_PAIRED = "its paired document-cluster bootstrap interval"
+_MODEL = Column("model", "label", "'dense', or which units are kept: 'top-k' or 'random-k'.")
+_KEPT = Column("kept", "fraction", "k / f: share of the hidden units of each layer kept on each token.")
+_LOSS = Column("loss", "value", "Mean loss of the next token.", "nats")
+_ACCURACY = Column("accuracy", "fraction", "Share of targets that are the most probable token.")
 _N = (
     Column("tokens", "count", "Target tokens."),
     Column("documents", "count", "Documents; they are the independent units."),
 )
-_MODEL = Column("model", "label", "'dense', or which units are kept: 'top-k' or 'random-k'.")
 
 TABLES: dict[str, tuple[Column, ...]] = {
     "loss_curve": (
-        _MODEL,
-        Column("kept", "fraction", "k / f: share of the hidden units of each layer kept on each token."),
-        *_LOSS,
-        Column("accuracy", "fraction", "Share of targets that are the most probable token."),
+        _MODEL, _KEPT, _LOSS,
+        *with_interval(Column("loss_rise", "value", "Loss - loss of the dense model, paired by token.", "nats"), _PAIRED),
+        _ACCURACY,
         Column("changed", "fraction", "Share of targets whose most probable token being right or wrong changed."),
         *_N,
     ),
     "calibration": (
-        _MODEL,
-        Column("kept", "fraction", "k / f: share of the hidden units of each layer kept on each token."),
-        Column("ece", "fraction", "Expected calibration error of the most probable token, 15 bins of equal width."),
-        Column("low", "fraction", "Lower end of the document-cluster bootstrap interval of the error."),
-        Column("high", "fraction", "Upper end of the document-cluster bootstrap interval of the error."),
+        _MODEL, _KEPT,
+        *with_interval(
+            Column("ece", "fraction", "Expected calibration error of the most probable token, 15 bins of equal width."),
+            clause=" of the error",
+        ),
         Column("null", "fraction", "Mean error of a perfectly calibrated model with the same confidences."),
         Column("null_high", "fraction", "95th percentile of that null."),
         Column("confidence", "fraction", "Mean largest probability."),
-        Column("accuracy", "fraction", "Share of targets that are the most probable token."),
-        *_N,
+        _ACCURACY, *_N,
     ),
     "reliability": (
-        _MODEL,
-        Column("kept", "fraction", "k / f: share of the hidden units of each layer kept on each token."),
+        _MODEL, _KEPT,
         Column("confidence", "fraction", "Mean confidence of the predictions of the bin."),
-        Column("accuracy", "fraction", "Share of them that are right."),
-        Column("low", "fraction", "Lower end of the Wilson interval of the accuracy, tokens taken as independent."),
-        Column("high", "fraction", "Upper end of it."),
+        *with_interval(
+            Column("accuracy", "fraction", "Share of them that are right."),
+            "the Wilson interval of the accuracy, tokens taken as independent",
+        ),
         Column("tokens", "count", "Predictions in the bin."),
     ),
     "robustness": (
         _MODEL,
         Column("corrupted", "fraction", "Share of the input tokens replaced by tokens drawn from the text."),
-        *_LOSS[:1],
-        Column("loss_rise", "value", "Loss on corrupted - loss on clean input of the same model.", "nats"),
-        *_LOSS[2:],
-        Column("excess", "value", "Rise of the sparse model - rise of the dense model; negative: more robust.", "nats"),
-        Column("excess_low", "value", "Lower end of its paired document-cluster bootstrap interval.", "nats"),
-        Column("excess_high", "value", "Upper end of its paired document-cluster bootstrap interval.", "nats"),
+        _LOSS,
+        *with_interval(
+            Column("loss_rise", "value", "Loss on corrupted - loss on clean input of the same model.", "nats"), _PAIRED
+        ),
+        *with_interval(
+            Column("excess", "value", "Rise of the sparse model - rise of the dense model; negative: more robust.", "nats"),
+            _PAIRED, "excess_",
+        ),
         *_N,
     ),
 }  # fmt: skip
@@ -138,6 +137,7 @@ ANALYSIS = Analysis(
             citation="Li et al. 2023, arXiv:2210.06313",
         ),
     ),
+    tables=TABLES,
     headline=("loss_rise_top_k", "loss_rise_random_k", "ece_dense", "ece_top_k", "robustness_excess"),
     requires=frozenset({"mlp_hidden", "causal", "logits"}),
     citations=(

@@ -17,11 +17,11 @@ from scipy.stats import binomtest
 
 from sparsescope.activations.context import Context
 from sparsescope.activations.edited import EditedPass, EditedPasses, held_out
-from sparsescope.analysis.activation_interventions import TABLES, ActivationInterventionsParams
+from sparsescope.analysis.activation_interventions import ActivationInterventionsParams
 from sparsescope.core.result import Interval, Result
 from sparsescope.kernels.keep_masks import random_k_mask, top_k_mask
 from sparsescope.metrics.calibration import BINS, bin_of, expected_calibration_error, null_calibration_errors, reliability_bins
-from sparsescope.metrics.statistics import bootstrap_weights
+from sparsescope.metrics.estimates import BOOTSTRAP, PAIRED_BOOTSTRAP, DocumentBootstrap
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from sparsescope.models.sites import Site
 
 SITES = "blocks.*.mlp.hook_post"
-METHOD = "paired document-cluster bootstrap, percentile"
 
 
 def compute(params: ActivationInterventionsParams, context: Context) -> Result:
@@ -53,11 +52,11 @@ def compute(params: ActivationInterventionsParams, context: Context) -> Result:
 
     out = Result("activation_interventions")
     report = _Reporter(params, passes, dense)
-    out.add_table("loss_curve", report.loss_curve(found), TABLES["loss_curve"])
-    out.add_table("calibration", report.calibration(found), TABLES["calibration"])
     clean = {"dense": dense, "top-k": found["top-k", params.robust_density]}
-    out.add_table("reliability", report.reliability(clean), TABLES["reliability"])
-    out.add_table("robustness", report.robustness(clean, corrupted), TABLES["robustness"])
+    out.add("loss_curve", report.loss_curve(found))
+    out.add("calibration", report.calibration(found))
+    out.add("reliability", report.reliability(clean))
+    out.add("robustness", report.robustness(clean, corrupted))
     _scalars(out, report)
     out.note(
         "info",
@@ -71,7 +70,7 @@ def compute(params: ActivationInterventionsParams, context: Context) -> Result:
         "the model is frozen, so published results of models trained with top-k are no comparison",
         place="protocol",
     )
-    if not report.enough:
+    if report.n["documents"] < 2:
         out.note("warning", "one document: no interval can be given", place="precision")
     return out
 
@@ -103,112 +102,93 @@ def _corrupt(share: float, pool: NDArray[np.int32], seed: int) -> Callable[[Toke
 
 
 class _Reporter:
-    """Turns passes into tables with paired intervals."""
+    """Turns passes into rows with paired intervals."""
 
     def __init__(self, params: ActivationInterventionsParams, passes: EditedPasses, dense: EditedPass) -> None:
         self.params, self.passes, self.dense = params, passes, dense
-        self.targets = passes.targets.astype(float)
-        self.documents = int((self.targets > 0).sum())
-        self.enough = self.documents >= 2
-        self.weights = bootstrap_weights(passes.domains, params.resamples, params.seed)
-        self.drawn = self.weights @ self.targets
+        self.draws = DocumentBootstrap.draw(passes.domains, params.resamples, params.seed, params.level, PAIRED_BOOTSTRAP)
+        self.n = {"tokens": int(passes.targets.sum()), "documents": int((passes.targets > 0).sum())}
 
-    def difference(self, values: NDArray[np.float64]) -> dict[str, float]:
+    def difference(self, values: NDArray[np.float64], name: str, prefix: str = "") -> dict[str, float]:
         """Mean of a paired difference [target] with its interval."""
-        sums = self.passes.by_document(values)
-        low, high = self.range((self.weights @ sums) / self.drawn)
-        return {"mean": float(sums.sum() / self.targets.sum()), "low": low, "high": high}
+        found = self.draws.ratio(self.passes.by_document(values), self.passes.targets)
+        return dict(zip((name, f"{prefix}low", f"{prefix}high"), map(float, found), strict=True))
 
-    def range(self, values: NDArray[np.float64]) -> tuple[float, float]:
-        """Percentile interval; NaN with fewer than two documents."""
-        if not self.enough:
-            return math.nan, math.nan
-        tail = 100 * (1 - self.params.level) / 2
-        low, high = np.percentile(values, [tail, 100 - tail])
-        return float(low), float(high)
-
-    @property
-    def n(self) -> dict[str, int]:
-        return {"tokens": int(self.targets.sum()), "documents": self.documents}
-
-    def loss_curve(self, found: dict[tuple[str, float], EditedPass]) -> pd.DataFrame:
+    def loss_curve(self, found: dict[tuple[str, float], EditedPass]) -> list[dict[str, Any]]:
         """One row for each model."""
-        rows = []
-        for (model, kept), one in found.items():
-            rise = self.difference(one.nll - self.dense.nll)
-            row = {"model": model, "kept": kept, "loss": float(one.nll.mean()), "loss_rise": rise["mean"]}
-            row |= {"low": rise["low"], "high": rise["high"], "accuracy": float(one.correct.mean())}
-            rows.append(row | {"changed": float((one.correct != self.dense.correct).mean()), **self.n})
-        return pd.DataFrame(rows)
+        return [
+            {
+                "model": model, "kept": kept, "loss": float(one.nll.mean()),
+                **self.difference(one.nll - self.dense.nll, "loss_rise"), "accuracy": float(one.correct.mean()),
+                "changed": float((one.correct != self.dense.correct).mean()), **self.n,
+            }
+            for (model, kept), one in found.items()
+        ]  # fmt: skip
 
-    def calibration(self, found: dict[tuple[str, float], EditedPass]) -> pd.DataFrame:
+    def calibration(self, found: dict[tuple[str, float], EditedPass]) -> list[dict[str, Any]]:
         """ECE of the dense and the top-k models with interval and null."""
         rows = []
         for (model, kept), one in found.items():
             if model == "random-k":
                 continue
-            low, high = self.range(self._resampled_error(one))
+            low, high = self.draws.ends(self._resampled_error(one), self.n["documents"])
             null = null_calibration_errors(one.confidence, self.params.null_draws, self.params.seed)
             row = {"model": model, "kept": kept, "ece": expected_calibration_error(one.confidence, one.correct)}
-            row |= {"low": low, "high": high, "null": float(null.mean()), "null_high": float(np.quantile(null, 0.95))}
-            row |= {"confidence": float(one.confidence.mean()), "accuracy": float(one.correct.mean())}
-            rows.append(row | self.n)
-        return pd.DataFrame(rows)
+            row |= {"low": float(low), "high": float(high), "null": float(null.mean())}
+            row |= {"null_high": float(np.quantile(null, 0.95)), "confidence": float(one.confidence.mean())}
+            rows.append(row | {"accuracy": float(one.correct.mean()), **self.n})
+        return rows
 
     def _resampled_error(self, one: EditedPass) -> NDArray[np.float64]:
         """ECE of each resample [B], from the sums of each document and bin."""
         cells = self.passes.where * BINS + bin_of(one.confidence)
         size = len(self.passes.documents) * BINS
         gap = np.bincount(cells, one.correct - one.confidence.astype(np.float64), size).reshape(-1, BINS)
-        return np.abs(self.weights @ gap).sum(1) / self.drawn  # type: ignore[no-any-return]
+        return np.abs(self.draws.totals(gap)).sum(1) / self.draws.totals(self.passes.targets)  # type: ignore[no-any-return]
 
-    def reliability(self, models: dict[str, EditedPass]) -> pd.DataFrame:
+    def reliability(self, models: dict[str, EditedPass]) -> list[tuple[Any, ...]]:
         """Accuracy against confidence, by bin."""
         rows = []
         for model, one in models.items():
-            bins = reliability_bins(one.confidence, one.correct)
+            kept, bins = 1.0 if model == "dense" else self.params.robust_density, reliability_bins(one.confidence, one.correct)
             for count, confidence, accuracy in zip(bins.count, bins.confidence, bins.accuracy, strict=True):
                 if count:
                     interval = binomtest(round(accuracy * count), int(count)).proportion_ci(self.params.level, "wilson")
-                    kept = 1.0 if model == "dense" else self.params.robust_density
                     rows.append((model, kept, confidence, accuracy, interval.low, interval.high, int(count)))
-        return pd.DataFrame(rows, columns=[column.name for column in TABLES["reliability"]])
+        return rows
 
-    def robustness(self, clean: dict[str, EditedPass], corrupted: dict[tuple[str, float], EditedPass]) -> pd.DataFrame:
+    def robustness(self, clean: dict[str, EditedPass], corrupted: dict[tuple[str, float], EditedPass]) -> list[dict[str, Any]]:
         """Rise of the loss under corruption, and by how much more it rises for the sparse model."""
         rows = []
         for share in self.params.corruption:
             rises = {model: corrupted[model, share].nll - clean[model].nll for model in clean}
             for model, rise in rises.items():
-                own = self.difference(rise)
-                row: dict[str, Any] = {"model": model, "corrupted": share, "loss": float(corrupted[model, share].nll.mean())}
-                row |= {"loss_rise": own["mean"], "low": own["low"], "high": own["high"]}
-                excess = self.difference(rise - rises["dense"]) if model != "dense" else dict.fromkeys(own, math.nan)
-                row |= {"excess": excess["mean"], "excess_low": excess["low"], "excess_high": excess["high"]}
-                rows.append(row | self.n)
-        return pd.DataFrame(rows, columns=[column.name for column in TABLES["robustness"]])
+                excess = self.difference(rise - rises["dense"], "excess", "excess_")
+                row = {"model": model, "corrupted": share, "loss": float(corrupted[model, share].nll.mean())}
+                row |= self.difference(rise, "loss_rise")
+                rows.append(row | (excess if model != "dense" else dict.fromkeys(excess, math.nan)) | self.n)
+        return rows
 
 
 def _scalars(out: Result, report: _Reporter) -> None:
     """Headline numbers, at the density whose robustness is measured or the nearest to it."""
-    params = report.params
+    params, draws = report.params, report.draws
     curve, errors, robust = (out.tables[name] for name in ("loss_curve", "calibration", "robustness"))
 
-    def interval(low: float, high: float, method: str = METHOD) -> Interval | None:
-        return Interval(float(low), float(high), params.level, method, report.documents) if math.isfinite(low) else None
+    def near(table: pd.DataFrame, model: str) -> pd.Series:
+        rows = table[table["model"] == model]
+        return rows.loc[(rows["kept"] - params.robust_density).abs().idxmin()]
 
     for model, suffix in (("top-k", "top_k"), ("random-k", "random_k")):
-        rows = curve[curve["model"] == model]
-        row = rows.loc[(rows["kept"] - params.robust_density).abs().idxmin()]
+        row = near(curve, model)
         text = f"loss with {row['kept']:.4g} of the units of each layer kept ({model}) - dense loss, {report.n['tokens']} tokens"
-        spread = interval(row["low"], row["high"])
+        spread = draws.between(row["low"], row["high"], row["documents"])
         out.add_scalar(f"loss_rise_{suffix}", row["loss_rise"], "nats", text, interval=spread, direction="lower")
     for model, suffix in (("dense", "dense"), ("top-k", "top_k")):
-        rows = errors[errors["model"] == model]
-        row = rows.loc[(rows["kept"] - params.robust_density).abs().idxmin()]
+        row = near(errors, model)
         kept = "" if model == "dense" else f" with {row['kept']:.4g} of the units kept"
         text = f"expected calibration error of the most probable token{kept}; a calibrated model would show {row['null']:.4f}"
-        spread = interval(row["low"], row["high"], "document-cluster bootstrap, percentile")
+        spread = Interval.of(row["low"], row["high"], params.level, BOOTSTRAP, row["documents"])
         out.add_scalar(f"ece_{suffix}", row["ece"], "fraction", text, interval=spread, direction="lower")
     rows = robust[robust["model"] == "top-k"]
     if len(rows):
@@ -217,7 +197,7 @@ def _scalars(out: Result, report: _Reporter) -> None:
             f"rise of the loss with {row['corrupted']:.4g} of the input tokens replaced: sparse model "
             f"({params.robust_density:.4g} kept) - dense model; negative means that the sparse model is more robust"
         )
-        spread = interval(row["excess_low"], row["excess_high"])
+        spread = draws.between(row["excess_low"], row["excess_high"], row["documents"])
         out.add_scalar("robustness_excess", row["excess"], "nats", text, interval=spread, direction="lower")
     else:
         out.add_scalar("robustness_excess", math.nan, "nats", "not measured: no corruption was asked for")

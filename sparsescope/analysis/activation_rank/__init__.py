@@ -13,6 +13,7 @@ from pydantic import Field
 from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.result import Column
 from sparsescope.core.spec import Params
+from sparsescope.core.tables import JACKKNIFED, PLACE, with_interval
 
 
 class ActivationRankParams(Params):
@@ -27,18 +28,11 @@ class ActivationRankParams(Params):
     seed: int = Field(0, ge=0, description="Seed of the sample.")
 
 
-_PLACE = (
-    Column("layer", "layer", "Layer, counted from 0 at the input."),
-    Column("site", "site", "Where in the model, by its TransformerLens name."),
-)
-
 TABLES: dict[str, tuple[Column, ...]] = {
     "ranks": (
-        *_PLACE,
+        *PLACE,
         Column("metric", "metric", "Effective rank: entropy_rank, stable_rank or participation (of the eigenvalues)."),
-        Column("mean", "value", "Effective rank of the centered sample.", "directions"),
-        Column("low", "value", "Lower end of the jackknife interval over folds of documents.", "directions"),
-        Column("high", "value", "Upper end of the jackknife interval over folds of documents.", "directions"),
+        *with_interval(Column("mean", "value", "Effective rank of the centered sample.", "directions"), JACKKNIFED),
         Column("reference", "value", "The same for as many independent entries of equal variance.", "directions"),
         Column("ratio", "value", "mean / reference: below 1 where tokens spread over fewer directions than noise would."),
         Column("largest", "count", "Largest rank that the sample allows: min(tokens - 1, units)."),
@@ -47,12 +41,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("documents", "count", "Documents in the sample; they are the independent units."),
     ),
     "spectrum": (
-        *_PLACE,
+        *PLACE,
         Column("components", "count", "Number of largest components."),
         Column("energy", "fraction", "Share of the variance that they hold."),
         Column("reference", "fraction", "The same for independent entries."),
     ),
-}  # fmt: skip
+}
 
 ANALYSIS = Analysis(
     name="activation_rank",
@@ -85,6 +79,7 @@ ANALYSIS = Analysis(
             formula="sum of the k largest s^2 / sum of all s^2",
         ),
     ),
+    tables=TABLES,
     headline=("mean_entropy_rank", "mean_stable_rank", "mean_participation"),
     requires=frozenset({"mlp_hidden"}),
     citations=(

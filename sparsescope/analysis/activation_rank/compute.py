@@ -7,17 +7,19 @@ Memory: m * n * 4 bytes for each site; sites that do not fit are thinned out, an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pandas as pd
 
+from sparsescope.activations.accumulators import DocumentAccumulator
 from sparsescope.activations.context import Context
 from sparsescope.activations.samples import TokenSample, token_keys
-from sparsescope.analysis.activation_rank import TABLES, ActivationRankParams
 from sparsescope.core.result import Interval, Result
-from sparsescope.errors import SpecError, SubjectError
-from sparsescope.metrics.jackknife import fold_of, jackknife_interval
+from sparsescope.core.tables import grid, places
+from sparsescope.errors import SubjectError
+from sparsescope.metrics.estimates import note_few_documents
+from sparsescope.metrics.jackknife import JACKKNIFE, fold_of, jackknife_interval
 from sparsescope.metrics.rank import (
     MEASURES,
     centered_spectrum,
@@ -29,12 +31,12 @@ from sparsescope.metrics.rank import (
 
 if TYPE_CHECKING:
     from sparsescope.activations.capture import ActivationBatch
+    from sparsescope.analysis.activation_rank import ActivationRankParams
     from sparsescope.models.sites import Site
 
 # A spectrum for each fold is the main cost; fewer folds than elsewhere keep it at a few seconds.
 RANK_FOLDS = 5
 SPECTRUM_POINTS = 64
-METHOD = "delete-a-group jackknife over folds of documents"
 _MEANING = {
     "entropy_rank": "exp(-sum p ln p), p = s / sum s",
     "stable_rank": "sum s^2 / max s^2",
@@ -42,7 +44,7 @@ _MEANING = {
 }
 
 
-class RankAccumulator:
+class RankAccumulator(DocumentAccumulator):
     """A sample of tokens with their activations.
 
     Args:
@@ -52,74 +54,34 @@ class RankAccumulator:
     """
 
     def __init__(self, sites: tuple[Site, ...], size: int, seed: int) -> None:
-        self.sites, self.size, self.seed = tuple(sites), size, seed
+        super().__init__(sites, (size, seed))
+        self.seed = seed
         self.sample = TokenSample(size, {site.name: ((site.width,), np.float32) for site in self.sites})
-        self.documents: set[int] = set()
-        self._open: tuple[int, int] | None = None  # document, its tokens so far
 
-    def update(self, batch: ActivationBatch) -> None:
-        """Take one batch (whole windows of one document).
-
-        Raises:
-            SpecError: If a document comes twice.
-        """
-        if self._open is None or self._open[0] != batch.document:
-            if batch.document in self.documents:
-                raise SpecError(
-                    "a document came twice, or in pieces that are not consecutive",
-                    where=f"document {batch.document}",
-                    next_step="split streams at document boundaries",
-                )
-            self.documents.add(batch.document)
-            self._open = (batch.document, 0)
-        document, seen = self._open
-        self._open = (document, seen + len(batch.positions))
+    def _take(self, batch: ActivationBatch, cluster: int, seen: int) -> None:
         rows = np.flatnonzero(batch.positions > 0)
-        keys = token_keys(self.seed, document, seen, len(batch.positions))[rows]
-        chosen, slots = self.sample.plan(keys, document)
+        keys = token_keys(self.seed, batch.document, seen, len(batch.positions))[rows]
+        chosen, slots = self.sample.plan(keys, batch.document)
         if len(chosen) == 0:
             return
         for site in self.sites:
             values = batch.values[site.name]
             self.sample.parts[site.name][slots] = values[rows[chosen]].float().cpu().numpy()
 
-    def merge(self, other: Self) -> Self:
-        """Add what ``other`` saw on other documents; return self.
-
-        Raises:
-            SpecError: If the two measure different things, or saw the same document.
-        """
-        mine = ([s.name for s in self.sites], self.size, self.seed)
-        if mine != ([s.name for s in other.sites], other.size, other.seed):
-            raise SpecError("accumulators of different measures cannot be merged", where="RankAccumulator.merge")
-        both = self.documents & other.documents
-        if both:
-            raise SpecError(
-                "both accumulators saw the same document",
-                where="RankAccumulator.merge",
-                got=sorted(both)[:8],
-                next_step="split streams at document boundaries: corpus.split(n)",
-            )
-        self.documents |= other.documents
+    def _join(self, other: Self, places: list[tuple[int, int]]) -> None:
         self.sample.merge(other.sample)
-        self._open = None
-        return self
 
     def finish(self) -> TokenSample:
         """Return the sample in the order of its keys."""
-        self._open = None
+        super().finish()
         self.sample.sort()
         return self.sample
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Return arrays and plain values from which ``restore`` continues exactly."""
-        return self.sample.state("sample"), {"documents": sorted(self.documents), "open": self._open}
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return self.sample.state("sample")
 
-    def restore(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-        """Continue from a saved state."""
+    def _load(self, arrays: dict[str, np.ndarray]) -> None:
         self.sample.restore("sample", arrays)
-        self.documents = set(meta["documents"])
-        self._open = None if meta["open"] is None else tuple(meta["open"])
 
 
 def accumulator(params: ActivationRankParams, context: Context) -> RankAccumulator:
@@ -128,11 +90,7 @@ def accumulator(params: ActivationRankParams, context: Context) -> RankAccumulat
     Raises:
         SubjectError: If one site alone needs more memory than is given.
     """
-    return RankAccumulator(_thinned(_asked(params, context), params), params.sample_tokens, params.seed)
-
-
-def _asked(params: ActivationRankParams, context: Context) -> tuple[Site, ...]:
-    return context.subject.sites([params.sites] if isinstance(params.sites, str) else list(params.sites))
+    return RankAccumulator(_thinned(context.subject.sites(params.sites), params), params.sample_tokens, params.seed)
 
 
 def _thinned(sites: tuple[Site, ...], params: ActivationRankParams) -> tuple[Site, ...]:
@@ -162,7 +120,7 @@ def result(params: ActivationRankParams, context: Context, accumulated: RankAccu
     Raises:
         SubjectError: If fewer than three tokens come after the first of a window.
     """
-    sample = accumulated.finish()
+    sample, sites = accumulated.finish(), accumulated.sites
     m = len(sample)
     if m < 3:
         raise SubjectError(
@@ -173,23 +131,23 @@ def result(params: ActivationRankParams, context: Context, accumulated: RankAccu
         )
     folds = np.array([fold_of(int(document), RANK_FOLDS) for document in sample.documents])
     documents = len(np.unique(sample.documents))
-    ranks, spectra, scalars = [], [], []
-    for site in accumulated.sites:
-        whole, replicates, spectrum = _of_site(sample.parts[site.name], folds)
-        reference = independent_ranks(m - 1, site.width)
-        low, high = jackknife_interval(whole, replicates, params.level)
-        for index, metric in enumerate(MEASURES):
-            row = {"layer": site.layer, "site": site.name, "metric": metric, "mean": whole[index]}
-            row |= {"low": max(low[index], 1.0) if np.isfinite(low[index]) else np.nan, "high": high[index]}
-            row |= {"reference": reference[index], "ratio": whole[index] / reference[index]}
-            ranks.append(row | {"largest": min(m - 1, site.width), "units": site.width, "tokens": m, "documents": documents})
-        spectra.append(_spectrum(site, spectrum, m))
-        scalars.append((whole, replicates))
+    found = [_of_site(sample.parts[site.name], folds) for site in sites]
+    whole = np.array([ranks for ranks, _, _ in found])  # [L, 3]
+    replicates = np.stack([without for _, without, _ in found], axis=1)  # [G, L, 3]
+    reference = np.array([independent_ranks(m - 1, site.width) for site in sites])
+    low, high = jackknife_interval(whole, replicates, params.level)
+    units = np.array([[site.width] for site in sites])
     out = Result("activation_rank")
-    out.add_table("ranks", pd.DataFrame(ranks), TABLES["ranks"])
-    out.add_table("spectrum", pd.concat(spectra, ignore_index=True), TABLES["spectrum"])
-    _scalars(out, scalars, params.level, m, documents)
-    _notes(out, params, context, accumulated, m, documents)
+    out.add(
+        "ranks",
+        grid(
+            [places(sites), {"metric": MEASURES}], mean=whole, low=np.maximum(low, 1.0), high=high, reference=reference,
+            ratio=whole / reference, largest=np.minimum(m - 1, units), units=units, tokens=m, documents=documents,
+        ),
+    )  # fmt: skip
+    out.add("spectrum", pd.concat([_spectrum(site, held, m) for site, (_, _, held) in zip(sites, found, strict=True)]))
+    _scalars(out, whole, replicates, params.level, m, documents)
+    _notes(out, params, context, sites, m, documents)
     return out
 
 
@@ -218,46 +176,40 @@ def _of_site(values: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _spectrum(site: Site, energies: np.ndarray, tokens: int) -> pd.DataFrame:
     """Share of the variance held by the largest components, at numbers that grow by a constant factor."""
-    largest = min(tokens - 1, site.width)
-    components = np.unique(np.geomspace(1, largest, SPECTRUM_POINTS).round().astype(int))
-    held = np.cumsum(energies)[components - 1] / energies.sum() if energies.sum() > 0 else np.full(len(components), np.nan)
+    components = np.unique(np.geomspace(1, min(tokens - 1, site.width), SPECTRUM_POINTS).round().astype(int))
+    held = np.cumsum(energies)[components - 1] / energies.sum() if energies.sum() > 0 else np.nan
     reference = independent_energy(tokens - 1, site.width, components)
-    place = {"layer": site.layer, "site": site.name}
-    return pd.DataFrame({**place, "components": components, "energy": held, "reference": reference})
+    return grid([{"components": components}], layer=site.layer, site=site.name, energy=held, reference=reference)
 
 
-def _scalars(out: Result, found: list[tuple[np.ndarray, np.ndarray]], level: float, tokens: int, documents: int) -> None:
+def _scalars(out: Result, whole: np.ndarray, replicates: np.ndarray, level: float, tokens: int, documents: int) -> None:
     """Means over sites."""
-    whole = np.array([ranks for ranks, _ in found])  # [L, 3]
-    replicates = np.array([without for _, without in found])  # [L, G, 3]
     table = out.tables["ranks"]
+    over = f"mean over {len(whole)} sites"
     for index, metric in enumerate(MEASURES):
-        mean = float(whole[:, index].mean())
-        low, high = jackknife_interval(np.asarray(mean), replicates[:, :, index].mean(0), level)
-        interval = Interval(float(low), float(high), level, METHOD, documents) if np.isfinite(low) else None
-        text = f"{metric.replace('_', ' ')} = {_MEANING[metric]} of {tokens} centered tokens; mean over {len(found)} sites"
-        out.add_scalar(f"mean_{metric}", mean, "", text, interval=interval)
+        mean, name = whole[:, index].mean(), metric.replace("_", " ")
+        ends = jackknife_interval(mean, replicates[:, :, index].mean(1), level)
+        text = f"{name} = {_MEANING[metric]} of {tokens} centered tokens; {over}"
+        out.add_scalar(f"mean_{metric}", mean, "", text, interval=Interval.of(*ends, level, JACKKNIFE, documents))
         ratio = table.loc[table["metric"] == metric, "ratio"].mean()
-        out.add_scalar(
-            f"mean_{metric}_ratio", ratio, "", f"{metric.replace('_', ' ')} / that of independent entries; mean over sites"
-        )
+        out.add_scalar(f"mean_{metric}_ratio", ratio, "", f"{name} / that of independent entries; mean over sites")
     out.add_scalar("tokens", tokens, "count", "tokens in the sample, after the first of each window")
     out.add_scalar("documents", documents, "count", "documents in the sample, the independent units of every interval")
 
 
 def _notes(
-    out: Result, params: ActivationRankParams, context: Context, accumulated: RankAccumulator, tokens: int, documents: int
+    out: Result, params: ActivationRankParams, context: Context, sites: tuple[Site, ...], tokens: int, documents: int
 ) -> None:
     """Say what the reader has to know."""
-    asked = len(_asked(params, context))
-    if len(accumulated.sites) < asked:
+    asked = len(context.subject.sites(params.sites))
+    if len(sites) < asked:
         out.note(
             "info",
-            f"{len(accumulated.sites)} of {asked} sites were measured, evenly spaced, to stay within {params.memory} MiB; "
+            f"{len(sites)} of {asked} sites were measured, evenly spaced, to stay within {params.memory} MiB; "
             "the parameter memory allows more.",
             "ranks",
         )
-    widest = max(site.width for site in accumulated.sites)
+    widest = max(site.width for site in sites)
     if tokens <= widest:
         out.note(
             "info",
@@ -265,7 +217,4 @@ def _notes(
             "reference, which has the same limit, and compare runs with equal samples only.",
             "ranks",
         )
-    if documents < 2:
-        out.note("warning", "All text is one document: no interval can be given.", "ranks")
-    elif documents < 10:
-        out.note("warning", f"Only {documents} documents: intervals are likely too narrow.", "ranks")
+    note_few_documents(out, documents, "ranks", "intervals")

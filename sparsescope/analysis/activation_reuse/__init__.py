@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from sparsescope.activations.bound_table import COLUMNS as _BOUNDS
+from sparsescope.activations.bound_table import COLUMNS as BOUNDS
 from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.result import Column
 from sparsescope.core.spec import Params
+from sparsescope.core.tables import JACKKNIFED, PLACE, with_interval
 
 
 class ActivationReuseParams(Params):
@@ -32,50 +33,45 @@ class ActivationReuseParams(Params):
     seed: int = Field(0, ge=0, description="Seed of the bootstrap and of the permuted orders.")
 
 
-_PLACE = (
-    Column("layer", "layer", "Layer, counted from 0 at the input."),
-    Column("site", "site", "Where in the model, by its TransformerLens name."),
-    Column("rule", "label", "When a unit counts as active: 'nonzero' or 'in use' (in the energy set)."),
-)
+_PLACE = (*PLACE, Column("rule", "label", "When a unit counts as active: 'nonzero' or 'in use' (in the energy set)."))
 _DOCUMENTS = Column("documents", "count", "Documents behind the row; they are the independent units.")
 
 
-def _ends(of: str, name: str = "") -> tuple[Column, Column]:
-    """Columns of an interval."""
-    return (
-        Column(f"{name}low", "fraction", f"Lower end of the document-cluster bootstrap interval of {of}."),
-        Column(f"{name}high", "fraction", f"Upper end of the document-cluster bootstrap interval of {of}."),
-    )
+def _fraction(name: str, description: str, prefix: str = "", clause: str = " of the mean") -> tuple[Column, Column, Column]:
+    """A share of units or an overlap with its bootstrap interval."""
+    return with_interval(Column(name, "fraction", description), prefix=prefix, clause=clause)
 
-
-_NULLS = (
-    Column("independent", "fraction", "Null: independent tokens, all units active at the mean rate s of the layer."),
-    Column("marginal", "fraction", "Null: independent tokens, each unit at its own rate p_j (over all tokens but first ones)."),
-)
 
 TABLES: dict[str, tuple[Column, ...]] = {
     "union_density": (
         *_PLACE,
         Column("chunk", "count", "Consecutive tokens in a chunk, k."),
-        Column("mean", "fraction", "Share of units that are active on any token of a chunk, mean over whole chunks."),
-        *_ends("the mean"), *_NULLS,
-        Column("ratio", "value", "mean / marginal: below 1 where consecutive tokens reuse units."),
-        Column("ratio_low", "value", "Lower end of the jackknife interval of the ratio, over folds of documents."),
-        Column("ratio_high", "value", "Upper end of the jackknife interval of the ratio, over folds of documents."),
+        *_fraction("mean", "Share of units that are active on any token of a chunk, mean over whole chunks."),
+        Column("independent", "fraction", "Null: independent tokens, all units active at the mean rate s of the layer."),
+        Column(
+            "marginal", "fraction", "Null: independent tokens, each unit at its own rate p_j (over all tokens but first ones)."
+        ),
+        *with_interval(
+            Column("ratio", "value", "mean / marginal: below 1 where consecutive tokens reuse units."),
+            "the jackknife interval of the ratio, over folds of documents", "ratio_",
+        ),
         Column("chunks", "count", "Whole chunks."), _DOCUMENTS,
     ),
     "chunk_sparsity": (
         *_PLACE,
-        Column("token_sparsity", "fraction", "Token-level sparsity: 1 - share of units active on a token."),
-        *_ends("token_sparsity", "token_"),
-        Column("chunk_sparsity", "fraction", "Chunk-level sparsity: 1 - share of units active on any of 8 consecutive tokens."),
-        *_ends("chunk_sparsity", "chunk_"), _DOCUMENTS,
+        *_fraction(
+            "token_sparsity", "Token-level sparsity: 1 - share of units active on a token.", "token_", " of token_sparsity"
+        ),
+        *_fraction(
+            "chunk_sparsity", "Chunk-level sparsity: 1 - share of units active on any of 8 consecutive tokens.",
+            "chunk_", " of chunk_sparsity",
+        ),
+        _DOCUMENTS,
     ),
     "aggregated": (
         *_PLACE,
         Column("tokens", "count", "First tokens of a window (after its very first one), t."),
-        Column("mean", "fraction", "Share of units that none of the first t tokens uses, mean over windows."),
-        *_ends("the mean"),
+        *_fraction("mean", "Share of units that none of the first t tokens uses, mean over windows."),
         Column("independent", "fraction", "Null: (1 - s)^t."),
         Column("marginal", "fraction", "Null: mean over units of (1 - p_j)^t."),
         Column("ratio", "value", "mean / marginal: above 1 where a text keeps to its units."),
@@ -83,13 +79,15 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
     "neighbors": (
         *_PLACE,
-        Column("mean", "fraction", "Jaccard index of the sets of two consecutive tokens, mean over pairs."),
-        *_ends("the mean"),
-        Column("within", "fraction", "Null: the same for tokens of the document in random order (a sample of each document)."),
-        *_ends("within", "within_"),
+        *_fraction("mean", "Jaccard index of the sets of two consecutive tokens, mean over pairs."),
+        *_fraction(
+            "within", "Null: the same for tokens of the document in random order (a sample of each document).",
+            "within_", " of within",
+        ),
         Column("across", "fraction", "Null: the same for tokens of different documents in random order (a sample of all)."),
-        Column("excess", "fraction", "mean - within: what the order of the tokens adds."),
-        *_ends("the excess, document by document", "excess_"),
+        *_fraction(
+            "excess", "mean - within: what the order of the tokens adds.", "excess_", " of the excess, document by document"
+        ),
         Column("pairs", "count", "Pairs of consecutive tokens."),
         Column("across_pairs", "count", "Pairs of tokens of different documents."), _DOCUMENTS,
     ),
@@ -100,16 +98,17 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
     "concentration": (
         *_PLACE,
-        Column("gini", "fraction", "Gini coefficient of the rates p_j: 0 where all units fire equally often."),
-        Column("gini_low", "fraction", "Lower end of the jackknife interval over folds of documents."),
-        Column("gini_high", "fraction", "Upper end of the jackknife interval over folds of documents."),
-        Column("hot_share", "fraction", "Smallest share of units that has 80 % of all firings."),
-        Column("hot_low", "fraction", "Lower end of the jackknife interval over folds of documents."),
-        Column("hot_high", "fraction", "Upper end of the jackknife interval over folds of documents."),
+        *with_interval(
+            Column("gini", "fraction", "Gini coefficient of the rates p_j: 0 where all units fire equally often."),
+            JACKKNIFED, "gini_",
+        ),
+        *with_interval(
+            Column("hot_share", "fraction", "Smallest share of units that has 80 % of all firings."), JACKKNIFED, "hot_"
+        ),
         Column("units", "count", "Units of the layer."),
         Column("tokens", "count", "Tokens after the first of each window."), _DOCUMENTS,
     ),
-    "upper_bounds": _BOUNDS,
+    "upper_bounds": BOUNDS,
 }  # fmt: skip
 
 ANALYSIS = Analysis(
@@ -171,6 +170,7 @@ ANALYSIS = Analysis(
             formula="as for one token, with the union density d_k in place of the density",
         ),
     ),
+    tables=TABLES,
     headline=(
         "token_sparsity_nonzero", "chunk_sparsity_nonzero", "token_sparsity_in_use", "chunk_sparsity_in_use",
         "union_ratio_8_in_use", "neighbor_overlap_in_use", "hot_share_in_use",

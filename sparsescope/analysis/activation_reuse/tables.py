@@ -7,204 +7,196 @@ Shapes: C documents, L sites, R rules, K chunk lengths, B resamples, G folds wit
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from sparsescope.activations.bound_table import bound_rows, default_attended, schemes_of
-from sparsescope.activations.context import Context
-from sparsescope.analysis.activation_reuse import TABLES, ActivationReuseParams
-from sparsescope.analysis.activation_reuse.accumulate import ReuseAccumulator
+from sparsescope.core.tables import grid, places
 from sparsescope.kernels.use_sets import RULES, overlaps
 from sparsescope.metrics.bounds import Assumptions
+from sparsescope.metrics.estimates import DocumentBootstrap
 from sparsescope.metrics.jackknife import fold_of, jackknife_interval
 from sparsescope.metrics.reuse import gini_of_rates, hot_share, lorenz_curve, union_nulls
-from sparsescope.metrics.statistics import cluster_interval
 from sparsescope.models.dimensions import read_dimensions
+
+if TYPE_CHECKING:
+    from sparsescope.activations.context import Context
+    from sparsescope.analysis.activation_reuse import ActivationReuseParams
+    from sparsescope.analysis.activation_reuse.accumulate import ReuseAccumulator
 
 CHUNK = 8  # tokens of chunk-level sparsity
 BOUND_CHUNKS = (1, 8, 64)
 
 
-def shares_of(found: ReuseAccumulator, sums: np.ndarray) -> np.ndarray:
-    """Sizes of sets [C, L, ...] as shares of the units of each site."""
-    widths = np.array([site.width for site in found.sites], dtype=float)
-    return sums / widths.reshape(1, -1, *[1] * (sums.ndim - 2))
+@dataclass(slots=True)
+class Measured:
+    """What was summed, in the order of documents, and what all tables share.
 
+    Attributes:
+        found: The accumulator, finished.
+        draws: Resamples of documents.
+        sums: As those of the accumulator, but ``union`` and ``first`` are shares of the units of their site.
+        axes: Sites and rules, the first axes of every table.
+        use: Gini coefficient and hot share of the rates, [2, L, R].
+        use_replicates: The same without each fold of documents, [G, 2, L, R].
+        ratios: Union density / marginal null without each fold, [G, L, R, K]; NaN where nothing is left.
+    """
 
-def _nulls(rates: list[np.ndarray], levels: int) -> np.ndarray:
-    """Both nulls for each site, rule and number of tokens, [L, R, K, 2]."""
-    return np.array([union_nulls(site, levels) for site in rates])
+    found: ReuseAccumulator
+    draws: DocumentBootstrap
+    sums: dict[str, np.ndarray]
+    axes: list[dict[str, Any]]
+    use: np.ndarray = field(init=False)
+    use_replicates: np.ndarray = field(init=False)
+    ratios: np.ndarray = field(init=False)
 
-
-def union_ratios(found: ReuseAccumulator, keys: list[tuple[int, int]], sums: dict[str, np.ndarray]) -> np.ndarray:
-    """Union density / marginal null without each fold of documents in turn, [G, L, R, K]; NaN where nothing is left."""
-    folds = np.array([fold_of(document) for _, document in keys])
-    shares, replicates = shares_of(found, sums["union"]), []
-    for fold in np.flatnonzero(found.fold_tokens):
-        kept = folds != fold
-        tokens = max(int(found.fold_tokens.sum() - found.fold_tokens[fold]), 1)
-        nulls = _nulls([(fired.sum(0) - fired[fold]) / tokens for fired in found.fired], found.levels)[..., 1]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            replicates.append(shares[kept].sum(0) / sums["chunks"][kept].sum(0) / nulls)
-    return np.array(replicates)
-
-
-def unions(
-    place: pd.DataFrame,
-    found: ReuseAccumulator,
-    sums: dict[str, np.ndarray],
-    weights: np.ndarray,
-    rates: list[np.ndarray],
-    replicates: np.ndarray,
-    level: float,
-) -> pd.DataFrame:
-    """Union density against chunk length; ``replicates`` are those of ``union_ratios``."""
-    sizes = [1 << n for n in range(found.levels)]
-    counts = sums["chunks"][:, None, None, :]
-    mean, low, high = cluster_interval(shares_of(found, sums["union"]), counts, weights, level)
-    nulls = _nulls(rates, found.levels)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.where(nulls[..., 1] > 0, mean / nulls[..., 1], np.nan)
-    ratio_low, ratio_high = jackknife_interval(ratio, replicates, level)
-    columns = {"mean": mean, "low": low, "high": high, "independent": nulls[..., 0], "marginal": nulls[..., 1]}
-    columns |= {"ratio": ratio, "ratio_low": ratio_low, "ratio_high": ratio_high}
-    frames = []
-    for n, k in enumerate(sizes):
-        if not sums["chunks"][:, n].any():
-            break
-        documents = int((sums["chunks"][:, n] > 0).sum())
-        values = {name: array[:, :, n].reshape(-1) for name, array in columns.items()}
-        frames.append(place.assign(chunk=k, **values, chunks=int(sums["chunks"][:, n].sum()), documents=documents))
-    return pd.concat(frames).sort_values(["layer", "site", "rule", "chunk"], kind="stable")
-
-
-def chunk_sparsity(
-    place: pd.DataFrame, found: ReuseAccumulator, sums: dict[str, np.ndarray], weights: np.ndarray, level: float
-) -> pd.DataFrame:
-    """Token-level and chunk-level sparsity; the second is NaN where no window has 8 tokens after the first."""
-    counts = sums["chunks"][:, None, None, :]
-    mean, low, high = cluster_interval(shares_of(found, sums["union"]), counts, weights, level)
-    frame = place.copy()
-    for name, k in (("token", 1), ("chunk", CHUNK)):
-        n = k.bit_length() - 1
-        for column, values in ((f"{name}_sparsity", mean), (f"{name}_low", high), (f"{name}_high", low)):
-            frame[column] = 1 - values[:, :, n].reshape(-1) if n < found.levels else np.nan
-    return frame.assign(documents=int((sums["chunks"][:, 0] > 0).sum()))
-
-
-def aggregated(
-    place: pd.DataFrame,
-    found: ReuseAccumulator,
-    sums: dict[str, np.ndarray],
-    weights: np.ndarray,
-    rates: list[np.ndarray],
-    level: float,
-) -> pd.DataFrame:
-    """Share of units that the first t tokens leave unused."""
-    sizes = [1 << n for n in range(found.levels)]
-    counts = sums["firsts"][:, None, None, :]
-    mean, low, high = cluster_interval(shares_of(found, sums["first"]), counts, weights, level)
-    nulls = 1 - _nulls(rates, found.levels)
-    frames = []
-    for n, t in enumerate(sizes):
-        if not sums["firsts"][:, n].any():
-            break
-        marginal = nulls[:, :, n, 1].reshape(-1)
-        columns = {
-            "mean": 1 - mean[:, :, n],
-            "low": 1 - high[:, :, n],
-            "high": 1 - low[:, :, n],
-            "independent": nulls[:, :, n, 0],
-        }
-        frame = place.assign(tokens=t, **{name: values.reshape(-1) for name, values in columns.items()}, marginal=marginal)
-        frame["ratio"] = np.divide(frame["mean"], marginal, out=np.full(len(frame), np.nan), where=marginal > 0)
-        documents = int((sums["firsts"][:, n] > 0).sum())
-        frames.append(frame.assign(windows=int(sums["firsts"][:, n].sum()), documents=documents))
-    return pd.concat(frames).sort_values(["layer", "site", "rule", "tokens"], kind="stable")
-
-
-def neighbors(
-    place: pd.DataFrame, found: ReuseAccumulator, sums: dict[str, np.ndarray], weights: np.ndarray, level: float
-) -> pd.DataFrame:
-    """Jaccard index of neighbours with both nulls."""
-    frame = place.copy()
-    pairs = sums["pairs"]
-    for name, values in (("", sums["overlap"]), ("within", sums["within"]), ("excess", sums["overlap"] - sums["within"])):
-        mean, low, high = cluster_interval(values, pairs, weights, level)
-        prefix = f"{name}_" if name else ""
-        frame[name or "mean"], frame[f"{prefix}low"], frame[f"{prefix}high"] = (x.reshape(-1) for x in (mean, low, high))
-    left = np.flatnonzero(found.sample.documents[:-1] != found.sample.documents[1:])
-    across, across_pairs = [], []
-    for n in range(len(found.sites)):
-        bits = np.ascontiguousarray(found.sample.parts[str(n)].transpose(1, 0, 2))
-        total, count = overlaps(bits, left, left + 1)
-        across += list(np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0))
-        across_pairs += list(count)
-    totals = pairs.sum(0).reshape(-1)
-    documents = (pairs > 0).sum(0).reshape(-1)
-    return frame.assign(across=across, across_pairs=across_pairs, pairs=totals, documents=documents)
-
-
-def lorenz(found: ReuseAccumulator, rates: list[np.ndarray]) -> pd.DataFrame:
-    """Lorenz curves."""
-    frames = []
-    for site, both in zip(found.sites, rates, strict=True):
-        for rule, rate in zip(RULES, both, strict=True):
-            units, firings = lorenz_curve(rate)
-            row = {"layer": site.layer, "site": site.name, "rule": rule}
-            frames.append(pd.DataFrame({**row, "units_share": units, "firings_share": firings}))
-    return pd.concat(frames, ignore_index=True)
-
-
-def use_inequality(found: ReuseAccumulator) -> tuple[np.ndarray, np.ndarray]:
-    """Gini coefficient and hot share of the rates, [2, L, R], and the same without each fold, [G, 2, L, R]."""
-    measures = (gini_of_rates, hot_share)
-    whole = np.array([[measure(fired.sum(0).astype(float)) for fired in found.fired] for measure in measures])
-    without = [
-        [[measure((fired.sum(0) - fired[fold]).astype(float)) for fired in found.fired] for measure in measures]
-        for fold in np.flatnonzero(found.fold_tokens)
-    ]
-    return whole, np.array(without)
-
-
-def concentration(place: pd.DataFrame, found: ReuseAccumulator, use: tuple[np.ndarray, np.ndarray], level: float) -> pd.DataFrame:
-    """Inequality of units with intervals; ``use`` is that of ``use_inequality``."""
-    low, high = (np.clip(ends, 0, 1) for ends in jackknife_interval(*use, level))
-    columns = {}
-    for index, (name, short) in enumerate((("gini", "gini"), ("hot_share", "hot"))):
-        for column, values in ((name, use[0]), (f"{short}_low", low), (f"{short}_high", high)):
-            columns[column] = values[index].reshape(-1)
-    units = np.repeat([site.width for site in found.sites], len(RULES))
-    return place.assign(**columns, units=units, tokens=int(found.fold_tokens.sum()), documents=len(found.documents))
-
-
-def bounds_of(
-    params: ActivationReuseParams, context: Context, found: ReuseAccumulator, sums: dict[str, np.ndarray], weights: np.ndarray
-) -> pd.DataFrame:
-    """Upper bounds on weight bytes when weights are read once for a chunk."""
-    columns = [column.name for column in TABLES["upper_bounds"]]
-    hidden = [n for n, site in enumerate(found.sites) if site.role == "mlp.hook_post"]
-    if not hidden:
-        return pd.DataFrame(columns=columns)
-    model = read_dimensions(context.subject)
-    attended = default_attended(model, context.corpus.context) if params.attended is None else params.attended
-    layers = [found.sites[n].layer for n in hidden]
-    shares = shares_of(found, sums["union"])[:, hidden]  # [C, L, R, K]
-    rows: list[dict[str, Any]] = []
-    for index, rule in enumerate(RULES):
-        name = rule if rule == "nonzero" else f"energy {100 * params.use_share:g} %"
-        for k in BOUND_CHUNKS:
-            n = k.bit_length() - 1
-            if n >= found.levels or not sums["chunks"][:, n].any():
-                continue
-            count = sums["chunks"][:, n].astype(float)
-            density = shares[:, :, index, n].sum(0) / count.sum()
+    @classmethod
+    def of(cls, params: ActivationReuseParams, found: ReuseAccumulator) -> Measured:
+        """Put the sums in order, and leave out each fold of documents in turn."""
+        order, domains, numbers = found.by_document()
+        sums = {name: array[order] for name, array in found.sums.items()}
+        widths = np.array([site.width for site in found.sites], dtype=float)[:, None, None]
+        sums |= {name: sums[name] / widths for name in ("union", "first")}
+        draws = DocumentBootstrap.draw(domains, params.resamples, params.seed, params.level)
+        self = cls(found, draws, sums, [places(found.sites), {"rule": list(RULES)}])
+        folds = np.array([fold_of(number) for number in numbers.tolist()])
+        use, ratios = [], []
+        self.use = _inequality([fired.sum(0) for fired in found.fired])
+        for fold in np.flatnonzero(found.fold_tokens):
+            kept, left = folds != fold, [fired.sum(0) - fired[fold] for fired in found.fired]
+            tokens = max(int(found.fold_tokens.sum() - found.fold_tokens[fold]), 1)
             with np.errstate(invalid="ignore", divide="ignore"):
-                replicates = (weights @ shares[:, :, index, n]) / (weights @ count)[:, None]
-            for scheme in schemes_of(model):
-                assumed = Assumptions(scheme, attended, model.bytes_per_weight, together=k)
-                found_rows = bound_rows(name, model, layers, density, replicates, assumed, params.level, int((count > 0).sum()))
-                rows += [row for row in found_rows if row["quantity"] == "weight bytes"]
-    return pd.DataFrame(rows, columns=columns)
+                density = sums["union"][kept].sum(0) / sums["chunks"][kept].sum(0)
+                ratios.append(density / self._nulls([fired / tokens for fired in left])[..., 1])
+            use.append(_inequality(left))
+        self.use_replicates, self.ratios = np.array(use), np.array(ratios)
+        return self
+
+    @property
+    def rates(self) -> list[np.ndarray]:
+        """Share of tokens on which each unit is active, [R, U] for each site."""
+        return [fired.sum(0) / int(self.found.fold_tokens.sum()) for fired in self.found.fired]
+
+    @property
+    def documents(self) -> int:
+        """Documents with a token after the first of a window."""
+        return int((self.sums["chunks"][:, 0] > 0).sum())
+
+    def _nulls(self, rates: list[np.ndarray]) -> np.ndarray:
+        """Both nulls of the union for each site, rule and number of tokens, [L, R, K, 2]."""
+        return np.array([union_nulls(site, self.found.levels) for site in rates])
+
+    def _by_length(self, length: str, counted: str, count: str, **values: np.ndarray) -> pd.DataFrame:
+        """A row for each number of tokens that there are chunks (or windows) of, from arrays [L, R, K]."""
+        counts = self.sums[counted]
+        kept = counts.any(0)
+        cells = values | {count: counts.sum(0), "documents": (counts > 0).sum(0)}
+        sizes = [1 << n for n in np.flatnonzero(kept).tolist()]
+        frame = grid([*self.axes, {length: sizes}], **{name: array[..., kept] for name, array in cells.items()})
+        return frame.sort_values(["layer", "site", "rule", length], kind="stable")
+
+    def unions(self) -> pd.DataFrame:
+        """Union density against chunk length."""
+        density = self.draws.ratio(self.sums["union"], self.sums["chunks"][:, None, None, :])
+        nulls = self._nulls(self.rates)
+        ratio = _over(density.mean, nulls[..., 1])
+        low, high = jackknife_interval(ratio, self.ratios, self.draws.level)
+        return self._by_length(
+            "chunk", "chunks", "chunks", **density._asdict(), independent=nulls[..., 0], marginal=nulls[..., 1],
+            ratio=ratio, ratio_low=low, ratio_high=high,
+        )  # fmt: skip
+
+    def chunk_sparsity(self) -> pd.DataFrame:
+        """Token-level and chunk-level sparsity; the second is NaN where no window has 8 tokens after the first."""
+        sparsity = self.draws.ratio(self.sums["union"], self.sums["chunks"][:, None, None, :]).complement
+        columns = {}
+        for name, k in (("token", 1), ("chunk", CHUNK)):
+            n = k.bit_length() - 1
+            for column, values in zip(("sparsity", "low", "high"), sparsity, strict=True):
+                columns[f"{name}_{column}"] = values[:, :, n] if n < self.found.levels else np.nan
+        return grid(self.axes, **columns, documents=self.documents)
+
+    def aggregated(self) -> pd.DataFrame:
+        """Share of units that the first t tokens leave unused."""
+        unused = self.draws.ratio(self.sums["first"], self.sums["firsts"][:, None, None, :]).complement
+        nulls = 1 - self._nulls(self.rates)
+        return self._by_length(
+            "tokens", "firsts", "windows", **unused._asdict(), independent=nulls[..., 0], marginal=nulls[..., 1],
+            ratio=_over(unused.mean, nulls[..., 1]),
+        )  # fmt: skip
+
+    def neighbors(self) -> pd.DataFrame:
+        """Jaccard index of neighbours with both nulls."""
+        pairs, columns = self.sums["pairs"], {}
+        for name, prefix, values in (
+            ("mean", "", self.sums["overlap"]),
+            ("within", "within_", self.sums["within"]),
+            ("excess", "excess_", self.sums["overlap"] - self.sums["within"]),
+        ):
+            columns |= dict(zip((name, f"{prefix}low", f"{prefix}high"), self.draws.ratio(values, pairs), strict=True))
+        sample = self.found.sample
+        left = np.flatnonzero(sample.documents[:-1] != sample.documents[1:])
+        across, across_pairs = [], []
+        for n in range(len(self.found.sites)):
+            total, count = overlaps(np.ascontiguousarray(sample.parts[str(n)].transpose(1, 0, 2)), left, left + 1)
+            across.append(_over(total, count))
+            across_pairs.append(count)
+        columns |= {"across": np.array(across), "across_pairs": np.array(across_pairs)}
+        return grid(self.axes, **columns, pairs=pairs.sum(0), documents=(pairs > 0).sum(0))
+
+    def lorenz(self) -> pd.DataFrame:
+        """Lorenz curves."""
+        frames = []
+        for site, both in zip(self.found.sites, self.rates, strict=True):
+            for rule, rate in zip(RULES, both, strict=True):
+                units, firings = lorenz_curve(rate)
+                curve = {"units_share": units, "firings_share": firings}
+                frames.append(grid([curve], layer=site.layer, site=site.name, rule=rule))
+        return pd.concat(frames)
+
+    def concentration(self) -> pd.DataFrame:
+        """Inequality of units with intervals."""
+        low, high = (np.clip(ends, 0, 1) for ends in jackknife_interval(self.use, self.use_replicates, self.draws.level))
+        columns = {}
+        for index, (name, prefix) in enumerate((("gini", "gini"), ("hot_share", "hot"))):
+            columns |= {name: self.use[index], f"{prefix}_low": low[index], f"{prefix}_high": high[index]}
+        units = np.array([[site.width] for site in self.found.sites])
+        tokens = int(self.found.fold_tokens.sum())
+        return grid(self.axes, **columns, units=units, tokens=tokens, documents=len(self.found.documents))
+
+    def bounds(self, params: ActivationReuseParams, context: Context) -> list[dict[str, Any]]:
+        """Upper bounds on weight bytes when weights are read once for a chunk."""
+        hidden = [n for n, site in enumerate(self.found.sites) if site.role == "mlp.hook_post"]
+        if not hidden:
+            return []
+        model = read_dimensions(context.subject)
+        attended = default_attended(model, context.corpus.context) if params.attended is None else params.attended
+        layers = [self.found.sites[n].layer for n in hidden]
+        shares = self.sums["union"][:, hidden]  # [C, L, R, K]
+        rows: list[dict[str, Any]] = []
+        for index, rule in enumerate(RULES):
+            name = rule if rule == "nonzero" else f"energy {100 * params.use_share:g} %"
+            for k in BOUND_CHUNKS:
+                n = k.bit_length() - 1
+                if n >= self.found.levels or not self.sums["chunks"][:, n].any():
+                    continue
+                count, active = self.sums["chunks"][:, n], shares[:, :, index, n]
+                measured = (active.sum(0) / count.sum(), self.draws.replicates(active, count[:, None]))
+                for scheme in schemes_of(model):
+                    assumed = Assumptions(scheme, attended, model.bytes_per_weight, together=k)
+                    bounds = bound_rows(name, model, layers, *measured, assumed, self.draws, int((count > 0).sum()))
+                    rows += [row for row in bounds if row["quantity"] == "weight bytes"]
+        return rows
+
+
+def _over(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A / b; NaN where b is not positive."""
+    return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b > 0)
+
+
+def _inequality(fired: list[np.ndarray]) -> np.ndarray:
+    """Gini coefficient and hot share of how often the units of each site fired, [2, L, R]."""
+    return np.array([[measure(site.astype(float)) for site in fired] for measure in (gini_of_rates, hot_share)])

@@ -13,10 +13,11 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from sparsescope.activations.bound_table import COLUMNS as _BOUNDS
+from sparsescope.activations.bound_table import COLUMNS as BOUNDS
 from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.result import Column
 from sparsescope.core.spec import Params
+from sparsescope.core.tables import JACKKNIFED, PLACE, with_interval
 
 
 class ActivationSparsityParams(Params):
@@ -51,14 +52,8 @@ def percent_name(share: float) -> str:
     return f"{100 * share:.1f}".removesuffix(".0")
 
 
-_LAYER = Column("layer", "layer", "Layer, counted from 0 at the input.")
-_SITE = Column("site", "site", "Where in the model, by its TransformerLens name.")
 _METRIC = Column("metric", "metric", "Measure; the formulas stand with the figures.")
-_MEAN = (
-    Column("mean", "fraction", "Mean over tokens after the first of each window."),
-    Column("low", "fraction", "Lower end of the document-cluster bootstrap interval."),
-    Column("high", "fraction", "Upper end of the document-cluster bootstrap interval."),
-)
+_MEAN = with_interval(Column("mean", "fraction", "Mean over tokens after the first of each window."))
 _N = (
     Column("tokens", "count", "Tokens behind the row (for experts: tokens routed there)."),
     Column("documents", "count", "Documents behind the row; they are the independent units."),
@@ -66,7 +61,7 @@ _N = (
 
 TABLES: dict[str, tuple[Column, ...]] = {
     "per_layer": (
-        _LAYER, _SITE, _METRIC, *_MEAN,
+        *PLACE, _METRIC, *_MEAN,
         Column("sparsity", "fraction", "1 - mean where the measure is a density; empty otherwise."),
         Column("q05", "fraction", "5th percentile over tokens."),
         Column("q50", "fraction", "Median over tokens."),
@@ -75,20 +70,20 @@ TABLES: dict[str, tuple[Column, ...]] = {
         *_N,
     ),
     "by_position": (
-        _LAYER, _SITE,
+        *PLACE,
         Column("position", "position", "First position of the bin within its window; 0 is the first token."),
         Column("position_end", "position", "Last position of the bin."),
         _METRIC, *_MEAN, *_N,
     ),
-    "by_domain": (_LAYER, _SITE, Column("domain", "domain", "Domain label of the documents."), _METRIC, *_MEAN, *_N),
+    "by_domain": (*PLACE, Column("domain", "domain", "Domain label of the documents."), _METRIC, *_MEAN, *_N),
     "frequency": (
-        _LAYER, _SITE,
+        *PLACE,
         Column("rank", "fraction", "Share of the units of the layer that are used at least as often."),
         Column("nonzero", "fraction", "Share of tokens on which the unit at this rank is not exactly zero."),
         Column("in_use", "fraction", "Share of tokens on which the unit at this rank is in the energy set."),
     ),
     "unit_use": (
-        _LAYER, _SITE,
+        *PLACE,
         Column("rule", "label", "When a unit counts as firing: 'nonzero' or 'in use' (in the energy set)."),
         Column("units", "count", "Units of the layer."),
         Column("dead", "count", "Units that never fired."),
@@ -106,7 +101,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         *_N,
     ),
     "units": (
-        _LAYER, _SITE,
+        *PLACE,
         Column("neuron", "neuron", "Index of the unit at its site."),
         Column("nonzero", "fraction", "Share of tokens on which the unit is not exactly zero."),
         Column("in_use", "fraction", "Share of tokens on which the unit is in the energy set."),
@@ -116,10 +111,11 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("lifetime_sparseness", "fraction", "Treves-Rolls sparseness of |activation| over the tokens of the unit."),
     ),
     "lifetime": (
-        _LAYER, _SITE,
-        Column("mean", "fraction", "Mean lifetime sparseness over the units of the layer that were ever not zero."),
-        Column("low", "fraction", "Lower end of the jackknife interval over folds of documents."),
-        Column("high", "fraction", "Upper end of the jackknife interval over folds of documents."),
+        *PLACE,
+        *with_interval(
+            Column("mean", "fraction", "Mean lifetime sparseness over the units of the layer that were ever not zero."),
+            JACKKNIFED,
+        ),
         Column("q05", "fraction", "5th percentile over units."),
         Column("q50", "fraction", "Median over units."),
         Column("q95", "fraction", "95th percentile over units."),
@@ -128,7 +124,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("units", "count", "Units behind the row."),
         *_N,
     ),
-    "upper_bounds": _BOUNDS,
+    "upper_bounds": BOUNDS,
 }  # fmt: skip
 
 ANALYSIS = Analysis(
@@ -231,6 +227,7 @@ ANALYSIS = Analysis(
             citation="Li et al. 2023, arXiv:2210.06313; Amdahl 1967",
         ),
     ),
+    tables=TABLES,
     headline=(
         "mean_nonzero", "mean_zero_sparsity", "mean_density_energy_90", "mean_sparsity_energy_90", "mean_density_l1_90",
         "mean_sparsity_l1_90", "mean_gini", "mean_hoyer",

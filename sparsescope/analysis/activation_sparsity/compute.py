@@ -7,30 +7,32 @@ Shapes: C documents, L sites, P position bins, S statistics.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from sparsescope.activations.accumulators import SHAPE_BINS, SiteStatistics, SparsityAccumulator
-from sparsescope.activations.bound_table import interval_of
 from sparsescope.activations.context import Context
-from sparsescope.analysis.activation_sparsity import TABLES, ActivationSparsityParams, percent_name
+from sparsescope.activations.sparsity_accumulator import SHAPE_BINS, SiteStatistics, SparsityAccumulator
+from sparsescope.analysis.activation_sparsity import ActivationSparsityParams, percent_name
 from sparsescope.analysis.activation_sparsity.savings import bounds_of
-from sparsescope.core.result import Interval, Result
+from sparsescope.core.result import Result
+from sparsescope.core.tables import grid, places
 from sparsescope.errors import SubjectError
 from sparsescope.kernels.row_statistics import SHAPE_MEASURES
+from sparsescope.metrics.estimates import DocumentBootstrap, Estimate, note_few_documents
 from sparsescope.metrics.jackknife import jackknife_interval
 from sparsescope.metrics.sparsity import half_normal_reference, treves_rolls_from_sums
 from sparsescope.metrics.statistics import (
-    bootstrap_weights,
-    cluster_interval,
     effective_tokens,
     histogram_quantiles,
     mean_over_present,
     pooled_intraclass_correlation,
     zero_events_bound,
 )
+
+if TYPE_CHECKING:
+    from sparsescope.models.sites import Site
 
 RULES = ("nonzero", "in use")
 ALWAYS_ON = 0.99
@@ -55,82 +57,54 @@ def result(params: ActivationSparsityParams, context: Context, accumulated: Spar
     """Build the result from the sums."""
     statistics = accumulated.finish()
     sites, metrics = accumulated.sites, metric_names(params.shares)
-    # Order by document, so that the bootstrap does not depend on the order in which shards were merged.
-    keys = sorted(accumulated.clusters, key=lambda key: (key[1], key[0]))
-    order = [accumulated.clusters[key] for key in keys]
-    strata = np.array([domain for domain, _ in keys])
+    order, strata, _ = accumulated.by_document()
     sums = np.stack([statistics[site.name].sums[order] for site in sites], axis=1)  # [C, L, P, S]
     tokens = np.stack([statistics[site.name].counts[order] for site in sites], axis=1)  # [C, L, P, 2]
     # Shape measures are means over the tokens that have a shape: the non-zero vectors.
     shaped = np.array([metric in SHAPE_MEASURES for metric in metrics])
     counts = np.where(shaped, tokens[..., 1:2], tokens[..., 0:1])  # [C, L, P, S]
-    weights = bootstrap_weights(strata, params.resamples, params.seed)
-
-    out = Result("activation_sparsity")
+    draws = DocumentBootstrap.draw(strata, params.resamples, params.seed, params.level)
     later_sums, later_counts = sums[:, :, 1:].sum(2), counts[:, :, 1:].sum(2)
     if not later_counts.any():
         raise SubjectError(
             "there is no token after the first of a window, and the first one is not measured with the others",
             where=f"corpus {context.corpus.name}",
-            got=f"{context.corpus.n_tokens} tokens in {len(keys)} documents",
+            got=f"{context.corpus.n_tokens} tokens in {len(order)} documents",
             next_step="read more text: a larger token budget, or longer documents",
         )
-    per_layer = cluster_interval(later_sums, later_counts, weights, params.level)
-    out.add_table("per_layer", _per_layer(sites, metrics, per_layer, later_counts, statistics), TABLES["per_layer"])
-    by_position = cluster_interval(sums, counts, weights, params.level)
-    out.add_table("by_position", _by_position(sites, metrics, accumulated.bins, by_position, counts), TABLES["by_position"])
+    out = Result("activation_sparsity")
+    place, measures = places(sites), {"metric": metrics}
+    per_layer = draws.ratio(later_sums, later_counts)
+    frame = _long([place, measures], per_layer, later_counts)
+    q05, q50, q95 = np.moveaxis(np.stack([_quantiles(statistics[site.name]) for site in sites]), -1, 0).reshape(3, -1)
+    sparsity = np.where(frame["metric"].str.startswith("density_"), 1 - frame["mean"], np.nan)
+    references = [half_normal_reference(metric) for metric in metrics] * len(sites)
+    out.add("per_layer", frame.assign(sparsity=sparsity, q05=q05, q50=q50, q95=q95, reference=references))
+    first, last = zip(*accumulated.bins, strict=True)
+    frame = _long([place, {"position": first, "position_end": last}, measures], draws.ratio(sums, counts), counts)
+    out.add("by_position", frame[frame["tokens"] > 0].sort_values(["layer", "site", "position"], kind="stable"))
     frames = []
     for domain in np.unique(strata):
         member = strata == domain
-        interval = cluster_interval(later_sums[member], later_counts[member], weights[:, member], params.level)
-        frame = _long(sites, metrics, interval, later_counts[member])
-        frame.insert(2, "domain", context.corpus.domains[domain])
-        frames.append(frame)
-    out.add_table("by_domain", pd.concat(frames, ignore_index=True), TABLES["by_domain"])
-    out.add_table("frequency", _frequency(sites, statistics), TABLES["frequency"])
-    out.add_table("unit_use", _unit_use(sites, statistics, params.level), TABLES["unit_use"])
-    out.add_table("units", _units(sites, statistics), TABLES["units"])
-    population = per_layer[0][:, metrics.index("treves_rolls")]
-    out.add_table("lifetime", _lifetime(sites, statistics, population, params.level), TABLES["lifetime"])
-    bounds = bounds_of(params, context, sites, metrics, later_sums, later_counts, weights)
-    out.add_table("upper_bounds", pd.DataFrame(bounds, columns=[c.name for c in TABLES["upper_bounds"]]), TABLES["upper_bounds"])
-    _scalars(out, params, metrics, later_sums, later_counts, weights, statistics)
-    _bound_scalars(out, bounds, params.level)
-    _notes(out, context, accumulated, len(keys), per_layer[0][:, 0])
+        found = draws.among(member).ratio(later_sums[member], later_counts[member])
+        frames.append(_long([place, measures], found, later_counts[member]).assign(domain=context.corpus.domains[domain]))
+    out.add("by_domain", pd.concat(frames))
+    out.add("frequency", pd.concat([_frequency(site, statistics[site.name]) for site in sites]))
+    out.add("unit_use", [row for site in sites for row in _unit_use(site, statistics[site.name], params.level)])
+    out.add("units", pd.concat([_units(site, statistics[site.name]) for site in sites]))
+    lifetimes = [_lifetime(site, statistics[site.name], params.level) for site in sites]
+    out.add("lifetime", pd.DataFrame(lifetimes).assign(population=per_layer.mean[:, metrics.index("treves_rolls")]))
+    bounds = bounds_of(params, context, sites, metrics, later_sums, later_counts, draws)
+    out.add("upper_bounds", bounds)
+    _scalars(out, params, metrics, later_sums, later_counts, draws, statistics)
+    _bound_scalars(out, bounds, draws)
+    _notes(out, context, accumulated, per_layer.mean[:, 0])
     return out
 
 
-def _long(sites: Any, metrics: list[str], interval: tuple[np.ndarray, ...], counts: np.ndarray) -> pd.DataFrame:
-    """One row for each site and metric, from arrays [L, S]; ``counts`` is [C, L, S]."""
-    mean, low, high = interval
-    n = len(metrics)
-    return pd.DataFrame(
-        {
-            "layer": np.repeat([site.layer for site in sites], n),
-            "site": np.repeat([site.name for site in sites], n),
-            "metric": metrics * len(sites),
-            "mean": mean.reshape(-1),
-            "low": low.reshape(-1),
-            "high": high.reshape(-1),
-            "tokens": counts.sum(0).reshape(-1),
-            "documents": (counts > 0).sum(0).reshape(-1),
-        }
-    )
-
-
-def _per_layer(
-    sites: Any, metrics: list[str], interval: tuple[np.ndarray, ...], counts: np.ndarray, statistics: dict[str, SiteStatistics]
-) -> pd.DataFrame:
-    """Means, intervals and quantiles over tokens, with what a half-normal vector gives."""
-    frame = _long(sites, metrics, interval, counts)
-    is_density = frame["metric"].str.startswith("density_")
-    frame.insert(6, "sparsity", np.where(is_density, 1 - frame["mean"], np.nan))
-    quantiles = np.stack([_quantiles(statistics[site.name]) for site in sites])  # [L, S, 3]
-    for offset, name in enumerate(("q05", "q50", "q95")):
-        frame.insert(7 + offset, name, quantiles[:, :, offset].reshape(-1))
-    references = [half_normal_reference(metric) for metric in metrics]
-    frame.insert(10, "reference", references * len(sites))
-    return frame
+def _long(axes: list[dict[str, Any]], found: Estimate, counts: np.ndarray) -> pd.DataFrame:
+    """One row for each cell, from arrays over the axes; ``counts`` has documents before them."""
+    return grid(axes, **found._asdict(), tokens=counts.sum(0), documents=(counts > 0).sum(0))
 
 
 def _quantiles(statistics: SiteStatistics) -> np.ndarray:
@@ -154,126 +128,76 @@ def _count_quantiles(counts: np.ndarray, wanted: tuple[float, ...]) -> np.ndarra
     return np.searchsorted(np.cumsum(counts), np.ceil(np.asarray(wanted) * total)).astype(float)
 
 
-def _by_position(
-    sites: Any, metrics: list[str], bins: tuple[tuple[int, int], ...], interval: tuple[np.ndarray, ...], counts: np.ndarray
-) -> pd.DataFrame:
-    """One row for each site, position bin and metric that any token fell into."""
-    frames = []
-    for index, (first, last) in enumerate(bins):
-        frame = _long(sites, metrics, tuple(part[:, index] for part in interval), counts[:, :, index])
-        frame.insert(2, "position", first)
-        frame.insert(3, "position_end", last)
-        frames.append(frame)
-    frame = pd.concat(frames, ignore_index=True)
-    return frame[frame["tokens"] > 0].sort_values(["layer", "site", "position"], kind="stable", ignore_index=True)
-
-
 def _rates(statistics: SiteStatistics) -> np.ndarray:
     """Share of tokens on which each unit fired, [2, U]; NaN when the site saw no token."""
     tokens = statistics.lengths[1]
     return statistics.fired / tokens if tokens else np.full(statistics.fired.shape, np.nan)
 
 
-def _frequency(sites: Any, statistics: dict[str, SiteStatistics]) -> pd.DataFrame:
+def _frequency(site: Site, found: SiteStatistics) -> pd.DataFrame:
     """Rates sorted from the most used unit down, at fixed shares of the units."""
-    frames = []
-    for site in sites:
-        rates = -np.sort(-_rates(statistics[site.name]), axis=1)
-        points = np.unique(np.linspace(0, rates.shape[1] - 1, FREQUENCY_POINTS).round().astype(int))
-        frames.append(
-            pd.DataFrame(
-                {
-                    "layer": site.layer,
-                    "site": site.name,
-                    "rank": (points + 1) / rates.shape[1],
-                    "nonzero": rates[0, points],
-                    "in_use": rates[1, points],
-                }
-            )
-        )
-    return pd.concat(frames, ignore_index=True)
+    rates = -np.sort(-_rates(found), axis=1)
+    points = np.unique(np.linspace(0, site.width - 1, FREQUENCY_POINTS).round().astype(int))
+    shares = {"rank": (points + 1) / site.width}
+    return grid([shares], layer=site.layer, site=site.name, nonzero=rates[0, points], in_use=rates[1, points])
 
 
-def _unit_use(sites: Any, statistics: dict[str, SiteStatistics], level: float) -> pd.DataFrame:
-    """Dead and always-on units with bounds that count tokens of one document as dependent."""
+def _unit_use(site: Site, found: SiteStatistics, level: float) -> list[dict[str, Any]]:
+    """Dead and always-on units with bounds that count tokens of one document as dependent; a row for each rule."""
+    documents, tokens, squared = (int(n) for n in found.lengths)
     rows = []
-    for site in sites:
-        found = statistics[site.name]
-        documents, tokens, squared = (int(n) for n in found.lengths)
-        rates = _rates(found)
-        for index, rule in enumerate(RULES):
-            rate = rates[index]
-            p = rate if tokens else np.zeros(site.width)
-            spread = found.fired_squared[index] - 2 * p * found.fired_by_length[index] + p * p * squared
-            # Pooled over units, since a unit that always or never fires has no correlation of its own. With hardly any
-            # event to pool, the documents are taken as the only independent units (ICC = 1).
-            variance = (p * (1 - p)).sum()
-            enough = tokens * variance >= MIN_EVENTS
-            icc = pooled_intraclass_correlation(spread.sum(), variance, tokens, squared, documents) if enough else 1.0
-            n_effective = effective_tokens(tokens, squared, icc)
-            bound = zero_events_bound(n_effective, level)
-            dead, on = rate == 0, rate > ALWAYS_ON
-            # An expert that no token was routed to has units of which nothing is known.
-            known = 1.0 if tokens else np.nan
-            row = {"layer": site.layer, "site": site.name, "rule": rule, "units": site.width}
-            row |= {"dead": int(dead.sum()), "dead_share": known * dead.mean(), "dead_bound": bound}
-            row |= {"always_on": int(on.sum()), "always_on_share": known * on.mean(), "always_on_bound": 1 - bound}
-            row |= {f"below_{100 * limit:g}%": known * (rate < limit).mean() for limit in (0.001, 0.01, 0.1, 0.5)}
-            row |= {"icc": icc, "effective_tokens": n_effective, "tokens": tokens, "documents": documents}
-            rows.append(row)
-    return pd.DataFrame(rows)
+    for index, rate in enumerate(_rates(found)):
+        p = rate if tokens else np.zeros(site.width)
+        spread = found.fired_squared[index] - 2 * p * found.fired_by_length[index] + p * p * squared
+        # Pooled over units, since a unit that always or never fires has no correlation of its own. With hardly any
+        # event to pool, the documents are taken as the only independent units (ICC = 1).
+        variance = (p * (1 - p)).sum()
+        enough = tokens * variance >= MIN_EVENTS
+        icc = pooled_intraclass_correlation(spread.sum(), variance, tokens, squared, documents) if enough else 1.0
+        n_effective = effective_tokens(tokens, squared, icc)
+        bound = zero_events_bound(n_effective, level)
+        dead, on = rate == 0, rate > ALWAYS_ON
+        # An expert that no token was routed to has units of which nothing is known.
+        known = 1.0 if tokens else np.nan
+        row = {"layer": site.layer, "site": site.name, "rule": RULES[index], "units": site.width}
+        row |= {"dead": int(dead.sum()), "dead_share": known * dead.mean(), "dead_bound": bound}
+        row |= {"always_on": int(on.sum()), "always_on_share": known * on.mean(), "always_on_bound": 1 - bound}
+        row |= {f"below_{100 * limit:g}%": known * (rate < limit).mean() for limit in (0.001, 0.01, 0.1, 0.5)}
+        rows.append(row | {"icc": icc, "effective_tokens": n_effective, "tokens": tokens, "documents": documents})
+    return rows
 
 
-def _units(sites: Any, statistics: dict[str, SiteStatistics]) -> pd.DataFrame:
+def _units(site: Site, found: SiteStatistics) -> pd.DataFrame:
     """One row for each unit."""
-    frames = []
-    for site in sites:
-        found = statistics[site.name]
-        rates = _rates(found)
-        frames.append(
-            pd.DataFrame(
-                {
-                    "layer": site.layer,
-                    "site": site.name,
-                    "neuron": np.arange(site.width),
-                    "nonzero": rates[0],
-                    "in_use": rates[1],
-                    "documents_nonzero": found.fired_documents[0],
-                    "documents_in_use": found.fired_documents[1],
-                    "mean_magnitude": found.magnitude.sum(0) / max(int(found.lengths[1]), 1),
-                    "lifetime_sparseness": treves_rolls_from_sums(
-                        found.magnitude.sum(0), found.energy.sum(0), int(found.lengths[1])
-                    ),
-                }
-            )
-        )
-    return pd.concat(frames, ignore_index=True)
+    nonzero, in_use = _rates(found)
+    magnitude, tokens = found.magnitude.sum(0), int(found.lengths[1])
+    return grid(
+        [{"neuron": np.arange(site.width)}], layer=site.layer, site=site.name, nonzero=nonzero, in_use=in_use,
+        documents_nonzero=found.fired_documents[0], documents_in_use=found.fired_documents[1],
+        mean_magnitude=magnitude / max(tokens, 1),
+        lifetime_sparseness=treves_rolls_from_sums(magnitude, found.energy.sum(0), tokens),
+    )  # fmt: skip
 
 
-def _lifetime(sites: Any, statistics: dict[str, SiteStatistics], population: np.ndarray, level: float) -> pd.DataFrame:
-    """Lifetime sparseness over the units of each site; intervals leave out a fold of documents in turn."""
-    rows = []
-    for index, site in enumerate(sites):
-        found = statistics[site.name]
-        total, energy, tokens = found.magnitude.sum(0), found.energy.sum(0), int(found.fold_tokens.sum())
-        units = treves_rolls_from_sums(total, energy, tokens)
-        replicates = [
-            treves_rolls_from_sums(total - found.magnitude[fold], energy - found.energy[fold], tokens - found.fold_tokens[fold])
-            for fold in np.flatnonzero(found.fold_tokens)
-        ]
-        mean = mean_over_present(units, 0)
-        means = mean_over_present(np.array(replicates).reshape(-1, site.width), 1)
-        low, high = jackknife_interval(mean, means, level)
-        known = units[np.isfinite(units)]
-        quantiles = np.quantile(known, (0.05, 0.5, 0.95)) if len(known) else np.full(3, np.nan)
-        row = {"layer": site.layer, "site": site.name, "mean": float(mean), "low": max(float(low), 0.0), "high": float(high)}
-        row |= dict(zip(("q05", "q50", "q95"), map(float, quantiles), strict=True))
-        row |= {"population": float(population[index]), "reference": half_normal_reference("treves_rolls")}
-        rows.append(row | {"units": len(known), "tokens": tokens, "documents": int(found.lengths[0])})
-    return pd.DataFrame(rows)
+def _lifetime(site: Site, found: SiteStatistics, level: float) -> dict[str, Any]:
+    """Lifetime sparseness over the units of a site; the interval leaves out a fold of documents in turn."""
+    total, energy, tokens = found.magnitude.sum(0), found.energy.sum(0), int(found.fold_tokens.sum())
+    units = treves_rolls_from_sums(total, energy, tokens)
+    replicates = [
+        treves_rolls_from_sums(total - found.magnitude[fold], energy - found.energy[fold], tokens - found.fold_tokens[fold])
+        for fold in np.flatnonzero(found.fold_tokens)
+    ]
+    mean = mean_over_present(units, 0)
+    low, high = jackknife_interval(mean, mean_over_present(np.array(replicates).reshape(-1, site.width), 1), level)
+    known = units[np.isfinite(units)]
+    quantiles = np.quantile(known, (0.05, 0.5, 0.95)) if len(known) else np.full(3, np.nan)
+    row = {"layer": site.layer, "site": site.name, "mean": float(mean), "low": max(float(low), 0.0), "high": float(high)}
+    row |= dict(zip(("q05", "q50", "q95"), map(float, quantiles), strict=True))
+    row |= {"reference": half_normal_reference("treves_rolls")}
+    return row | {"units": len(known), "tokens": tokens, "documents": int(found.lengths[0])}
 
 
-def _bound_scalars(out: Result, bounds: list[dict[str, Any]], level: float) -> None:
+def _bound_scalars(out: Result, bounds: list[dict[str, Any]], draws: DocumentBootstrap) -> None:
     """Bounds that need no predictor, as scalars."""
     for row in bounds:
         if row["scheme"] != "first matrix computed":
@@ -286,7 +210,7 @@ def _bound_scalars(out: Result, bounds: list[dict[str, Any]], level: float) -> N
             "fraction",
             f"upper bound on the {row['quantity']} of one decoded token saved by skipping inactive units; active: {row['rule']}; "
             f"{row['assumptions']}",
-            interval=interval_of(row, level),
+            interval=draws.between(row["low"], row["high"], row["documents"]),
         )
 
 
@@ -296,37 +220,27 @@ def _scalars(
     metrics: list[str],
     sums: np.ndarray,
     counts: np.ndarray,
-    weights: np.ndarray,
+    draws: DocumentBootstrap,
     statistics: dict[str, SiteStatistics],
 ) -> None:
     """Headline numbers: means over sites of the means over tokens; sites that saw no token are left out."""
     seen = counts.sum(0)[:, 0] > 0
+    sums, counts = sums[:, seen], counts[:, seen]
     with np.errstate(invalid="ignore", divide="ignore"):
-        per_site = sums[:, seen].sum(0) / counts[:, seen].sum(0)
-        replicates = np.tensordot(weights, sums[:, seen], 1) / np.tensordot(weights, counts[:, seen].astype(float), 1)
-    spread = mean_over_present(replicates, axis=1)  # [B, S]; a rare expert may be absent from a resample
-    mean = per_site.mean(0)  # [S]
+        mean = (sums.sum(0) / counts.sum(0)).mean(0)  # [S]
+    spread = mean_over_present(draws.replicates(sums, counts), axis=1)  # [B, S]; a rare expert may be absent from a resample
     documents = int((counts.sum((1, 2)) > 0).sum())
-    tail = (1 - params.level) / 2
-
-    def interval(values: np.ndarray) -> Interval | None:
-        if documents < 2 or not np.isfinite(values).any():
-            return None
-        low, high = np.nanquantile(values, [tail, 1 - tail])
-        return Interval(float(low), float(high), params.level, "document-cluster bootstrap, percentile", documents)
-
     over = f"mean over {int(seen.sum())} sites of the mean over tokens after the first of each window"
     for index, metric in enumerate(metrics):
         # Column names follow the table, with the shorter names that people ask for.
         name = "mean_nonzero" if metric == "density_nonzero" else f"mean_{metric}"
         kind = "density" if metric.startswith("density") else metric
-        unit = "fraction" if kind == "density" else ""
-        out.add_scalar(name, mean[index], unit, f"{kind} {_meaning(metric)}: {over}", interval=interval(spread[:, index]))
+        unit, text = "fraction" if kind == "density" else "", f"{kind} {_meaning(metric)}: {over}"
+        out.add_scalar(name, mean[index], unit, text, interval=draws.interval(spread[:, index], documents))
         if kind == "density":
             other = "mean_zero_sparsity" if index == 0 else name.replace("density", "sparsity")
-            out.add_scalar(
-                other, 1 - mean[index], unit, f"sparsity = 1 - {name}: {over}", interval=interval(1 - spread[:, index])
-            )
+            interval = draws.interval(1 - spread[:, index], documents)
+            out.add_scalar(other, 1 - mean[index], unit, f"sparsity = 1 - {name}: {over}", interval=interval)
     rates = [_rates(statistics[name]) for name in statistics]
     for index in range(len(RULES)):
         suffix = "" if index == 0 else "_in_use"
@@ -361,8 +275,9 @@ def _meaning(metric: str) -> str:
     }[metric]
 
 
-def _notes(out: Result, context: Context, accumulated: SparsityAccumulator, documents: int, nonzero: np.ndarray) -> None:
+def _notes(out: Result, context: Context, accumulated: SparsityAccumulator, nonzero: np.ndarray) -> None:
     """Say what the reader has to know."""
+    documents = len(accumulated.clusters)
     identity = context.subject.identity
     if identity.origin_precision != identity.dtype:
         out.note(
@@ -392,10 +307,7 @@ def _notes(out: Result, context: Context, accumulated: SparsityAccumulator, docu
             "clusters, and 'documents' in the tables counts them.",
             "per_layer",
         )
-    if documents < 2:
-        out.note("warning", "All text is one document: no interval can be given.", "per_layer")
-    elif documents < 10:
-        out.note("warning", f"Only {documents} documents: bootstrap intervals are likely too narrow.", "per_layer")
+    note_few_documents(out, documents, "per_layer")
     if accumulated.zero_vectors:
         out.note(
             "info",

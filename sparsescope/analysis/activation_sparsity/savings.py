@@ -2,7 +2,7 @@
 
 Active units are those that are not exactly zero, or those in the set with a large share of the energy. Only hidden layers
 of MLPs count; a layer with experts has the density of the experts that run, weighted by the tokens that they get.
-Shapes: C documents, L sites, B resamples, S statistics.
+Shapes: C documents, L sites, S statistics.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sparsescope.models.dimensions import read_dimensions
 
 if TYPE_CHECKING:
     from sparsescope.activations.context import Context
+    from sparsescope.metrics.estimates import DocumentBootstrap
     from sparsescope.models.sites import Site
 
 ENERGY_SHARES = (0.9, 0.99)
@@ -30,7 +31,7 @@ def bounds_of(
     metrics: list[str],
     sums: np.ndarray,
     counts: np.ndarray,
-    weights: np.ndarray,
+    draws: DocumentBootstrap,
 ) -> list[dict[str, Any]]:
     """Rows of ``upper_bounds`` for each rule and scheme.
 
@@ -41,7 +42,7 @@ def bounds_of(
         metrics: Metric ids, [S].
         sums: [C, L, S] statistics summed over the tokens of each document.
         counts: [C, L, S] tokens.
-        weights: [B, C] resamples of documents.
+        draws: Resamples of the documents.
 
     Returns:
         Nothing where no hidden layer of an MLP was measured.
@@ -60,12 +61,10 @@ def bounds_of(
         column = metrics.index(metric)
         active = (sums[:, hidden, column] * width) @ member.T  # [C, layer], units active, added over tokens
         running = (counts[:, hidden, column] * width) @ member.T
-        with np.errstate(invalid="ignore", divide="ignore"):
-            replicates = (weights @ active) / (weights @ running)
-        density = active.sum(0) / running.sum(0)
+        measured = (active.sum(0) / running.sum(0), draws.replicates(active, running))
         for scheme in schemes_of(model):
             assumptions = Assumptions(scheme, attended, model.bytes_per_weight)
-            rows += bound_rows(rule, model, layers, density, replicates, assumptions, params.level, documents)
+            rows += bound_rows(rule, model, layers, *measured, assumptions, draws, documents)
     return rows
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparsescope.activations.accumulators import SparsityAccumulator
 from sparsescope.activations.capture import LiveSource
 from sparsescope.activations.gradients import shrink_sums
 from sparsescope.activations.losses import token_losses
+from sparsescope.activations.sparsity_accumulator import SparsityAccumulator
 from sparsescope.errors import SubjectError
 from sparsescope.kernels.row_statistics import SHAPE_MEASURES
 from sparsescope.models.controls import shuffle_mlp_inputs
@@ -83,8 +83,7 @@ def _densities(
     for batch in LiveSource(subject, corpus, accumulator.sites):
         accumulator.update(batch)
     statistics = accumulator.finish()
-    keys = sorted(accumulator.clusters, key=lambda key: (key[1], key[0]))
-    order = [accumulator.clusters[key] for key in keys]
+    order, domains, _ = accumulator.by_document()
     found = [statistics[site.name] for site in accumulator.sites]
     sums = np.stack([entry.sums[order][:, 1:, _PICKED].sum(1) for entry in found], axis=1)
     tokens = np.stack([entry.counts[order][:, 1:].sum(1) for entry in found], axis=1)  # [D, L, 2]: tokens, non-zero vectors
@@ -99,7 +98,7 @@ def _densities(
         "always_on": np.stack([(rate > ALWAYS_ON).mean(1) for rate in rates]) * known,
         "seen": seen,
     }
-    return {"sums": sums, "counts": counts, "domain": np.array([domain for domain, _ in keys], np.float64)}, use
+    return {"sums": sums, "counts": counts, "domain": domains.astype(np.float64)}, use
 
 
 def _losses(subject: Subject, corpus: TokenizedCorpus) -> dict[str, NDArray[np.float64]]:

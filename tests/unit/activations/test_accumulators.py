@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparsescope.activations.accumulators import MAX_CLUSTERS, SHAPE_BINS, SparsityAccumulator, position_bins
+from sparsescope.activations.accumulators import MAX_CLUSTERS
+from sparsescope.activations.sparsity_accumulator import SHAPE_BINS, SparsityAccumulator, position_bins
 from sparsescope.activations.capture import ActivationBatch
 from sparsescope.errors import SpecError
 from sparsescope.metrics import sparsity as m

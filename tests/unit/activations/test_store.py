@@ -8,7 +8,7 @@ import torch
 
 import sparsescope as ss
 from sparsescope.activations import store as module
-from sparsescope.activations.accumulators import SparsityAccumulator
+from sparsescope.activations.sparsity_accumulator import SparsityAccumulator
 from sparsescope.activations.store import ActivationStore, write_store
 from sparsescope.errors import ArtifactError
 

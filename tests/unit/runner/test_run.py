@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sparsescope as ss
-from sparsescope.activations.accumulators import SparsityAccumulator
+from sparsescope.activations.sparsity_accumulator import SparsityAccumulator
 from sparsescope.core.artifact import Store
 from sparsescope.errors import ArtifactError, SpecError, SubjectError
 from sparsescope.runner import engine
