@@ -92,6 +92,8 @@ class Column:
         kind: One of ``COLUMN_KINDS``.
         description: One sentence with the formula where there is one.
         unit: Unit of the values; empty for counts, fractions and labels.
+        low_of: Of the lower end of an interval, the column that it belongs to.
+        high_of: Of the upper end.
 
     Raises:
         SpecError: If ``kind`` is not in the vocabulary.
@@ -103,6 +105,8 @@ class Column:
     kind: str
     description: str
     unit: str = ""
+    low_of: str = ""
+    high_of: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in COLUMN_KINDS:
