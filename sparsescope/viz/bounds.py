@@ -79,17 +79,6 @@ def _bars(figure: go.Figure, rows: pd.DataFrame, groups: list[object], scheme: s
         "array": (rows["high"].astype(float) - saved).clip(lower=0).fillna(0.0),
         "arrayminus": (saved - rows["low"].astype(float)).clip(lower=0).fillna(0.0),
     }
-    name = _SCHEMES[scheme]
-    figure.add_bar(
-        x=[str(g) for g in groups],
-        y=saved,
-        name=name,
-        legendgroup=name,
-        showlegend=column == 1,
-        marker={"color": color, "line": {"width": 0}},
-        error_y={"type": "data", "thickness": 1.2, "width": 3, "color": theme.INK["light"], **spread},
-        customdata=texts,
-        hovertemplate=f"%{{customdata}}<extra>{name}</extra>",
-        row=1,
-        col=column,
-    )
+    error = {"type": "data", "thickness": 1.2, "width": 3, "color": theme.INK["light"], **spread}
+    x = [str(g) for g in groups]
+    fig.bars(figure, x, saved, _SCHEMES[scheme], color=color, texts=texts, column=column, error_y=error)
