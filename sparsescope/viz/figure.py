@@ -158,7 +158,7 @@ def line(
     )
 
 
-def _hover(texts: Sequence[str], label: str = "") -> dict[str, Any]:
+def _hover(texts: Sequence[str], label: str) -> dict[str, Any]:
     """Trace options of hover texts; ``label`` stands beside them."""
     shown = [display(text, limit=200) for text in texts]
     return {"customdata": shown, "hovertemplate": f"%{{customdata}}<extra>{label}</extra>"}
@@ -201,7 +201,7 @@ def bars(
         y: Heights.
         name: Name in the legend.
         color: Hex color of the light palette.
-        texts: Hover text of each bar.
+        texts: Hover text of each bar; the name stands beside it.
         row: Panel row, from 1.
         column: Panel column, from 1.
         **options: Further plotly trace options.
@@ -216,7 +216,7 @@ def bars(
         marker={"color": color, "line": {"width": 0}},
         row=row,
         col=column,
-        **_hover(texts),
+        **_hover(texts, label),
         **options,
     )
 

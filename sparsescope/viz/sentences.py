@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sparsescope.core.result import Result, format_number
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _DASH = "\N{EN DASH}"
 NO_INTERVALS = "no intervals: they need two documents or more"
@@ -46,3 +50,10 @@ def band_text(result: Result, what: str = "document-cluster bootstrap interval")
     """Say what the bands are, or why there are none."""
     level = level_of(result)
     return NO_INTERVALS if level is None else f"bands: {100 * level:g} % {what}"
+
+
+def paired_text(table: pd.DataFrame) -> str:
+    """Say what the bands of paired differences are, from a table with ``low`` and ``documents``."""
+    if table["low"].isna().all():
+        return NO_INTERVALS
+    return f"bands: paired document-cluster bootstrap, {int(table['documents'].max())} documents"

@@ -53,7 +53,8 @@ def spectrum(result: Result) -> fig.Figure:
     figure = fig.panels(height=400)
     shades = layer_shades(table)
     layer_lines(
-        figure, table, "components", "energy", lambda at, held: f"{at.site}: {at.components} components hold {held} of the variance",
+        figure, table, "components", "energy",
+        lambda at, held: f"{at.site}: {at.components} components hold {held} of the variance",
         shades=shades, split=("site",), most=fig.MAX_MARKS // (table["site"].nunique() + 1) - 1, width=1.3,
     )  # fmt: skip
     sites = [rows.sort_values("components") for _, rows in table.groupby("site")]
