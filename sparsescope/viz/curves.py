@@ -50,6 +50,7 @@ def curve(
     reference: str = "",
     reference_name: str = "",
     reference_color: str = "",
+    band: bool = True,
     alpha: float = 0.18,
     legend: bool = False,
     row: int = 1,
@@ -71,6 +72,7 @@ def curve(
         reference: The column that is drawn dotted, where it has values; empty for none.
         reference_name: Name of the dotted line.
         reference_color: Its color; that of the line when empty.
+        band: Whether the interval is drawn; hover texts have it in any case.
         alpha: Opacity of the band.
         legend: Whether the line is in the legend, once for all lines of this name.
         row: Panel row, from 1.
@@ -86,7 +88,7 @@ def curve(
         return math.nan
     place: dict[str, Any] = {"row": row, "column": column}
     ends = interval_of(columns, y)
-    if ends is not None:
+    if ends is not None and band:
         fig.band(figure, rows[x], rows[ends[0]], rows[ends[1]], color=color, alpha=alpha, **place)
     low, high = (rows[end] for end in ends) if ends is not None else (values * math.nan,) * 2
     shown = [with_interval(*ends_of, show=show) for ends_of in zip(values.tolist(), low, high, strict=True)]

@@ -25,12 +25,12 @@ def neighbors(result: Result) -> fig.Figure:
     role = found.roles[0]
     for column, rule in enumerate(rules, 1):
         rows = rows_of(found, role, rule=rule)
-        place: dict[str, Any] = {"columns": columns, "show": "{:.4f}".format, "legend": True, "column": column}
-        curve(figure, rows, "mean", "consecutive tokens", color=theme.BLUE, text=_order_adds, **place)
-        look = {"color": theme.VERMILION, "dash": "dash", "symbol": "square"}
-        curve(figure, rows, "within", "same document, random order", **look, **place)
-        look = {"color": theme.SLATE, "dash": "dot", "symbol": "diamond"}
-        curve(figure, rows, "across", "different documents", **look, **place | {"columns": ()})
+        look: dict[str, Any] = {"columns": columns, "show": "{:.4f}".format, "legend": True, "column": column}
+        curve(figure, rows, "mean", "consecutive tokens", color=theme.BLUE, text=_order_adds, **look)
+        look |= {"color": theme.VERMILION, "dash": "dash", "symbol": "square"}
+        curve(figure, rows, "within", "same document, random order", **look)
+        look |= {"color": theme.SLATE, "dash": "dot", "symbol": "diamond", "columns": ()}
+        curve(figure, rows, "across", "different documents", **look)
     layer_axis(figure, found.frame)
     fig.y_axes(figure, "Jaccard index of two tokens", rangemode="tozero")
     figure.update_layout(showlegend=True)
