@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
 from sparsescope.viz.sentences import percent
@@ -21,12 +22,12 @@ _SCHEMES = {
 }
 
 
-def draw_bounds(table: pd.DataFrame, *, subject: str = "", group: str = "rule", group_name: str = "active units") -> go.Figure:
+def draw_bounds(table: pd.DataFrame, result: Result, *, group: str = "rule", group_name: str = "active units") -> go.Figure:
     """Draw the table of bounds: one panel for each quantity, one group of bars for each value of ``group``.
 
     Args:
         table: Rows with the columns of ``activations.bound_table``.
-        subject: Name for the subtitle.
+        result: What the table is from, for the subtitle.
         group: Column on the x axis.
         group_name: Title of the x axis.
     """
@@ -63,9 +64,9 @@ def draw_bounds(table: pd.DataFrame, *, subject: str = "", group: str = "rule", 
         sentence += f" for {best[group]}"
         sentence += "".join(f", {percent(row['saved_model'])} for {row[group]} together" for _, row in rest.iterrows())
         sentence += f" (active: {best['rule']})"
-    subtitle = (f"{subject}: " if subject else "") + "share of the whole model; whiskers: document-cluster bootstrap; not a speed"
+    subtitle = "share of the whole model; whiskers: document-cluster bootstrap; not a speed"
     alt = f"Bars of upper bounds. {sentence}. Dotted lines show the share of the MLPs."
-    return fig.describe(figure, title=sentence, subtitle=subtitle, alt=alt)
+    return fig.describe(figure, title=sentence, subtitle=subtitle, alt=alt, result=result)
 
 
 def _bars(figure: go.Figure, rows: pd.DataFrame, groups: list[object], scheme: str, color: str, column: int) -> None:
@@ -79,17 +80,6 @@ def _bars(figure: go.Figure, rows: pd.DataFrame, groups: list[object], scheme: s
         "array": (rows["high"].astype(float) - saved).clip(lower=0).fillna(0.0),
         "arrayminus": (saved - rows["low"].astype(float)).clip(lower=0).fillna(0.0),
     }
-    name = _SCHEMES[scheme]
-    figure.add_bar(
-        x=[str(g) for g in groups],
-        y=saved,
-        name=name,
-        legendgroup=name,
-        showlegend=column == 1,
-        marker={"color": color, "line": {"width": 0}},
-        error_y={"type": "data", "thickness": 1.2, "width": 3, "color": theme.INK["light"], **spread},
-        customdata=texts,
-        hovertemplate=f"%{{customdata}}<extra>{name}</extra>",
-        row=1,
-        col=column,
-    )
+    error = {"type": "data", "thickness": 1.2, "width": 3, "color": theme.INK["light"], **spread}
+    x = [str(g) for g in groups]
+    fig.bars(figure, x, saved, _SCHEMES[scheme], color=color, texts=texts, column=column, error_y=error)

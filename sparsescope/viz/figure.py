@@ -16,9 +16,12 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from sparsescope.core.result import Result
 from sparsescope.viz import theme
+from sparsescope.viz.sentences import subject_prefix
 from sparsescope.viz.tokens import display
 
+Figure = go.Figure  # what a view returns
 MAX_MARKS = 10_000
 # Lines of this length fit a printed page.
 _TITLE_WIDTH, _SUBTITLE_WIDTH = 82, 104
@@ -59,7 +62,14 @@ def panels(
     return figure
 
 
-def describe(figure: go.Figure, *, title: str, subtitle: str, alt: str, caption: str = "") -> go.Figure:
+def place_of(index: int, columns: int) -> dict[str, Any]:
+    """Row and column, from 1, of the panel with this index in a grid that is filled row by row."""
+    return {"row": index // columns + 1, "column": index % columns + 1}
+
+
+def describe(
+    figure: go.Figure, *, title: str, subtitle: str, alt: str, caption: str = "", result: Result | None = None
+) -> go.Figure:
     """Set title, subtitle, alt text and caption; all are treated as foreign text.
 
     Args:
@@ -68,7 +78,9 @@ def describe(figure: go.Figure, *, title: str, subtitle: str, alt: str, caption:
         subtitle: What is drawn: quantity, sample, meaning of bands and dotted lines.
         alt: One or two sentences with the main numbers, for people who do not see the figure.
         caption: How to read it; the report and the app show it beside the figure.
+        result: What is drawn; the subtitle begins with the name of its subject.
     """
+    subtitle = (subject_prefix(result) if result is not None else "") + subtitle
     # A percent sign stays with its number: textwrap does not break at a no-break space.
     head = textwrap.wrap(display(title, limit=240).replace(" %", "\N{NO-BREAK SPACE}%"), _TITLE_WIDTH) or [""]
     below = textwrap.wrap(display(subtitle, limit=480).replace(" %", "\N{NO-BREAK SPACE}%"), _SUBTITLE_WIDTH)
@@ -128,10 +140,6 @@ def line(
     values = np.where(np.isfinite(values), values, np.nan)
     few = len(values) <= 48
     label = display(name, limit=60)
-    hover: dict[str, Any] = {}
-    if texts is not None:
-        shown = [display(text, limit=200) for text in texts]
-        hover = {"customdata": shown, "hovertemplate": f"%{{customdata}}<extra>{label}</extra>"}
     figure.add_trace(
         go.Scatter(
             x=x,
@@ -142,11 +150,74 @@ def line(
             marker={"color": color, "size": 5, "symbol": symbol or "circle"},
             showlegend=legend,
             connectgaps=False,
-            **hover,
+            **({} if texts is None else _hover(texts, label)),
             **options,
         ),
         row=row,
         col=column,
+    )
+
+
+def _hover(texts: Sequence[str], label: str) -> dict[str, Any]:
+    """Trace options of hover texts; ``label`` stands beside them."""
+    shown = [display(text, limit=200) for text in texts]
+    return {"customdata": shown, "hovertemplate": f"%{{customdata}}<extra>{label}</extra>"}
+
+
+def dots(
+    figure: go.Figure,
+    x: Sequence[Any] | np.ndarray,
+    y: Sequence[Any] | np.ndarray,
+    name: str,
+    *,
+    color: str,
+    texts: Sequence[str],
+    symbol: str | list[str] = "circle",
+    size: int = 9,
+) -> None:
+    """Add markers without a line, with a name in the legend; ``texts`` are the hover texts."""
+    label = display(name, limit=60)
+    marker = {"color": color, "size": size, "symbol": symbol}
+    figure.add_scatter(x=x, y=y, name=label, mode="markers", marker=marker, showlegend=True, **_hover(texts, label))
+
+
+def bars(
+    figure: go.Figure,
+    x: Sequence[Any] | np.ndarray,
+    y: Sequence[Any] | np.ndarray,
+    name: str,
+    *,
+    color: str,
+    texts: Sequence[str],
+    row: int = 1,
+    column: int = 1,
+    **options: Any,
+) -> None:
+    """Add bars; the legend names them once for all panels.
+
+    Args:
+        figure: Target.
+        x: Positions or names.
+        y: Heights.
+        name: Name in the legend.
+        color: Hex color of the light palette.
+        texts: Hover text of each bar; the name stands beside it.
+        row: Panel row, from 1.
+        column: Panel column, from 1.
+        **options: Further plotly trace options.
+    """
+    label = display(name, limit=60)
+    figure.add_bar(
+        x=x,
+        y=y,
+        name=label,
+        legendgroup=label,
+        showlegend=label not in {trace.name for trace in figure.data},
+        marker={"color": color, "line": {"width": 0}},
+        row=row,
+        col=column,
+        **_hover(texts, label),
+        **options,
     )
 
 
@@ -293,6 +364,12 @@ def integer_axis(figure: go.Figure, values: Any, title: str, *, ticks: int = 16,
     low, high = min(finite), max(finite)
     step = next((s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500) if (high - low) / s < ticks), (high - low) / ticks)
     figure.update_xaxes(title_text=display(title), range=[low - pad, high + pad], tick0=0, dtick=step, tickformat="d", **place)
+
+
+def y_axes(figure: go.Figure, title: str, **options: Any) -> None:
+    """Set all y axes; the title stands at the left of each row only."""
+    figure.update_yaxes(**options)
+    figure.update_yaxes(title_text=display(title), col=1)
 
 
 def legend_below(figure: go.Figure) -> None:

@@ -9,11 +9,18 @@ panels each.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
+from sparsescope.viz import figure as fig
+from sparsescope.viz import theme
+from sparsescope.viz.curves import curve
+from sparsescope.viz.sentences import NO_INTERVALS
+
+LAYER = "layer (0 at the input)"
 _LAYER = re.compile(r"^blocks\.\d+\.")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 MAX_ROLES = 3
@@ -54,7 +61,15 @@ class Series:
                 f"{100 * level:g} % document-cluster bootstrap interval where a layer has a single site"
             )
         interval = f"bands: {100 * level:g} % document-cluster bootstrap interval"
-        return interval if self.intervals else "no intervals: they need two documents or more"
+        return interval if self.intervals else NO_INTERVALS
+
+
+def rows_of(found: Series, role: str, **keys: object) -> pd.DataFrame:
+    """Rows of one role and, for example, ``metric="gini"``, by layer."""
+    frame = found.frame[found.frame["role"] == role]
+    for name, value in keys.items():
+        frame = frame[frame[name] == value]
+    return frame.sort_values("layer")
 
 
 def series(frame: pd.DataFrame, keys: Sequence[str] = (), *, value: str = "mean", keep: Sequence[str] = ()) -> Series:
@@ -94,3 +109,50 @@ def series(frame: pd.DataFrame, keys: Sequence[str] = (), *, value: str = "mean"
 def dropped_text(found: Series) -> str:
     """Say which kinds of site are only in the table, or nothing."""
     return f"; {len(found.dropped)} further kinds of site are in the table" if found.dropped else ""
+
+
+def layer_axis(figure: fig.Figure, table: pd.DataFrame, *, ticks: int = 16, **place: Any) -> None:
+    """Set an x axis of the layers of a table."""
+    fig.integer_axis(figure, table["layer"], LAYER, ticks=ticks, **place)
+
+
+def layer_shades(table: pd.DataFrame) -> dict[float, str]:
+    """The color of each layer of a table, dark at the input."""
+    layers = sorted(table["layer"].unique())
+    return dict(zip(layers, theme.ramp(len(layers)), strict=True))
+
+
+def layer_lines(
+    figure: fig.Figure,
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    text: Callable[[Any, str], str],
+    *,
+    shades: dict[float, str],
+    split: Sequence[str] = (),
+    most: int = fig.MAX_MARKS,
+    **look: Any,
+) -> None:
+    """Draw one thin line for each layer, colored by depth; ``layer_bar`` explains the colors.
+
+    Args:
+        figure: Target.
+        rows: Table with ``layer``, ``x``, ``y`` and the columns of ``split``.
+        x: The column with the positions.
+        y: The column that is drawn.
+        text: Makes the hover text from a row and the formatted value.
+        shades: Colors from ``layer_shades``.
+        split: Columns that divide a layer into several lines, for example ``("site",)``.
+        most: Largest number of points of a line; evenly spread ones are kept.
+        **look: Further options of ``curve``.
+    """
+    for (layer, *_), part in rows.groupby(["layer", *split], sort=True):
+        part = part.sort_values(x).iloc[fig.thin(len(part), most)]
+        options = {"symbol": None, **look}
+        curve(figure, part, y, f"layer {layer:g}", x=x, color=shades[layer], text=text, **options)
+
+
+def layer_bar(figure: fig.Figure, shades: dict[float, str]) -> None:
+    """Add the color bar of the layers."""
+    fig.color_bar(figure, float(min(shades)), float(max(shades)), "layer")

@@ -38,6 +38,7 @@ CLASSES = {
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star")
 BLUE, VERMILION, GREEN, PURPLE, OCHRE, SLATE = CATEGORIES["light"][:6]
+LEVEL = {"color": SLATE, "width": 1, "dash": "dot"}  # straight lines across a panel
 HEATMAP = "Cividis"
 _RAMP_STEPS = 64
 _RAMP_RANGE = {"light": (0.0, 0.60), "dark": (0.34, 1.0)}

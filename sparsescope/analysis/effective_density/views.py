@@ -3,139 +3,108 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
-
-import pandas as pd
+from collections.abc import Callable
+from typing import Any
 
 from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
 from sparsescope.viz.bounds import draw_bounds
-from sparsescope.viz.sentences import percent, subject_prefix
+from sparsescope.viz.curves import curve
+from sparsescope.viz.layers import layer_axis
+from sparsescope.viz.sentences import paired_text, percent
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-_COLORS = {"CETT": theme.BLUE, "top-p": theme.VERMILION}
-_SYMBOLS = {"CETT": "circle", "top-p": "square"}
+_LOOKS: dict[str, dict[str, Any]] = {
+    "CETT": {"color": theme.BLUE, "symbol": "circle"},
+    "top-p": {"color": theme.VERMILION, "symbol": "square"},
+}
 _DENSITY = "share of hidden units kept, mean over layers"
 _HEIGHT = 340
 
 
-def loss_curve(result: Result) -> go.Figure:
+def loss_curve(result: Result) -> fig.Figure:
     """Draw the rise of perplexity against density for both rules, on a logarithmic and on a linear axis."""
-    curve = result.tables["curve"]
     wanted = _wanted(result)
     figure = fig.panels(1, 2, titles=["whole curve", f"up to +{1.6 * max(wanted):g} %"], height=_HEIGHT)
     for column in (1, 2):
-        for rule in _COLORS:
-            rows = curve[curve["rule"] == rule].sort_values("density")
-            low, high = rows["perplexity_rise_low"], rows["perplexity_rise_high"]
-            fig.band(figure, rows["density"], low, high, color=_COLORS[rule], row=1, column=column)
-            texts = [
-                f"{percent(at)} kept: perplexity {_signed(rise)} [{_signed(a)}, {_signed(b)}]"
-                for at, rise, a, b in zip(rows["density"], rows["perplexity_rise"], low, high, strict=True)
-            ]
-            name = f"{rule} rule"
-            fig.line(
-                figure, rows["density"], rows["perplexity_rise"], name, color=_COLORS[rule], texts=texts,
-                symbol=_SYMBOLS[rule], legend=column == 1, row=1, column=column,
-            )  # fmt: skip
+        _by_rule(figure, result, "perplexity_rise", _signed, "{} kept: perplexity {}", column)
         for percentage in wanted:
-            figure.add_hline(y=percentage / 100, line={"color": theme.SLATE, "dash": "dot", "width": 1}, row=1, col=column)
+            figure.add_hline(y=percentage / 100, line=theme.LEVEL, row=1, col=column)
     top = 1.6 * max(wanted) / 100
-    lowest = min(float(curve["perplexity_rise"].min()), 0.0)
+    lowest = min(float(result.tables["curve"]["perplexity_rise"].min()), 0.0)
     figure.update_yaxes(range=[1.1 * lowest - 0.05 * top, top], row=1, col=2)
-    figure.update_yaxes(tickformat="+.3~%")
-    figure.update_yaxes(title_text="rise of perplexity", col=1)
-    figure.update_xaxes(title_text=_DENSITY, tickformat=".0%", range=[0, 1.02])
-    fig.legend_below(figure)
-    table = result.tables["effective"]
+    fig.y_axes(figure, "rise of perplexity", tickformat="+.3~%")
     at = _nearest_to_one(wanted)
-    rows = table[table["criterion"] == f"perplexity +{at:g} %"].set_index("rule")
-    parts = [
-        _at_most(rows.loc[rule]) + f"{percent(rows.loc[rule, 'density'])} by {rule}" for rule in _COLORS if rule in rows.index
-    ]
+    rows = _criterion(result, f"perplexity +{at:g} %")
+    parts = [f"{'at most ' if row.censored != 'no' else ''}{percent(row.density)} by {row.rule}" for row in rows]
     title = f"At +{at:g} % perplexity the model needs {' and '.join(parts)} of its hidden units"
     alt = f"Two line charts of the rise of perplexity against the share of hidden units kept. {title}."
-    subtitle = f"{subject_prefix(result)}units off in all layers; dotted: {_listed(wanted)}; {_bands(result)}"
-    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt)
+    dotted = ", ".join(f"+{value:g} %" for value in wanted)
+    subtitle = f"units off in all layers; dotted: {dotted}; {paired_text(result.tables['effective'])}"
+    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
-def per_layer(result: Result) -> go.Figure:
+def _by_rule(figure: fig.Figure, result: Result, y: str, show: Callable[[float], str], text: str, column: int = 1) -> None:
+    """Draw a column of the curve against density, one line for each rule."""
+    table = result.tables["curve"]
+    for rule, look in _LOOKS.items():
+        curve(
+            figure, table[table["rule"] == rule].sort_values("density"), y, f"{rule} rule", x="density", show=show,
+            text=lambda at, shown: text.format(percent(at.density), shown), columns=result.columns["curve"],
+            legend=True, column=column, **look,
+        )  # fmt: skip
+    figure.update_xaxes(title_text=_DENSITY, tickformat=".0%", range=[0, 1.02])
+    fig.legend_below(figure)
+
+
+def _criterion(result: Result, criterion: str) -> list[Any]:
+    """The rows of a criterion in the order of the rules."""
+    table = result.tables["effective"]
+    rows = table[table["criterion"] == criterion]
+    return sorted(rows.itertuples(index=False), key=lambda row: list(_LOOKS).index(row.rule))
+
+
+def per_layer(result: Result) -> fig.Figure:
     """Draw the density of each layer at each wanted rise of perplexity."""
-    table = result.tables["per_layer"]
-    wanted = sorted(table["percent"].unique())
-    figure = fig.panels(1, 1, height=_HEIGHT)
+    table, columns, wanted = result.tables["per_layer"], result.columns["per_layer"], _wanted(result)
+    figure = fig.panels(height=_HEIGHT)
     labels = []
     for percentage, color in zip(wanted, theme.ramp(len(wanted)), strict=True):
-        rows = table[table["percent"] == percentage].sort_values("layer")
-        fig.band(figure, rows["layer"], rows["low"], rows["high"], color=color)
-        texts = [
-            f"layer {layer}: {percent(at)} [{percent(low)}, {percent(high)}]"
-            for layer, at, low, high in rows[["layer", "density", "low", "high"]].itertuples(index=False)
-        ]
-        name = f"+{percentage:g} %"
-        fig.line(figure, rows["layer"], rows["density"], name, color=color, texts=texts)
-        labels.append((float(rows["density"].iloc[-1]), name))
-    fig.integer_axis(figure, table["layer"], "layer (0 at the input)")
-    figure.update_yaxes(title_text="share of hidden units kept", tickformat=".0%", range=[0, 1.04])
-    end = float(table["layer"].max())
-    fig.end_labels(figure, labels, x=end, y_range=(0, 1.04), panel_height=_HEIGHT)
+        rows, name = table[table["percent"] == percentage].sort_values("layer"), f"+{percentage:g} %"
+        labels.append((curve(figure, rows, "density", name, color=color, columns=columns), name))
+    layer_axis(figure, table)
+    fig.y_axes(figure, "share of hidden units kept", tickformat=".0%", range=[0, 1.04])
+    fig.end_labels(figure, labels, x=float(table["layer"].max()), y_range=(0, 1.04), panel_height=_HEIGHT)
     figure.update_layout(margin={"r": 70})
     at = _nearest_to_one(wanted)
     rows = table[table["percent"] == at]
     least, most = rows.loc[rows["density"].idxmin()], rows.loc[rows["density"].idxmax()]
-    title = (
-        f"At +{at:g} % perplexity layer {least['layer']} keeps {percent(least['density'])} of its units, "
-        f"layer {most['layer']} {percent(most['density'])}"
-    )
+    title = f"At +{at:g} % perplexity layer {least['layer']} keeps {percent(least['density'])} of its units, "
+    title += f"layer {most['layer']} {percent(most['density'])}"
     alt = f"Line chart of the share of hidden units kept by layer, one line for each rise of perplexity. {title}."
-    subtitle = f"{subject_prefix(result)}one CETT level for all layers; {_bands(result)}"
-    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt)
+    subtitle = f"one CETT level for all layers; {paired_text(result.tables['effective'])}"
+    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
-def accuracy_curve(result: Result) -> go.Figure:
+def accuracy_curve(result: Result) -> fig.Figure:
     """Draw relative accuracy against density, with the level that critical sparsity keeps."""
-    curve, table = result.tables["curve"], result.tables["effective"]
-    figure = fig.panels(1, 1, height=_HEIGHT)
-    for rule, color in _COLORS.items():
-        rows = curve[curve["rule"] == rule].sort_values("density")
-        texts = [
-            f"{percent(at)} kept: {100 * score:.2f} % of the dense accuracy"
-            for at, score in rows[["density", "relative_accuracy"]].itertuples(index=False)
-        ]
-        fig.line(
-            figure, rows["density"], rows["relative_accuracy"], f"{rule} rule", color=color, texts=texts,
-            symbol=_SYMBOLS[rule], legend=True,
-        )  # fmt: skip
-    criterion = next(name for name in table["criterion"] if "accuracy" in name)
+    figure = fig.panels(height=_HEIGHT)
+    _by_rule(figure, result, "relative_accuracy", lambda score: f"{100 * score:.2f} %", "{} kept: {} of the dense accuracy")
+    criterion = next(name for name in result.tables["effective"]["criterion"] if "accuracy" in name)
     level = float(criterion.split()[0])
-    figure.add_hline(y=level, line={"color": theme.SLATE, "dash": "dot", "width": 1})
-    figure.update_xaxes(title_text=_DENSITY, tickformat=".0%", range=[0, 1.02])
-    figure.update_yaxes(title_text="accuracy / dense accuracy", tickformat=".1%")
-    fig.legend_below(figure)
-    rows = table[table["criterion"] == criterion].set_index("rule")
-    parts = [
-        ("at least " if _at_most(rows.loc[rule]) else "") + f"{percent(rows.loc[rule, 'sparsity'])} by {rule}"
-        for rule in _COLORS
-        if rule in rows.index
-    ]
+    figure.add_hline(y=level, line=theme.LEVEL)
+    fig.y_axes(figure, "accuracy / dense accuracy", tickformat=".1%")
+    rows = _criterion(result, criterion)
+    parts = [f"{'at least ' if row.censored != 'no' else ''}{percent(row.sparsity)} by {row.rule}" for row in rows]
     title = f"Critical sparsity at {level:.4g} of the dense accuracy: {' and '.join(parts)}"
     alt = f"Line chart of relative next-token accuracy against the share of hidden units kept. {title}."
-    subtitle = f"{subject_prefix(result)}dotted: {level:.4g} of the dense accuracy"
-    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt)
+    subtitle = f"dotted: {level:.4g} of the dense accuracy"
+    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
-def bounds(result: Result) -> go.Figure:
+def bounds(result: Result) -> fig.Figure:
     """Draw the upper bounds on FLOPs and weight bytes."""
-    subject = subject_prefix(result).removesuffix(": ")
-    return draw_bounds(result.tables["bounds"], subject=subject, group_name="rise of perplexity")
-
-
-def _at_most(row: pd.Series) -> str:
-    """Mark a density that is only a bound, because the grid ended before the criterion was met."""
-    return "" if row["censored"] == "no" else "at most "
+    return draw_bounds(result.tables["bounds"], result, group_name="rise of perplexity")
 
 
 def _wanted(result: Result) -> list[float]:
@@ -147,17 +116,5 @@ def _nearest_to_one(wanted: list[float]) -> float:
     return min(wanted, key=lambda value: abs(math.log(value)))
 
 
-def _listed(wanted: list[float]) -> str:
-    return ", ".join(f"+{value:g} %" for value in wanted)
-
-
 def _signed(rise: float) -> str:
     return f"{100 * rise:+.2f} %" if math.isfinite(rise) else "\N{EN DASH}"
-
-
-def _bands(result: Result) -> str:
-    table: pd.DataFrame = result.tables["effective"]
-    documents = int(table["documents"].max())
-    if table["low"].isna().all():
-        return "no intervals: they need two documents or more"
-    return f"bands: paired document-cluster bootstrap, {documents} documents"

@@ -6,16 +6,15 @@ independent normal entries gives.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparsescope.analysis.activation_sparsity.views import parts
 from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
-from sparsescope.viz.layers import Series, series
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from sparsescope.viz.curves import curve
+from sparsescope.viz.layers import Series, layer_axis, rows_of, series
+from sparsescope.viz.sentences import decimal, percent
 
 _NORMS = {"l1": "L1 norm", "energy": "energy"}
 _MEASURES = {
@@ -29,7 +28,7 @@ _MEASURES = {
 _HEIGHT = 330
 
 
-def per_layer(result: Result) -> go.Figure:
+def per_layer(result: Result) -> fig.Figure:
     """Draw the densities over layers: one panel for each norm, one line for each share of it."""
     found = series(result.tables["per_layer"], ["metric"], keep=("reference",))
     shares = {norm: parts.shares(found.frame, norm) for norm in _NORMS}
@@ -42,7 +41,7 @@ def per_layer(result: Result) -> go.Figure:
             lines = [(f"density_{norm}_{p}", f"{p} %", color, "solid") for p, color in zip(shares[norm], colors, strict=True)]
             if not parts.nonzero_says_nothing(result):
                 lines.append(("density_nonzero", "non-zero", theme.SLATE, "dash"))
-            _density_lines(figure, found, role, lines, row, column)
+            _density_lines(figure, found, result, role, lines, row=row, column=column)
     parts.percent_axes(figure, found, "share of units", y_range=(0, 1.04), ticks=10)
     figure.update_layout(margin={"r": 64})
     main = parts.main_share(found.frame)
@@ -52,7 +51,7 @@ def per_layer(result: Result) -> go.Figure:
     if len(rows):
         span = parts.between(rows["mean"])
         title = f"{span} of the units hold {main} % of the energy, depending on the layer"
-        reference = parts.percent(rows["reference"].median())
+        reference = percent(rows["reference"].median())
         lowest = rows.loc[rows["mean"].idxmin(), "layer"]
         alt = (
             f"Line chart of density by layer. The smallest set with {main} % of the energy has {span} of the "
@@ -63,32 +62,21 @@ def per_layer(result: Result) -> go.Figure:
 
 
 def _density_lines(
-    figure: go.Figure,
-    found: Series,
-    role: str,
-    lines: list[tuple[str, str, str, str]],
-    row: int,
-    column: int,
+    figure: fig.Figure, found: Series, result: Result, role: str, lines: list[tuple[str, str, str, str]], **place: Any
 ) -> None:
     """Draw densities ``(metric, name, color, dash)`` with band, reference and a name at the right end."""
-    place: dict[str, Any] = {"row": row, "column": column}
     labels = []
     for metric, name, color, dash in lines:
-        rows = parts.rows_of(found, role, metric=metric)
-        if rows["mean"].notna().sum() == 0:
-            continue
-        layer = rows["layer"]
-        fig.band(figure, layer, rows["low"], rows["high"], color=color, **place)
-        fig.line(figure, layer, rows["mean"], name, color=color, texts=parts.hover(rows), dash=dash, **place)
-        if rows["reference"].notna().any():
-            reference: dict[str, Any] = {"dash": "dot", "symbol": None, "width": 1.2, "opacity": 0.8}
-            fig.line(figure, layer, rows["reference"], f"{name}, half-normal", color=color, **reference, **place)
-        labels.append((float(rows["mean"].dropna().iloc[-1]), name))
+        last = curve(
+            figure, rows_of(found, role, metric=metric), "mean", name, color=color, dash=dash,
+            columns=result.columns["per_layer"], reference="reference", reference_name=f"{name}, half-normal", **place,
+        )  # fmt: skip
+        labels.append((last, name))
     end = float(found.frame["layer"].max())
     fig.end_labels(figure, labels, x=end, y_range=(0.02, 1.03), panel_height=_HEIGHT, **place)
 
 
-def token_spread(result: Result) -> go.Figure:
+def token_spread(result: Result) -> fig.Figure:
     """Draw median and 5-95 % range over tokens of the energy-set density, one panel for each share."""
     found = series(result.tables["per_layer"], ["metric"], keep=("q05", "q50", "q95"))
     every = parts.shares(found.frame, "energy")
@@ -100,18 +88,14 @@ def token_spread(result: Result) -> go.Figure:
     figure = fig.panels(len(found.roles), len(shares), titles=titles, height=320, share_y="all")
     for row, role in enumerate(found.roles, 1):
         for column, share in enumerate(shares, 1):
-            rows = parts.rows_of(found, role, metric=f"density_energy_{share}")
+            rows = rows_of(found, role, metric=f"density_energy_{share}")
             place: dict[str, Any] = {"color": theme.BLUE, "row": row, "column": column}
             fig.band(figure, rows["layer"], rows["q05"], rows["q95"], alpha=0.22, **place)
-            texts = [
-                f"layer {at:g}: median {parts.percent(mid)}, 5–95 % of tokens {parts.percent(low)} to {parts.percent(high)}"
-                for at, low, mid, high in rows[["layer", "q05", "q50", "q95"]].itertuples(index=False)
-            ]
-            fig.line(figure, rows["layer"], rows["q50"], "median token", texts=texts, **place)
+            curve(figure, rows, "q50", "median token", text=_spread_text, **place)
     parts.percent_axes(figure, found, "share of units", ticks=24 // len(shares))
     main = parts.main_share(found.frame)
     rows = found.frame[found.frame["metric"] == f"density_energy_{main}"]
-    low, middle, high = (parts.percent(rows[q].median()) for q in ("q05", "q50", "q95"))
+    low, middle, high = (percent(rows[q].median()) for q in ("q05", "q50", "q95"))
     title = f"A median token needs {middle} of the units for {main} % of the energy, 1 in 20 over {high}"
     alt = (
         f"Line charts with a range over tokens, by layer. At {main} % of the energy the 5th, 50th and 95th "
@@ -121,7 +105,11 @@ def token_spread(result: Result) -> go.Figure:
     return parts.describe(figure, result, found, title=title, subtitle=subtitle, alt=alt, bands=False)
 
 
-def concentration(result: Result) -> go.Figure:
+def _spread_text(row: Any, middle: str) -> str:
+    return f"layer {row.layer:g}: median {middle}, 5–95 % of tokens {percent(row.q05)} to {percent(row.q95)}"
+
+
+def concentration(result: Result) -> fig.Figure:
     """Draw the threshold-free measures by layer, each with its half-normal reference."""
     found = series(result.tables["per_layer"], ["metric"], keep=("reference",))
     present = [name for name in _MEASURES if name in set(found.frame["metric"])]
@@ -130,21 +118,16 @@ def concentration(result: Result) -> go.Figure:
     columns = min(2, len(present))
     titles = [_MEASURES[name] for name in present]
     figure = fig.panels(-(-len(present) // columns), columns, titles=titles, height=230)
-    colors = dict(zip(found.roles, theme.CATEGORIES["light"], strict=False))
     for index, name in enumerate(present):
-        place: dict[str, Any] = {"row": index // columns + 1, "column": index % columns + 1}
-        for role, color in colors.items():
-            rows = parts.rows_of(found, role, metric=name)
-            layer = rows["layer"]
-            fig.band(figure, layer, rows["low"], rows["high"], color=color, **place)
-            texts = parts.hover(rows, as_percent=False)
-            legend = index == 0 and len(found.roles) > 1
-            fig.line(figure, layer, rows["mean"], role, color=color, texts=texts, legend=legend, **place)
-            dotted: dict[str, Any] = {"color": theme.SLATE, "dash": "dot", "symbol": None, "width": 1.5}
-            fig.line(figure, layer, rows["reference"], "half-normal", **dotted, **place)
-        at: dict[str, Any] = {"row": place["row"], "col": place["column"]}
-        figure.update_yaxes(title_text=parts.label(name), **at)
-        fig.integer_axis(figure, found.frame["layer"], parts.LAYER, ticks=10, **at)
+        place = fig.place_of(index, columns)
+        for role, color in zip(found.roles, theme.CATEGORIES["light"], strict=False):
+            curve(
+                figure, rows_of(found, role, metric=name), "mean", role, color=color, columns=result.columns["per_layer"],
+                show=decimal, reference="reference", reference_name="half-normal", reference_color=theme.SLATE,
+                legend=len(found.roles) > 1, **place,
+            )  # fmt: skip
+        figure.update_yaxes(title_text=parts.label(name), row=place["row"], col=place["column"])
+    layer_axis(figure, found.frame, ticks=10)
     name = "gini" if "gini" in present else present[0]
     rows = found.frame[found.frame["metric"] == name].dropna(subset=["mean"])
     title, alt = "Concentration measures by layer", "Concentration measures by layer; no value is defined."
@@ -154,7 +137,7 @@ def concentration(result: Result) -> go.Figure:
             f"{parts.label(name)} is highest in layer {high['layer']:g} ({high['mean']:.2f}) and "
             f"lowest in layer {low['layer']:g} ({low['mean']:.2f})"
         )
-        reference = parts.decimal(rows["reference"].median())
+        reference = decimal(rows["reference"].median())
         alt = f"{len(present)} line charts of concentration. {title}; half-normal reference {reference}."
     subtitle = "mean over tokens; dotted: half-normal reference"
     return parts.describe(figure, result, found, title=title, subtitle=subtitle, alt=alt)

@@ -5,45 +5,23 @@ A density is a share in [0, 1]; sentences give it in percent, with three digits,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
 import pandas as pd
 
 from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
-from sparsescope.viz.layers import Series, dropped_text
-from sparsescope.viz.sentences import decimal as decimal
-from sparsescope.viz.sentences import percent as percent
-from sparsescope.viz.sentences import subject_prefix
+from sparsescope.viz.layers import Series, dropped_text, layer_axis
+from sparsescope.viz.sentences import level_of, percent
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-LAYER = "layer (0 at the input)"
 _ALMOST_ALL = 0.98  # above this density, exact zeros say nothing
 
 
 def describe(
-    figure: go.Figure,
-    result: Result,
-    found: Series,
-    *,
-    title: str,
-    subtitle: str,
-    alt: str,
-    bands: bool = True,
-) -> go.Figure:
-    """Set the texts; the subtitle gets the subject and, with ``bands``, what the bands mean."""
-    subtitle = subject_prefix(result) + subtitle
+    figure: fig.Figure, result: Result, found: Series, *, title: str, subtitle: str, alt: str, bands: bool = True
+) -> fig.Figure:
+    """Set the texts; the subtitle gets, with ``bands``, what the bands mean, and what was not drawn."""
     if bands:
-        subtitle += f"; {found.band_text(_level(result))}"
-    return fig.describe(figure, title=title, subtitle=subtitle + dropped_text(found), alt=alt)
-
-
-def _level(result: Result) -> float:
-    """Coverage of the intervals of this result."""
-    return next((s.interval.level for s in result.scalars.values() if s.interval is not None), 0.95)
+        subtitle += f"; {found.band_text(level_of(result) or 0.95)}"
+    return fig.describe(figure, title=title, subtitle=subtitle + dropped_text(found), alt=alt, result=result)
 
 
 def shares(frame: pd.DataFrame, norm: str) -> list[str]:
@@ -58,24 +36,6 @@ def main_share(frame: pd.DataFrame) -> str | None:
     return min(shares(frame, "energy"), key=lambda share: abs(float(share) - 90), default=None)
 
 
-def rows_of(found: Series, role: str, **keys: object) -> pd.DataFrame:
-    """Rows of one role and, for example, ``metric="gini"``, by layer."""
-    frame = found.frame[found.frame["role"] == role]
-    for name, value in keys.items():
-        frame = frame[frame[name] == value]
-    return frame.sort_values("layer")
-
-
-def hover(rows: pd.DataFrame, *, as_percent: bool = True, layer: bool = True) -> list[str]:
-    """Hover texts: the value with its interval."""
-    show = percent if as_percent else decimal
-    texts = []
-    for at, mean, low, high in rows[["layer", "mean", "low", "high"]].itertuples(index=False):
-        interval = f" [{show(low)}, {show(high)}]" if np.isfinite(low) and np.isfinite(high) else ""
-        texts.append((f"layer {at:g}: " if layer else "") + show(mean) + interval)
-    return texts
-
-
 def panel_titles(found: Series, columns: list[str]) -> list[str]:
     """Titles of the panels; the role is named only where there are several."""
     if len(found.roles) <= 1:
@@ -84,17 +44,11 @@ def panel_titles(found: Series, columns: list[str]) -> list[str]:
 
 
 def percent_axes(
-    figure: go.Figure,
-    found: Series,
-    title: str,
-    *,
-    y_range: tuple[float, float] | None = None,
-    ticks: int = 16,
+    figure: fig.Figure, found: Series, title: str, *, y_range: tuple[float, float] | None = None, ticks: int = 16
 ) -> None:
     """Set a layer axis and a percent axis from zero on every panel."""
-    fig.integer_axis(figure, found.frame["layer"], LAYER, ticks=ticks)
-    figure.update_yaxes(tickformat=".0~%", range=list(y_range) if y_range else None, rangemode="tozero")
-    figure.update_yaxes(title_text=title, col=1)
+    layer_axis(figure, found.frame, ticks=ticks)
+    fig.y_axes(figure, title, tickformat=".0~%", range=list(y_range) if y_range else None, rangemode="tozero")
 
 
 def label(measure: str) -> str:

@@ -6,24 +6,19 @@ and massive activations live there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import pandas as pd
-
 from sparsescope.analysis.activation_sparsity.views import parts
 from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
-from sparsescope.viz.layers import Series, series
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from sparsescope.viz.curves import curve
+from sparsescope.viz.layers import Series, layer_bar, layer_lines, layer_shades, rows_of, series
+from sparsescope.viz.sentences import percent
 
 _MAX_DOMAINS = 8
 _MAX_TICKS = 16
 
 
-def by_position(result: Result) -> go.Figure:
+def by_position(result: Result) -> fig.Figure:
     """Draw the density against the position in the window: one line for each layer, the median in front."""
     table = result.tables["by_position"]
     main = parts.main_share(table)
@@ -33,49 +28,36 @@ def by_position(result: Result) -> go.Figure:
     bins = table[["position", "position_end"]].drop_duplicates("position").sort_values("position")
     names = {first: f"{first:g}" if first == last else f"{first:g}–{last:g}" for first, last in bins.itertuples(index=False)}
     found = series(table, ["position"])
-    layers = sorted(found.frame["layer"].unique())
+    shades = layer_shades(found.frame)
     titles = found.roles if len(found.roles) > 1 else ()
     figure = fig.panels(1, len(found.roles), titles=titles, height=360, share_y=True)
+    placed = found.frame.assign(place=found.frame["position"].map({first: index for index, first in enumerate(names)}))
     for column, role in enumerate(found.roles, 1):
-        _position_lines(figure, found.frame[found.frame["role"] == role], layers, names, column)
+        rows = placed[placed["role"] == role]
+        layer_lines(
+            figure, rows, "place", "mean", lambda at, share: f"layer {at.layer:g}, position {names[at.position]}: {share}",
+            shades=shades, columns=result.columns["by_position"], band=False, width=1.2, opacity=0.75, column=column,
+        )  # fmt: skip
+        curve(
+            figure, rows.groupby(["position", "place"], as_index=False)["mean"].median(), "mean", "median layer", x="place",
+            text=lambda at, share: f"median layer, position {names[at.position]}: {share}", color=theme.INK["light"],
+            width=3.5, column=column,
+        )  # fmt: skip
     _position_axis(figure, list(names.values()))
-    figure.update_yaxes(tickformat=".0~%", rangemode="tozero")
-    figure.update_yaxes(title_text=f"share of units for {main} % of the energy", col=1)
-    fig.color_bar(figure, float(layers[0]), float(layers[-1]), "layer")
+    fig.y_axes(figure, f"share of units for {main} % of the energy", tickformat=".0~%", rangemode="tozero")
+    layer_bar(figure, shades)
     medians = found.frame.groupby("position")["mean"].median()
-    first, later = parts.percent(medians.iloc[0]), parts.percent(medians.iloc[1:].median())
+    first, later = percent(medians.iloc[0]), percent(medians.iloc[1:].median())
     title = f"The first token needs {first} of the units, later tokens {later}"
     alt = (
-        f"Lines of density against position, one for each of {len(layers)} layers. In the median layer the "
+        f"Lines of density against position, one for each of {len(shades)} layers. In the median layer the "
         f"first position needs {first} of the units for {main} % of the energy, later positions {later}."
     )
     subtitle = "thin: layers; thick, and in the title: median layer; shaded: the first token"
     return parts.describe(figure, result, found, title=title, subtitle=subtitle, alt=alt, bands=found.sites > 1)
 
 
-def _position_lines(figure: go.Figure, frame: pd.DataFrame, layers: list[float], names: dict[float, str], column: int) -> None:
-    """Draw the layers thin and their median thick; bins are equally spaced."""
-    order = {position: index for index, position in enumerate(names)}
-    colors = dict(zip(layers, theme.ramp(len(layers)), strict=True))
-    for layer, rows in frame.groupby("layer", sort=True):
-        rows = rows.sort_values("position")
-        values = zip(rows["position"], parts.hover(rows, layer=False), strict=True)
-        texts = [f"layer {layer:g}, position {names[position]}: {text}" for position, text in values]
-        look: dict[str, Any] = {
-            "color": colors[layer],
-            "symbol": None,
-            "width": 1.2,
-            "opacity": 0.75,
-            "column": column,
-        }
-        fig.line(figure, rows["position"].map(order), rows["mean"], f"layer {layer:g}", texts=texts, **look)
-    middle = frame.groupby("position")["mean"].median()
-    texts = [f"median layer, position {names[p]}: {parts.percent(v)}" for p, v in middle.items()]
-    front: dict[str, Any] = {"color": theme.INK["light"], "width": 3.5, "column": column}
-    fig.line(figure, [order[p] for p in middle.index], middle, "median layer", texts=texts, **front)
-
-
-def _position_axis(figure: go.Figure, names: list[str]) -> None:
+def _position_axis(figure: fig.Figure, names: list[str]) -> None:
     shown = fig.thin(len(names), _MAX_TICKS)
     figure.update_xaxes(
         title_text="position in the window (tokens; bins widen)",
@@ -88,7 +70,7 @@ def _position_axis(figure: go.Figure, names: list[str]) -> None:
         figure.add_vrect(x0=-0.5, x1=0.5, fillcolor=shade, line_width=0, layer="below", row="all", col="all")
 
 
-def by_domain(result: Result) -> go.Figure:
+def by_domain(result: Result) -> fig.Figure:
     """Draw the density by layer for each domain, with bands."""
     table = result.tables["by_domain"]
     main = parts.main_share(table)
@@ -102,16 +84,11 @@ def by_domain(result: Result) -> go.Figure:
     figure = fig.panels(len(found.roles), 1, titles=titles, height=340)
     for row, role in enumerate(found.roles, 1):
         for index, domain in enumerate(domains):
-            rows = parts.rows_of(found, role, domain=domain)
-            color = theme.CATEGORIES["light"][index]
-            fig.band(figure, rows["layer"], rows["low"], rows["high"], color=color, row=row)
-            look: dict[str, Any] = {
-                "color": color,
-                "dash": theme.DASHES[index],
-                "symbol": theme.MARKERS[index],
-            }
-            texts = [f"{domain}, {text}" for text in parts.hover(rows)]
-            fig.line(figure, rows["layer"], rows["mean"], domain, texts=texts, row=row, legend=row == 1, **look)
+            curve(
+                figure, rows_of(found, role, domain=domain), "mean", domain, color=theme.CATEGORIES["light"][index],
+                dash=theme.DASHES[index], symbol=theme.MARKERS[index], columns=result.columns["by_domain"],
+                text=lambda at, share: f"{at.domain}, layer {at.layer:g}: {share}", legend=True, row=row,
+            )  # fmt: skip
     parts.percent_axes(figure, found, f"share of units for {main} % of the energy")
     figure.update_layout(legend={"title": {"text": "domain:"}}, showlegend=True)
     title, alt = _domain_texts(found, domains, main or "")

@@ -6,8 +6,6 @@ that were never in use are drawn on a line of their own at the foot.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 import pandas as pd
 
@@ -15,10 +13,8 @@ from sparsescope.analysis.activation_sparsity.views import parts
 from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
-from sparsescope.viz.layers import Series, series
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from sparsescope.viz.layers import Series, layer_axis, layer_bar, layer_lines, layer_shades, series
+from sparsescope.viz.sentences import percent
 
 _RULES = {"in_use": "in use (in the energy set)", "nonzero": "not exactly zero"}
 _CLASSES = {
@@ -29,38 +25,35 @@ _CLASSES = {
 }
 
 
-def frequency(result: Result) -> go.Figure:
+def frequency(result: Result) -> fig.Figure:
     """Draw the sorted frequency of use on a log axis, one line for each layer."""
     table = result.tables["frequency"]
     flat = parts.nonzero_says_nothing(result)
     rules = {rule: text for rule, text in _RULES.items() if not (rule == "nonzero" and flat)}
     found = {rule: series(table, ["rank"], value=rule) for rule in rules}
     main = found["in_use"]
-    layers = sorted(main.frame["layer"].unique())
-    if not layers:
+    shades = layer_shades(main.frame)
+    if not shades:
         return fig.empty("Sorted frequency of use", "the table has no rows")
     titles = parts.panel_titles(main, list(rules.values()))
     figure = fig.panels(len(main.roles), len(rules), titles=titles, height=360, share_y="all")
     decade = _lowest_decade(table[list(rules)])
-    most = fig.MAX_MARKS // (len(layers) * len(main.roles) * len(rules)) - 1
-    colors = dict(zip(layers, theme.ramp(len(layers)), strict=True))
-    for column, (rule, text) in enumerate(rules.items(), 1):
-        for (role, layer), rows in found[rule].frame.groupby(["role", "layer"], sort=True):
-            rows = rows.sort_values("rank").iloc[fig.thin(len(rows), most)]
-            texts = [
-                f"layer {layer:g}, unit at {parts.percent(rank)}: {text} on {parts.percent(use)} of tokens"
-                for rank, use in zip(rows["rank"], rows["mean"], strict=True)
-            ]
-            look: dict[str, Any] = {"color": colors[layer], "symbol": None, "width": 1.4}
-            place: dict[str, Any] = {"row": main.roles.index(role) + 1, "column": column}
-            y = _on_log_axis(rows["mean"].to_numpy(), decade)
-            fig.line(figure, rows["rank"], y, f"layer {layer:g}", texts=texts, **look, **place)
+    most = fig.MAX_MARKS // (len(shades) * len(main.roles) * len(rules)) - 1
+    for column, (rule, words) in enumerate(rules.items(), 1):
+        frame = found[rule].frame
+        placed = frame.assign(rule=words, drawn=_on_log_axis(frame["mean"].to_numpy(), decade))
+        for row, role in enumerate(main.roles, 1):
+            layer_lines(
+                figure, placed[placed["role"] == role], "rank", "drawn",
+                lambda at, _: f"layer {at.layer:g}, unit at {percent(at.rank)}: {at.rule} on {percent(at.mean)} of tokens",
+                shades=shades, most=most, width=1.4, row=row, column=column,
+            )  # fmt: skip
     _log_axes(figure, decade)
-    fig.color_bar(figure, float(layers[0]), float(layers[-1]), "layer")
-    busiest, rarest = (parts.percent(value) for value in _edge_use(main))
+    layer_bar(figure, shades)
+    busiest, rarest = (percent(value) for value in _edge_use(main))
     title = f"The busiest tenth of units is in use on {busiest} of tokens, the rarest on {rarest}"
     alt = (
-        f"Curves of sorted unit use, one for each of {len(layers)} layers. In the median layer the "
+        f"Curves of sorted unit use, one for each of {len(shades)} layers. In the median layer the "
         f"busiest tenth of units is in use on {busiest} of tokens and the rarest tenth on {rarest}."
     )
     subtitle = "one line for each layer; title: median layer"
@@ -81,15 +74,13 @@ def _on_log_axis(use: np.ndarray, decade: int) -> np.ndarray:
     return np.where(np.isnan(use), np.nan, placed)
 
 
-def _log_axes(figure: go.Figure, decade: int) -> None:
+def _log_axes(figure: fig.Figure, decade: int) -> None:
     ticks = [10.0**power for power in range(decade, 1)]
-    figure.update_yaxes(
-        type="log",
-        range=[decade - 0.7, 0.08],
-        tickvals=[10.0 ** (decade - 0.5), *ticks],
-        ticktext=["never", *(f"{100 * tick:g} %" for tick in ticks)],
-    )
-    figure.update_yaxes(title_text="share of tokens (log scale)", col=1)
+    names = ["never", *(f"{100 * tick:g} %" for tick in ticks)]
+    fig.y_axes(
+        figure, "share of tokens (log scale)", type="log", range=[decade - 0.7, 0.08],
+        tickvals=[10.0 ** (decade - 0.5), *ticks], ticktext=names,
+    )  # fmt: skip
     figure.update_xaxes(title_text="share of the layer's units, most used first", tickformat=".0%", range=[0, 1])
 
 
@@ -101,7 +92,7 @@ def _edge_use(found: Series) -> tuple[float, float]:
     return first, last
 
 
-def unit_use(result: Result) -> go.Figure:
+def unit_use(result: Result) -> fig.Figure:
     """Draw how the units of each layer divide into never, rarely, often and always firing."""
     table = result.tables["unit_use"]
     table = table[table["tokens"] > 0]  # an expert that got no token has no units that could have fired
@@ -115,14 +106,10 @@ def unit_use(result: Result) -> go.Figure:
     figure = fig.panels(1, len(rules), titles=[f"firing = {rule}" for rule in rules], height=340, share_y=True)
     for column, rule in enumerate(rules, 1):
         _stack(figure, sums[sums["rule"] == rule].sort_values("layer"), classes, column)
-    legend = {
-        "traceorder": "normal",
-        "title": {"text": "share of tokens on which a unit fires", "side": "top"},
-    }
+    legend = {"traceorder": "normal", "title": {"text": "share of tokens on which a unit fires", "side": "top"}}
     figure.update_layout(barmode="stack", bargap=0.12, legend=legend)
-    figure.update_yaxes(range=[0, 1], tickformat=".0%", showgrid=False)
-    figure.update_yaxes(title_text="share of the layer's units", col=1)
-    fig.integer_axis(figure, table["layer"], parts.LAYER)
+    fig.y_axes(figure, "share of the layer's units", range=[0, 1], tickformat=".0%", showgrid=False)
+    layer_axis(figure, table)
     main = sums[sums["rule"] == rules[0]]
     title, alt = _unit_texts(main)
     found = series(table.assign(mean=0.0))
@@ -141,7 +128,7 @@ def _add_up(table: pd.DataFrame, shares: list[str]) -> pd.DataFrame:
     return counts.groupby(["rule", "layer"])[["units", "dead", "always_on", *shares]].sum().reset_index()
 
 
-def _stack(figure: go.Figure, rows: pd.DataFrame, classes: dict[str, str], column: int) -> None:
+def _stack(figure: fig.Figure, rows: pd.DataFrame, classes: dict[str, str], column: int) -> None:
     """Add one bar segment for each class; the classes are cumulative in the table."""
     never, *between, always = theme.CLASSES["light"]
     names = ["never", *classes.values(), "50–99 %", "always (over 99 %)"]
@@ -152,21 +139,9 @@ def _stack(figure: go.Figure, rows: pd.DataFrame, classes: dict[str, str], colum
     for name, edge, color in zip(names, edges, colors, strict=True):
         height = ((edge - below) / units).clip(lower=0)
         below = below.where(below > edge, edge)
-        figure.add_bar(
-            x=rows["layer"],
-            y=height,
-            name=name,
-            legendgroup=name,
-            showlegend=column == 1,
-            marker={"color": color, "line": {"width": 0}},
-            customdata=[
-                f"layer {at:g}: {name}: {parts.percent(share)} of {count:,.0f} units"
-                for at, share, count in zip(rows["layer"], height, rows["units"], strict=True)
-            ],
-            hovertemplate="%{customdata}<extra></extra>",
-            row=1,
-            col=column,
-        )
+        shares = zip(rows["layer"], height, rows["units"], strict=True)
+        texts = [f"layer {at:g}: {percent(share)} of {count:,.0f} units" for at, share, count in shares]
+        fig.bars(figure, rows["layer"], height, name, color=color, texts=texts, column=column)
 
 
 def _unit_texts(rows: pd.DataFrame) -> tuple[str, str]:
@@ -175,9 +150,9 @@ def _unit_texts(rows: pd.DataFrame) -> tuple[str, str]:
     if not total:
         return "Dead and always-on units", "Stacked bars of unit use by layer; no units."
     rule = "in use" if rows["rule"].iloc[0] == "in use" else "non-zero"
-    part = parts.percent(dead / total)
+    part = percent(dead / total)
     first = f"{dead:,.0f} of {total:,.0f} units ({part}) never {rule}" if dead else f"No unit was never {rule}"
-    second = f"{always:,.0f} ({parts.percent(always / total)})" if always else "none"
+    second = f"{always:,.0f} ({percent(always / total)})" if always else "none"
     alt = f"Stacked bars of unit use by layer. {dead:,.0f} of {total:,.0f} units never {rule}"
     alt += f", {always:,.0f} always."
     if dead:
