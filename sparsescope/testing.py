@@ -18,7 +18,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from sparsescope.activations.accumulators import Accumulator
-    from sparsescope.activations.capture import ActivationBatch
+    from sparsescope.activations.capture import ActivationBatch, ActivationSource
     from sparsescope.activations.corpus import Corpus
     from sparsescope.core.registry import Analysis
     from sparsescope.core.result import Result
@@ -54,6 +54,29 @@ def check_subject(subject: Subject) -> None:
     assert list(after) == list(before), "names of parameters changed"
     assert all(torch.equal(after[name], before[name]) for name in before), "parameters changed"
     assert torch.equal(subject.forward(ids), output), "the output changed"
+
+
+def check_source(source: ActivationSource) -> None:
+    """Check that a source gives the same batches every time and from any place on, as many as it says."""
+    whole = [_copied(batch) for batch in source]
+    assert [batch["index"] for batch in whole] == list(range(source.n_batches)), "batches are not numbered from 0"
+    assert sum(len(batch["token_ids"]) for batch in whole) == source.n_tokens, "another number of tokens than it says"
+    names = [site.name for site in source.sites]
+    for start in sorted({0, 1, len(whole) // 2, len(whole) - 1, len(whole)}):
+        rest = [_copied(batch) for batch in source.batches(start)]
+        assert len(rest) == max(len(whole) - start, 0), f"from batch {start} on: {len(rest)} batches"
+        for batch, other in zip(whole[start:], rest, strict=True):
+            assert sorted(batch["values"]) == sorted(names), f"batch {batch['index']} has other sites"
+            for key, value in batch.items():
+                np.testing.assert_equal(other[key], value, err_msg=f"{key} of batch {batch['index']}, read from {start} on")
+    assert json.loads(json.dumps(source.fingerprint)) == source.fingerprint, "the fingerprint does not survive JSON"
+
+
+def _copied(batch: ActivationBatch) -> dict[str, Any]:
+    """What a batch holds; its memory is used again."""
+    values = {name: value.float().cpu().numpy().copy() for name, value in batch.values.items()}
+    found = {name: getattr(batch, name) for name in ("index", "document", "domain", "token_ids", "positions", "rows")}
+    return {**found, "values": values}
 
 
 def check_accumulator(make: Callable[[], Accumulator], batches: Sequence[ActivationBatch]) -> None:

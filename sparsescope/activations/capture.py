@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 from sparsescope.errors import SpecError, SubjectError
+from sparsescope.models.quiet import dtype_name
 from sparsescope.models.sites import attach
 
 if TYPE_CHECKING:
@@ -55,13 +56,27 @@ class ActivationBatch:
 
 
 class ActivationSource(Protocol):
-    """Iterator of activation batches: live (runs the model) or stored."""
+    """Stream of activation batches: live (runs the model) or stored. The same batches come every time.
+
+    Attributes:
+        sites: The sites, in the order of the model.
+        n_batches: Batches of one iteration; batch number n has index n.
+        n_tokens: Tokens of one iteration.
+    """
 
     sites: tuple[Site, ...]
     n_batches: int
     n_tokens: int
 
-    def __iter__(self) -> Iterator[ActivationBatch]: ...
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal for a state that was stored in the middle of one source to go on with another."""
+
+    def batches(self, start: int = 0) -> Iterator[ActivationBatch]:
+        """Yield the batches from number ``start`` on, without the work of those before."""
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        """All batches."""
 
 
 class LiveSource:
@@ -88,6 +103,19 @@ class LiveSource:
         self.n_batches = corpus.n_batches(batch_tokens)
         self.n_tokens = corpus.n_tokens + (corpus.n_windows if corpus.prefix else 0)
         self._buffers: dict[str, torch.Tensor] = {}
+        self._last_layer = max((site.layer for site in sites), default=subject.n_layers - 1)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides which rows are in which batch; the model is named by the run that the state belongs to."""
+        found: dict[str, Any] = {
+            "batch_tokens": self.batch_tokens,
+            "padding_side": self.padding_side,
+            "corpus": self.corpus.digest,
+        }
+        if self.dtype is None or self.dtype == self.subject.torch_dtype:
+            return found
+        return {**found, "dtype": dtype_name(self.dtype)}
 
     def __iter__(self) -> Iterator[ActivationBatch]:
         return self.batches()
@@ -99,7 +127,7 @@ class LiveSource:
                 yield self._run(tokens)
 
     def _run(self, tokens: TokenBatch) -> ActivationBatch:
-        """One forward pass with hooks."""
+        """One forward pass with hooks, up to the last block that a site is in."""
         position = tokens.position
         # The first position of a window is kept even where it is BOS: it is a stratum of its own.
         kept = tokens.text_mask | (position == 0)
@@ -130,7 +158,8 @@ class LiveSource:
             batch.values[site.name] = values
 
         with torch.inference_mode(), attach(self.subject.model, self.sites, keep):
-            self.subject.forward(
+            self.subject.forward_through(
+                self._last_layer,
                 torch.from_numpy(tokens.input_ids).to(self.subject.device),
                 None if tokens.attention_mask.all() else torch.from_numpy(tokens.attention_mask).to(self.subject.device),
             )

@@ -1,7 +1,9 @@
-"""Losses of a model whose hidden units are partly switched off, with what was kept, and what the passes cost.
+"""Losses of a model whose activations are changed, with what was kept where units are switched off, and what passes cost.
 
 Each pass runs the model over the same held-out documents with another rule, so every difference is paired by token.
 A rule is applied to every position; the kept share leaves out the first position of a window, as all statistics do.
+A pass without a rule is the reference of the others: where the sites are hidden layers of experts, whose edits compute the
+mixture once more, it takes that recomputation too, so that the edit alone makes the difference.
 
 Shapes: D documents with targets, L sites; sums are [D] or [D, L].
 """
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 
 from sparsescope.activations.losses import BATCH_TOKENS, token_losses
-from sparsescope.errors import SubjectError
+from sparsescope.errors import SpecError, SubjectError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,8 +28,12 @@ if TYPE_CHECKING:
     from sparsescope.activations.text.tokenized import TokenBatch, TokenizedCorpus
     from sparsescope.models.sites import Site
 
-    #: Gives the mask, bool [batch, pos, width], of the units that stay on.
+    #: Gives the mask, bool and shaped like the tensor ([batch, pos, width], or [routed, width] at an expert site), of the
+    #: units that stay on.
     Keep = Callable[[Site, torch.Tensor], torch.Tensor]
+    #: Gives what goes on in place of the tensor, of its shape and dtype.
+    Change = Callable[[Site, torch.Tensor], torch.Tensor]
+    ReplaceIds = Callable[[TokenBatch], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +44,30 @@ class EditedPass:
         nll: float64 [target], loss in nats.
         correct: bool [target], whether the most probable token is the target.
         confidence: float32 [target], the largest probability.
-        kept: float64 [D, L], units kept, summed over the positions after the first of each window.
+        kept: float64 [D, L], units kept, summed over the positions after the first of each window (at expert sites those
+            routed there); None where the pass switched no units off.
         width: int64 [D, L], units there, summed the same way; kept / width is the density.
     """
 
     nll: NDArray[np.float64]
     correct: NDArray[np.bool_]
     confidence: NDArray[np.float32]
-    kept: NDArray[np.float64]
-    width: NDArray[np.int64]
+    kept: NDArray[np.float64] | None = None
+    width: NDArray[np.int64] | None = None
 
     def density(self, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """Kept share of each site, [L]; with ``weights`` [B, D] of resampled documents, [B, L]."""
+        """Kept share of each site, [L]; with ``weights`` [B, D] of resampled documents, [B, L].
+
+        Raises:
+            SpecError: The pass switched no units off.
+        """
+        if self.kept is None or self.width is None:
+            raise SpecError(
+                "only a pass that keeps some units has a density",
+                where="EditedPass.density",
+                allowed="passes run with keep=",
+                next_step="run(name, keep=...)",
+            )
         if weights is None:
             return self.kept.sum(0) / np.maximum(self.width.sum(0), 1)
         return (weights @ self.kept) / np.maximum(weights @ self.width.astype(np.float64), 1)
@@ -61,7 +79,7 @@ class EditedPasses:
     Args:
         context: Of the run; its steps keep finished passes.
         corpus: The held-out documents.
-        sites: Where units are switched off.
+        sites: Where activations are changed; of any kind that ``models.edits`` replaces.
         planned: How many passes there will be, as far as is known; for the progress bar.
 
     Attributes:
@@ -82,66 +100,70 @@ class EditedPasses:
         self.domains = np.array([by_index[index] for index in self.documents.tolist()], np.int16)
 
     def run(
-        self, name: str, keep: Keep | None = None, replace_ids: Callable[[TokenBatch], NDArray[np.int64]] | None = None
+        self, name: str, keep: Keep | None = None, replace_ids: ReplaceIds | None = None, *, replace: Change | None = None
     ) -> EditedPass:
         """Run one pass, or read it back if this run did it before it was interrupted.
 
         Args:
             name: File name of the step, unique within the run.
-            keep: The rule; None leaves the model as it is.
+            keep: The units that stay on; the others are set to zero, and those that stay are counted.
             replace_ids: Other token ids to read; see ``token_losses``.
+            replace: Any other change of the activations, in place of ``keep``. Without either the model stays as it is.
+
+        Raises:
+            SpecError: Both ``keep`` and ``replace`` are given.
         """
+        if keep is not None and replace is not None:
+            raise SpecError(
+                "a pass follows one rule",
+                where=f"EditedPasses.run({name!r})",
+                allowed="keep or replace",
+                got="both",
+                next_step="put the mask into the function that replaces",
+            )
         begin = time.perf_counter()
-        arrays = self.context.step(name, lambda: self._run(keep, replace_ids))
+        arrays = self.context.step(name, lambda: self._run(keep, replace, replace_ids))
         self.passes += 1
         self._say(0)
         self.seconds += time.perf_counter() - begin
         self.where = np.searchsorted(self.documents, arrays["document"])
-        return EditedPass(arrays["nll"], arrays["correct"], arrays["confidence"], arrays["kept"], arrays["width"])
+        counted = {} if keep is None else {"kept": arrays["kept"], "width": arrays["width"]}
+        return EditedPass(arrays["nll"], arrays["correct"], arrays["confidence"], **counted)
 
     def _say(self, tokens: int) -> None:
         """Tell the progress bar how far the passes are, this one by ``tokens``."""
         every = self.corpus.n_tokens
         self.context.progress("masked passes", self.passes * every + tokens, max(self.planned, self.passes) * every)
 
-    def _run(self, keep: Keep | None, replace_ids: Callable[[TokenBatch], NDArray[np.int64]] | None) -> dict[str, np.ndarray]:
-        kept = np.zeros((len(self.documents), len(self.sites)))
-        width = np.zeros((len(self.documents), len(self.sites)), np.int64)
-        column = {site.name: index for index, site in enumerate(self.sites)}
+    def _run(self, keep: Keep | None, replace: Change | None, replace_ids: ReplaceIds | None) -> dict[str, np.ndarray]:
+        counts = _Counts(self.documents, self.sites)
         done = 0
 
-        def count(batch: TokenBatch) -> NDArray[np.int64]:
+        def read(batch: TokenBatch) -> NDArray[np.int64]:
             nonlocal done
             self._say(done)
             done += batch.n_tokens
             return batch.input_ids if replace_ids is None else replace_ids(batch)
 
-        def apply(site: Site, tensor: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
-            if keep is None:
-                return tensor
-            mask = keep(site, tensor)
-            counted = torch.from_numpy(batch.text_mask & (batch.position > 0)).to(mask.device)
-            row = int(np.searchsorted(self.documents, batch.document[0]))
-            kept[row, column[site.name]] += int((mask.sum(-1) * counted).sum())
-            width[row, column[site.name]] += int(counted.sum()) * site.width
-            return tensor * mask
+        def apply(site: Site, tensor: torch.Tensor, rows: torch.Tensor | None, batch: TokenBatch) -> torch.Tensor:
+            if keep is not None:
+                mask = keep(site, tensor)
+                counts.add(site, mask, rows, batch)
+                return tensor * mask
+            return tensor if replace is None else replace(site, tensor)
 
+        unedited = keep is None and replace is None
+        sites = [site for site in self.sites if site.kind == "experts"] if unedited else self.sites
         losses = token_losses(
             self.context.subject,
             self.corpus,
             batch_tokens=BATCH_TOKENS,
-            sites=self.sites,
-            replace=None if keep is None else apply,
-            replace_ids=count,
+            sites=sites,
+            replace=apply if sites else None,
+            replace_ids=read,
         )
-        return {
-            "document": losses.document,
-            "nll": losses.nll,
-            "correct": losses.correct,
-            "confidence": losses.confidence,
-            "kept": kept,
-            "width": width,
-        }
+        arrays: dict[str, np.ndarray] = {name: getattr(losses, name) for name in ("document", "nll", "correct", "confidence")}
+        return arrays if keep is None else arrays | {"kept": counts.kept, "width": counts.width}
 
     def by_document(self, values: NDArray[np.floating] | NDArray[np.bool_]) -> NDArray[np.float64]:
         """Sum of a quantity [target] over the targets of each document, [D]."""
@@ -152,6 +174,25 @@ class EditedPasses:
     def targets(self) -> NDArray[np.int64]:
         """Targets of each document, [D]."""
         return np.bincount(self.where, minlength=len(self.documents))
+
+
+class _Counts:
+    """Units kept and units there, by document and site."""
+
+    def __init__(self, documents: NDArray[np.int32], sites: Sequence[Site]) -> None:
+        self.documents = documents
+        self.column = {site.name: index for index, site in enumerate(sites)}
+        self.kept = np.zeros((len(documents), len(sites)))
+        self.width = np.zeros((len(documents), len(sites)), np.int64)
+
+    def add(self, site: Site, mask: torch.Tensor, rows: torch.Tensor | None, batch: TokenBatch) -> None:
+        """Count a mask [batch, pos, width], or [routed, width] with ``rows`` [routed] of batch * pos."""
+        counted = torch.from_numpy(batch.text_mask & (batch.position > 0)).to(mask.device)
+        if rows is not None:
+            counted = counted.reshape(-1)[rows]
+        place = int(np.searchsorted(self.documents, batch.document[0])), self.column[site.name]
+        self.kept[place] += int((mask.sum(-1) * counted).sum())
+        self.width[place] += int(counted.sum()) * site.width
 
 
 def held_out(corpus: TokenizedCorpus, tokens: int, first: int = 0) -> tuple[TokenizedCorpus, TokenizedCorpus]:

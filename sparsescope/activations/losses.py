@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from sparsescope.models.sites import Site
     from sparsescope.models.subject import Subject
 
+    #: Called as ``replace(site, tensor, rows, batch)``.
+    Replace = Callable[[Site, torch.Tensor, torch.Tensor | None, TokenBatch], torch.Tensor]
+
 BATCH_TOKENS = 2048
 CHUNK = 128
 _PROBE = 8
@@ -63,7 +66,7 @@ def token_losses(
     *,
     batch_tokens: int = BATCH_TOKENS,
     sites: Sequence[Site] = (),
-    replace: Callable[[Site, torch.Tensor, TokenBatch], torch.Tensor] | None = None,
+    replace: Replace | None = None,
     replace_ids: Callable[[TokenBatch], NDArray[np.int64]] | None = None,
 ) -> TokenLosses:
     """Measure the loss of every target token of a corpus.
@@ -73,7 +76,8 @@ def token_losses(
         corpus: The text; its windows are the contexts.
         batch_tokens: Most positions in one forward pass.
         sites: Where activations are replaced; see ``models.edits``.
-        replace: Gets the site, its tensor [batch, pos, width] and the batch; what it returns goes on.
+        replace: Gets the site, its tensor [batch, pos, width], None and the batch; at an expert site the tensor [routed, width]
+            and the rows int64 [routed], indices into batch * pos, instead of None. What it returns goes on.
         replace_ids: Gives the ids [batch, pos] that the model reads instead of ``batch.input_ids``; targets stay.
 
     Raises:
@@ -133,13 +137,13 @@ def check_causal(subject: Subject) -> None:
 def _edited(
     subject: Subject,
     sites: Sequence[Site],
-    replace: Callable[[Site, torch.Tensor, TokenBatch], torch.Tensor] | None,
+    replace: Replace | None,
     batch: TokenBatch,
 ) -> AbstractContextManager[None]:
     """The edits of one batch."""
     if replace is None:
         return nullcontext()
-    return subject.edit(sites, lambda site, tensor: replace(site, tensor, batch))
+    return subject.edit(sites, lambda site, tensor, rows=None: replace(site, tensor, rows, batch))
 
 
 class _Head:

@@ -107,9 +107,28 @@ class ActivationStore:
         self.n_batches = sum(shard["batches"] for shard in self._shards)
         self.n_tokens = sum(shard["tokens"] for shard in self._shards)
 
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """That of the source that was stored, so that a pass over one can go on with the other."""
+        found = {name: self.plan[name] for name in ("batch_tokens", "padding_side", "corpus")}
+        rounded = self.plan["dtype"] != self.plan["subject"]["dtype"]
+        return found | ({"dtype": self.plan["dtype"]} if rounded else {})
+
     def __iter__(self) -> Iterator[ActivationBatch]:
-        for shard in self._shards:
-            yield from _read_shard(self.folder / "shards" / shard["file"], self.sites)
+        return self.batches()
+
+    def batches(self, start: int = 0) -> Iterator[ActivationBatch]:
+        """Yield batches from number ``start`` on; shards before it are not opened. Values are mapped from the disk."""
+        first = 0
+        for shard, path in zip(self._shards, self.shard_paths, strict=True):
+            if first + shard["batches"] > start:
+                yield from (batch for batch in _read_shard(path, self.sites) if batch.index >= start)
+            first += shard["batches"]
+
+    @property
+    def shard_paths(self) -> list[Path]:
+        """Files of the shards, in stream order."""
+        return [self.folder / "shards" / shard["file"] for shard in self._shards]
 
     def verify(self) -> list[str]:
         """Return what is wrong with the shards; empty when sizes and checksums are right."""
@@ -251,7 +270,7 @@ def _finished(folder: Path) -> tuple[list[dict[str, Any]], int]:
     shards: list[dict[str, Any]] = []
     next_batch = 0
     while (path := folder / "shards" / f"{len(shards):05d}.safetensors").is_file():
-        batches = _load(path)["batches"]
+        batches = load_shard(path)["batches"]
         if int(batches[0, 0]) != next_batch:  # left by a writer with other shards: it is written again
             break
         tokens = int(batches[:, 3].sum())
@@ -289,7 +308,7 @@ def _checksum(path: Path) -> str:
 
 def _read_shard(path: Path, sites: tuple[Site, ...]) -> Iterator[ActivationBatch]:
     """Yield the batches of a shard."""
-    tensors = _load(path)
+    tensors = load_shard(path)
     token, seen = 0, dict.fromkeys((site.name for site in sites), 0)
     for number, (index, document, domain, count) in enumerate(tensors["batches"].tolist()):
         batch = ActivationBatch(
@@ -311,7 +330,7 @@ def _read_shard(path: Path, sites: tuple[Site, ...]) -> Iterator[ActivationBatch
         yield batch
 
 
-def _load(path: Path) -> dict[str, torch.Tensor]:
+def load_shard(path: Path) -> dict[str, torch.Tensor]:
     """Open a shard; tensors are mapped from the file, not read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -6,29 +6,25 @@ of ``step-N`` or ``checkpoint-N`` folders in the layout of transformers, and a h
     for checkpoint, subject in open_series("grokking-relu"):
         ...                       # the subject of the step before is let go when the next one is loaded
 
-``map`` reduces every checkpoint to a few arrays and keeps them on disk, so that an interrupted pass goes on where it
-stopped. Which tokens the checkpoints are compared on is part of a trained series (``series.probe()``), fixed by digest.
+Which tokens the checkpoints are compared on is part of a trained series (``series.probe()``), fixed by digest.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sparsescope.core.files import replace_file
-from sparsescope.errors import ArtifactError, DependencyError, SpecError, SubjectError
+from sparsescope.errors import DependencyError, SpecError, SubjectError
 from sparsescope.models import series_file
 from sparsescope.models.revision_names import CheckpointName, ordered_names, parse_name
 from sparsescope.models.series_file import ProbeSet, SeriesFolder
 
 if TYPE_CHECKING:
     import pandas as pd
-    from numpy.typing import NDArray
 
     from sparsescope.models.subject import Subject
 
@@ -130,56 +126,6 @@ class CheckpointSeries:
         for checkpoint in self.checkpoints:
             if checkpoint.step not in known:
                 yield checkpoint, self._load(checkpoint)
-
-    def map(
-        self,
-        reduce: Callable[[Subject], Mapping[str, NDArray[Any]]],
-        key: str,
-        store: Path | None = None,
-    ) -> Iterator[tuple[Checkpoint, dict[str, NDArray[Any]]]]:
-        """Reduce every checkpoint to named arrays, one model in memory at a time.
-
-        Args:
-            reduce: Called with a subject.
-            key: What names the reduction: its name, version and parameters. Stored arrays of another key are not used.
-            store: Folder that keeps the arrays of each checkpoint, so that a further call does not load it again.
-
-        Yields:
-            The checkpoint and its arrays, ascending.
-
-        Raises:
-            SpecError: The key is empty.
-        """
-        from safetensors.numpy import load, save
-
-        if not key.strip():
-            raise SpecError("a reduction needs a key", where="CheckpointSeries.map(key)", allowed="a name that is not blank")
-        for checkpoint in self.checkpoints:
-            path = None if store is None else store / f"{self._mark(checkpoint, key)}.safetensors"
-            if path is not None and path.is_file():
-                try:
-                    yield checkpoint, load(path.read_bytes())
-                    continue
-                except Exception as error:  # a damaged file: safetensors has an exception of its own
-                    raise ArtifactError(
-                        "a stored reduction cannot be read",
-                        where=str(path),
-                        got=str(error)[:200],
-                        next_step="delete the file; it is made again",
-                    ) from error
-            arrays = dict(reduce(self._load(checkpoint)))
-            if path is not None:
-                replace_file(path, save(arrays), action="store the reduction of a checkpoint")
-            yield checkpoint, arrays
-
-    def _mark(self, checkpoint: Checkpoint, key: str) -> str:
-        """File name of a stored reduction: what it was made of, hashed."""
-        weights = probe = ""
-        if self._folder is not None:
-            weights = self._folder.checkpoint(checkpoint.step).sha256
-            probe = self._folder.content.probe_digest
-        parts = "\n".join((self.name, checkpoint.revision, weights, probe, key))
-        return f"step-{checkpoint.step}-{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
 
     def probe(self) -> ProbeSet:
         """Return the tokens on which checkpoints of this series are compared; their digest is checked.

@@ -1,9 +1,9 @@
-"""The hidden layer of one expert, recomputed from the tokens routed to it.
+"""The hidden layer of one expert, recomputed from the tokens routed to it, and the output with hidden layers replaced.
 
 transformers 5 stores all experts of a layer in 3-D tensors and runs them in one fused module, so
 there is no module whose input is the hidden layer of an expert. Its input and the routing are
 known at the module, hence the hidden layer is ``act(gate(x)) * up(x)`` on the routed rows.
-Check: the sum over experts of ``weight * down(hidden)`` is the output of the module (tests).
+The sum over experts of ``weight * down(hidden)`` is the output of the module, so hidden layers can be replaced as well.
 
 Shapes: T = batch * pos tokens, K = experts per token, E = experts, d = d_model, f = width of one expert.
 """
@@ -11,7 +11,7 @@ Shapes: T = batch * pos tokens, K = experts per token, E = experts, d = d_model,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -72,17 +72,59 @@ def expert_hidden(
                 yield expert, _hidden(module, flat[rows], expert), rows
 
 
+def expert_output(
+    module: Any,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+    replace: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Compute what a fused expert module gives when the hidden layers of its experts are replaced.
+
+    With a replacement that changes nothing it is the output of the module up to rounding: the sums run in another order.
+
+    Args:
+        module: Fused expert module.
+        hidden_states: Its input, [T, d] or [batch, pos, d].
+        top_k_index: Experts of each token, int64 [T, K].
+        top_k_weights: Their weights, [T, K].
+        replace: Gets expert, hidden layer [n_routed, f] and rows int64 [n_routed], for every expert with at least one
+            token, and returns the hidden layer that goes on.
+
+    Returns:
+        The output of the module, shaped like ``hidden_states``.
+    """
+    flat = hidden_states.reshape(-1, hidden_states.shape[-1])
+    routing = top_k_index.reshape(flat.shape[0], -1)
+    weights = top_k_weights.reshape(routing.shape)
+    total = torch.zeros_like(flat)
+    for expert in range(sizes(module)[0]):
+        chosen = routing == expert
+        rows = chosen.any(dim=-1).nonzero().squeeze(-1)
+        if not rows.numel():
+            continue
+        hidden = replace(expert, _hidden(module, flat[rows], expert), rows)
+        out = _matrix(module, "down_proj", hidden, expert)
+        if getattr(module, "has_post_expert_norm", False):
+            out = module.post_expert_norm(out)
+        share = (weights * chosen).sum(dim=-1)[rows, None]
+        total.index_add_(0, rows, (out * share).to(total.dtype))
+    return total.reshape(hidden_states.shape)
+
+
 def _hidden(module: Any, states: torch.Tensor, expert: int) -> torch.Tensor:
     """Return the hidden layer [n, f] of one expert for the inputs [n, d]."""
-    name = "gate_up_proj" if is_gated(module) else "up_proj"
-    weight = getattr(module, name)[expert]
-    if is_transposed(module):
-        weight = weight.T
-    biases = getattr(module, f"{name}_bias", None)
-    before = linear(states, weight, None if biases is None else biases[expert])
+    before = _matrix(module, "gate_up_proj" if is_gated(module) else "up_proj", states, expert)
     if not is_gated(module):
         return module.act_fn(before)  # type: ignore[no-any-return]
     if hasattr(module, "_apply_gate"):  # the gating of this architecture, with its clamps
         return module._apply_gate(before)  # type: ignore[no-any-return]
     gate, up = before.chunk(2, dim=-1)
     return module.act_fn(gate) * up  # type: ignore[no-any-return]
+
+
+def _matrix(module: Any, name: str, states: torch.Tensor, expert: int) -> torch.Tensor:
+    """Apply one matrix of an expert, with its bias where there is one."""
+    weight = getattr(module, name)[expert]
+    biases = getattr(module, f"{name}_bias", None)
+    return linear(states, weight.T if is_transposed(module) else weight, None if biases is None else biases[expert])

@@ -183,17 +183,13 @@ def attach(model: Any, sites: Sequence[Site], callback: Callback) -> Iterator[No
     """
     handles: list[Any] = []
     shapes: dict[str, tuple[int, int]] = {}  # block path -> (batch, pos) of the running forward pass
-    dense = [site for site in sites if site.kind != "experts"]
-    routed: dict[str, list[Site]] = {}
-    for site in sites:
-        if site.kind == "experts":
-            routed.setdefault(site.module_path, []).append(site)
+    dense, routed = by_module(sites)
     try:
         for path in sorted({site.block_path for site in dense}):
             hook = shape_hook(path, shapes)
-            handles.append(_module(model, path).register_forward_pre_hook(hook, with_kwargs=True))
+            handles.append(module_at(model, path).register_forward_pre_hook(hook, with_kwargs=True))
         for site in dense:
-            module = _module(model, site.module_path)
+            module = module_at(model, site.module_path)
             if site.kind == "input":
                 hook = _input_hook(site, shapes, callback)
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
@@ -201,14 +197,26 @@ def attach(model: Any, sites: Sequence[Site], callback: Callback) -> Iterator[No
                 handles.append(module.register_forward_hook(_output_hook(site, shapes, callback)))
         for path, group in routed.items():
             hook = _experts_hook(group, callback)
-            handles.append(_module(model, path).register_forward_pre_hook(hook, with_kwargs=True))
+            handles.append(module_at(model, path).register_forward_pre_hook(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _module(model: Any, path: str) -> Any:
+def by_module(sites: Sequence[Site]) -> tuple[list[Site], dict[str, list[Site]]]:
+    """Return the dense sites, and the expert sites of each expert module by its path."""
+    dense: list[Site] = []
+    routed: dict[str, list[Site]] = {}
+    for site in sites:
+        if site.kind == "experts":
+            routed.setdefault(site.module_path, []).append(site)
+        else:
+            dense.append(site)
+    return dense, routed
+
+
+def module_at(model: Any, path: str) -> Any:
     """Return the module at ``path``, or raise when the sites belong to another model."""
     module = submodule(model, path)
     if module is None:
@@ -225,7 +233,7 @@ def shape_hook(path: str, shapes: dict[str, tuple[int, int]]) -> Callable[..., N
     """Note (batch, pos) at the entry of a block: some MLPs see their tokens flattened."""
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states = _argument(args, kwargs, 0)
+        states = argument(args, kwargs, 0)
         shapes[path] = (int(states.shape[0]), int(states.shape[1]))
 
     return hook
@@ -233,7 +241,7 @@ def shape_hook(path: str, shapes: dict[str, tuple[int, int]]) -> Callable[..., N
 
 def _input_hook(site: Site, shapes: dict[str, tuple[int, int]], callback: Callback) -> Callable[..., None]:
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        callback(site, shaped(site, _argument(args, kwargs, site.argument), shapes), None)
+        callback(site, shaped(site, argument(args, kwargs, site.argument), shapes), None)
 
     return hook
 
@@ -250,18 +258,36 @@ def _experts_hook(group: list[Site], callback: Callback) -> Callable[..., None]:
     by_expert = {site.expert: site for site in group if site.expert is not None}
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states, index = _argument(args, kwargs, 0), _argument(args, kwargs, 1)
+        states, index = argument(args, kwargs, 0), argument(args, kwargs, 1)
         for expert, hidden, rows in expert_hidden(module, states, index, tuple(by_expert)):
             callback(by_expert[expert], hidden, rows)
 
     return hook
 
 
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> Any:
+def argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> Any:
     """Return the input number ``index`` of a call; HF passes hidden states by position or by name first."""
-    if index == 0 and not args and "hidden_states" in kwargs:
-        return kwargs["hidden_states"]
-    return (*args, *kwargs.values())[index]
+    place = _place(args, kwargs, index)
+    return args[place] if isinstance(place, int) else kwargs[place]
+
+
+def with_argument(
+    args: tuple[Any, ...], kwargs: dict[str, Any], index: int, value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the inputs of a call with another value in place of ``argument(args, kwargs, index)``."""
+    place = _place(args, kwargs, index)
+    if isinstance(place, int):
+        return (*args[:place], value, *args[place + 1 :]), kwargs
+    return args, {**kwargs, place: value}
+
+
+def _place(args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> int | str:
+    """Where the input number ``index`` stands: its position, or its name."""
+    if index < len(args):
+        return index
+    if index == 0 and "hidden_states" in kwargs:
+        return "hidden_states"
+    return list(kwargs)[index - len(args)]
 
 
 def shaped(site: Site, tensor: torch.Tensor, shapes: dict[str, tuple[int, int]]) -> torch.Tensor:

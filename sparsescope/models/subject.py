@@ -24,17 +24,21 @@ from sparsescope.core.variant import Variant, arguments_text
 from sparsescope.errors import SpecError, SubjectError, unknown_name
 from sparsescope.models import parameters as _parameters
 from sparsescope.models import sites as _sites
-from sparsescope.models.edits import edit
+from sparsescope.models.edits import Replace, edit
 from sparsescope.models.identity import SubjectIdentity as SubjectIdentity
 from sparsescope.models.identity import config_hash, fingerprint, named_tensors, weight_hash
 from sparsescope.models.parameters import ParameterSite
 from sparsescope.models.patterns import select
 from sparsescope.models.quiet import dtype_name
-from sparsescope.models.roles import Block, text_config
+from sparsescope.models.roles import Block, submodule, text_config
 from sparsescope.models.sites import Site
 
 EXACT_ZERO_ACTIVATIONS = frozenset({"relu", "relu2", "relu6"})
 _HIDDEN_ROLES = ("mlp.hook_post", "mlp.experts.hook_post", "mlp.shared_expert.hook_post")
+
+
+class _Stopped(BaseException):
+    """Ends a forward pass after the last wanted block. Not an error: code of a model that catches those must let it pass."""
 
 
 class Subject:
@@ -211,6 +215,27 @@ class Subject:
             output = module(input_ids=ids, **arguments)
         return output.logits if logits else output.last_hidden_state  # type: ignore[no-any-return]
 
+    def forward_through(self, layer: int, input_ids: Any, attention_mask: Any = None) -> None:
+        """Run the blocks up to ``layer`` and nothing after them, for hooks that look at them; there is no output.
+
+        Args:
+            layer: Number of the last block that is run.
+            input_ids: As in ``forward``.
+            attention_mask: As in ``forward``.
+        """
+
+        def stop(module: Any, args: tuple[Any, ...], output: Any) -> None:
+            raise _Stopped
+
+        # Registered last, so it is called after all other hooks of the block.
+        handle = submodule(self.model, self.blocks[layer].path).register_forward_hook(stop)
+        try:
+            self.forward(input_ids, attention_mask)
+        except _Stopped:
+            pass
+        finally:
+            handle.remove()
+
     def mask_arguments(self, module: Any, ids: torch.Tensor, attention_mask: Any) -> dict[str, Any]:
         """Return mask, positions and cache switch, as far as the module takes them.
 
@@ -275,7 +300,7 @@ class Subject:
         """Read activations of this subject; see ``sites.attach``."""
         return _sites.attach(self.model, sites, callback)
 
-    def edit(self, sites: Sequence[Site], replace: Callable[[Site, torch.Tensor], torch.Tensor]) -> AbstractContextManager[None]:
+    def edit(self, sites: Sequence[Site], replace: Replace) -> AbstractContextManager[None]:
         """Replace activations of this subject while a ``with`` block runs; see ``edits.edit``."""
         return edit(self.model, sites, replace)
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sparsescope.activations.accumulators import Accumulator
-from sparsescope.activations.capture import ActivationBatch, LiveSource
+from sparsescope.activations.capture import ActivationBatch, ActivationSource
 from sparsescope.core.artifact import Store
 
 SAVE_SECONDS = 30.0
@@ -36,7 +36,7 @@ class Progress(Protocol):
 
 
 def one_pass(
-    source: LiveSource,
+    source: ActivationSource,
     accumulators: Mapping[str, Accumulator],
     *,
     store: Store | None = None,
@@ -62,10 +62,8 @@ def one_pass(
         ArtifactError: If the state cannot be stored.
     """
     log = events if events is not None else []
-    start = _resume(source, accumulators, store)
-    done = 0
+    start, done = _resume(source, accumulators, store)
     if start:
-        done = sum(batch.n_tokens for batch in source.corpus.batches(source.batch_tokens) if batch.index < start)
         log.append({"time": time.time(), "event": "resumed", "batch": start, "tokens": done})
     saved, number, whole = time.monotonic(), start, True
     fed, failures = dict(accumulators), dict[str, Exception]()
@@ -84,14 +82,14 @@ def one_pass(
                 if progress is not None:
                     progress("forward pass", min(done, source.n_tokens), source.n_tokens)
                 if store is not None and time.monotonic() - saved > SAVE_SECONDS:
-                    _save(source, fed, store, number)
+                    _save(source, fed, store, number, done)
                     saved = time.monotonic()
                     log.append({"time": time.time(), "event": "saved", "batch": number, "tokens": done})
                 raise_interrupt()
         except KeyboardInterrupt:
             # A state that has counted a part of a batch would count it twice when it goes on.
             if store is not None and whole and number > start:
-                _save(source, fed, store, number)
+                _save(source, fed, store, number, done)
             raise
     log.append({"time": time.time(), "event": "pass finished", "batches": source.n_batches, "tokens": source.n_tokens})
     return failures
@@ -151,37 +149,34 @@ def _interrupts_between_batches() -> Iterator[Callable[[], None]]:
     raise_interrupt()
 
 
-def _fingerprint(source: LiveSource) -> dict[str, Any]:
+def _fingerprint(source: ActivationSource) -> dict[str, Any]:
     """What must be equal for a stored state to continue with this source."""
-    return {
-        "state": STATE_VERSION,
-        "batch_tokens": source.batch_tokens,
-        "padding_side": source.padding_side,
-        "corpus": source.corpus.digest,
-    }
+    return {"state": STATE_VERSION, **source.fingerprint}
 
 
-def _save(source: LiveSource, accumulators: Mapping[str, Accumulator], store: Store, next_batch: int) -> None:
+def _save(source: ActivationSource, accumulators: Mapping[str, Accumulator], store: Store, next_batch: int, tokens: int) -> None:
     for digest, accumulator in accumulators.items():
         arrays, meta = accumulator.state()
-        store.save_step(digest, STEP, arrays, {"next_batch": next_batch, "source": _fingerprint(source), "state": meta})
+        place = {"next_batch": next_batch, "tokens": tokens, "source": _fingerprint(source)}
+        store.save_step(digest, STEP, arrays, {**place, "state": meta})
 
 
-def _resume(source: LiveSource, accumulators: Mapping[str, Accumulator], store: Store | None) -> int:
-    """Restore all accumulators if all were stored at the same batch; return the batch to start from."""
+def _resume(source: ActivationSource, accumulators: Mapping[str, Accumulator], store: Store | None) -> tuple[int, int]:
+    """Restore all accumulators if all were stored at the same batch; return the batch to start from, and tokens before it."""
     if store is None:
-        return 0
+        return 0, 0
     expected = _fingerprint(source)
     found = {}
     for digest in accumulators:
         step = store.load_step(digest, STEP)
         if step is None or step[1].get("source") != expected:
-            return 0
+            return 0, 0
         found[digest] = step
     starts = {meta.get("next_batch") for _, meta in found.values()}
     if len(starts) != 1:
-        return 0
+        return 0, 0
     for digest, accumulator in accumulators.items():
         arrays, meta = found[digest]
         accumulator.restore(arrays, meta["state"])
-    return int(found[digest][1]["next_batch"])
+    place = found[digest][1]
+    return int(place["next_batch"]), int(place.get("tokens", 0))  # states of older versions do not say the tokens

@@ -77,6 +77,76 @@ def test_subjects_keep_the_contract(name):
     check_subject(ss.load(name))
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_pass_ends_after_the_last_wanted_block(name, small_corpus):
+    """The values are those of whole passes, bit for bit, and what comes later is not run."""
+    subject = ss.load(name)
+    tokens, before = small_corpus.tokenize(subject.tokenizer), count_hooks(subject.model)
+    output = subject.forward(np.arange(3, 12)[None], logits=True)
+    first = next(tokens.batches())
+    whole = modules_run(subject, lambda: subject.forward(first.input_ids, first.attention_mask))
+    for layer, block in enumerate(subject.blocks):
+        sites = [site.name for site in subject.sites(f"blocks.0-{layer}.*")]
+        with ss.capture(subject, tokens, sites) as source:
+            ran = modules_run(subject, lambda source=source: next(iter(source)))
+        assert ran == whole[: whole.index(block.path) + 1] and len(ran) < len(whole)
+        found, _ = rows(subject, tokens, sites)
+        expected = whole_passes(subject, tokens, sites)
+        assert found.keys() == expected.keys()
+        for site, (_, value) in found.items():
+            assert torch.equal(value, expected[site]), site
+    assert count_hooks(subject.model) == before
+    assert torch.equal(subject.forward(np.arange(3, 12)[None], logits=True), output)
+
+
+def modules_run(subject, run):
+    """Paths of the modules that came to their end, in that order."""
+    found = []
+    handles = [
+        module.register_forward_hook(lambda module, args, output, path=path: found.append(path))
+        for path, module in subject.model.named_modules()
+        if not path.endswith("experts.act_fn")  # called by capture too, which recomputes the hidden layers of experts
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def whole_passes(subject, tokens, sites):
+    """What sites see in passes to the end, rows of real tokens only."""
+    seen = {}
+    for batch in tokens.batches():
+        kept = torch.from_numpy(batch.text_mask | (batch.position == 0)).reshape(-1)
+
+        def note(site, tensor, rows, kept=kept):
+            chosen = tensor.reshape(-1, site.width)[kept] if rows is None else tensor[kept[rows]]
+            seen.setdefault(site.name, []).append(chosen.clone())
+
+        with subject.attach(subject.sites(sites), note):
+            subject.forward(batch.input_ids, None if batch.attention_mask.all() else batch.attention_mask)
+    return {
+        site.name: torch.cat(seen.get(site.name, [torch.empty(0, site.width, dtype=subject.torch_dtype)]))
+        for site in subject.sites(sites)
+    }
+
+
+def test_what_fails_in_a_shortened_pass_is_told(llama, small_corpus):
+    before = count_hooks(llama.model)
+    handle = llama.model.model.layers[0].register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("on purpose")))
+    try:
+        with (
+            pytest.raises(RuntimeError, match="on purpose"),
+            ss.capture(llama, small_corpus, "blocks.0.mlp.hook_post") as source,
+        ):
+            next(iter(source))
+    finally:
+        handle.remove()
+    assert count_hooks(llama.model) == before
+
+
 def test_hooks_are_gone_after_a_broken_loop(llama, small_corpus):
     before = count_hooks(llama.model)
     with ss.capture(llama, small_corpus, "blocks.*.mlp.hook_post") as source:

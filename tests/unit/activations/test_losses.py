@@ -10,7 +10,7 @@ import sparsescope as ss
 from sparsescope.activations.context import Context
 from sparsescope.activations.edited import EditedPasses, held_out
 from sparsescope.activations.losses import token_losses
-from sparsescope.errors import SubjectError
+from sparsescope.errors import SpecError, SubjectError
 
 
 @pytest.mark.parametrize("name", ["random-llama", "random-gpt2", "random-opt", "random-gemma2", "random-olmoe", "glassllm"])
@@ -64,6 +64,56 @@ def test_a_masked_pass_counts_what_it_keeps(llama, small_corpus):
     assert sums.sum() == pytest.approx(dense.nll.sum()) and len(sums) == len(text.documents)
 
 
+def test_a_pass_takes_any_replacement_and_counts_nothing_then(llama, small_corpus):
+    """Outputs too; half of a layer switched off by a replacement is the same as by a mask."""
+    text = small_corpus.tokenize(llama.tokenizer)
+    passes = EditedPasses(Context(llama, text), text, llama.sites("blocks.*.mlp.hook_post"))
+
+    def half(site, tensor):
+        return (torch.arange(tensor.shape[-1]) % 2 == 0).expand_as(tensor)
+
+    masked = passes.run("masked", half)
+    replaced = passes.run("replaced", replace=lambda site, tensor: tensor * half(site, tensor))
+    np.testing.assert_array_equal(masked.nll, replaced.nll)
+    outputs = EditedPasses(Context(llama, text), text, llama.sites("blocks.*.mlp.hook_out"))
+    silent = outputs.run("silent", replace=lambda site, tensor: torch.zeros_like(tensor))
+    nothing = passes.run("nothing", lambda site, tensor: torch.zeros_like(tensor, dtype=torch.bool))
+    np.testing.assert_array_equal(silent.nll, nothing.nll)  # random-llama has no biases
+    for uncounted in (replaced, silent, passes.run("dense")):
+        with pytest.raises(SpecError, match="density"):
+            uncounted.density()
+    with pytest.raises(SpecError, match="one rule"):
+        passes.run("both", half, replace=lambda site, tensor: tensor)
+
+
+@pytest.mark.parametrize("name", ["random-olmoe", "random-mixtral", "random-qwen2moe"])
+def test_passes_inside_experts_have_a_reference_that_is_recomputed_too(name, small_corpus):
+    subject = ss.load(name)
+    text = small_corpus.tokenize(subject.tokenizer)
+    sites = tuple(site for site in subject.sites("blocks.*.*") if site.kind == "experts")
+    passes = EditedPasses(Context(subject, text), text, sites)
+    dense = passes.run("dense")
+    all_kept = passes.run("all", lambda site, tensor: torch.ones_like(tensor, dtype=torch.bool))
+    np.testing.assert_array_equal(dense.nll, all_kept.nll)
+    np.testing.assert_allclose(dense.nll, token_losses(subject, text).nll, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(dense.nll, passes.run("same", replace=lambda site, tensor: tensor.clone()).nll)
+
+    routed = dict.fromkeys((site.name for site in sites), 0)
+    for batch in text.batches():
+        counted = torch.from_numpy(batch.text_mask & (batch.position > 0)).reshape(-1)
+        seen = {}
+        with subject.attach(sites, lambda site, tensor, rows, seen=seen: seen.update({site.name: rows})):
+            subject.forward(batch.input_ids, batch.attention_mask)
+        for site, rows in seen.items():
+            routed[site] += int(counted[rows].sum())
+    np.testing.assert_array_equal(all_kept.width.sum(0), [routed[site.name] * site.width for site in sites])
+    third = passes.run("third", lambda site, tensor: (torch.arange(tensor.shape[-1]) % 3 == 0).expand_as(tensor))
+    used = third.width.sum(0) > 0
+    expected = np.array([-(-site.width // 3) / site.width for site in sites])
+    np.testing.assert_allclose(third.density()[used], expected[used])
+    assert np.abs(third.nll - dense.nll).max() > 1e-4
+
+
 def test_finished_steps_are_not_done_again(llama, small_corpus):
     text = small_corpus.tokenize(llama.tokenizer)
     kept = {}
@@ -80,6 +130,9 @@ def test_finished_steps_are_not_done_again(llama, small_corpus):
     again = EditedPasses(context, text, llama.sites("blocks.*.mlp.hook_post"), 2).run("dense")
     assert len(told) == batches + 1, "the second pass ran the model"
     assert again.nll is first.nll
+    # What an older version kept of an unedited pass: zeros, which were no counts.
+    kept["dense"] |= {"kept": np.zeros((len(text.documents), 3)), "width": np.zeros((len(text.documents), 3), np.int64)}
+    assert EditedPasses(context, text, llama.sites("blocks.*.mlp.hook_post"), 2).run("dense").kept is None
     assert told[-1] == ("masked passes", text.n_tokens, 2 * text.n_tokens)
 
 

@@ -11,6 +11,7 @@ from sparsescope.activations import store as module
 from sparsescope.activations.sparsity_accumulator import SparsityAccumulator
 from sparsescope.activations.store import ActivationStore, write_store
 from sparsescope.errors import ArtifactError
+from sparsescope.testing import check_source
 
 PATTERNS = {"random-llama": "blocks.*.mlp.hook_post", "random-olmoe": "blocks.*.mlp.experts.hook_post"}
 
@@ -46,6 +47,29 @@ def test_a_store_replays_the_stream(name, shard_bytes, small_corpus, tmp_path):
     same(live, copies(stored))
     assert stored.n_batches == len(live) and stored.n_tokens == sum(len(b[3]) for b in live)
     assert stored.sites == source.sites and stored.verify() == []
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_live_and_stored_sources_keep_the_contract(name, small_corpus, tmp_path):
+    with ss.capture(ss.load(name), small_corpus, PATTERNS[name], batch_tokens=128) as source:
+        check_source(source)
+        stored = write_store(source, tmp_path / "acts", shard_bytes=30_000)
+        check_source(stored)
+        # A pass over the model can go on from the disk, and the other way round; the keys are those of older states.
+        assert stored.fingerprint == source.fingerprint
+        assert source.fingerprint == {"batch_tokens": 128, "padding_side": "right", "corpus": source.corpus.digest}
+    with ss.capture(ss.load(name), small_corpus, PATTERNS[name], batch_tokens=128, dtype="bfloat16") as rounded:
+        assert rounded.fingerprint == {**source.fingerprint, "dtype": "bfloat16"}
+        assert write_store(rounded, tmp_path / "rounded").fingerprint == rounded.fingerprint
+
+
+def test_going_on_opens_no_earlier_shard(llama, small_corpus, tmp_path, monkeypatch):
+    with ss.capture(llama, small_corpus, PATTERNS["random-llama"], batch_tokens=128) as source:
+        stored = write_store(source, tmp_path / "acts", shard_bytes=1)
+    opened, original = [], module.load_shard
+    monkeypatch.setattr(module, "load_shard", lambda path: opened.append(path) or original(path))
+    assert [batch.index for batch in stored.batches(stored.n_batches - 2)] == [stored.n_batches - 2, stored.n_batches - 1]
+    assert opened == stored.shard_paths[-2:] and list(stored.batches(stored.n_batches)) == []
 
 
 def test_statistics_from_disk_equal_those_from_the_model(llama, small_corpus, tmp_path):

@@ -77,6 +77,41 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(llama, small_corpus, passe
     assert not list((tmp_path / ".partial").iterdir()), "unfinished work of a finished run was left"
 
 
+def test_a_pass_over_the_model_goes_on_from_a_store(llama, small_corpus, passes, tmp_path, monkeypatch):
+    """Any source feeds accumulators, and equal streams have equal fingerprints."""
+    from sparsescope.activations.store import write_store
+
+    monkeypatch.setattr(engine, "SAVE_SECONDS", 0.0)
+    home, told = Store(tmp_path / "runs"), []
+
+    class Stopping(SparsityAccumulator):
+        def update(self, batch):
+            super().update(batch)
+            if len(told) == 4:
+                raise KeyboardInterrupt
+
+    def note(*what):
+        told.append(what)
+
+    with ss.capture(llama, small_corpus, "blocks.*.mlp.hook_post", batch_tokens=64) as live:
+        options = (live.sites, (0.9,), 0.9, small_corpus.context)
+        expected = SparsityAccumulator(*options)
+        assert engine.one_pass(live, {"whole": expected}) == {}
+        stored = write_store(live, tmp_path / "acts", shard_bytes=1)
+        with pytest.raises(KeyboardInterrupt):
+            engine.one_pass(live, {"begun": Stopping(*options)}, store=home, progress=note)
+    begun, events = len(passes), []
+    resumed = SparsityAccumulator(*options)
+    engine.one_pass(stored, {"begun": resumed}, store=home, progress=note, events=events)
+    assert len(passes) == begun, "the model was run"
+    assert events[0]["event"] == "resumed" and events[0]["batch"] == 4 and events[0]["tokens"] == told[3][1]
+    assert told[-1][1:] == (stored.n_tokens, stored.n_tokens)
+    for accumulator in (expected, resumed):
+        accumulator.finish()
+    for name, array in expected.state()[0].items():
+        np.testing.assert_allclose(resumed.state()[0][name], array, rtol=1e-12, err_msg=name)
+
+
 def test_an_interrupt_within_an_update_keeps_no_half_counted_batch(llama, small_corpus, tmp_path, monkeypatch):
     expected = run(NAME, llama, small_corpus, batch_tokens=64)
     original, seen = SparsityAccumulator._add, []
