@@ -6,7 +6,7 @@ state of the process as it was: the same seed gives the same weights in every pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,29 @@ def architecture(name: str) -> type[PreTrainedModel]:
     if name not in ARCHITECTURES:
         raise unknown_name("architecture", name, ARCHITECTURES, next_step="choose one of the architectures that can be trained")
     return getattr(import_module(ARCHITECTURES[name]), name)  # type: ignore[no-any-return]
+
+
+# Two names of former versions of transformers, which its configurations still read.
+_FORMER = frozenset({"rope_theta", "rope_scaling"})
+
+
+def check_config(name: str, values: Iterable[str]) -> None:
+    """Refuse names that the configuration of an architecture does not have: transformers keeps them and nothing reads them.
+
+    Args:
+        name: One of ``ARCHITECTURES``.
+        values: Names of the values.
+
+    Raises:
+        SpecError: It names the first that is unknown, with near matches.
+    """
+    config: Any = architecture(name).config_class
+    known = {key for key in vars(config()) if not key.startswith("_")} | set(config.attribute_map)
+    if "rope_parameters" in known:
+        known |= _FORMER
+    for value in values:
+        if value not in known:
+            raise unknown_name("value of the model's configuration", value, known, next_step="mend [model.config] of the recipe")
 
 
 def build_model(name: str, values: Mapping[str, Any], seed: int = 0, attn_implementation: str | None = None) -> PreTrainedModel:

@@ -6,12 +6,8 @@ batch after the last stored one and ends with the same numbers, because batches 
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +15,7 @@ import numpy as np
 from sparsescope.activations.accumulators import Accumulator
 from sparsescope.activations.capture import ActivationBatch, ActivationSource
 from sparsescope.core.artifact import Store
+from sparsescope.core.interrupts import held_interrupts
 
 SAVE_SECONDS = 30.0
 STEP = "pass"
@@ -67,7 +64,7 @@ def one_pass(
         log.append({"time": time.time(), "event": "resumed", "batch": start, "tokens": done})
     saved, number, whole = time.monotonic(), start, True
     fed, failures = dict(accumulators), dict[str, Exception]()
-    with _interrupts_between_batches() as raise_interrupt:
+    with held_interrupts() as interrupt:
         try:
             for batch in source.batches(start):
                 whole = False
@@ -85,7 +82,7 @@ def one_pass(
                     _save(source, fed, store, number, done)
                     saved = time.monotonic()
                     log.append({"time": time.time(), "event": "saved", "batch": number, "tokens": done})
-                raise_interrupt()
+                interrupt.raise_if_asked()
         except KeyboardInterrupt:
             # A state that has counted a part of a batch would count it twice when it goes on.
             if store is not None and whole and number > start:
@@ -117,36 +114,6 @@ def _feed(accumulator: Accumulator, batch: ActivationBatch) -> Exception | None:
     except Exception as error:
         return error
     return None
-
-
-@contextmanager
-def _interrupts_between_batches() -> Iterator[Callable[[], None]]:
-    """Hold Ctrl-C back while a batch is counted; yield a function that raises it. A second Ctrl-C is not held back.
-
-    SIGTERM is held back too where it is treated as Ctrl-C (by the command line). Elsewhere than in the main thread, and
-    with other handlers than Python's own, nothing changes.
-    """
-    asked: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    def raise_interrupt() -> None:
-        if asked:
-            raise KeyboardInterrupt
-
-    ours = threading.current_thread() is threading.main_thread()
-    held = [s for s in (signal.SIGINT, signal.SIGTERM) if ours and signal.getsignal(s) is signal.default_int_handler]
-    for number in held:
-        signal.signal(number, note)
-    try:
-        yield raise_interrupt
-    finally:
-        for number in held:
-            signal.signal(number, signal.default_int_handler)
-    raise_interrupt()
 
 
 def _fingerprint(source: ActivationSource) -> dict[str, Any]:

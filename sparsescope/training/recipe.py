@@ -7,7 +7,6 @@ bit. A recipe is data: it names architectures and data sets that are known here,
 from __future__ import annotations
 
 import json
-import math
 import re
 import tomllib
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sparsescope.core.files import storage_errors
 from sparsescope.errors import SpecError, unknown_name
 from sparsescope.models.architectures import ARCHITECTURES
+from sparsescope.training.schedule import Decay, Schedule
 
 _MAX_BYTES = 64 * 1024
 _MAX_CHECKPOINTS = 500
@@ -80,22 +80,15 @@ class OptimizerRecipe(_Declared):
     weight_decay: float = Field(ge=0)
     betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.98]
     warmup_steps: int = Field(10, ge=0, description="Steps of a linear ramp.")
-    decay: Literal["constant", "cosine"] = "constant"
-    final_fraction: float = Field(0.1, ge=0, le=1, description="Of the learning rate, at the end of a cosine.")
+    decay: Decay = "constant"
+    final_fraction: float = Field(0.1, ge=0, le=1, description="Of the learning rate, at the end of a cosine or a line.")
     clip_norm: float | None = Field(None, gt=0)
     loss_dtype: Literal["float32", "float64"] = Field("float32", description="In float32, losses below 1e-7 vanish.")
     balance: float = Field(0.0, ge=0, description="Weight of the load-balancing loss of a mixture of experts.")
 
-    def rate(self, step: int, steps: int) -> float:
-        """Learning rate of step 0, 1, ... of a run of ``steps`` steps."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        if self.decay == "constant":
-            return self.learning_rate
-        done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
-        return self.learning_rate * (
-            self.final_fraction + (1 - self.final_fraction) * (1 + math.cos(math.pi * min(1.0, done))) / 2
-        )
+    def schedule(self, steps: int) -> Schedule:
+        """Learning rates of a run of ``steps`` steps."""
+        return Schedule(self.learning_rate, steps, self.warmup_steps, self.decay, final_fraction=self.final_fraction)
 
 
 class Recipe(_Declared):

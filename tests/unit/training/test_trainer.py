@@ -12,7 +12,7 @@ from sparsescope.cli.guard import execute
 from sparsescope.errors import ArtifactError, SpecError, SubjectError
 from sparsescope.models.series_file import SeriesFolder
 from sparsescope.training.recipe import read_recipe
-from sparsescope.training.trainer import PARTIAL, _threads, train
+from sparsescope.training.trainer import PARTIAL, train
 
 
 def marks(folder):
@@ -44,32 +44,12 @@ def test_an_interrupted_run_goes_on_exactly(recipe, tmp_path, stops):
     assert not (parts / PARTIAL).exists()
 
 
-def test_an_exception_in_a_step_loses_nothing_that_was_saved(recipe, tmp_path, monkeypatch):
-    from sparsescope.training import trainer
-
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(recipe, whole)
-    plain = trainer._update
-
-    def fails(run, step):
-        if step == 17:
-            raise KeyboardInterrupt
-        plain(run, step)
-
-    monkeypatch.setattr(trainer, "_update", fails)
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, parts)
-    monkeypatch.undo()
-    train(recipe, parts)
-    assert marks(whole) == marks(parts)
-
-
-def test_threads_of_torch_are_given_back():
-    before = torch.get_num_threads()
-    with pytest.raises(RuntimeError), _threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-        raise RuntimeError
-    assert torch.get_num_threads() == before
+@pytest.mark.parametrize(("key", "near"), [("hiden_size", "hidden_size"), ("intermediate_sizes", "intermediate_size")])
+def test_a_misspelled_value_of_the_configuration_is_refused(recipe, tmp_path, key, near):
+    model = recipe.model.model_copy(update={"config": {**recipe.model.config, key: 32}})
+    with pytest.raises(SpecError, match=f"unknown value of the model's configuration '{key}'") as caught:
+        train(recipe.model_copy(update={"model": model}), tmp_path / "run")
+    assert f"'{near}'" in caught.value.next_step
 
 
 def test_curves_hold_every_split_and_every_tensor(recipe, tmp_path):
