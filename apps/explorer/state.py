@@ -19,8 +19,8 @@ from sparsescope.core.inputs import Known
 from sparsescope.core.manifest import MANIFEST, RUN_ID
 from sparsescope.core.registry import Analysis, find_record
 from sparsescope.core.result import Result, Scalar
+from sparsescope.core.roles import known, roles
 from sparsescope.errors import SparsescopeError, SpecError
-from sparsescope.runner.inputs import known, roles
 
 FIRST_COMMAND = "sparsescope run activation_sparsity --subject smollm2-135m"
 

@@ -74,7 +74,10 @@ class Context:
         """
         if not self.inputs.get(role):
             raise SpecError(
-                f"this run has no {role}", where="Context", allowed=sorted(self.inputs), next_step=f"declare {role!r} in Analysis.inputs"
+                f"this run has no {role}",
+                where="Context",
+                allowed=sorted(self.inputs),
+                next_step=f"declare {role!r} in Analysis.inputs",
             )
         return self.inputs[role][0]
 

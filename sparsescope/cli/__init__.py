@@ -41,6 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         from sparsescope import __version__
@@ -62,7 +63,10 @@ def _root(
 @app.command("list")
 def list_names(
     what: Annotated[
-        str, typer.Argument(help="analyses, subjects, variants, corpora, benchmarks, inputs, studies, runs or artifacts; all when left out.")
+        str,
+        typer.Argument(
+            help="analyses, subjects, variants, corpora, benchmarks, inputs, studies, runs or artifacts; all when left out."
+        ),
     ] = "all",
     home: Home = None,
     json: Json = False,

@@ -27,8 +27,8 @@ def sections(home: Path | None) -> dict[str, list[dict[str, Any]]]:
     from sparsescope.activations.corpus import registered_corpora
     from sparsescope.core.artifact import Store
     from sparsescope.core.registry import analyses, benchmarks
+    from sparsescope.core.roles import roles
     from sparsescope.models.catalog import registered_subjects
-    from sparsescope.runner.inputs import roles
     from sparsescope.models.variants import listed_variants
 
     store = Store(home)

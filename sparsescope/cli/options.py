@@ -110,13 +110,9 @@ class TextOptions(_Group):
         ),
     ] = None
     tokens: Annotated[int, typer.Option(help="Tokens to read, split evenly over the domains of the corpus.")] = DEFAULT_TOKENS
-    context: Annotated[
-        int | None, typer.Option(help="Longest window; 256, or what the model can take if that is less.")
-    ] = None
+    context: Annotated[int | None, typer.Option(help="Longest window; 256, or what the model can take if that is less.")] = None
     seed: Annotated[int, typer.Option(help="Seed of the choice of documents.")] = 0
-    bos: Annotated[
-        str, typer.Option(help="Beginning-of-sequence token: auto (as the tokenizer does), always, never.")
-    ] = "auto"
+    bos: Annotated[str, typer.Option(help="Beginning-of-sequence token: auto (as the tokenizer does), always, never.")] = "auto"
 
     def make(self) -> Corpus | Fallback:
         """Make the corpus; one that was not asked for stands back behind the text of a series.
@@ -145,7 +141,7 @@ class InputOptions:
     @property
     def known(self) -> list[Known]:
         """What is known of it unopened."""
-        from sparsescope.runner.inputs import known
+        from sparsescope.core.roles import known
 
         return [entry for name, values in self.inputs.items() for value in values for entry in known(value, name)]
 

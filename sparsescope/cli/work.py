@@ -41,7 +41,9 @@ def run_requests(
         )
 
 
-def given_inputs(record: Analysis, target: str | None, model: ModelOptions, text: TextOptions, more: InputOptions) -> dict[str, Any]:
+def given_inputs(
+    record: Analysis, target: str | None, model: ModelOptions, text: TextOptions, more: InputOptions
+) -> dict[str, Any]:
     """Return what an analysis reads, by role, from the options of one verb; the model is loaded, the rest opened later.
 
     Args:
@@ -55,7 +57,8 @@ def given_inputs(record: Analysis, target: str | None, model: ModelOptions, text
         SpecError: An option has no meaning for this analysis, or is not valid.
         SubjectError: There is no such model.
     """
-    from sparsescope.runner.inputs import known, refuse_unread, role
+    from sparsescope.core.roles import role
+    from sparsescope.runner.inputs import refuse_unread
 
     _refuse_meaningless(record, target, model, text)
     if text.corpus is not None:
@@ -80,7 +83,7 @@ def _refuse_meaningless(record: Analysis, target: str | None, model: ModelOption
     Raises:
         SpecError: One was given.
     """
-    from sparsescope.runner.inputs import known
+    from sparsescope.core.roles import known
 
     wrong = [] if "subject" in record.roles else model.changed
     carries = target is not None and any("held_out_text" in entry.has for entry in known(target) if entry.role in record.roles)
@@ -110,7 +113,7 @@ class Target:
     """
 
     def __init__(self, name: str, model: ModelOptions, text: TextOptions, more: InputOptions) -> None:
-        from sparsescope.runner.inputs import known
+        from sparsescope.core.roles import known
 
         self.name, self.model, self.more = name, model, more
         self.text = text.make()
@@ -140,7 +143,7 @@ class Target:
         """
         from sparsescope.cli import console
         from sparsescope.core.inputs import Known
-        from sparsescope.runner.inputs import role
+        from sparsescope.core.roles import role
 
         read = {name for record in self.fitting(self._known) for name in record.roles}
         inputs: dict[str, Any] = {"text": self.text, **self.more.inputs}

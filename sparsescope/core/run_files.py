@@ -105,7 +105,8 @@ def artifact_ids(result: Result, spec: Spec) -> ArtifactIds:
     """The artifacts of a result: under the name of an input role it was read, under any other name it was made."""
     ids = {name: artifact.id for name, artifact in result.artifacts.items()}
     read = {name for name in ids if name.partition(".")[0] in (spec.inputs or {})}  # dictionary, dictionary.1, ...
-    return ArtifactIds(made={name: ids[name] for name in ids if name not in read}, read={name: ids[name] for name in sorted(read)})
+    made = {name: made_id for name, made_id in ids.items() if name not in read}
+    return ArtifactIds(made=made, read={name: ids[name] for name in sorted(read)})
 
 
 def _storable(records: Iterable[_Record]) -> tuple[_Record, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from sparsescope.runner.inputs import role
+from sparsescope.core.roles import role
 
 if TYPE_CHECKING:
     from sparsescope.activations.context import Context

@@ -1,72 +1,21 @@
-"""The roles that inputs of analyses have: how each is given, what is known of it unopened, how it is opened, what its identity is.
-
-A role is registered by its record. Built-in are ``subject``, ``series`` and ``text``; a package adds one by the entry point
-group ``sparsescope.inputs``. The record is light: its ``opener`` is a module that is imported when an input is opened.
-
-An opener has five functions, and may have two more::
-
-    open(given, opened, store)      what an analysis gets: from a name, or from what is opened already
-    identity(value, *others)        plain values; "id" for people, "digest" for the digest of the run (see ``Role.slot``)
-    capabilities(value)             what analyses can ask of it, a frozenset of names
-    words(value, opened, flag)      options of the command line that give it again, None where there are none
-    python(value)                   how it is given in Python
-    carried(opened)                 what is read where nobody gave one, because another input carries it; None for nothing
-    artifact(value)                 the artifact behind it; the run names it among those that it read
-"""
+"""The built-in roles of inputs, and the opening of what an analysis reads; ``core/roles.py`` says what a role is."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from sparsescope.core.inputs import ROLE_NAME, Known
-from sparsescope.errors import DependencyError, SparsescopeError, SpecError, unknown_name
+from sparsescope.core.inputs import Known
+from sparsescope.core.roles import Role, role
+from sparsescope.errors import SparsescopeError, SpecError
 
 if TYPE_CHECKING:
     from sparsescope.core.artifact import Store
     from sparsescope.core.registry import Analysis
 
-ENTRY_POINT_GROUP = "sparsescope.inputs"
 _OWN = frozenset({"curves", "pairs", "held_out_text"})  # what only our own trainer leaves in a series
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """A kind of input.
-
-    Args:
-        name: Its name in ``Analysis.inputs``; also its keyword in ``ss.run``.
-        title: What it is, for people: ``"model"``.
-        summary: How it is given, one sentence.
-        opener: Module with the functions that the head of this file describes.
-        known: Says, without torch and without a network, what is known of an input that is given by name; None where the
-            name means none of this role. Without it, any name may be one.
-        option: Option of the command line that it shares with another role; ``--NAME`` when empty.
-        slot: Field of the stored spec that holds its identity: ``"subject"``, ``"corpus"``, or ``"inputs"``.
-    """
-
-    name: str
-    title: str
-    summary: str
-    opener: str
-    known: Callable[[str], Known | None] | None = None
-    option: str = ""
-    slot: Literal["subject", "corpus", "inputs"] = "inputs"
-
-    @property
-    def flag(self) -> str:
-        """The option of the command line, for example ``--subject``."""
-        return "--" + (self.option or self.name.replace("_", "-"))
-
-    def functions(self) -> Any:
-        """Import and return the opener."""
-        return import_module(self.opener)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +28,7 @@ class Fallback:
     value: Any
 
 
-def _known_subject(name: str) -> Known | None:
+def known_subject(name: str) -> Known | None:
     """Of a checkpoint of our own trainer it is known whether it reads text; of the rest nothing before it is loaded."""
     from sparsescope.models.catalog import resolve
 
@@ -95,7 +44,8 @@ def _known_subject(name: str) -> Known | None:
     return Known("subject", name, lacks=lacks)
 
 
-def _known_series(name: str) -> Known | None:
+def known_series(name: str) -> Known | None:
+    """A series of our own trainer says what it has; of checkpoints of others it is known what they lack."""
     from sparsescope.models.catalog import HUB_ID
     from sparsescope.models.revision_names import parse_name
 
@@ -131,17 +81,18 @@ def _series_kind(name: str) -> str | None:
     return str(SeriesFolder.open(folder).content.data.get("kind")) if (folder / FILE).is_file() else None
 
 
-def _known_text(name: str) -> Known:
+def known_text(name: str) -> Known:
+    """A text has nothing and needs a model that reads it; whether it is there is found out when it is made."""
     return Known("text", name, whole=True, needs=frozenset({"tokenizer"}))
 
 
-_BUILT_IN = (
+BUILT_IN = (
     Role(
         "subject",
         "model",
         "a registered name, hub id, model folder or .gguf file; in Python a Subject",
         opener="sparsescope.runner.roles.subject",
-        known=_known_subject,
+        known="sparsescope.runner.inputs:known_subject",
         slot="subject",
     ),
     Role(
@@ -149,7 +100,7 @@ _BUILT_IN = (
         "series of checkpoints",
         "a shipped series, the folder of a training, a folder of checkpoints or a hub id; in Python a CheckpointSeries",
         opener="sparsescope.runner.roles.series",
-        known=_known_series,
+        known="sparsescope.runner.inputs:known_series",
         option="subject",
         slot="subject",
     ),
@@ -158,72 +109,16 @@ _BUILT_IN = (
         "text",
         "a registered corpus, several joined by '+', or a .txt, .jsonl or .parquet file; in Python a Corpus",
         opener="sparsescope.runner.roles.text",
-        known=_known_text,
+        known="sparsescope.runner.inputs:known_text",
         option="corpus",
         slot="corpus",
     ),
 )
 
 
-@cache
-def roles() -> Mapping[str, Role]:
-    """Return every role by name: built-in ones, then those of entry points.
-
-    A plug-in that cannot be imported stays listed with its error as summary; using it raises.
-    """
-    found = {role.name: role for role in _BUILT_IN}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name in found:
-            continue
-        try:
-            role = point.load()
-            if not isinstance(role, Role) or not re.fullmatch(ROLE_NAME, role.name) or role.name != point.name:
-                raise TypeError(f"{point.value} is no Role of the name {point.name!r}")
-        except Exception as error:  # a broken plug-in must not break the others
-            role = Role(point.name, point.name, f"cannot be imported: {error}", opener="")
-        found[point.name] = role
-    return found
-
-
-def role(name: str) -> Role:
-    """Return the role of a name.
-
-    Raises:
-        SpecError: If there is none.
-        DependencyError: If the package that registers it cannot be imported.
-    """
-    if name not in roles():
-        raise unknown_name("role of inputs", name, roles(), next_step=f"a package registers it by the entry point {ENTRY_POINT_GROUP}")
-    found = roles()[name]
-    if not found.opener:
-        raise DependencyError(
-            f"the plug-in that registers input {name!r} cannot be used: {found.summary}",
-            where=f"entry point {ENTRY_POINT_GROUP}: {name}",
-            next_step="repair or uninstall the package that declares it",
-        )
-    return found
-
-
-def known(name: str, option: str = "subject") -> list[Known]:
-    """Say what a name that is given by an option of the command line may be, for ``Analysis.fits``.
-
-    Args:
-        name: What was given.
-        option: The option, without dashes.
-
-    Returns:
-        One entry for each role that the name can fill: the name of a shipped series is its last checkpoint too.
-    """
-    found = []
-    for entry in roles().values():
-        if entry.flag == f"--{option.replace('_', '-')}":
-            answer = Known(entry.name, name) if entry.known is None else entry.known(name)
-            if answer is not None:
-                found.append(answer)
-    return found
-
-
-def open_inputs(record: Analysis, given: Mapping[str, Any], opened: dict[Any, Any], store: Store | None) -> dict[str, tuple[Any, ...]]:
+def open_inputs(
+    record: Analysis, given: Mapping[str, Any], opened: dict[Any, Any], store: Store | None
+) -> dict[str, tuple[Any, ...]]:
     """Open what an analysis reads.
 
     Args:
@@ -269,7 +164,7 @@ def missing_input(record: Analysis, kind: Role) -> SpecError:
         where=f"ss.run({kind.name}=...), {kind.flag}",
         allowed=kind.summary,
         got="none",
-        next_step=f'see: sparsescope show {record.name}',
+        next_step=f"see: sparsescope show {record.name}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Inputs of a study that are given by text: a name, a file of the study, or an artifact trained from a recipe when it is absent."""
+"""Inputs of a study as its file gives them: a name, a file, or an artifact that is trained from a recipe when it is absent."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def declared_recipe(study: Study, name: str) -> ArtifactRecipe:
     """
     recipes = study.declared.recipes
     if name not in recipes:
-        raise unknown_name("recipe of this study", name, recipes, next_step=f"declare it: recipes.{name} = \"FILE.toml\"")
+        raise unknown_name("recipe of this study", name, recipes, next_step=f'declare it: recipes.{name} = "FILE.toml"')
     where = f"{study.path}: recipes.{name}"
     found = read_artifact_recipe(inside(study.folder, recipes[name], where=where))
     if found is None:

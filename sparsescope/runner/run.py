@@ -22,12 +22,13 @@ from sparsescope.core.artifacts import Artifact
 from sparsescope.core.environment import environment
 from sparsescope.core.registry import Analysis, find_record
 from sparsescope.core.result import Result
+from sparsescope.core.roles import role
 from sparsescope.core.run_files import artifact_ids
 from sparsescope.core.spec import Params, Spec, make_params
 from sparsescope.errors import ArtifactError, SparsescopeError, SubjectError
 from sparsescope.runner.command import reproduce_command
 from sparsescope.runner.engine import Progress, kept_steps, one_pass
-from sparsescope.runner.inputs import open_inputs, refuse_unread, role
+from sparsescope.runner.inputs import open_inputs, refuse_unread
 
 if TYPE_CHECKING:
     from sparsescope.activations.corpus import Corpus
@@ -335,13 +336,11 @@ def _finish(job: _Job, work: _Work, accumulated: Any, shared: float, events: lis
 
     begin, module, made = time.perf_counter(), job.record.compute_module(), dict[str, Artifact]()
     context = work.equipped(job, made)
-    if accumulated is not None:
-        result = module.result(job.params, context, accumulated)
-    else:
-        result = module.compute(job.params, context)
+    finished = accumulated is not None
+    result = module.result(job.params, context, accumulated) if finished else module.compute(job.params, context)
     if result is None:
         raise ArtifactError("the analysis returned no result", where=job.record.compute, got="None")
-    seconds = time.perf_counter() - begin + (shared if accumulated is not None else 0.0)
+    seconds = time.perf_counter() - begin + (shared if finished else 0.0)
     outcome, spec = job.outcome, job.outcome.spec
     made_with = environment(
         device=str(spec.subject.get("device")), threads=torch.get_num_threads(), batch_tokens=work.batch_tokens

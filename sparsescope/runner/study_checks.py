@@ -13,9 +13,9 @@ from pathlib import Path
 from sparsescope.core.inputs import NOT_KNOWN, Known
 from sparsescope.core.registry import Analysis, analyses
 from sparsescope.core.result import TEXT_KINDS
+from sparsescope.core.roles import known, role, roles
 from sparsescope.core.spec import make_params
 from sparsescope.errors import SparsescopeError, SpecError, SubjectError, unknown_name
-from sparsescope.runner.inputs import known, role, roles
 from sparsescope.runner.recipes import checked_input, declared_recipe
 from sparsescope.runner.study import MAX_RUNS, Study, StudyFigure, inside
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from sparsescope.core.artifact import Store
 from sparsescope.core.registry import find_record
+from sparsescope.core.roles import roles
 from sparsescope.errors import ArtifactError, SparsescopeError
-from sparsescope.runner.inputs import Fallback, roles
+from sparsescope.runner.inputs import Fallback
 from sparsescope.runner.recipes import given_input
 from sparsescope.runner.run import Request, run_many
 from sparsescope.runner.study import Study, StudyResult, StudyRun, StudySubject, load_study

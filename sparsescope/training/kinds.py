@@ -98,7 +98,9 @@ def read_artifact_recipe(path: Path) -> ArtifactRecipe | None:
         return None
     name = str(values.pop("kind"))
     if name not in recipe_kinds():
-        raise unknown_name("kind of recipe", name, recipe_kinds(), next_step=f"a package registers it by the entry point {ENTRY_POINT_GROUP}")
+        raise unknown_name(
+            "kind of recipe", name, recipe_kinds(), next_step=f"a package registers it by the entry point {ENTRY_POINT_GROUP}"
+        )
     kind = recipe_kinds()[name]
     if isinstance(kind, DependencyError):
         raise kind

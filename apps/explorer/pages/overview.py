@@ -15,7 +15,7 @@ from components.text import plain
 from sparsescope.core.inputs import NOT_KNOWN
 from sparsescope.core.registry import analyses
 from sparsescope.core.result import format_scalar
-from sparsescope.runner.inputs import roles
+from sparsescope.core.roles import roles
 from sparsescope.viz.tokens import display
 
 _NEWEST = 200

@@ -32,7 +32,9 @@ def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None)
     found = given if isinstance(given, Artifact) else _named(given, store)
     if not found.present:
         raise ArtifactError(
-            f"the artifact {found.id} is missing", where=str(found.path), next_step=found.remake or "run: sparsescope list artifacts"
+            f"the artifact {found.id} is missing",
+            where=str(found.path),
+            next_step=found.remake or "run: sparsescope list artifacts",
         )
     return found
 

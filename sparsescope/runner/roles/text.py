@@ -60,7 +60,9 @@ def _reader(opened: Mapping[str, tuple[Any, ...]]) -> Subject:
     for series in opened.get("series", ())[:1]:
         return series.subject(series.steps[-1])  # type: ignore[no-any-return]
     raise SpecError(
-        "a text is read by a model, and there is none beside it", where="Analysis.inputs", allowed='("subject", "text") or ("series", "text")'
+        "a text is read by a model, and there is none beside it",
+        where="Analysis.inputs",
+        allowed='("subject", "text") or ("series", "text")',
     )
 
 

@@ -155,7 +155,7 @@ def test_a_text_that_is_given_is_read(foreign, tmp_path):
     assert any("may have read it" in note.message for note in result.notes)
     other = ss.run(NAME, foreign, ss.corpus("python-docs", tokens=310, context=32), store=tmp_path, resamples=100)
     assert other.run_id != result.run_id, "the text is part of what names a run"
-    with pytest.raises(SpecError, match="carries no text"):
+    with pytest.raises(SpecError, match="reads a text"):
         ss.run(NAME, foreign)
     with pytest.raises(SubjectError, match="longer than the model"):
         ss.run(NAME, foreign, ss.corpus("python-docs", tokens=3000, context=2048))
