@@ -17,6 +17,7 @@ import pandas as pd
 from sparsescope.core.result import Column
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
+from sparsescope.viz.curves import interval_of
 from sparsescope.viz.tables import format_cell, heading, is_share, missing
 from sparsescope.viz.tokens import display
 
@@ -144,9 +145,9 @@ def _lines(
     """Draw one line for each value of the grouping column: the median where several rows share a position."""
     work = pd.DataFrame({"x": numbers[x.name], "y": numbers[y.name]})
     work["group"] = _texts(frame[color.name]) if color else y.name
-    ends = [c.name for c in columns if c.name in {"low", "high"} and c.kind == y.kind]
-    for name in ends:
-        work[name] = numbers[name]
+    ends = interval_of(columns, y.name) or ()
+    if bands := bool(ends) and all(end in numbers for end in ends):
+        work["low"], work["high"] = (numbers[end] for end in ends)
     work = work[np.isfinite(work["x"])]
     names = list(dict.fromkeys(work["group"]))
     drawn = names[:_MAX_LINES]
@@ -161,7 +162,7 @@ def _lines(
         line = part.groupby("x", sort=True).median(numeric_only=True).reset_index()
         line = line.iloc[fig.thin(len(line), most)]
         shade = theme.CATEGORIES["light"][index % len(theme.CATEGORIES["light"])]
-        if len(ends) == 2:
+        if bands:
             fig.band(figure, line["x"], line["low"], line["high"], color=shade)
         texts = [
             f"{x.name} {a:g}: {format_cell(b, y, None if percent else '')}" for a, b in zip(line["x"], line["y"], strict=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
     from numpy.typing import NDArray
 
@@ -44,6 +45,10 @@ class StepAxis:
         """Where steps are drawn."""
         values = np.asarray(steps, np.float64)
         return np.where(values > 0, values, self._zero) if self.log else values
+
+    def place(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The rows with a further column ``at``: where their ``step`` is drawn."""
+        return rows.assign(at=self.x(rows["step"]))
 
     @property
     def _zero(self) -> float:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-import plotly.graph_objects as go
+import pandas as pd
 
+from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
-from sparsescope.viz.sentences import percent, subject_prefix
-from sparsescope.viz.tokens import display
-
-if TYPE_CHECKING:
-    from sparsescope.core.result import Result
+from sparsescope.viz.sentences import percent
 
 _ROW = 24
 
@@ -24,7 +20,7 @@ def words(name: str) -> str:
     return name.replace("_", " ").replace("mlp", "MLP").replace("gini", "Gini")
 
 
-def lead_times(result: Result) -> go.Figure:
+def lead_times(result: Result) -> fig.Figure:
     """Draw the half-way lead of each measure: a point for each series, the median with its interval."""
     table, summary = result.tables["leads"], result.tables["lead_summary"]
     table = table[np.isfinite(table["lead_half_way"])]
@@ -39,25 +35,26 @@ def lead_times(result: Result) -> go.Figure:
         pairs = part[["measure", "lead_half_way"]].itertuples(index=False)
         texts = [f"{label}: {words(n)} {v:+,.0f} steps before t_gen" for n, v in pairs]
         at = [places[name] for name in part["measure"]]
-        _dots(figure, part["lead_half_way"], at, label, theme.CATEGORIES["light"][number % 8], texts, theme.MARKERS[number % 8])
+        color, symbol = theme.CATEGORIES["light"][number % 8], theme.MARKERS[number % 8]
+        fig.dots(figure, part["lead_half_way"], at, label, color=color, texts=texts, symbol=symbol)
     series = int(summary["series"].max())
     if series > 1:
-        for name, low, high in summary[["measure", "low", "high"]].itertuples(index=False):
-            y = places[name]
-            fig.line(figure, [low, high], [y, y], "interval of the median", color=theme.SLATE, symbol=None, width=1.5)
+        _intervals(figure, summary, "interval of the median")
         texts = [f"{words(n)}: median {v:+,.0f} steps" for n, v in summary[["measure", "median"]].itertuples(index=False)]
-        _dots(figure, summary["median"], list(places.values()), "median", theme.INK["light"], texts, "line-ns-open")
+        ink, at = theme.INK["light"], list(places.values())
+        fig.dots(figure, summary["median"], at, "median", color=ink, texts=texts, symbol="line-ns-open")
     _rows(figure, names)
     figure.update_xaxes(title_text="steps before t_gen at which half of the way is made")
     ahead = int((summary["low"] > 0).sum())
     whose = f"in the range of {series} series" if series > 1 else "in one run"
     title = f"{ahead} of {len(names)} measures are half way before generalization, {whose}"
     coverage = f"lines: interval of the median, coverage {percent(float(summary['coverage'].max()))}"
-    subtitle = f"{subject_prefix(result)}dotted: t_gen; {coverage if series > 1 else 'one run, no interval'}"
-    return fig.describe(figure, title=title, subtitle=subtitle, alt=f"Dot plot of lead times by measure. {title}.")
+    subtitle = f"dotted: t_gen; {coverage if series > 1 else 'one run, no interval'}"
+    alt = f"Dot plot of lead times by measure. {title}."
+    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
-def correlations(result: Result) -> go.Figure:
+def correlations(result: Result) -> fig.Figure:
     """Draw each measure's correlation with the test accuracy and that of the differences; open where a trend does as much."""
     table = result.tables["correlations"]
     table = table[(table["score"] == "test accuracy") & np.isfinite(table["pearson"])].sort_values("pearson")
@@ -65,8 +62,7 @@ def correlations(result: Result) -> go.Figure:
         return fig.empty("No correlations", "Fewer than three checkpoints from t_mem on, or nothing that moves.")
     figure = fig.panels(height=max(220, _ROW * len(table)))
     at = list(range(len(table)))
-    for y, (low, high) in zip(at, table[["low", "high"]].itertuples(index=False), strict=True):
-        fig.line(figure, [low, high], [y, y], "Fisher interval", color=theme.SLATE, symbol=None, width=1.5)
+    _intervals(figure, table, "Fisher interval")
     texts = [
         f"{words(row.measure)}: r {row.pearson:.3f} [{row.low:.3f}, {row.high:.3f}], n {row.n}, "
         f"effective n {row.n_effective:.1f}, above {row.trend_percentile:.0f} % of trends"
@@ -74,36 +70,27 @@ def correlations(result: Result) -> go.Figure:
     ]
     beyond = table["reading"] == "beyond trend"
     filled = ["circle" if b else "circle-open" for b in beyond]
-    _dots(figure, table["pearson"], at, "correlation", theme.BLUE, texts, filled)
+    fig.dots(figure, table["pearson"], at, "correlation", color=theme.BLUE, texts=texts, symbol=filled)
     texts = [f"{words(row.measure)}: r of the differences {row.differenced:.3f}" for row in table.itertuples()]
-    _dots(figure, table["differenced"], at, "of the differences", theme.VERMILION, texts, "diamond")
+    fig.dots(figure, table["differenced"], at, "of the differences", color=theme.VERMILION, texts=texts, symbol="diamond")
     _rows(figure, table["measure"].tolist())
     figure.update_xaxes(title_text="Pearson correlation with the test accuracy", range=[-1.04, 1.04])
     many, count, strong = len(table), int(table["n"].max()), int((table["pearson"].abs() > 0.9).sum())
     title = f"{strong} of {many} measures correlate above 0.9 with the test accuracy, {int(beyond.sum())} of {many} beyond trend"
-    subtitle = f"{subject_prefix(result)}n = {count} checkpoints of one run; filled: above 95 % of monotone surrogates"
-    return fig.describe(figure, title=title, subtitle=subtitle, alt=f"Dot plot of correlations by measure. {title}.")
+    subtitle = f"n = {count} checkpoints of one run; filled: above 95 % of monotone surrogates"
+    alt = f"Dot plot of correlations by measure. {title}."
+    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
-def _rows(figure: go.Figure, names: Sequence[str]) -> None:
+def _intervals(figure: fig.Figure, rows: pd.DataFrame, name: str) -> None:
+    """Draw the interval of each row as a line."""
+    for y, (low, high) in enumerate(rows[["low", "high"]].itertuples(index=False)):
+        fig.line(figure, [low, high], [y, y], name, color=theme.SLATE, symbol=None, width=1.5)
+
+
+def _rows(figure: fig.Figure, names: Sequence[str]) -> None:
     """Name the rows, draw the line at zero and the legend."""
-    figure.add_vline(x=0, line={"color": theme.SLATE, "dash": "dot", "width": 1})
+    figure.add_vline(x=0, line=theme.LEVEL)
     places = list(range(len(names)))
     figure.update_yaxes(title_text="measure", tickvals=places, ticktext=[words(n) for n in names], range=[-0.6, len(names) - 0.4])
     fig.legend_below(figure)
-
-
-def _dots(
-    figure: go.Figure,
-    x: Sequence[float],
-    y: Sequence[float],
-    name: str,
-    color: str,
-    texts: Sequence[str],
-    symbol: str | list[str],
-) -> None:
-    """Add markers without a line."""
-    label = display(name, limit=60)
-    hover = {"customdata": [display(t, limit=200) for t in texts], "hovertemplate": f"%{{customdata}}<extra>{label}</extra>"}
-    marker = {"color": color, "size": 9, "symbol": symbol}
-    figure.add_trace(go.Scatter(x=x, y=y, name=label, mode="markers", marker=marker, showlegend=True, **hover))

@@ -5,59 +5,53 @@ The slider hides and shows traces that are all in the figure: it needs no script
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
+from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
-from sparsescope.viz.sentences import percent, subject_prefix
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from sparsescope.core.result import Result
+from sparsescope.viz.curves import curve
+from sparsescope.viz.sentences import percent
 
 _NO_MODULUS = "This series is no modular addition: its checkpoints have no frequencies."
 
 
-def neurons(result: Result) -> go.Figure:
+def neurons(result: Result) -> fig.Figure:
     """Draw the share of hidden units that one frequency explains, in all and for each key frequency."""
     table, whole = result.tables["spectrum"], result.tables["checkpoints"]
-    shares = whole[["step", "neurons_explained"]].dropna()
+    shares = whole.dropna(subset=["neurons_explained"])
     if table.empty or shares.empty:
-        return fig.empty(
-            "No units by frequency", _NO_MODULUS if table.empty else "The hidden units of this model cannot be read."
-        )
+        message = _NO_MODULUS if table.empty else "The hidden units of this model cannot be read."
+        return fig.empty("No units by frequency", message)
     total = _units(result)
     figure = fig.panels(height=340)
-    texts = [f"step {s}: {percent(v)} of the units" for s, v in shares.itertuples(index=False)]
-    fig.line(
-        figure, shares["step"], shares["neurons_explained"], "all", color=theme.INK["light"], texts=texts, width=2.4, legend=True
-    )
+    curve(
+        figure, shares, "neurons_explained", "all", x="step", color=theme.INK["light"], width=2.4, legend=True,
+        text="step {0.step}: {1} of the units".format,
+    )  # fmt: skip
     keys = sorted(table.loc[table["key"] == "yes", "frequency"].unique())
-    for index, k in enumerate(keys):
-        part = table[table["frequency"] == k]
-        color, dash = theme.CATEGORIES["light"][index % 8], theme.DASHES[(index + 1) % 8]
-        texts = [f"step {s}: {u} of {total} units at k = {k:g}" for s, u in part[["step", "units"]].itertuples(index=False)]
-        symbol = theme.MARKERS[(index + 1) % 8]
-        fig.line(
-            figure, part["step"], part["units"] / total, f"k = {k:g}", color=color, dash=dash, texts=texts, symbol=symbol,
-            legend=True, width=1.5,
+    served = table.assign(share=table["units"] / total)
+    for index, k in enumerate(keys, 1):
+        curve(
+            figure, served[served["frequency"] == k], "share", f"k = {k:g}", x="step", width=1.5, legend=True,
+            text=f"step {{0.step}}: {{0.units}} of {total} units at k = {{0.frequency:g}}".format,
+            color=theme.CATEGORIES["light"][(index - 1) % 8], dash=theme.DASHES[index % 8], symbol=theme.MARKERS[index % 8],
         )  # fmt: skip
     for name in ("memorized_step", "generalized_step"):
-        value = result.scalars[name].value
-        if value == value:
-            figure.add_vline(x=value, line={"color": theme.SLATE, "dash": "dot", "width": 1})
+        if math.isfinite(result.scalars[name].value):
+            figure.add_vline(x=result.scalars[name].value, line=theme.LEVEL)
     figure.update_xaxes(title_text="optimizer step")
-    figure.update_yaxes(title_text="share of hidden units", tickformat=".0%", range=[0, 1.04])
+    fig.y_axes(figure, "share of hidden units", tickformat=".0%", range=[0, 1.04])
     fig.legend_below(figure)
     last = percent(float(shares["neurons_explained"].iloc[-1]))
     title = f"At the last checkpoint {last} of the hidden units serve one frequency"
-    alt = (
-        f"Line chart of the share of hidden units that one frequency explains, over steps. {title}; {len(keys)} key frequencies."
-    )
-    return fig.describe(figure, title=title, subtitle=f"{subject_prefix(result)}dotted: t_mem and t_gen", alt=alt)
+    alt = f"Line chart of the share of hidden units that one frequency explains, over steps. {title}; "
+    alt += f"{len(keys)} key frequencies."
+    return fig.describe(figure, title=title, subtitle="dotted: t_mem and t_gen", alt=alt, result=result)
 
 
 def _units(result: Result) -> int:
@@ -68,7 +62,7 @@ def _units(result: Result) -> int:
     return max(1, round(float(counts[step]) / float(whole[step]))) if whole[step] > 0 else 1
 
 
-def checkpoint_slider(result: Result) -> go.Figure:
+def checkpoint_slider(result: Result) -> fig.Figure:
     """Draw units and embedding norms by frequency for one checkpoint at a time; the last one is shown first."""
     table = result.tables["spectrum"]
     if table.empty:
@@ -110,7 +104,7 @@ def checkpoint_slider(result: Result) -> go.Figure:
     named = f"key frequencies {', '.join(keys)}" if keys else "no key frequency"
     title = f"Frequencies of {len(steps)} checkpoints; the last one has {named}"
     alt = f"Bar charts of hidden units and of embedding norms by frequency, with a slider over {len(steps)} checkpoints. {title}."
-    figure = fig.describe(figure, title=title, subtitle=f"{subject_prefix(result)}outlined bars: key frequencies", alt=alt)
+    figure = fig.describe(figure, title=title, subtitle="outlined bars: key frequencies", alt=alt, result=result)
     return figure.update_layout(margin={"b": 130}, height=figure.layout.height + 70)
 
 

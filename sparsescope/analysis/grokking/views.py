@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -16,10 +15,8 @@ from sparsescope.analysis.grokking.frequency_views import neurons as neurons
 from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
-from sparsescope.viz.sentences import percent, subject_prefix
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from sparsescope.viz.curves import curve
+from sparsescope.viz.sentences import percent
 
 _UNITS = {column.name: column.unit for column in MEASURES}
 _PHASE_COLORS = {
@@ -33,7 +30,7 @@ _ALIGNED = (
 _PANEL = 200
 
 
-def timeline(result: Result) -> go.Figure:
+def timeline(result: Result) -> fig.Figure:
     """Draw losses, accuracies, shares and ranks over log steps, with the phases behind them."""
     curves, table = result.tables["curves"], result.tables["checkpoints"]
     curves, table = curves[curves["step"] > 0], table[table["step"] > 0]
@@ -43,9 +40,11 @@ def timeline(result: Result) -> go.Figure:
     steps = curves["step"]
     for row, what in ((1, "loss"), (2, "accuracy")):
         for split, color, dash in (("train", theme.VERMILION, "dash"), ("test", theme.BLUE, "solid")):
-            values = curves[f"{split}_{what}"]
-            texts = [f"step {s}: {split} {what} {v:.4g}" for s, v in zip(steps, values, strict=True)]
-            fig.line(figure, steps, values, split, color=color, dash=dash, texts=texts, symbol=None, row=row, legend=True)
+            text = f"step {{0.step}}: {split} {what} {{1}}".format
+            curve(
+                figure, curves, f"{split}_{what}", split, x="step", color=color, dash=dash, show="{:.4g}".format, text=text,
+                symbol=None, row=row,
+            )  # fmt: skip
     if fourier:
         _measure_line(figure, table, "restricted_loss", 1, theme.GREEN, "circle")
         _measure_line(figure, table, "excluded_loss", 1, theme.PURPLE, "square")
@@ -69,10 +68,10 @@ def timeline(result: Result) -> go.Figure:
     figure.update_yaxes(title_text="relative to first", rangemode="tozero", row=4, col=1)
     title = _what_happened(result)
     alt = f"Four stacked line charts over training steps: loss, accuracy, shares and ranks. {title}. {_phase_text(result)}"
-    return fig.describe(figure, title=title, subtitle=f"{subject_prefix(result)}{_phase_text(result)}", alt=alt)
+    return fig.describe(figure, title=title, subtitle=_phase_text(result), alt=alt, result=result)
 
 
-def _arrange(figure: go.Figure) -> None:
+def _arrange(figure: fig.Figure) -> None:
     """Set the panels close together, the losses higher than the rest, each with a legend at its right."""
     tops, heights = (1.0, 0.62, 0.405, 0.19), (0.31, 0.155, 0.155, 0.19)
     for row, (top, height) in enumerate(zip(tops, heights, strict=True)):
@@ -82,47 +81,36 @@ def _arrange(figure: go.Figure) -> None:
         name = "legend" if row == 0 else f"legend{row + 1}"
         place = {"x": 1.01, "xanchor": "left", "y": top, "yanchor": "top", "orientation": "v", "font": {"size": 12}}
         figure.update_layout({name: place})
-        figure.update_traces(legend=name, selector={"yaxis": axis})
+        figure.update_traces(legend=name, showlegend=True, selector={"yaxis": axis})
     figure.update_layout(showlegend=True, margin={"r": 150})
 
 
 def _measure_line(
-    figure: go.Figure, table: pd.DataFrame, name: str, row: int, color: str, symbol: str, *, relative: bool = False
+    figure: fig.Figure, table: pd.DataFrame, name: str, row: int, color: str, symbol: str, *, relative: bool = False
 ) -> None:
     """One measure over the checkpoints, where it is defined."""
-    values = table[name]
-    if not values.notna().any():
-        return
-    shown = values / values.dropna().iloc[0] if relative else values
+    first = table[name].bfill().iloc[0] if relative and len(table) else 1.0
     unit = f" {_UNITS.get(name, '')}".rstrip()
-    texts = [f"step {s}: {words(name)} {v:.4g}{unit}" for s, v in zip(table["step"], values, strict=True)]
-    fig.line(figure, table["step"], shown, words(name), color=color, texts=texts, symbol=symbol, row=row, legend=True, width=1.6)
+    curve(
+        figure, table.assign(drawn=table[name] / first), "drawn", words(name), x="step", color=color, symbol=symbol, row=row,
+        text=f"step {{0.step}}: {words(name)} {{0.{name}:.4g}}{unit}".format, width=1.6,
+    )  # fmt: skip
 
 
-def _phases(figure: go.Figure, result: Result) -> None:
+def _phases(figure: fig.Figure, result: Result) -> None:
     """Shade the phases behind every panel and name them in the first."""
     table = result.tables["phases"]
     least = max(1.0, float(result.tables["curves"].query("step > 0")["step"].min()))
     for phase, begin, end in table[["phase", "begin", "end"]].itertuples(index=False):
         if end <= least:
             continue
-        color = _PHASE_COLORS[phase]
-        for row in range(1, 5):
-            figure.add_vrect(
-                x0=max(float(begin), least),
-                x1=float(end),
-                fillcolor=theme.rgba(color, 0.1),
-                line_width=0,
-                layer="below",
-                row=row,
-                col=1,
-            )
-        middle = (math.log10(max(begin, least)) + math.log10(end)) / 2
-        wide = math.log10(end / max(begin, least)) > 0.12
-        if wide:
-            figure.add_annotation(
-                x=middle, y=1, yref="y domain", yanchor="bottom", text=phase, showarrow=False, font={"size": 11}, row=1, col=1
-            )
+        begin = max(float(begin), least)
+        shade = theme.rgba(_PHASE_COLORS[phase], 0.1)
+        figure.add_vrect(x0=begin, x1=float(end), fillcolor=shade, line_width=0, layer="below", row="all", col=1)
+        if math.log10(end / begin) > 0.12:  # wide enough for its name
+            middle = (math.log10(begin) + math.log10(end)) / 2
+            look = {"yref": "y domain", "yanchor": "bottom", "showarrow": False, "font": {"size": 11}}
+            figure.add_annotation(x=middle, y=1, text=phase, row=1, col=1, **look)
     for annotation in figure.layout.annotations[:1]:  # the panel's title makes room for the names of the phases
         annotation.update(yshift=16)
 
@@ -145,7 +133,7 @@ def _what_happened(result: Result) -> str:
     return f"The run {memorized} and generalized at step {own['generalized']:,.0f}{late}"
 
 
-def onset_aligned(result: Result) -> go.Figure:
+def onset_aligned(result: Result) -> fig.Figure:
     """Draw each measure over step - t_gen, one line for each series."""
     table = result.tables["aligned"]
     names = [name for name in _ALIGNED if (table["measure"] == name).any()]
@@ -157,19 +145,19 @@ def onset_aligned(result: Result) -> go.Figure:
     series = list(dict.fromkeys(table["series"]))
     palette = theme.CATEGORIES["light"]
     for index, name in enumerate(names):
-        row, column = index // columns + 1, index % columns + 1
+        place = fig.place_of(index, columns)
         for number, label in enumerate(series):
-            part = table[(table["measure"] == name) & (table["series"] == label)]
-            texts = [f"{label}: {x:+,.0f} steps, {v:.4g}" for x, v in part[["relative", "value"]].itertuples(index=False)]
-            fig.line(
-                figure, part["relative"], part["value"], label, color=palette[number % len(palette)],
-                dash=theme.DASHES[number % len(theme.DASHES)], texts=texts, symbol=theme.MARKERS[number % len(theme.MARKERS)],
-                row=row, column=column, legend=index == 0 and len(series) > 1, width=1.6,
+            curve(
+                figure, table[(table["measure"] == name) & (table["series"] == label)], "value", label, x="relative",
+                color=palette[number % len(palette)], dash=theme.DASHES[number % len(theme.DASHES)], show="{:.4g}".format,
+                symbol=theme.MARKERS[number % len(theme.MARKERS)], text="{0.series}: {0.relative:+,.0f} steps, {1}".format,
+                legend=len(series) > 1, width=1.6, **place,
             )  # fmt: skip
-        figure.add_vline(x=0, line={"color": theme.SLATE, "dash": "dot", "width": 1}, row=row, col=column)
+        at = {"row": place["row"], "col": place["column"]}
+        figure.add_vline(x=0, line=theme.LEVEL, **at)
         if name.endswith("_loss"):
-            figure.update_yaxes(type="log", exponentformat="power", row=row, col=column)
-        figure.update_yaxes(title_text=_UNITS.get(name) or "value", row=row, col=column)
+            figure.update_yaxes(type="log", exponentformat="power", **at)
+        figure.update_yaxes(title_text=_UNITS.get(name) or "value", **at)
     figure.update_xaxes(title_text="step − t_gen", row=rows)
     if len(series) > 1:
         fig.legend_below(figure)
@@ -178,4 +166,4 @@ def onset_aligned(result: Result) -> go.Figure:
     title = f"Measures around the step of generalization, {many}"
     alt = f"Line charts of {', '.join(map(words, names))} against step minus t_gen for {many}."
     caution = "one run: nothing is said about other seeds" if len(series) == 1 else "one line for each series"
-    return fig.describe(figure, title=title, subtitle=f"{subject_prefix(result)}dotted: t_gen; {caution}", alt=alt)
+    return fig.describe(figure, title=title, subtitle=f"dotted: t_gen; {caution}", alt=alt, result=result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -10,15 +10,14 @@ from sparsescope.analysis.attention_sparsity.views import parts
 from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from sparsescope.viz.curves import curve
+from sparsescope.viz.sentences import percent
 
 _NAMES = {"top-p": "top-p of the mass", "local": "first 4 and a local window", "random": "random keys (null)"}
 _FRAME = 25  # tolerated rises that fit the frame
 
 
-def dose_response(result: Result) -> go.Figure:
+def dose_response(result: Result) -> fig.Figure:
     """Draw the rise of the loss against attention sparsity for each rule, with critical points."""
     table, points = result.tables["dose_response"], result.tables["critical"]
     if table.empty:
@@ -26,28 +25,17 @@ def dose_response(result: Result) -> go.Figure:
     figure = fig.panels(height=380)
     tolerated = float(np.log1p(float(result.provenance.get("params", {}).get("tolerance", 0.01))))
     for index, rule in enumerate(dict.fromkeys(table["rule"])):
-        rows = table[table["rule"] == rule].sort_values("sparsity")
-        look: dict[str, Any] = {"color": theme.CATEGORIES["light"][index]}
-        fig.band(figure, rows["sparsity"], rows["low"], rows["high"], **look)
-        texts = [
-            f"{setting:g}: sparsity {parts.percent(x)} ({parts.percent(1 - x)} kept) {rise:+.4f} [{low:+.4f}, {high:+.4f}] nats"
-            for setting, x, rise, low, high in rows[["setting", "sparsity", "rise", "low", "high"]].itertuples(index=False)
-        ]
-        look |= {"dash": theme.DASHES[index], "symbol": theme.MARKERS[index], "texts": texts, "legend": True}
-        fig.line(figure, rows["sparsity"], rows["rise"], _NAMES.get(str(rule), str(rule)), **look)
+        curve(
+            figure, table[table["rule"] == rule].sort_values("sparsity"), "rise", _NAMES.get(str(rule), str(rule)), x="sparsity",
+            text=_dose_text, show="{:+.4f}".format, columns=result.columns["dose_response"],
+            color=theme.CATEGORIES["light"][index], dash=theme.DASHES[index], symbol=theme.MARKERS[index], legend=True,
+        )  # fmt: skip
     figure.add_hline(y=tolerated, line={"color": theme.SLATE, "dash": "dash", "width": 1.2})
     found = points.dropna(subset=["sparsity"])
     if len(found):
-        figure.add_scatter(
-            x=found["sparsity"],
-            y=[tolerated] * len(found),
-            mode="markers",
-            marker={"symbol": "diamond", "size": 11, "color": theme.INK["light"]},
-            name="critical sparsity",
-            customdata=[f"{r}: {parts.percent(x)}" for r, x in zip(found["rule"], found["sparsity"], strict=True)],
-            hovertemplate="%{customdata}<extra></extra>",
-            showlegend=True,
-        )
+        texts = [f"{rule}: {percent(x)}" for rule, x in zip(found["rule"], found["sparsity"], strict=True)]
+        look: dict[str, Any] = {"color": theme.INK["light"], "symbol": "diamond", "size": 11}
+        fig.dots(figure, found["sparsity"], [tolerated] * len(found), "critical sparsity", texts=texts, **look)
     # The strongest doses cost so much that everything near the tolerance would lie on the axis.
     most = float(np.nanmax(table[["rise", "high"]].to_numpy()))
     low = min(0.0, float(np.nanmin(table[["rise", "low"]].to_numpy())))
@@ -61,7 +49,11 @@ def dose_response(result: Result) -> go.Figure:
     documents = parts.count(int(table["documents"].max()), "document")
     subtitle = f"{n:,} tokens of {documents}; dashed: tolerated rise; bands: paired document bootstrap"
     subtitle += "; higher rises are above the frame, and in the table" if cut else ""
-    return parts.describe(figure, result, title=title, subtitle=subtitle, alt=alt)
+    return fig.describe(figure, result=result, title=title, subtitle=subtitle, alt=alt)
+
+
+def _dose_text(row: Any, rise: str) -> str:
+    return f"{row.setting:g}: sparsity {percent(row.sparsity)} ({percent(1 - row.sparsity)} kept) {rise} nats"
 
 
 def _texts(result: Result) -> tuple[str, str]:
@@ -70,10 +62,10 @@ def _texts(result: Result) -> tuple[str, str]:
     sentences = []
     for row in result.tables["critical"].itertuples(index=False):
         if np.isfinite(row.sparsity):
-            sentences.append(f"{row.rule} {parts.percent(row.sparsity)} [{parts.percent(row.low)}, {parts.percent(row.high)}]")
+            sentences.append(f"{row.rule} {percent(row.sparsity)} [{percent(row.low)}, {percent(row.high)}]")
         else:
             sign, end = ("<", row.smallest) if row.left_censored == "yes" else (">", row.largest)
-            sentences.append(f"{row.rule} {'under' if sign == '<' else 'over'} {parts.percent(end)}")
+            sentences.append(f"{row.rule} {'under' if sign == '<' else 'over'} {percent(end)}")
     title = "Sparsity that costs the tolerated rise: " + ", ".join(sentences)
     worst = table.loc[table["rise"].idxmax()]
     alt = f"Line chart of the rise of the loss against attention sparsity. {title}. "

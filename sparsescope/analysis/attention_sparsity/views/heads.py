@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import pandas as pd
 
-from sparsescope.analysis.attention_sparsity.views import parts
 from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
+from sparsescope.viz.layers import LAYER
+from sparsescope.viz.sentences import percent
 
 _SINK = 0.3
 
 
-def entropy_grid(result: Result) -> go.Figure:
+def entropy_grid(result: Result) -> fig.Figure:
     """Draw the normalized entropy of each head."""
     grid = _grid(result, "entropy_normalized")
     if grid.empty:
@@ -27,16 +23,16 @@ def entropy_grid(result: Result) -> go.Figure:
     values = grid.to_numpy()
     layer, head = np.unravel_index(np.nanargmin(values), values.shape)
     low, high = np.nanmin(values), np.nanmax(values)
-    title = f"Heads use {parts.percent(low)} to {parts.percent(high)} of the entropy of a uniform row"
+    title = f"Heads use {percent(low)} to {percent(high)} of the entropy of a uniform row"
     null = result.tables["per_head"].query("metric == 'entropy_normalized'")["null"].median()
     place = f"layer {grid.index[layer]:g}, head {grid.columns[head]:g}"
     alt = f"Heat map of normalized entropy over {values.size} heads. {title}; the most concentrated is {place}."
-    subtitle = f"mean over rows of entropy / ln t; median head {parts.percent(float(np.nanmedian(values)))}, null "
-    subtitle += f"{parts.percent(null)} (normal scores with the same variance)"
-    return parts.describe(figure, result, title=title, subtitle=subtitle, alt=alt)
+    subtitle = f"mean over rows of entropy / ln t; median head {percent(float(np.nanmedian(values)))}, null "
+    subtitle += f"{percent(null)} (normal scores with the same variance)"
+    return fig.describe(figure, result=result, title=title, subtitle=subtitle, alt=alt)
 
 
-def sink_grid(result: Result) -> go.Figure:
+def sink_grid(result: Result) -> fig.Figure:
     """Draw the sink rate of each head, over the first 64 rows where windows are that long."""
     metric = "share_sink_64"
     grid = _grid(result, metric)
@@ -50,11 +46,11 @@ def sink_grid(result: Result) -> go.Figure:
     sinks = int((values > _SINK).sum())
     uniform = result.tables["per_head"].query("metric == @metric")["uniform"].median()
     rows = "the first 64 rows of each window" if metric == "share_sink_64" else "the whole window"
-    share = parts.percent(sinks / max(int(np.isfinite(values).sum()), 1))
+    share = percent(sinks / max(int(np.isfinite(values).sum()), 1))
     title = f"{sinks} of {values.size} heads ({share}) put over 30 % of their mass on the first key"
-    alt = f"Heat map of the sink rate. {title}; the largest rate is {parts.percent(float(np.nanmax(values)))}."
-    subtitle = f"mean weight on the first key over {rows}; a uniform row gives {parts.percent(uniform)}"
-    return parts.describe(figure, result, title=title, subtitle=subtitle, alt=alt)
+    alt = f"Heat map of the sink rate. {title}; the largest rate is {percent(float(np.nanmax(values)))}."
+    subtitle = f"mean weight on the first key over {rows}; a uniform row gives {percent(uniform)}"
+    return fig.describe(figure, result=result, title=title, subtitle=subtitle, alt=alt)
 
 
 def _grid(result: Result, metric: str) -> pd.DataFrame:
@@ -62,10 +58,10 @@ def _grid(result: Result, metric: str) -> pd.DataFrame:
     return frame[frame["metric"] == metric].pivot_table(index="layer", columns="head", values="mean", dropna=False)
 
 
-def _heatmap(grid: pd.DataFrame, name: str) -> go.Figure:
+def _heatmap(grid: pd.DataFrame, name: str) -> fig.Figure:
     """Layers on x and heads on y: there are usually more layers, and layers are on x in every other figure."""
     figure = fig.panels(height=max(160, min(18 * grid.shape[1] + 60, 560)))
-    texts = [[f"layer {layer:g}, head {head:g}: {parts.percent(v)}" for layer, v in grid[head].items()] for head in grid.columns]
+    texts = [[f"layer {layer:g}, head {head:g}: {percent(v)}" for layer, v in grid[head].items()] for head in grid.columns]
     figure.add_heatmap(
         x=grid.index.to_numpy(),
         y=grid.columns.to_numpy(),
@@ -79,6 +75,6 @@ def _heatmap(grid: pd.DataFrame, name: str) -> go.Figure:
         hovertemplate="%{customdata}<extra></extra>",
         colorbar={"title": {"text": name, "font": {"size": 12}}, "thickness": 12, "outlinewidth": 0, "tickformat": ".0%"},
     )
-    fig.integer_axis(figure, grid.index, parts.LAYER, pad=0.5, ticks=32)
+    fig.integer_axis(figure, grid.index, LAYER, pad=0.5, ticks=32)
     figure.update_yaxes(title_text="head", autorange="reversed", tick0=0, dtick=max(1, grid.shape[1] // 12), showgrid=False)
     return figure
