@@ -1,5 +1,6 @@
-"""Training of the small models that the project ships: recipes as data, exact resumption, checkpoints as a series.
+"""Training: a loop that resumes exactly, and the small models that the project ships, whose recipes are data.
 
-``sparsescope train analyses/grokking/relu.toml --output FOLDER`` runs a recipe. This is no general trainer:
-it knows modular addition and bytes of text, AdamW, and four architectures (``models.architectures``).
+``loop.py`` trains whatever makes one update at a time: schedule, state, saving, progress. ``trainer.py`` uses it for
+``sparsescope train analyses/grokking/relu.toml --output FOLDER``: modular addition and bytes of text, AdamW, four architectures
+(``models.architectures``), checkpoints as a series.
 """

@@ -1,6 +1,6 @@
 """Write the files of a series: checkpoints while the training runs, everything else when it is finished.
 
-``series.json`` is written last, so a folder that has one is complete. What the files mean stands in
+``series.json`` is moved to its place last, so a folder that has one is complete. What the files mean stands in
 ``sparsescope/models/series_file.py``.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from sparsescope.core.environment import environment
-from sparsescope.core.files import replace_file, sha256_file, storage_errors
+from sparsescope.core.files import replace_file, sha256_file, storage_errors, sync_path
 from sparsescope.errors import SubjectError
 from sparsescope.metrics.progress import ACCURACY, first_held
 from sparsescope.models import series_file
@@ -109,20 +109,25 @@ def finish(output: Path, folder: Path, recipe: Recipe, data: Data, model: Any, p
         environment=environment(threads=recipe.threads, cpu_seconds=round(progress.cpu_seconds, 1)),
         checkpoints=[series_file.StoredCheckpoint(**record) for record in progress.checkpoints],
     )
+    # Written beside the unfinished work and moved: what a killed process leaves half written goes with that folder.
     for name, text in files.items():
-        replace_file(output / name, text)
-    with storage_errors("move the checkpoints to their place", output):
+        replace_file(folder / name, text)
+    replace_file(folder / series_file.FILE, content.model_dump_json(indent=1).encode() + b"\n")
+    with storage_errors("move the files of the series to their place", output):
         for record in content.checkpoints:
-            source = folder / record.file
-            if source.is_file():  # else moved already, by a call that was interrupted here
-                source.replace(output / record.file)
+            if (folder / record.file).is_file():  # else moved already, by a call that was interrupted here
+                (folder / record.file).replace(output / record.file)
             if sha256_file(output / record.file) != record.sha256:
                 raise SubjectError(
                     "a checkpoint was changed after it was written",
                     where=str(output / record.file),
                     next_step="delete the folder and train again",
                 )
-        replace_file(output / series_file.FILE, content.model_dump_json(indent=1).encode() + b"\n")
+        for name in files:
+            (folder / name).replace(output / name)
+        sync_path(output)
+        (folder / series_file.FILE).replace(output / series_file.FILE)
+        sync_path(output)
     shutil.rmtree(folder, ignore_errors=True)  # the series is complete: what a killed run left there must not fail it
 
 
