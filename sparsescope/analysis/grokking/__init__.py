@@ -14,6 +14,7 @@ from pydantic import Field
 from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.result import Column
 from sparsescope.core.spec import Params
+from sparsescope.core.tables import with_interval
 
 
 class GrokkingParams(Params):
@@ -115,8 +116,8 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _MEASURE,
         Column("rule", "label", "'departure' or 'half way'."),
         Column("median", "value", "Median lead over series.", "steps"),
-        Column("low", "value", "Lower end between order statistics.", "steps"),
-        Column("high", "value", "Upper end between order statistics.", "steps"),
+        Column("low", "value", "Lower end between order statistics.", "steps", low_of="median"),
+        Column("high", "value", "Upper end between order statistics.", "steps", high_of="median"),
         Column("coverage", "fraction", "Exact coverage of this interval; 0 with one series."),
         Column("series", "count", "Series with a value; they are the independent units."),
     ),
@@ -130,9 +131,10 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _MEASURE,
         Column("score", "label", "What it is correlated with, over the checkpoints from t_mem on."),
         Column("n", "count", "Checkpoints; they are not independent."),
-        Column("pearson", "value", "Pearson correlation (of a loss: of its logarithm)."),
-        Column("low", "value", "Lower end of the Fisher z interval, as if checkpoints were independent."),
-        Column("high", "value", "Upper end."),
+        *with_interval(
+            Column("pearson", "value", "Pearson correlation (of a loss: of its logarithm)."),
+            "the Fisher z interval, as if checkpoints were independent",
+        ),
         Column("spearman", "value", "Rank correlation."),
         Column("spearman_p", "value", "Its two-sided permutation p, exact up to n = 9."),
         Column("kendall", "value", "Kendall's tau-b."),
@@ -232,6 +234,7 @@ ANALYSIS = Analysis(
             formula="trend percentile = share of monotone surrogates with |r*| < |r|",
         ),
     ),
+    tables=TABLES,
     headline=("memorized_step", "generalized_step", "onset_ratio", "neurons_explained"),
     requires=frozenset({"series"}),
     citations=(
