@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sparsescope.activations.accumulators import MAX_CLUSTERS
-from sparsescope.activations.sparsity_accumulator import SHAPE_BINS, SparsityAccumulator, position_bins
 from sparsescope.activations.capture import ActivationBatch
+from sparsescope.activations.sparsity_accumulator import SHAPE_BINS, SparsityAccumulator, position_bins
 from sparsescope.errors import SpecError
 from sparsescope.metrics import sparsity as m
 from sparsescope.metrics.jackknife import FOLDS, fold_of
