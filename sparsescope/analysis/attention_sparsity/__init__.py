@@ -115,9 +115,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("setting", "value", "Share p (top-p, random) or width w (local)."),
         Column("sparsity", "fraction", "1 - kept pairs / pairs that may attend, over all layers, heads and rows."),
         Column("density", "fraction", "Kept pairs / pairs that may attend."),
-        *with_interval(
-            Column("rise", "value", "Mean rise of the loss per token.", "nats"), "the paired document bootstrap interval"
-        ),
+        Column("rise", "value", "Mean rise of the loss per token.", "nats"),
+        Column("low", "value", "Lower end of the paired document bootstrap interval.", "nats", low_of="rise"),
+        Column("high", "value", "Upper end.", "nats", high_of="rise"),
         Column("fitted", "value", "The rise after isotonic regression over the levels of the rule.", "nats"),
         Column("perplexity_ratio", "value", "exp(rise)."),
         Column("rows", "count", "Tokens whose loss was measured."),
@@ -125,10 +125,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
     "critical": (
         Column("rule", "group", "Which keys a row keeps."),
-        *with_interval(
-            Column("sparsity", "fraction", "Where the fitted rise reaches ln(1 + tolerance); empty if censored."),
-            "the paired bootstrap interval; a censored resample counts as that end",
+        Column("sparsity", "fraction", "Where the fitted rise reaches ln(1 + tolerance); empty if censored."),
+        Column(
+            "low", "fraction", "Lower end of the paired bootstrap interval; a censored resample counts as that end.",
+            low_of="sparsity",
         ),
+        Column("high", "fraction", "Upper end.", high_of="sparsity"),
         Column("left_censored", "label", "yes: the smallest sparsity measured already costs more than the tolerance."),
         Column("right_censored", "label", "yes: the largest sparsity measured costs no more than the tolerance."),
         Column("smallest", "fraction", "Smallest sparsity measured."),

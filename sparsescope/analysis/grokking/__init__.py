@@ -14,7 +14,6 @@ from pydantic import Field
 from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.result import Column
 from sparsescope.core.spec import Params
-from sparsescope.core.tables import with_interval
 
 
 class GrokkingParams(Params):
@@ -131,10 +130,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _MEASURE,
         Column("score", "label", "What it is correlated with, over the checkpoints from t_mem on."),
         Column("n", "count", "Checkpoints; they are not independent."),
-        *with_interval(
-            Column("pearson", "value", "Pearson correlation (of a loss: of its logarithm)."),
-            "the Fisher z interval, as if checkpoints were independent",
-        ),
+        Column("pearson", "value", "Pearson correlation (of a loss: of its logarithm)."),
+        Column("low", "value", "Lower end of the Fisher z interval, as if checkpoints were independent.", low_of="pearson"),
+        Column("high", "value", "Upper end.", high_of="pearson"),
         Column("spearman", "value", "Rank correlation."),
         Column("spearman_p", "value", "Its two-sided permutation p, exact up to n = 9."),
         Column("kendall", "value", "Kendall's tau-b."),
