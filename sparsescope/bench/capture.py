@@ -37,6 +37,32 @@ class CaptureParams(Params):
     )
 
 
+TABLES: dict[str, tuple[Column, ...]] = {
+    "variants": (
+        Column("variant", "label", "What was run."),
+        Column("seconds", "seconds", "Median time for all tokens.", "s"),
+        Column("rate", "value", "Tokens a second at the median.", "tokens/s"),
+        Column("ratio", "value", "Median ratio to the bare forward pass of the same repeat."),
+        Column("ratio_q1", "value", "First quartile of the ratio.", low_of="ratio"),
+        Column("ratio_q3", "value", "Third quartile of the ratio.", high_of="ratio"),
+        Column("repeats", "count", "Repeats."),
+    ),
+    "peers": (
+        Column("peer", "label", "Another way to read the same activations."),
+        Column("seconds", "seconds", "Its median time for all tokens.", "s"),
+        Column("ours", "seconds", "Our median time.", "s"),
+        Column("speedup", "value", "Median over repeats of its time / our time in the same repeat."),
+        Column("speedup_q1", "value", "First quartile.", low_of="speedup"),
+        Column("speedup_q3", "value", "Third quartile.", high_of="speedup"),
+        Column("repeats", "count", "Repeats."),
+        Column("difference", "value", "Largest difference to our values, relative to the largest value of the site."),
+    ),
+    "memory": (
+        Column("tokens", "count", "Tokens streamed."),
+        Column("peak_extra", "bytes", "Peak resident size while streaming, above the size before the first stream.", "bytes"),
+    ),
+}
+
 ANALYSIS = Analysis(
     name="capture",
     version="2",
@@ -66,29 +92,11 @@ ANALYSIS = Analysis(
             formula="speedup = seconds(other way) / seconds(copying), within a repeat",
         ),
     ),
+    tables=TABLES,
     headline=("capture_ratio", "statistics_ratio", "shards_ratio", "speedup_over_plain_hooks", "speedup_over_transformer_lens"),
     measures_time=True,
 )
 
-_VARIANTS = (
-    Column("variant", "label", "What was run."),
-    Column("seconds", "seconds", "Median time for all tokens.", "s"),
-    Column("rate", "value", "Tokens a second at the median.", "tokens/s"),
-    Column("ratio", "value", "Median ratio to the bare forward pass of the same repeat."),
-    Column("ratio_q1", "value", "First quartile of the ratio."),
-    Column("ratio_q3", "value", "Third quartile of the ratio."),
-    Column("repeats", "count", "Repeats."),
-)
-_PEERS = (
-    Column("peer", "label", "Another way to read the same activations."),
-    Column("seconds", "seconds", "Its median time for all tokens.", "s"),
-    Column("ours", "seconds", "Our median time.", "s"),
-    Column("speedup", "value", "Median over repeats of its time / our time in the same repeat."),
-    Column("speedup_q1", "value", "First quartile."),
-    Column("speedup_q3", "value", "Third quartile."),
-    Column("repeats", "count", "Repeats."),
-    Column("difference", "value", "Largest difference to our values, relative to the largest value of the site."),
-)
 _PLAIN, _LENS_DEFAULT, _LENS = "plain hooks", "TransformerLens run_with_cache", "TransformerLens run_with_cache, lean"
 _PEER_SCALARS = {
     _PLAIN: ("speedup_over_plain_hooks", "plain forward hooks that copy the same tensors, without output head"),
@@ -100,10 +108,6 @@ _PEER_SCALARS = {
 }
 # Largest relative difference at which two ways count as reading the same numbers.
 _SAME = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-_MEMORY = (
-    Column("tokens", "count", "Tokens streamed."),
-    Column("peak_extra", "bytes", "Peak resident size while streaming, above the size before the first stream.", "bytes"),
-)
 
 
 def compute(params: CaptureParams, context: Context) -> Result:
@@ -177,7 +181,7 @@ def compute(params: CaptureParams, context: Context) -> Result:
     _speedups(result, {peer: difference for peer, (_, difference) in peers.items()}, ours, theirs)
     for note in notes:
         result.note("info", note)
-    result.add_table("memory", memory, _MEMORY)
+    result.add("memory", memory)
     short, long = memory.to_dict("records")
     result.add_scalar(
         "peak_memory_growth", long["peak_extra"] / max(short["peak_extra"], 1), "", direction="lower",
@@ -303,7 +307,7 @@ def _variants(result: Result, names: list[str], wanted: dict[str, str], seconds:
             "repeats": repeats,
         }
     )  # fmt: skip
-    result.add_table("variants", frame, _VARIANTS)
+    result.add("variants", frame)
     for name, variant in wanted.items():
         index = names.index(variant)
         result.add_scalar(
@@ -315,7 +319,6 @@ def _variants(result: Result, names: list[str], wanted: dict[str, str], seconds:
 def _speedups(result: Result, differences: dict[str, float], ours: Any, theirs: Any) -> None:
     """Table and scalars of the other ways; ``ours`` is [repeat], ``theirs`` is [way, repeat], in seconds."""
     import numpy as np
-    import pandas as pd
 
     from sparsescope.core.result import Interval
 
@@ -329,7 +332,7 @@ def _speedups(result: Result, differences: dict[str, float], ours: Any, theirs: 
             scalar, middle, "", f"median over {repeats} repeats: seconds({way}) / seconds(copying the same sites with capture)",
             direction="higher", interval=Interval(low, high, 0.5, "quartiles over repeats", repeats),
         )  # fmt: skip
-    result.add_table("peers", pd.DataFrame(rows, columns=[column.name for column in _PEERS]), _PEERS)
+    result.add("peers", rows)
 
 
 def _peak(call: Callable[[], None]) -> int:

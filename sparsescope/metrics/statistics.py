@@ -46,35 +46,6 @@ def _without_singletons(strata: np.ndarray) -> np.ndarray:
     return joined
 
 
-def cluster_interval(
-    sums: np.ndarray, counts: np.ndarray, weights: np.ndarray, level: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean with percentile interval of a ratio of sums over documents.
-
-    Args:
-        sums: [documents, ...] sum of the statistic over the tokens of each document.
-        counts: [documents, ...] tokens of each document, broadcastable to ``sums``.
-        weights: [B, documents] from ``bootstrap_weights``.
-        level: Coverage, for example 0.95.
-
-    Returns:
-        mean, low, high, each of the shape of ``sums`` without its first axis. The interval is NaN where fewer
-        than two documents have tokens: one document says nothing about the spread between documents.
-    """
-    counts = np.broadcast_to(counts, sums.shape).astype(np.float64)
-    flat_sums, flat_counts = sums.reshape(len(sums), -1), counts.reshape(len(counts), -1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = flat_sums.sum(0) / flat_counts.sum(0)
-        replicates = (weights @ flat_sums) / (weights @ flat_counts)
-    low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    enough = (flat_counts > 0).sum(0) >= 2
-    if enough.any():
-        tail = 100 * (1 - level) / 2
-        low[enough], high[enough] = np.nanpercentile(replicates[:, enough], [tail, 100 - tail], axis=0)
-    shape = sums.shape[1:]
-    return mean.reshape(shape), low.reshape(shape), high.reshape(shape)
-
-
 def pooled_intraclass_correlation(spread: float, variance: float, tokens: float, squared_tokens: float, documents: int) -> float:
     """Intraclass correlation of yes/no events within documents, pooled over kinds of events (units).
 

@@ -67,19 +67,15 @@ def tolerance_crossing(levels: np.ndarray, damage: np.ndarray, tolerance: float)
     return Crossing(float(x[before] + share * (x[after] - x[before])), float(x[after] - x[before]), "")
 
 
-def bootstrap_crossing(levels: np.ndarray, damage: np.ndarray, tolerance: float, level: float) -> tuple[float, float]:
-    """Percentile interval of the crossing when documents are drawn again.
+def resampled_crossings(levels: np.ndarray, damage: np.ndarray, tolerance: float) -> np.ndarray:
+    """The crossing of each resample of documents, [B].
 
     Args:
         levels: [B, K], the levels of each resample.
         damage: [B, K], the damage of each resample.
         tolerance: Most damage that is accepted.
-        level: Coverage, for example 0.95.
 
     Returns:
-        Low and high end. Resamples that never cross count with their largest level, so an end may be a bound.
+        Resamples that never cross have their largest level, so an end of an interval may be a bound.
     """
-    found = [tolerance_crossing(x, y, tolerance).at for x, y in zip(levels, damage, strict=True)]
-    tail = 100 * (1 - level) / 2
-    low, high = np.percentile(found, [tail, 100 - tail])
-    return float(low), float(high)
+    return np.array([tolerance_crossing(x, y, tolerance).at for x, y in zip(levels, damage, strict=True)])

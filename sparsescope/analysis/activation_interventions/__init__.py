@@ -74,10 +74,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "reliability": (
         _MODEL, _KEPT,
         Column("confidence", "fraction", "Mean confidence of the predictions of the bin."),
-        *with_interval(
-            Column("accuracy", "fraction", "Share of them that are right."),
-            "the Wilson interval of the accuracy, tokens taken as independent",
+        Column("accuracy", "fraction", "Share of them that are right."),
+        Column(
+            "low", "fraction", "Lower end of the Wilson interval of the accuracy, tokens taken as independent.",
+            low_of="accuracy",
         ),
+        Column("high", "fraction", "Upper end of it.", high_of="accuracy"),
         Column("tokens", "count", "Predictions in the bin."),
     ),
     "robustness": (

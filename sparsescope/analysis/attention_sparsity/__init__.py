@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.result import Column
 from sparsescope.core.spec import Params
+from sparsescope.core.tables import LAYER, with_interval
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Width = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -58,13 +59,9 @@ def percent_name(share: float) -> str:
     return f"{100 * share:.1f}".removesuffix(".0")
 
 
-_LAYER = Column("layer", "layer", "Layer, counted from 0 at the input.")
 _HEAD = Column("head", "head", "Query head, counted from 0.")
 _METRIC = Column("metric", "metric", "Measure; the formulas stand with the figures.")
-_ENDS = (
-    Column("low", "fraction", "Lower end of the document-cluster bootstrap interval."),
-    Column("high", "fraction", "Upper end of the document-cluster bootstrap interval."),
-)
+_OVER_HEADS = with_interval(Column("mean", "fraction", "Mean over heads and rows."))
 _REFERENCES = (
     Column("uniform", "fraction", "The same measure of rows that spread their mass evenly over the keys they may see."),
     Column(
@@ -87,29 +84,25 @@ _SHARES_OF_HEAD = tuple(
 )
 
 TABLES: dict[str, tuple[Column, ...]] = {
-    "per_layer": (
-        _LAYER, _METRIC, Column("mean", "fraction", "Mean over heads and rows."), *_ENDS, *_REFERENCES, *_N,
-    ),
+    "per_layer": (LAYER, _METRIC, *_OVER_HEADS, *_REFERENCES, *_N),
     "per_head": (
-        _LAYER, _HEAD, _METRIC, Column("mean", "fraction", "Mean over rows."), *_ENDS, *_REFERENCES, *_N,
+        LAYER, _HEAD, _METRIC, *with_interval(Column("mean", "fraction", "Mean over rows.")), *_REFERENCES, *_N,
     ),
     "in_keys": (
-        _LAYER, _METRIC,
-        Column("mean", "value", "Mean over heads and rows: entropy in nats, all others in keys."),
-        Column("low", "value", "Lower end of the document-cluster bootstrap interval."),
-        Column("high", "value", "Upper end of the document-cluster bootstrap interval."),
+        LAYER, _METRIC,
+        *with_interval(Column("mean", "value", "Mean over heads and rows: entropy in nats, all others in keys.")),
         Column("uniform", "value", "The same of uniform rows."),
         Column("null", "value", "The same of rows whose scores are normal quantiles with the row's own variance."),
         *_N,
     ),
     "by_length": (
-        _LAYER,
+        LAYER,
         Column("position", "position", "Fewest keys of the bin.", "keys"),
         Column("position_end", "position", "Most keys of the bin.", "keys"),
-        _METRIC, Column("mean", "fraction", "Mean over heads and rows."), *_ENDS, *_REFERENCES, *_N,
+        _METRIC, *_OVER_HEADS, *_REFERENCES, *_N,
     ),
     "heads": (
-        _LAYER, _HEAD,
+        LAYER, _HEAD,
         Column("class", "label", "previous token: previous >= 50 %; else sink: first > 30 %; local: local >= 80 %; mixed."),
         *_SHARES_OF_HEAD,
         Column("sink_rate", "fraction", "alpha_1: mean weight on the first key over all rows of a window."),
@@ -123,8 +116,8 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("sparsity", "fraction", "1 - kept pairs / pairs that may attend, over all layers, heads and rows."),
         Column("density", "fraction", "Kept pairs / pairs that may attend."),
         Column("rise", "value", "Mean rise of the loss per token.", "nats"),
-        Column("low", "value", "Lower end of the paired document bootstrap interval.", "nats"),
-        Column("high", "value", "Upper end.", "nats"),
+        Column("low", "value", "Lower end of the paired document bootstrap interval.", "nats", low_of="rise"),
+        Column("high", "value", "Upper end.", "nats", high_of="rise"),
         Column("fitted", "value", "The rise after isotonic regression over the levels of the rule.", "nats"),
         Column("perplexity_ratio", "value", "exp(rise)."),
         Column("rows", "count", "Tokens whose loss was measured."),
@@ -133,8 +126,11 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "critical": (
         Column("rule", "group", "Which keys a row keeps."),
         Column("sparsity", "fraction", "Where the fitted rise reaches ln(1 + tolerance); empty if censored."),
-        Column("low", "fraction", "Lower end of the paired bootstrap interval; a censored resample counts as that end."),
-        Column("high", "fraction", "Upper end."),
+        Column(
+            "low", "fraction", "Lower end of the paired bootstrap interval; a censored resample counts as that end.",
+            low_of="sparsity",
+        ),
+        Column("high", "fraction", "Upper end.", high_of="sparsity"),
         Column("left_censored", "label", "yes: the smallest sparsity measured already costs more than the tolerance."),
         Column("right_censored", "label", "yes: the largest sparsity measured costs no more than the tolerance."),
         Column("smallest", "fraction", "Smallest sparsity measured."),
@@ -231,6 +227,7 @@ ANALYSIS = Analysis(
             citation=_FRONTIER,
         ),
     ),
+    tables=TABLES,
     headline=(
         "mean_entropy_normalized", "mean_density_top_90", "mean_sparsity_top_90", "share_sink_heads", "mean_share_local_16",
         "mean_density_output",

@@ -7,27 +7,26 @@ Shapes: D documents, L layers, H heads, S measures.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from sparsescope.activations.context import Context
-from sparsescope.analysis.attention_sparsity import TABLES, AttentionSparsityParams, percent_name
+from sparsescope.analysis.attention_sparsity import AttentionSparsityParams, percent_name
 from sparsescope.analysis.attention_sparsity.dose import SHORTEST, respond
 from sparsescope.analysis.attention_sparsity.response import add_response
 from sparsescope.analysis.attention_sparsity.rows import AttentionStatistics, Sums
 from sparsescope.analysis.attention_sparsity.windows import choose
-from sparsescope.core.result import Interval, Result
+from sparsescope.core.result import Result
+from sparsescope.core.tables import grid
 from sparsescope.metrics.attention import SINK_LENGTH, SINK_LEVEL, head_class, sink_of_uniform
-from sparsescope.metrics.statistics import bootstrap_weights, cluster_interval
+from sparsescope.metrics.estimates import DocumentBootstrap, Estimate, note_few_documents
 from sparsescope.models.attention import attention_rows
 
 if TYPE_CHECKING:
     from sparsescope.activations.text.tokenized import TokenizedCorpus
-
-_METHOD = "document-cluster bootstrap, percentile"
 
 
 def compute(params: AttentionSparsityParams, context: Context) -> Result:
@@ -38,11 +37,11 @@ def compute(params: AttentionSparsityParams, context: Context) -> Result:
     strata = np.array([by_index[index] for index in documents])
     causal = "causal" in context.subject.capabilities
     statistics = _measure(params, context, corpus, documents, causal)
-    weights = bootstrap_weights(strata, params.resamples, params.seed)
+    draws = DocumentBootstrap.draw(strata, params.resamples, params.seed, params.level)
     out = Result("attention_sparsity")
-    _row_tables(out, params, statistics, weights)
-    _head_table(out, params, statistics)
-    _scalars(out, params, statistics, weights, corpus, causal)
+    _row_tables(out, statistics, draws)
+    _head_table(out, params)
+    _scalars(out, params, statistics, draws, causal)
     _notes(out, context, corpus, len(documents), causal)
     some = replace(corpus, documents=corpus.documents[: params.dose_windows])
     response = respond(context, some, params) if params.dose_windows and _has_loss(context) else None
@@ -100,76 +99,47 @@ def _references(names: list[str], sums: Sums, part: slice, n: np.ndarray) -> tup
 
 
 def _long(
-    keys: dict[str, np.ndarray], names: list[str], interval: tuple[np.ndarray, ...],
-    references: tuple[np.ndarray, np.ndarray], n: np.ndarray,
-) -> pd.DataFrame:  # fmt: skip
-    """One row for each key and measure, from arrays [K, S]; ``n`` is [D, K, S]."""
-    size = len(names)
-    columns = {name: np.repeat(values, size) for name, values in keys.items()}
-    columns["metric"] = np.tile(names, len(next(iter(keys.values()))))
-    for name, values in zip(("mean", "low", "high", "uniform", "null"), (*interval, *references), strict=True):
-        columns[name] = values.reshape(-1)
-    columns["rows"] = n.sum(0).reshape(-1).astype(np.int64)
-    columns["documents"] = (n > 0).sum(0).reshape(-1)
-    return pd.DataFrame(columns)
+    axes: list[dict[str, Any]], names: list[str], found: Estimate, references: tuple[np.ndarray, np.ndarray], n: np.ndarray
+) -> pd.DataFrame:
+    """One row for each place and measure, from arrays [..., S]; ``n`` is [D, ..., S]."""
+    uniform, null = references
+    return grid(
+        [*axes, {"metric": names}], **found._asdict(), uniform=uniform, null=null, rows=n.sum(0).astype(np.int64),
+        documents=(n > 0).sum(0),
+    )  # fmt: skip
 
 
-def _row_tables(out: Result, params: AttentionSparsityParams, statistics: AttentionStatistics, weights: np.ndarray) -> None:
+def _row_tables(out: Result, statistics: AttentionStatistics, draws: DocumentBootstrap) -> None:
     """Tables by layer, by head and by length."""
+    layers, heads = ({name: np.arange(n)} for name, n in zip(("layer", "head"), statistics.shapes.real.shape[1:3], strict=True))
+
+    def over_heads(names: list[str], real: np.ndarray, n: np.ndarray, references: tuple[np.ndarray, np.ndarray]) -> pd.DataFrame:
+        """Every head has the same rows, so the mean over heads is that of the pooled rows."""
+        uniform, null = references
+        found = draws.ratio(real.sum(2), n.sum(2))
+        return _long([layers], names, found, (uniform, null.mean(1)), n.sum(2) / real.shape[2])
+
     by_layer, by_head = [], []
     for names, sums, part in _parts(statistics):
         real, n = sums.real[..., part], sums.n[..., part]
-        layers, heads = real.shape[1], real.shape[2]
         uniform, null = _references(names, sums, part, n)
-        interval = cluster_interval(real, n, weights, params.level)
-        number = {"layer": np.repeat(np.arange(layers), heads), "head": np.tile(np.arange(heads), layers)}
-        wide = np.broadcast_to(uniform[:, None], null.shape)
-        by_head.append(_long(number, names, interval, (wide, null), n.reshape(len(n), -1, len(names))))
-        by_layer.append(_layer_frame(names, real, n, (uniform, null.mean(1)), weights, params.level))
-    out.add_table("per_layer", _ordered(pd.concat(by_layer), ["layer"]), TABLES["per_layer"])
-    out.add_table("per_head", _ordered(pd.concat(by_head), ["layer", "head"]), TABLES["per_head"])
+        by_head.append(_long([layers, heads], names, draws.ratio(real, n), (uniform[:, None], null), n))
+        by_layer.append(over_heads(names, real, n, (uniform, null)))
+    out.add("per_layer", pd.concat(by_layer).sort_values("layer", kind="stable"))
+    out.add("per_head", pd.concat(by_head).sort_values(["layer", "head"], kind="stable"))
     part = slice(len(statistics.shape_names), None)
     sums, names = statistics.shapes, statistics.key_names
-    uniform, null = _references(names, sums, part, sums.n[..., part])
-    frame = _layer_frame(names, sums.real[..., part], sums.n[..., part], (uniform, null.mean(1)), weights, params.level)
-    out.add_table("in_keys", frame, TABLES["in_keys"])
-    out.add_table("by_length", _by_length(params, statistics, weights), TABLES["by_length"])
-
-
-def _layer_frame(
-    names: list[str],
-    real: np.ndarray,
-    n: np.ndarray,
-    references: tuple[np.ndarray, np.ndarray],
-    weights: np.ndarray,
-    level: float,
-) -> pd.DataFrame:
-    """Means over heads. Every head has the same rows, so the mean over heads is that of the pooled rows."""
-    interval = cluster_interval(real.sum(2), n.sum(2), weights, level)
-    return _long({"layer": np.arange(real.shape[1])}, names, interval, references, n.sum(2) / real.shape[2])
-
-
-def _ordered(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    return frame.sort_values(keys, kind="stable", ignore_index=True)
-
-
-def _by_length(params: AttentionSparsityParams, statistics: AttentionStatistics, weights: np.ndarray) -> pd.DataFrame:
-    """Measures of concentration by the number of keys t, over heads; entropy in units of ln t and in nats."""
+    n = sums.n[..., part]
+    out.add("in_keys", over_heads(names, sums.real[..., part], n, _references(names, sums, part, n)))
+    # By the number of keys t; entropy in units of ln t and in nats.
     sums, names = statistics.lengths, [*statistics.shape_names, *statistics.key_names]
-    interval = cluster_interval(sums.real, sums.n, weights, params.level)
     with np.errstate(invalid="ignore", divide="ignore"):
-        uniform = sums.uniform.sum(0) / statistics.n_uniform.sum(0)
-        null = sums.null.sum(0) / sums.n_null.sum(0)
-    layers, bins = sums.real.shape[1:3]
-    first, last = np.array(statistics.bins).T
-    keys = {
-        "layer": np.repeat(np.arange(layers), bins),
-        "position": np.tile(first, layers),
-        "position_end": np.tile(last, layers),
-    }
-    heads = statistics.shapes.real.shape[2]
-    frame = _long(keys, names, interval, (uniform, null), sums.n.reshape(len(sums.n), -1, len(names)) / heads)
-    return frame[frame["rows"] > 0].reset_index(drop=True)
+        references = (sums.uniform.sum(0) / statistics.n_uniform.sum(0), sums.null.sum(0) / sums.n_null.sum(0))
+    first, last = zip(*statistics.bins, strict=True)
+    axes = [layers, {"position": first, "position_end": last}]
+    n = sums.n / statistics.shapes.real.shape[2]
+    frame = _long(axes, names, draws.ratio(sums.real, sums.n), references, n)
+    out.add("by_length", frame[frame["rows"] > 0])
 
 
 def main_share(params: AttentionSparsityParams) -> str:
@@ -177,7 +147,7 @@ def main_share(params: AttentionSparsityParams) -> str:
     return percent_name(min(params.shares, key=lambda share: abs(share - 0.9)))
 
 
-def _head_table(out: Result, params: AttentionSparsityParams, statistics: AttentionStatistics) -> None:
+def _head_table(out: Result, params: AttentionSparsityParams) -> None:
     """Classes of heads."""
     table = out.tables["per_head"].pivot_table(index=["layer", "head"], columns="metric", values="mean", dropna=False)
     found = {
@@ -187,14 +157,12 @@ def _head_table(out: Result, params: AttentionSparsityParams, statistics: Attent
     }  # fmt: skip
     frame = pd.DataFrame({name: table.get(metric, np.nan) for name, metric in found.items()}).reset_index()
     kinds = [head_class(*row) for row in frame[["first", "previous", "local"]].itertuples(index=False)]
-    frame.insert(2, "class", kinds)
-    out.add_table("heads", frame, TABLES["heads"])
+    out.add("heads", frame.assign(**{"class": kinds}))
 
 
 def _scalars(
-    out: Result, params: AttentionSparsityParams, statistics: AttentionStatistics, weights: np.ndarray,
-    corpus: TokenizedCorpus, causal: bool,
-) -> None:  # fmt: skip
+    out: Result, params: AttentionSparsityParams, statistics: AttentionStatistics, draws: DocumentBootstrap, causal: bool
+) -> None:
     """Headline numbers: means over layers and heads of the means over rows."""
     over = f"mean over layers, heads and rows of at least {params.t_min} keys, in {statistics.n_windows} windows"
     meanings = {
@@ -210,12 +178,12 @@ def _scalars(
         # Layers and heads weigh the same, also where some see fewer keys.
         with np.errstate(invalid="ignore", divide="ignore"):
             means = real.sum(0) / n.sum(0)
-            samples = np.tensordot(weights, real, 1) / np.tensordot(weights, n, 1)
+        samples = draws.replicates(real, n)
         for s, name in enumerate(names):
             if not np.isfinite(means[..., s]).any():
                 continue
             spread, base = np.nanmean(samples[..., s], axis=(1, 2)), float(np.nanmean(means[..., s]))
-            interval = _interval(spread, params.level, n[..., s])
+            interval = draws.interval(spread, _documents(n[..., s]))
             meaning = meanings.get(name) or _meaning(name)
             # The first output level stands for the measure.
             short = "density_output" if name == statistics.output_names[len(params.shares)] else name
@@ -225,34 +193,28 @@ def _scalars(
                 other = None if interval is None else replace(interval, low=1 - interval.high, high=1 - interval.low)
                 name = f"mean_{short.replace('density', 'sparsity')}"
                 out.add_scalar(name, 1 - base, unit, f"sparsity = 1 - mean_{short}: {over}", interval=other)
-    _sink_scalars(out, params, statistics, weights, causal)
+    _sink_scalars(out, statistics, draws, causal)
     out.add_scalar("windows", statistics.n_windows, "count", "windows that were measured")
     out.add_scalar("documents", len(statistics.shapes.real), "count", "documents, the independent units of every interval")
 
 
-def _interval(samples: np.ndarray, level: float, n: np.ndarray) -> Interval | None:
-    documents = int((n.reshape(len(n), -1).sum(1) > 0).sum())
-    finite = samples[np.isfinite(samples)]
-    if documents < 2 or not len(finite):
-        return None
-    tail = (1 - level) / 2
-    low, high = np.quantile(finite, [tail, 1 - tail])
-    return Interval(float(low), float(high), level, _METHOD, documents)
+def _documents(n: np.ndarray) -> int:
+    """Documents with anything counted, from counts [D, ...]."""
+    return int((n.reshape(len(n), -1).sum(1) > 0).sum())
 
 
-def _sink_scalars(
-    out: Result, params: AttentionSparsityParams, statistics: AttentionStatistics, weights: np.ndarray, causal: bool
-) -> None:
+def _sink_scalars(out: Result, statistics: AttentionStatistics, draws: DocumentBootstrap, causal: bool) -> None:
     """Share of heads that are sinks; the first 64 rows where there are such windows, as in the source."""
     names, sums = statistics.window_names, statistics.windows
     at_64 = causal and sums.n[..., -1].any()
     index = len(names) - (1 if at_64 else 2)
     where = f"the first {SINK_LENGTH} rows" if at_64 else "the whole window"
+    real, n = sums.real[..., index], sums.n[..., index]
     with np.errstate(invalid="ignore", divide="ignore"):
-        rate = sums.real[..., index].sum(0) / sums.n[..., index].sum(0)
-        samples = np.tensordot(weights, sums.real[..., index], 1) / np.tensordot(weights, sums.n[..., index], 1)
+        rate = real.sum(0) / n.sum(0)
+    samples = draws.replicates(real, n)
     known = np.isfinite(samples).all((1, 2))
-    interval = _interval((samples[known] > SINK_LEVEL).mean((1, 2)), params.level, sums.n[..., index])
+    interval = draws.interval((samples[known] > SINK_LEVEL).mean((1, 2)), _documents(n))
     definition = f"Sink_eps: share of heads (layer, head) with alpha_1 > {SINK_LEVEL}, over {where}"
     out.add_scalar("share_sink_heads", (rate > SINK_LEVEL).mean(), "fraction", definition, interval=interval)
     if at_64:
@@ -286,7 +248,4 @@ def _notes(out: Result, context: Context, corpus: TokenizedCorpus, documents: in
     if not causal:
         message = "This model sees both sides: t is the whole window for every row, and there is no loss to respond to a dose."
         out.note("info", message, "per_layer")
-    if documents < 2:
-        out.note("warning", "All text is one document: no interval can be given.", "per_layer")
-    elif documents < 10:
-        out.note("warning", f"Only {documents} documents: bootstrap intervals are likely too narrow.", "per_layer")
+    note_few_documents(out, documents, "per_layer")

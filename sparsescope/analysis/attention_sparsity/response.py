@@ -9,17 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from sparsescope.analysis.attention_sparsity import TABLES
-from sparsescope.core.result import TEXT_KINDS, Interval
-from sparsescope.metrics.statistics import bootstrap_weights
-from sparsescope.metrics.tolerance import bootstrap_crossing, monotone, tolerance_crossing
+from sparsescope.metrics.estimates import DocumentBootstrap
+from sparsescope.metrics.tolerance import monotone, resampled_crossings, tolerance_crossing
 
 if TYPE_CHECKING:
     from sparsescope.analysis.attention_sparsity import AttentionSparsityParams
     from sparsescope.analysis.attention_sparsity.dose import Response
     from sparsescope.core.result import Result
+
+METHOD = "paired document bootstrap, percentile"
 
 
 def add_response(out: Result, params: AttentionSparsityParams, response: Response | None) -> None:
@@ -27,55 +26,48 @@ def add_response(out: Result, params: AttentionSparsityParams, response: Respons
     doses: list[dict[str, Any]] = []
     points: list[dict[str, Any]] = []
     if response is not None:
-        epsilon = float(np.log1p(params.tolerance))
-        weights = bootstrap_weights(response.strata, params.resamples, params.seed)
+        draws = DocumentBootstrap.draw(response.strata, params.resamples, params.seed, params.level, METHOD)
         for rule in dict.fromkeys(dose.rule for dose in response.doses):
-            _rule(doses, points, rule, response, weights, params, epsilon)
-        _scalars(out, params, response, points)
-    for name, rows in (("dose_response", doses), ("critical", points)):
-        columns = [column.name for column in TABLES[name]]
-        frame = pd.DataFrame(rows, columns=columns)
-        if not rows:  # types are told by the rows; a table without any has those that it would have
-            text, number = pd.Series(["text"]).dtype, np.dtype(np.float64)
-            frame = frame.astype({c.name: text if c.kind in TEXT_KINDS else number for c in TABLES[name]})
-        out.add_table(name, frame, TABLES[name])
+            rows, point = _rule(rule, response, draws, float(np.log1p(params.tolerance)))
+            doses += rows
+            points.append(point)
+        _scalars(out, params, response, points, draws)
+    out.add("dose_response", doses)
+    out.add("critical", points)
 
 
-def _rule(
-    doses: list[dict[str, Any]], points: list[dict[str, Any]], rule: str, response: Response,
-    weights: np.ndarray, params: AttentionSparsityParams, epsilon: float,
-) -> None:  # fmt: skip
-    """Add the rows of one rule."""
+def _rule(rule: str, response: Response, draws: DocumentBootstrap, epsilon: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of one rule in ``dose_response``, and its row in ``critical``."""
     chosen = sorted((dose for dose in response.doses if dose.rule == rule), key=lambda dose: dose.sparsity)
-    documents, tail = len(response.tokens), (1 - params.level) / 2
+    tokens, documents = int(response.tokens.sum()), len(response.tokens)
     x = np.array([dose.sparsity for dose in chosen])
     sums = np.array([dose.rises for dose in chosen])  # [level, D]
-    mean = sums.sum(1) / response.tokens.sum()
-    samples = (weights @ sums.T) / (weights @ response.tokens)[:, None]  # [B, level]
-    enough = documents >= 2
-    low, high = np.quantile(samples, [tail, 1 - tail], axis=0) if enough else np.full((2, len(x)), np.nan)
+    mean = sums.sum(1) / tokens
+    samples = draws.replicates(sums.T, response.tokens[:, None])  # [B, level]
+    low, high = draws.ends(samples)
     fitted = np.maximum(monotone(mean), 0.0)
+    rows = []
     for i, dose in enumerate(chosen):
         row = {"rule": rule, "setting": dose.setting, "sparsity": x[i], "density": 1 - x[i], "rise": mean[i]}
         row |= {"low": low[i], "high": high[i], "fitted": fitted[i], "perplexity_ratio": np.exp(mean[i])}
-        doses.append(row | {"rows": int(response.tokens.sum()), "documents": documents})
-    point = tolerance_crossing(x, mean, epsilon)
-    ends = (np.nan, np.nan)
-    if enough:
-        ends = bootstrap_crossing(np.broadcast_to(x, samples.shape), samples, epsilon, params.level)
+        rows.append(row | {"rows": tokens, "documents": documents})
+    at = tolerance_crossing(x, mean, epsilon)
+    ends = draws.ends(resampled_crossings(np.broadcast_to(x, samples.shape), samples, epsilon))
     # Levels in fixed order, stop at the first failure: no correction for several tests is needed.
-    passed = np.concatenate([high < epsilon, [False]]).argmin() if enough else 0
-    points.append(
-        {
-            "rule": rule, "sparsity": np.nan if point.censored else point.at, "low": ends[0], "high": ends[1],
-            "left_censored": "yes" if point.censored == "left" else "no",
-            "right_censored": "yes" if point.censored == "right" else "no",
-            "smallest": x[0], "largest": x[-1], "non_inferior": x[passed - 1] if passed else np.nan, "documents": documents,
-        }
-    )  # fmt: skip
+    passed = int(np.concatenate([high < epsilon, [False]]).argmin())
+    point = {"rule": rule, "sparsity": np.nan if at.censored else at.at, "low": float(ends[0]), "high": float(ends[1])}
+    point |= {f"{side}_censored": "yes" if at.censored == side else "no" for side in ("left", "right")}
+    point |= {"smallest": x[0], "largest": x[-1], "non_inferior": x[passed - 1] if passed else np.nan}
+    return rows, point | {"documents": documents}
 
 
-def _scalars(out: Result, params: AttentionSparsityParams, response: Response, points: list[dict[str, Any]]) -> None:
+def _scalars(
+    out: Result,
+    params: AttentionSparsityParams,
+    response: Response,
+    points: list[dict[str, Any]],
+    draws: DocumentBootstrap,
+) -> None:
     out.add_scalar(
         "loss", response.loss, "nats", "mean loss per token of the unchanged model on the windows of the dose-response"
     )
@@ -86,10 +78,7 @@ def _scalars(out: Result, params: AttentionSparsityParams, response: Response, p
             f"attention sparsity at which rule '{point['rule']}' raises the perplexity by {params.tolerance:.1%}, kept weights "
             "rescaled, isotonic fit" + (f"; {censored}-censored: not reached within the levels measured" if censored else "")
         )
-        interval = None
-        if np.isfinite(point["low"]) and not censored:
-            method = "paired document bootstrap, percentile"
-            interval = Interval(float(point["low"]), float(point["high"]), params.level, method, point["documents"])
+        interval = None if censored else draws.between(point["low"], point["high"])
         out.add_scalar(name, point["sparsity"], "fraction", definition, interval=interval)
         if censored:
             side = "smallest" if censored == "left" else "largest"

@@ -12,10 +12,11 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from sparsescope.activations.bound_table import COLUMNS as BOUND_COLUMNS
+from sparsescope.activations.bound_table import COLUMNS as BOUNDS
 from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.result import Column
 from sparsescope.core.spec import Params
+from sparsescope.core.tables import PLACE, ends_of, with_interval
 
 
 class EffectiveDensityParams(Params):
@@ -56,23 +57,20 @@ class EffectiveDensityParams(Params):
 
 
 _RULE = Column("rule", "label", "'CETT' or 'top-p': which units are switched off.")
-_INTERVAL = (
-    Column("low", "fraction", "Lower end of the paired document-cluster bootstrap interval of the density."),
-    Column("high", "fraction", "Upper end of the paired document-cluster bootstrap interval of the density."),
-)
-_LOSS = (
-    Column("perplexity_rise", "fraction", "exp(mean loss - mean dense loss) - 1 on the held-out tokens."),
-    Column("perplexity_rise_low", "fraction", "Lower end of its paired document-cluster bootstrap interval."),
-    Column("perplexity_rise_high", "fraction", "Upper end of its paired document-cluster bootstrap interval."),
-)
+_SPARSITY = Column("sparsity", "fraction", "1 - density.")
+
+
+def _density(description: str) -> tuple[Column, ...]:
+    """A density, its sparsity, and the interval of the density."""
+    column = Column("density", "fraction", description)
+    return column, _SPARSITY, *ends_of(column, "the paired document-cluster bootstrap interval of the density")
+
 
 TABLES: dict[str, tuple[Column, ...]] = {
     "effective": (
         _RULE,
         Column("criterion", "label", "What ends the tightening: a rise of perplexity, or a loss of accuracy."),
-        Column("density", "fraction", "Units kept / units, mean over layers and tokens, where the criterion is met."),
-        Column("sparsity", "fraction", "1 - density."),
-        *_INTERVAL,
+        *_density("Units kept / units, mean over layers and tokens, where the criterion is met."),
         Column("bracket", "fraction", "Distance between the densities of the two measured points around it."),
         Column("censored", "label", "'no', or why the density is only a bound: the criterion was not met within the grid."),
         Column("documents", "count", "Held-out documents; they are the independent units."),
@@ -82,22 +80,22 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _RULE,
         Column("setting", "threshold", "CETT level of every layer, or the share p of the L1 norm."),
         Column("density", "fraction", "Units kept / units, mean over layers of the mean over tokens."),
-        Column("sparsity", "fraction", "1 - density."),
-        *_LOSS,
+        _SPARSITY,
+        *with_interval(
+            Column("perplexity_rise", "fraction", "exp(mean loss - mean dense loss) - 1 on the held-out tokens."),
+            "its paired document-cluster bootstrap interval", "perplexity_rise_",
+        ),
         Column("accuracy", "fraction", "Share of targets that are the most probable token."),
         Column("relative_accuracy", "fraction", "Accuracy / dense accuracy."),
     ),
     "per_layer": (
-        Column("layer", "layer", "Layer, counted from 0 at the input."),
-        Column("site", "site", "Where in the model, by its TransformerLens name."),
+        *PLACE,
         Column("percent", "value", "Rise of perplexity at which the density is read.", "%"),
-        Column("density", "fraction", "Units kept / units at the CETT level of this rise, mean over tokens."),
-        Column("sparsity", "fraction", "1 - density."),
-        *_INTERVAL,
+        *_density("Units kept / units at the CETT level of this rise, mean over tokens."),
         Column("threshold", "threshold", "Units with |activation| times output column norm below it are switched off."),
         Column("cett", "fraction", "CETT of the layer at this threshold, measured on the calibration tokens."),
     ),
-    "bounds": BOUND_COLUMNS,
+    "bounds": BOUNDS,
     "cost": (
         Column("step", "label", "Part of the work."),
         Column("passes", "count", "Forward passes over the part of the text."),
@@ -155,6 +153,7 @@ ANALYSIS = Analysis(
             "predictor;  whole model: times the share of the MLPs",
         ),
     ),
+    tables=TABLES,
     headline=("density_cett_ppl_1", "sparsity_cett_ppl_1", "critical_sparsity_top_p", "dense_perplexity"),
     requires=frozenset({"mlp_hidden", "causal", "logits"}),
     citations=(

@@ -21,13 +21,14 @@ from sparsescope.activations.bound_table import bound_rows, default_attended, sc
 from sparsescope.activations.capture import capture
 from sparsescope.activations.context import Context
 from sparsescope.activations.edited import EditedPass, EditedPasses, held_out
-from sparsescope.analysis.effective_density import TABLES, EffectiveDensityParams
+from sparsescope.analysis.effective_density import EffectiveDensityParams
 from sparsescope.analysis.effective_density.cett import CettCurve, cett, cett_curve, column_norms
-from sparsescope.core.result import Interval, Result
+from sparsescope.core.result import Result
+from sparsescope.core.tables import grid, places
 from sparsescope.kernels.keep_masks import top_p_mask
 from sparsescope.metrics.bounds import Assumptions
-from sparsescope.metrics.statistics import bootstrap_weights
-from sparsescope.metrics.tolerance import bootstrap_crossing, tolerance_crossing
+from sparsescope.metrics.estimates import PAIRED_BOOTSTRAP, DocumentBootstrap
+from sparsescope.metrics.tolerance import resampled_crossings, tolerance_crossing
 from sparsescope.models.dimensions import read_dimensions
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 SITES = "blocks.*.mlp.hook_post"
 MOST_PASSES = 16
-METHOD = "paired document-cluster bootstrap, percentile"
 
 
 @dataclass(slots=True)
@@ -81,20 +81,20 @@ def compute(params: EffectiveDensityParams, context: Context) -> Result:
             break
 
     out = Result("effective_density")
-    resampled = bootstrap_weights(passes.domains, params.resamples, params.seed)
-    report = _Reporter(params, passes, dense, resampled, len(passes.documents) >= 2)
-    out.add_table("effective", report.effective(rules), TABLES["effective"])
-    out.add_table("curve", report.curve(rules), TABLES["curve"])
-    found = {percent: (level, rules[0].points[level], curves) for percent, level in levels.items()}
-    out.add_table("per_layer", _per_layer(report, sites, found, hidden, weights, norms), TABLES["per_layer"])
-    out.add_table("bounds", _bounds(report, context, sites, found), TABLES["bounds"])
+    report = _Reporter(params, passes, dense)
+    found = {percent: (level, rules[0].points[level]) for percent, level in levels.items()}
+    calibrated_on = _Calibration(sites, hidden, weights, norms, curves)
+    out.add("effective", report.effective(rules))
+    out.add("curve", report.curve(rules))
+    out.add("per_layer", report.per_layer(found, calibrated_on))
+    out.add("bounds", report.bounds(found, context, sites))
     cost = [
         ("calibration", 1, calibration.n_tokens),
         ("dense pass", 1, chosen.n_tokens),
         ("bisection of CETT", len(rules[0].points), len(rules[0].points) * chosen.n_tokens),
         ("top-p grid", len(rules[1].points), len(rules[1].points) * chosen.n_tokens),
     ]
-    out.add_table("cost", pd.DataFrame(cost, columns=["step", "passes", "tokens"]), TABLES["cost"])
+    out.add("cost", cost)
     _scalars(out, report)
     _notes(out, context, report, levels, calibration, chosen, calibrated)
     return out
@@ -193,72 +193,52 @@ def _passed(found: EditedPass, dense: EditedPass, params: EffectiveDensityParams
 
 
 class _Reporter:
-    """Turns passes into numbers with intervals."""
+    """Turns passes into rows with intervals."""
 
-    def __init__(
-        self,
-        params: EffectiveDensityParams,
-        passes: EditedPasses,
-        dense: EditedPass,
-        resampled: NDArray[np.float64],
-        enough: bool,
-    ) -> None:
-        self.params, self.passes, self.dense, self.weights, self.enough = params, passes, dense, resampled, enough
-        self.targets = passes.targets.astype(float)
-        self.drawn = resampled @ self.targets
+    def __init__(self, params: EffectiveDensityParams, passes: EditedPasses, dense: EditedPass) -> None:
+        self.params, self.passes, self.dense = params, passes, dense
+        self.draws = DocumentBootstrap.draw(passes.domains, params.resamples, params.seed, params.level, PAIRED_BOOTSTRAP)
+        self.n = {"documents": len(passes.documents), "tokens": int(passes.targets.sum())}
         self.dense_correct = passes.by_document(dense.correct)
 
     def loss(self, found: EditedPass) -> tuple[float, NDArray[np.float64]]:
         """Mean paired difference of the loss, and its value in each resample [B]."""
         sums = self.passes.by_document(found.nll - self.dense.nll)
-        return sums.sum() / self.targets.sum(), (self.weights @ sums) / self.drawn
+        return sums.sum() / self.n["tokens"], self.draws.replicates(sums, self.passes.targets)
 
     def accuracy_lost(self, found: EditedPass) -> tuple[float, NDArray[np.float64]]:
         """Share of the dense accuracy that is lost, and its value in each resample [B]."""
-        correct = self.passes.by_document(found.correct)
-        drawn = self.weights @ self.dense_correct
+        correct, drawn = self.passes.by_document(found.correct), self.draws.totals(self.dense_correct)
         # Where the dense model is never right there is nothing to lose.
-        resampled = 1 - np.divide(self.weights @ correct, drawn, out=np.ones_like(drawn), where=drawn > 0)
+        resampled = 1 - np.divide(self.draws.totals(correct), drawn, out=np.ones_like(drawn), where=drawn > 0)
         whole = self.dense_correct.sum()
         return float(1 - correct.sum() / whole) if whole else 0.0, resampled
-
-    def range(self, values: NDArray[np.float64]) -> tuple[float, float]:
-        """Percentile interval; NaN with fewer than two documents."""
-        if not self.enough:
-            return math.nan, math.nan
-        tail = 100 * (1 - self.params.level) / 2
-        low, high = np.percentile(values, [tail, 100 - tail])
-        return float(low), float(high)
 
     def criteria(self) -> list[tuple[str, str, float]]:
         """Label, kind and tolerance of every criterion."""
         rises = [(f"perplexity +{p:g} %", "loss", math.log1p(p / 100)) for p in self.params.percents]
         return [*rises, (f"{self.params.keep_score:.4g} of dense accuracy", "accuracy", 1 - self.params.keep_score)]
 
-    def effective(self, rules: tuple[_Rule, ...]) -> pd.DataFrame:
+    def effective(self, rules: tuple[_Rule, ...]) -> list[dict[str, Any]]:
         """Densities where each rule meets each criterion, from isotonic fits."""
         rows = []
+        untouched = np.zeros(self.params.resamples)
         for rule in rules:
             found = list(rule.points.values())
             sparsity = np.array([0.0, *(1 - point.density().mean() for point in found)])
-            drawn = np.stack([np.zeros(len(self.weights)), *(1 - point.density(self.weights).mean(1) for point in found)], 1)
+            drawn = np.stack([untouched, *(1 - point.density(self.draws.weights).mean(1) for point in found)], 1)
             for label, kind, tolerance in self.criteria():
                 measured = [self.loss(point) if kind == "loss" else self.accuracy_lost(point) for point in found]
                 damage = np.array([0.0, *(mean for mean, _ in measured)])
-                replicates = np.stack([np.zeros(len(self.weights)), *(values for _, values in measured)], 1)
+                replicates = np.stack([untouched, *(values for _, values in measured)], 1)
                 at = tolerance_crossing(sparsity, damage, tolerance)
-                low = high = math.nan
-                if self.enough:
-                    low, high = bootstrap_crossing(drawn, replicates, tolerance, self.params.level)
+                low, high = map(float, self.draws.ends(resampled_crossings(drawn, replicates, tolerance)))
                 censored = "sparsity is a lower bound: the loss stayed within the tolerance" if at.censored else "no"
-                rows.append(
-                    {"rule": rule.name, "criterion": label, "density": 1 - at.at, "sparsity": at.at, "low": 1 - high,
-                     "high": 1 - low, "bracket": at.bracket, "censored": censored, "documents": len(self.passes.documents),
-                     "tokens": int(self.targets.sum())}
-                )  # fmt: skip
-        return pd.DataFrame(rows)
+                row = {"rule": rule.name, "criterion": label, "density": 1 - at.at, "sparsity": at.at, "low": 1 - high}
+                rows.append(row | {"high": 1 - low, "bracket": at.bracket, "censored": censored, **self.n})
+        return rows
 
-    def curve(self, rules: tuple[_Rule, ...]) -> pd.DataFrame:
+    def curve(self, rules: tuple[_Rule, ...]) -> list[dict[str, Any]]:
         """Every measured point, densest first; the dense model heads each curve."""
         rows = []
         for rule in rules:
@@ -266,15 +246,66 @@ class _Reporter:
             rows.append(self._point(rule.name, setting, 1.0, self.dense))
             points = [self._point(rule.name, at, float(found.density().mean()), found) for at, found in rule.points.items()]
             rows += sorted(points, key=lambda row: -row["density"])
-        return pd.DataFrame(rows)
+        return rows
 
     def _point(self, rule: str, setting: float, density: float, found: EditedPass) -> dict[str, Any]:
         mean, values = self.loss(found)
-        low, high = self.range(values)
+        rise = (mean, *map(float, self.draws.ends(values)))
+        names = (f"perplexity_rise{end}" for end in ("", "_low", "_high"))
         row = {"rule": rule, "setting": setting, "density": density, "sparsity": 1 - density}
-        row |= {"perplexity_rise": _growth(mean), "perplexity_rise_low": _growth(low), "perplexity_rise_high": _growth(high)}
+        row |= dict(zip(names, map(_growth, rise), strict=True))
         lost, _ = self.accuracy_lost(found)
         return row | {"accuracy": float(found.correct.mean()), "relative_accuracy": 1 - lost}
+
+    def per_layer(self, found: dict[float, tuple[float, EditedPass]], calibrated: _Calibration) -> pd.DataFrame:
+        """Density of each layer at each wanted rise, with the threshold and the CETT that it really has."""
+        frames = []
+        for percent, (level, point) in found.items():
+            density = point.density()
+            low, high = self.draws.ends(point.density(self.draws.weights))
+            thresholds, errors = calibrated.at(level)
+            frames.append(
+                grid(
+                    [places(calibrated.sites)], percent=percent, density=density, sparsity=1 - density, low=low, high=high,
+                    threshold=thresholds, cett=errors,
+                )
+            )  # fmt: skip
+        return pd.concat(frames)
+
+    def bounds(
+        self, found: dict[float, tuple[float, EditedPass]], context: Context, sites: tuple[Site, ...]
+    ) -> list[dict[str, Any]]:
+        """Upper bounds on what is saved per decoded token at each rise, for each way to know the active units."""
+        model = read_dimensions(context.subject)
+        attended = default_attended(model, context.corpus.context)
+        layers = [site.layer for site in sites]
+        rows = []
+        for percent, (_, point) in found.items():
+            measured = (point.density(), point.density(self.draws.weights))
+            for scheme in schemes_of(model):
+                assumed = Assumptions(scheme, attended, model.bytes_per_weight)
+                name = f"perplexity +{percent:g} %"
+                rows += bound_rows(name, model, layers, *measured, assumed, self.draws, self.n["documents"])
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Calibration:
+    """What was read on the calibration tokens, by name of the site."""
+
+    sites: tuple[Site, ...]
+    hidden: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]
+    norms: dict[str, torch.Tensor]
+    curves: dict[str, CettCurve]
+
+    def at(self, level: float) -> tuple[list[float], list[float]]:
+        """Threshold of each site at a CETT level, and the CETT that it really has."""
+        names = [site.name for site in self.sites]
+        thresholds = [self.curves[name].threshold(level) for name in names]
+        with torch.inference_mode():
+            errors = [cett(self.hidden[n], self.weights[n], self.norms[n], t) for n, t in zip(names, thresholds, strict=True)]
+        return thresholds, errors
 
 
 def _growth(difference: float) -> float:
@@ -282,75 +313,27 @@ def _growth(difference: float) -> float:
     return math.expm1(min(difference, 700.0))
 
 
-def _per_layer(
-    report: _Reporter,
-    sites: tuple[Site, ...],
-    found: dict[float, tuple[float, EditedPass, dict[str, CettCurve]]],
-    hidden: dict[str, torch.Tensor],
-    weights: dict[str, torch.Tensor],
-    norms: dict[str, torch.Tensor],
-) -> pd.DataFrame:
-    """Density of each layer at each wanted rise, with the threshold and the CETT that it really has."""
-    rows = []
-    for percent, (level, point, curves) in found.items():
-        densities, drawn = point.density(), point.density(report.weights)
-        for index, site in enumerate(sites):
-            threshold = curves[site.name].threshold(level)
-            with torch.inference_mode():
-                error = cett(hidden[site.name], weights[site.name], norms[site.name], threshold)
-            low, high = report.range(drawn[:, index])
-            rows.append(
-                {"layer": site.layer, "site": site.name, "percent": percent, "density": densities[index],
-                 "sparsity": 1 - densities[index], "low": low, "high": high, "threshold": threshold, "cett": error}
-            )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def _bounds(
-    report: _Reporter, context: Context, sites: tuple[Site, ...], found: dict[float, tuple[float, EditedPass, Any]]
-) -> pd.DataFrame:
-    """Upper bounds on what is saved per decoded token at each rise, for each way to know the active units."""
-    model = read_dimensions(context.subject)
-    attended = default_attended(model, context.corpus.context)
-    layers = [site.layer for site in sites]
-    rows = []
-    for percent, (_, point, _) in found.items():
-        for scheme in schemes_of(model):
-            assumed = Assumptions(scheme, attended, model.bytes_per_weight)
-            measured = (point.density(), point.density(report.weights), assumed, report.params.level)
-            rows += bound_rows(f"perplexity +{percent:g} %", model, layers, *measured, len(report.passes.documents))
-    return pd.DataFrame(rows)
-
-
 def _scalars(out: Result, report: _Reporter) -> None:
     """Headline numbers from the table ``effective``."""
-    params, table = report.params, out.tables["effective"]
-    documents = len(report.passes.documents)
-
-    def interval(row: Any, flip: bool) -> Interval | None:
-        if not math.isfinite(row.low):
-            return None
-        low, high = (1 - row.high, 1 - row.low) if flip else (row.low, row.high)
-        return Interval(low, high, params.level, METHOD, documents)
-
-    n_targets = int(report.targets.sum())
-    where = f"on {n_targets} held-out tokens; isotonic fit of the measured points"
+    params, draws, table = report.params, report.draws, out.tables["effective"]
+    where = f"on {report.n['tokens']} held-out tokens; isotonic fit of the measured points"
     wanted = [(f"_ppl_{p:g}", f"perplexity +{p:g} %", f"perplexity rises by {p:g} %") for p in params.percents]
     for rule, suffix in (("CETT", "cett"), ("top-p", "top_p")):
         rows = {row.criterion: row for row in table[table["rule"] == rule].itertuples()}
         for name, criterion, meaning in wanted:
             row = rows[criterion]
             text = f"share of hidden units kept by the {rule} rule, mean over layers and tokens, where {meaning}, {where}"
-            out.add_scalar(f"density_{suffix}{name}", row.density, "fraction", text, interval=interval(row, False))
-            text = f"sparsity = 1 - density_{suffix}{name}"
-            out.add_scalar(f"sparsity_{suffix}{name}", row.sparsity, "fraction", text, interval=interval(row, True))
+            spread = draws.between(row.low, row.high)
+            out.add_scalar(f"density_{suffix}{name}", row.density, "fraction", text, interval=spread)
+            text, spread = f"sparsity = 1 - density_{suffix}{name}", draws.between(1 - row.high, 1 - row.low)
+            out.add_scalar(f"sparsity_{suffix}{name}", row.sparsity, "fraction", text, interval=spread)
         row = rows[report.criteria()[-1][0]]
         text = f"sparsity of the {rule} rule where {params.keep_score:.4g} of the dense next-token accuracy is left, {where}"
-        out.add_scalar(f"critical_sparsity_{suffix}", row.sparsity, "fraction", text, interval=interval(row, True))
+        spread = draws.between(1 - row.high, 1 - row.low)
+        out.add_scalar(f"critical_sparsity_{suffix}", row.sparsity, "fraction", text, interval=spread)
     dense = report.dense
-    sums = report.passes.by_document(dense.nll)
-    low, high = report.range((report.weights @ sums) / report.drawn)
-    spread = Interval(math.exp(low), math.exp(high), params.level, METHOD, documents) if report.enough else None
+    low, high = draws.ends(draws.replicates(report.passes.by_document(dense.nll), report.passes.targets))
+    spread = draws.between(np.exp(low), np.exp(high))
     text = "exp of the mean loss in nats of the untouched model on the held-out tokens, each in its window"
     perplexity = math.exp(min(float(dense.nll.mean()), 700.0))
     out.add_scalar("dense_perplexity", perplexity, "", text, interval=spread, direction="lower")
@@ -402,7 +385,7 @@ def _notes(
         else:
             out.note("warning", f"{reached}: the search ended {missed:.3f} points away", place="bisection")
     known = curve[curve["perplexity_rise_high"] > curve["perplexity_rise_low"]]  # the dense pass is compared with itself
-    if report.enough and len(known):
+    if len(known):
         wanted = report.params.percents[len(report.params.percents) // 2]
         row = known.loc[(100 * known["perplexity_rise"] - wanted).abs().idxmin()]
         spread = 50 * (row["perplexity_rise_high"] - row["perplexity_rise_low"])
@@ -412,5 +395,5 @@ def _notes(
             "way: more held-out tokens narrow the intervals of the densities",
             place="precision",
         )
-    elif not report.enough:
+    elif report.n["documents"] < 2:
         out.note("warning", "one held-out document: no interval can be given", place="precision")

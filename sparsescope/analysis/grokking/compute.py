@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sparsescope.analysis.grokking import TABLES, GrokkingParams
+from sparsescope.analysis.grokking import GrokkingParams
 from sparsescope.analysis.grokking import checkpoint as one
 from sparsescope.analysis.grokking import tables as make
 from sparsescope.core.result import Interval, Result
@@ -68,19 +68,18 @@ def compute(params: GrokkingParams, context: Context) -> Result:
         done += len(found)
     own = measured[0]
     out = Result("grokking")
-    out.add_table("checkpoints", own.checkpoints, TABLES["checkpoints"])
-    out.add_table("curves", own.curves, TABLES["curves"])
+    out.add("checkpoints", own.checkpoints)
+    out.add("curves", own.curves)
     segments, cleanup = make.segments(own, params)
-    out.add_table("phases", make.phases(own, cleanup), TABLES["phases"])
-    out.add_table("segments", segments, TABLES["segments"])
-    out.add_table("onsets", make.onsets(measured), TABLES["onsets"])
-    leads = make.leads(measured)
-    out.add_table("leads", leads, TABLES["leads"])
-    out.add_table("lead_summary", make.lead_summary(leads, params), TABLES["lead_summary"])
-    out.add_table("aligned", make.aligned(measured), TABLES["aligned"])
-    out.add_table("correlations", make.correlations(own, params), TABLES["correlations"])
-    out.add_table("spectrum", make.spectrum(own), TABLES["spectrum"])
-    out.add_table("tensors", make.tensors(own), TABLES["tensors"])
+    out.add("phases", make.phases(own, cleanup))
+    out.add("segments", segments)
+    out.add("onsets", make.onsets(measured))
+    out.add("leads", make.leads(measured))
+    out.add("lead_summary", make.lead_summary(out.tables["leads"], params))
+    out.add("aligned", make.aligned(measured))
+    out.add("correlations", make.correlations(own, params))
+    out.add("spectrum", make.spectrum(own))
+    out.add("tensors", make.tensors(own))
     _scalars(out, own, measured, params)
     _notes(out, context.series, own, measured, params)
     return out
@@ -215,13 +214,8 @@ def _scalars(out: Result, own: Measured, measured: list[Measured], params: Grokk
         spread = None
         if len(row) and int(row["series"].iloc[0]) > 1:
             found = row.iloc[0]
-            spread = Interval(
-                found["low"],
-                found["high"],
-                found["coverage"],
-                "order statistics over series, of their median",
-                int(found["series"]),
-            )
+            method = "order statistics over series, of their median"
+            spread = Interval(found["low"], found["high"], found["coverage"], method, int(found["series"]))
         value = found["median"] if spread is not None else mine.loc[name, "lead_half_way"] if name in mine.index else math.nan
         over = f"median over {spread.n} series" if spread else "one run"
         add(f"lead_{name}", value, "count", f"t_gen minus the step at which {name} made half of its way, {over}", interval=spread)

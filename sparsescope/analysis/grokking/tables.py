@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sparsescope.analysis.grokking import TABLES, GrokkingParams
+from sparsescope.analysis.grokking import GrokkingParams
 from sparsescope.analysis.grokking.checkpoint import NAMES
-from sparsescope.core.result import TEXT_KINDS
+from sparsescope.core.tables import grid
 from sparsescope.metrics import fourier
 from sparsescope.metrics.changepoints import Segmentation, segment
 from sparsescope.metrics.progress import first_departure, half_way, median_range
@@ -24,6 +24,8 @@ from sparsescope.metrics.trends import LEAST_N, correlate
 if TYPE_CHECKING:
     from sparsescope.analysis.grokking.compute import Measured
 
+#: Rows of a table, in the order of its columns.
+Rows = list[tuple[object, ...]]
 #: Measures whose lead and correlation are looked at; test loss and accuracy define t_gen itself.
 FOLLOWED = ("train_loss", *NAMES)
 #: With fewer checkpoints the step at which a measure moves is not known well enough to speak of a lead.
@@ -31,21 +33,14 @@ LEAST_CHECKPOINTS = 8
 _SMALLEST = 1e-12
 
 
-def _frame(name: str, rows: list[tuple[object, ...]]) -> pd.DataFrame:
-    """A table of rows; without rows the types come from the kinds of its columns."""
-    frame = pd.DataFrame(rows, columns=[column.name for column in TABLES[name]])
-    kinds = {column.name: "str" if column.kind in TEXT_KINDS else "float64" for column in TABLES[name]}
-    return frame if rows else frame.astype(kinds)
-
-
 def log_loss(values: pd.Series) -> np.ndarray:
     """Decimal logarithm of a loss; a loss of zero counts as 1e-12."""
     return np.log10(np.maximum(values.to_numpy(np.float64), _SMALLEST))
 
 
-def segments(own: Measured, params: GrokkingParams) -> tuple[pd.DataFrame, tuple[int, int] | None]:
+def segments(own: Measured, params: GrokkingParams) -> tuple[Rows, tuple[int, int] | None]:
     """Divide the logs of test loss and excluded loss into lines; return table and the steps of the steepest fall."""
-    rows: list[tuple[object, ...]] = []
+    rows: Rows = []
     options = {"most": params.most_segments, "surrogates": params.surrogates, "seed": params.seed}
     cleanup = None
     for curve, frame in (("test_loss", own.curves), ("excluded_loss", own.checkpoints)):
@@ -58,7 +53,7 @@ def segments(own: Measured, params: GrokkingParams) -> tuple[pd.DataFrame, tuple
             rows.append((curve, number, begin, end, line.slope, found.explained, found.p_value))
         if curve == "test_loss":
             cleanup = _steepest_fall(found, steps, own)
-    return _frame("segments", rows), cleanup
+    return rows, cleanup
 
 
 def _steepest_fall(found: Segmentation, steps: np.ndarray, own: Measured) -> tuple[int, int] | None:
@@ -72,39 +67,39 @@ def _steepest_fall(found: Segmentation, steps: np.ndarray, own: Measured) -> tup
     return max(int(steps[steepest.first]), memorized), max(int(steps[steepest.last]), generalized)
 
 
-def phases(own: Measured, cleanup: tuple[int, int] | None) -> pd.DataFrame:
+def phases(own: Measured, cleanup: tuple[int, int] | None) -> Rows:
     """Phases of a run, without gaps; see the head of this file."""
     begin, end = int(own.curves["step"].iloc[0]), int(own.curves["step"].iloc[-1])
     memorized = own.onsets.memorized
     if memorized is None:
-        return _frame("phases", [("not memorized", begin, end, "the training accuracy never holds")])
-    rows: list[tuple[object, ...]] = [("memorization", begin, memorized, "first step")]
+        return [("not memorized", begin, end, "the training accuracy never holds")]
+    rows: Rows = [("memorization", begin, memorized, "first step")]
     if cleanup is None:
         rows.append(("memorized", memorized, end, "t_mem"))
-        return _frame("phases", rows)
+        return rows
     rule = "change-point: steepest fall of the test loss begins"
     if cleanup[0] > memorized:
         rows.append(("circuit formation", memorized, cleanup[0], "t_mem"))
     rows.append(("cleanup", cleanup[0], cleanup[1], rule))
     if cleanup[1] < end:
         rows.append(("after", cleanup[1], end, "that fall has ended and t_gen is reached"))
-    return _frame("phases", rows)
+    return rows
 
 
-def onsets(measured: list[Measured]) -> pd.DataFrame:
+def onsets(measured: list[Measured]) -> Rows:
     """When each series memorized and generalized."""
-    rows: list[tuple[object, ...]] = []
+    rows: Rows = []
     for m in measured:
         o = m.onsets
         steps = [math.nan if value is None else float(value) for value in (o.memorized, o.generalized)]
         lost = math.nan if o.lost_at is None else float(o.lost_at)
         rows.append((m.name, *steps, o.delay, o.ratio, "yes" if o.grokked else "no", lost, float(m.curves["step"].iloc[-1])))
-    return _frame("onsets", rows)
+    return rows
 
 
-def leads(measured: list[Measured]) -> pd.DataFrame:
+def leads(measured: list[Measured]) -> Rows:
     """Lead of each measure in each series, by both rules; of a series with few checkpoints only what its curves have."""
-    rows: list[tuple[object, ...]] = []
+    rows: Rows = []
     for m in measured:
         memorized = m.onsets.memorized
         generalized = math.nan if m.onsets.generalized is None else float(m.onsets.generalized)
@@ -121,7 +116,7 @@ def leads(measured: list[Measured]) -> pd.DataFrame:
                 half = half_way(steps, table[name].to_numpy(np.float64), memorized, int(steps[-1]))
             count = int(np.isfinite(values).sum())
             rows.append((m.name, name, left, generalized - left, half, generalized - half, count, early))
-    return _frame("leads", rows)
+    return rows
 
 
 def points(m: Measured, name: str) -> pd.DataFrame | None:
@@ -136,21 +131,21 @@ def followed(table: pd.DataFrame, name: str) -> np.ndarray:
     return log_loss(table[name]) if name.endswith("_loss") and table[name].notna().any() else table[name].to_numpy(np.float64)
 
 
-def lead_summary(leads: pd.DataFrame, params: GrokkingParams) -> pd.DataFrame:
+def lead_summary(leads: pd.DataFrame, params: GrokkingParams) -> Rows:
     """Median lead over series with its exact interval."""
-    rows: list[tuple[object, ...]] = []
+    rows: Rows = []
     for name in dict.fromkeys(leads["measure"]):
         part = leads[leads["measure"] == name]
         for rule, column in (("departure", "lead_departure"), ("half way", "lead_half_way")):
             found = median_range(part[column].to_numpy(), params.level)
             if found.n:
                 rows.append((name, rule, found.median, found.low, found.high, found.level, found.n))
-    return _frame("lead_summary", rows)
+    return rows
 
 
-def aligned(measured: list[Measured]) -> pd.DataFrame:
+def aligned(measured: list[Measured]) -> Rows:
     """Measures over step - t_gen of every series that generalized."""
-    rows: list[tuple[object, ...]] = []
+    rows: Rows = []
     for m in measured:
         if m.onsets.generalized is None:
             continue
@@ -160,17 +155,17 @@ def aligned(measured: list[Measured]) -> pd.DataFrame:
                 continue
             values = table[["step", name]].dropna()
             rows += [(m.name, name, float(step - m.onsets.generalized), float(v)) for step, v in values.itertuples(index=False)]
-    return _frame("aligned", rows)
+    return rows
 
 
-def correlations(own: Measured, params: GrokkingParams) -> pd.DataFrame:
+def correlations(own: Measured, params: GrokkingParams) -> Rows:
     """Correlation of each measure with test accuracy and with log test loss over the checkpoints from t_mem on."""
     table = own.checkpoints
     if own.onsets.memorized is not None:
         table = table[table["step"] >= own.onsets.memorized]
     steps = table["step"].to_numpy(np.float64)
     scores = {"test accuracy": table["test_accuracy"].to_numpy(np.float64), "log10 test loss": log_loss(table["test_loss"])}
-    rows: list[tuple[object, ...]] = []
+    rows: Rows = []
     for name in FOLLOWED:
         values = followed(table, name)
         if not np.isfinite(values).any():
@@ -183,29 +178,33 @@ def correlations(own: Measured, params: GrokkingParams) -> pd.DataFrame:
                 (name, title, c.n, c.pearson, c.low, c.high, c.spearman, c.spearman_p, c.kendall, c.differenced, c.partial,
                  c.trend_percentile, c.least, c.most, c.n_effective, reading)
             )  # fmt: skip
-    return _frame("correlations", rows)
+    return rows
 
 
-def spectrum(own: Measured) -> pd.DataFrame:
+def spectrum(own: Measured) -> pd.DataFrame | Rows:
     """Frequencies of every checkpoint; empty for series of other data."""
     if own.modulus is None:
-        return _frame("spectrum", [])
+        return []
     k = fourier.frequencies(own.modulus)
     key = np.where(np.isin(k, own.keys), "yes", "no")
-    names = [column.name for column in TABLES["spectrum"]]
     parts = []
     for step, found in zip(own.checkpoints["step"], own.arrays, strict=True):
-        values = (found["units"], found["embedding_norms"], found["logit_energy"], found["excluded"])
-        parts.append(pd.DataFrame(dict(zip(names, (step, k.astype(np.float64), *values, key), strict=True))))
-    return pd.concat(parts, ignore_index=True)
+        axis = {"frequency": k.astype(np.float64), "key": key}
+        parts.append(
+            grid(
+                [axis], step=step, units=found["units"], embedding_norm=found["embedding_norms"],
+                logit_energy=found["logit_energy"], excluded_loss=found["excluded"],
+            )
+        )  # fmt: skip
+    return pd.concat(parts)
 
 
-def tensors(own: Measured) -> pd.DataFrame:
+def tensors(own: Measured) -> Rows:
     """Norm and ranks of every parameter at every checkpoint."""
-    rows: list[tuple[object, ...]] = []
+    rows: Rows = []
     for step, found in zip(own.checkpoints["step"], own.arrays, strict=True):
         rows += [(step, name, *map(float, row)) for name, row in zip(own.tensors, found["tensors"], strict=True)]
-    return _frame("tensors", rows)
+    return rows
 
 
 def near(table: pd.DataFrame, step: float) -> pd.Series | None:

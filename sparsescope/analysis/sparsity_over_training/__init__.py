@@ -13,6 +13,7 @@ from pydantic import Field
 from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.result import Column
 from sparsescope.core.spec import Params
+from sparsescope.core.tables import PLACE, with_interval
 
 
 class SparsityOverTrainingParams(Params):
@@ -30,13 +31,7 @@ class SparsityOverTrainingParams(Params):
 
 
 _STEP = Column("step", "step", "Optimizer step of the checkpoint.")
-_LAYER = Column("layer", "layer", "Layer, counted from 0 at the input.")
-_SITE = Column("site", "site", "Where in the model, by its TransformerLens name.")
 _METRIC = Column("metric", "metric", "Measure, as in activation_sparsity.")
-_ENDS = (
-    Column("low", "fraction", "Lower end of the document-cluster bootstrap interval."),
-    Column("high", "fraction", "Upper end of the document-cluster bootstrap interval."),
-)
 _N = (
     Column("tokens", "count", "Tokens behind the row (for experts: tokens routed there)."),
     Column("documents", "count", "Documents behind the row; they are the independent units."),
@@ -46,20 +41,23 @@ _CONTROL = Column("control", "fraction", "The same of the checkpoint with shuffl
 TABLES: dict[str, tuple[Column, ...]] = {
     "per_checkpoint": (
         _STEP, _METRIC,
-        Column("mean", "fraction", "Mean over sites (that saw tokens at every step) of the mean over tokens."), *_ENDS,
+        *with_interval(
+            Column("mean", "fraction", "Mean over sites (that saw tokens at every step) of the mean over tokens.")
+        ),
         _CONTROL,
-        Column("change", "value", "Mean minus that of the first checkpoint."),
-        Column("change_low", "value", "Lower end of its interval, paired by document."),
-        Column("change_high", "value", "Upper end of its interval, paired by document."),
+        *with_interval(
+            Column("change", "value", "Mean minus that of the first checkpoint."), "its interval, paired by document", "change_"
+        ),
         Column("reference", "fraction", "Value for a long vector of independent normal entries (half-normal magnitudes)."),
         Column("documents", "count", "Documents; they are the independent units."),
     ),
     "per_layer": (
-        _STEP, _LAYER, _SITE, _METRIC, Column("mean", "fraction", "Mean over tokens after the first of each window."), *_ENDS,
+        _STEP, *PLACE, _METRIC,
+        *with_interval(Column("mean", "fraction", "Mean over tokens after the first of each window.")),
         _CONTROL, *_N,
     ),
     "unit_use": (
-        _STEP, _LAYER, _SITE,
+        _STEP, *PLACE,
         Column("rule", "label", "When a unit counts as firing: 'nonzero' or 'in use' (in the energy set)."),
         Column("units", "count", "Units of the site."),
         Column("dead_share", "fraction", "Share of units that never fired on this text."),
@@ -69,9 +67,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "losses": (
         _STEP,
         Column("domain", "domain", "Domain of the text; 'all' is the mean over domains, each with the same weight."),
-        Column("loss", "value", "Mean loss of the next token.", "nats"),
-        Column("low", "value", "Lower end of the document-cluster bootstrap interval.", "nats"),
-        Column("high", "value", "Upper end of the document-cluster bootstrap interval.", "nats"),
+        *with_interval(Column("loss", "value", "Mean loss of the next token.", "nats")),
         Column("accuracy", "fraction", "Share of tokens for which the most probable one is right."),
         Column("validation", "value", "Loss on all validation windows, which the text is a part of; from training.", "nats"),
         Column("unigram", "value", "Loss on these windows of a unigram model fitted to the training text of the domain.", "nats"),
@@ -79,13 +75,16 @@ TABLES: dict[str, tuple[Column, ...]] = {
         *_N,
     ),
     "push": (
-        _STEP, _LAYER, _SITE,
-        Column("push", "value", "Mean of sign(a) dL/da over nonzero units; above zero, descent shrinks |a|.", "nats/activation"),
-        Column("low", "value", "Lower end of the document-cluster bootstrap interval.", "nats/activation"),
-        Column("high", "value", "Upper end of the document-cluster bootstrap interval.", "nats/activation"),
-        Column("relative", "value", "push / root mean square of dL/da over the same units; between -1 and 1."),
-        Column("relative_low", "value", "Lower end of its interval."),
-        Column("relative_high", "value", "Upper end of its interval."),
+        _STEP, *PLACE,
+        *with_interval(
+            Column(
+                "push", "value", "Mean of sign(a) dL/da over nonzero units; above zero, descent shrinks |a|.", "nats/activation"
+            )
+        ),
+        *with_interval(
+            Column("relative", "value", "push / root mean square of dL/da over the same units; between -1 and 1."),
+            "its interval", "relative_",
+        ),
         Column("documents", "count", "Documents; they are the independent units."),
     ),
 }  # fmt: skip
@@ -148,6 +147,7 @@ ANALYSIS = Analysis(
             citation=_LAZY,
         ),
     ),
+    tables=TABLES,
     headline=(
         "nonzero_first", "nonzero_last", "nonzero_change", "nonzero_control_last", "density_energy_first",
         "density_energy_last", "density_energy_change", "loss_last", "trigram_margin", "push_first",

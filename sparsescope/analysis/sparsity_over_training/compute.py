@@ -14,12 +14,14 @@ import numpy as np
 import pandas as pd
 
 from sparsescope.activations.context import Context
-from sparsescope.analysis.sparsity_over_training import TABLES, SparsityOverTrainingParams
+from sparsescope.analysis.sparsity_over_training import SparsityOverTrainingParams
 from sparsescope.analysis.sparsity_over_training.measure import measure, sites_of
-from sparsescope.core.result import Interval, Result
+from sparsescope.core.result import Result
+from sparsescope.core.tables import grid, places
 from sparsescope.errors import SubjectError
+from sparsescope.metrics.estimates import DocumentBootstrap, Estimate, note_few_documents
 from sparsescope.metrics.sparsity import half_normal_reference
-from sparsescope.metrics.statistics import bootstrap_weights, cluster_interval, mean_over_present
+from sparsescope.metrics.statistics import mean_over_present
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from sparsescope.models.sites import Site
 
 _RULES = ("nonzero", "in use")
-_METHOD = "document-cluster bootstrap, percentile"
 
 
 def compute(params: SparsityOverTrainingParams, context: Context) -> Result:
@@ -53,14 +54,13 @@ def compute(params: SparsityOverTrainingParams, context: Context) -> Result:
             next_step="read more text: a larger token budget, or longer documents",
         )
     out = Result("sparsity_over_training")
-    out.add_table("per_checkpoint", found.per_checkpoint(), TABLES["per_checkpoint"])
-    out.add_table("per_layer", found.per_layer(), TABLES["per_layer"])
-    out.add_table("unit_use", found.unit_use(), TABLES["unit_use"])
+    out.add("per_checkpoint", found.per_checkpoint())
+    out.add("per_layer", found.per_layer())
+    out.add("unit_use", found.unit_use())
     held_out = _is_held_out(series, corpus)
     losses = found.losses().assign(validation=math.nan, unigram=math.nan, trigram=math.nan)
-    losses = _beside_baselines(losses, series) if held_out else losses
-    out.add_table("losses", losses[[column.name for column in TABLES["losses"]]], TABLES["losses"])
-    out.add_table("push", found.push(), TABLES["push"])
+    out.add("losses", _beside_baselines(losses, series) if held_out else losses)
+    out.add("push", found.push())
     _scalars(out, found)
     _notes(out, found, held_out)
     return out
@@ -105,9 +105,9 @@ class _Measured:
     arrays: list[dict[str, NDArray[Any]]]
     sums: NDArray[np.float64]  # [T, D, L, M]
     counts: NDArray[np.float64]
-    weights: NDArray[np.float64]  # [B, D], of the clusters of documents behind ``sums``
+    draws: DocumentBootstrap  # of the clusters of documents behind ``sums``
     domains: NDArray[np.int64]  # [documents of the corpus]
-    document_weights: NDArray[np.float64]  # [B, documents of the corpus]; ``weights`` where no documents share a cluster
+    document_draws: DocumentBootstrap  # of the documents of the corpus; as ``draws`` where no documents share a cluster
 
     @classmethod
     def of(
@@ -120,10 +120,12 @@ class _Measured:
     ) -> _Measured:
         """Stack what the checkpoints gave."""
         sums, counts = (np.stack([entry[name] for entry in arrays]) for name in ("sums", "counts"))
-        weights = bootstrap_weights(arrays[0]["domain"], params.resamples, params.seed)
         domains = np.array([corpus.domains.index(document.domain) for document in corpus.documents])
-        drawn = bootstrap_weights(domains, params.resamples, params.seed)
-        return cls(params, corpus, steps, sites, arrays, sums, counts, weights, domains, drawn)
+        draws, drawn = (
+            DocumentBootstrap.draw(strata, params.resamples, params.seed, params.level)
+            for strata in (arrays[0]["domain"], domains)
+        )
+        return cls(params, corpus, steps, sites, arrays, sums, counts, draws, domains, drawn)
 
     @property
     def metrics(self) -> list[str]:
@@ -142,23 +144,13 @@ class _Measured:
         return np.asarray((self.counts[..., 0].sum(1) > 0).all(0))
 
     def means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean over the present sites of every checkpoint and metric, [T, M], and its resamples [T, B, M]."""
+        """Mean over the present sites of every checkpoint and metric, [T, M], and its resamples [B, T, M]."""
         means, replicates = [], []
         for sums, counts in zip(self.sums[:, :, self.present], self.counts[:, :, self.present], strict=True):
             with np.errstate(invalid="ignore", divide="ignore"):
                 means.append(mean_over_present(sums.sum(0) / counts.sum(0), 0))
-                drawn = np.tensordot(self.weights, sums, 1) / np.tensordot(self.weights, counts, 1)
-            replicates.append(mean_over_present(drawn, 1))
-        return np.stack(means), np.stack(replicates)
-
-    def ends(self, replicates: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Percentile interval over the axis before the last one; NaN where documents are too few."""
-        if self.documents < 2:
-            shape = replicates.shape[:-2] + replicates.shape[-1:]
-            return np.full(shape, np.nan), np.full(shape, np.nan)
-        tail = (1 - self.params.level) / 2
-        low, high = np.nanquantile(replicates, [tail, 1 - tail], axis=-2)
-        return low, high
+            replicates.append(mean_over_present(self.draws.replicates(sums, counts), 1))
+        return np.stack(means), np.stack(replicates, axis=1)
 
     def control(self) -> NDArray[np.float64]:
         """Mean over tokens of the controls, [T, L, M]; NaN without controls."""
@@ -170,120 +162,82 @@ class _Measured:
     def per_checkpoint(self) -> pd.DataFrame:
         """One row for each step and metric."""
         means, replicates = self.means()
-        low, high = self.ends(replicates)
-        change_low, change_high = self.ends(replicates - replicates[:1])
-        shape = means.shape
-        columns = {
-            "step": np.repeat(self.steps, shape[1]), "metric": self.metrics * shape[0], "mean": means, "low": low, "high": high,
-            "control": mean_over_present(self.control()[:, self.present], 1), "change": means - means[:1],
-            "change_low": change_low, "change_high": change_high,
-            "reference": [half_normal_reference(name) for name in self.metrics] * shape[0],
-        }  # fmt: skip
-        frame = pd.DataFrame({name: np.ravel(values) for name, values in columns.items()})
-        return frame.assign(documents=self.documents)
+        low, high = self.draws.ends(replicates, self.documents)
+        change_low, change_high = self.draws.ends(replicates - replicates[:, :1], self.documents)
+        return grid(
+            [{"step": self.steps}, {"metric": self.metrics}], mean=means, low=low, high=high,
+            control=mean_over_present(self.control()[:, self.present], 1), change=means - means[:1],
+            change_low=change_low, change_high=change_high,
+            reference=[half_normal_reference(name) for name in self.metrics], documents=self.documents,
+        )  # fmt: skip
 
     def per_layer(self) -> pd.DataFrame:
         """One row for each step, site and metric."""
-        control, frames = self.control(), []
-        for index, step in enumerate(self.steps):
-            sums, counts = self.sums[index], self.counts[index]
-            mean, low, high = cluster_interval(sums, counts, self.weights, self.params.level)
-            n = len(self.metrics)
-            frame = pd.DataFrame(
-                {
-                    "step": step,
-                    "layer": np.repeat([site.layer for site in self.sites], n),
-                    "site": np.repeat([site.name for site in self.sites], n),
-                    "metric": self.metrics * len(self.sites),
-                    "mean": mean.reshape(-1), "low": low.reshape(-1), "high": high.reshape(-1),
-                    "control": control[index].reshape(-1),
-                    "tokens": counts.sum(0).reshape(-1).astype(np.int64),
-                    "documents": (counts > 0).sum(0).reshape(-1),
-                }
-            )  # fmt: skip
-            frames.append(frame)
-        return pd.concat(frames, ignore_index=True)
+        found = Estimate(*map(np.stack, zip(*map(self.draws.ratio, self.sums, self.counts), strict=True)))
+        return grid(
+            [{"step": self.steps}, places(self.sites), {"metric": self.metrics}], **found._asdict(), control=self.control(),
+            tokens=self.counts.sum(1).astype(np.int64), documents=(self.counts > 0).sum(1),
+        )  # fmt: skip
 
     def unit_use(self) -> pd.DataFrame:
         """One row for each step, site and rule."""
-        rows = [
-            (step, site.layer, site.name, rule, site.width, float(entry["dead"][row, index]),
-             float(entry["always_on"][row, index]), int(entry["seen"][row]))
-            for step, entry in zip(self.steps, self.arrays, strict=True)
-            for row, site in enumerate(self.sites)
-            for index, rule in enumerate(_RULES)
-        ]  # fmt: skip
-        return pd.DataFrame(rows, columns=[column.name for column in TABLES["unit_use"]])
+        dead, on = (np.stack([entry[name] for entry in self.arrays]) for name in ("dead", "always_on"))
+        seen = np.stack([entry["seen"] for entry in self.arrays]).astype(np.int64)[..., None]
+        units = np.array([[site.width] for site in self.sites])
+        axes = [{"step": self.steps}, places(self.sites), {"rule": _RULES}]
+        return grid(axes, units=units, dead_share=dead, always_on_share=on, tokens=seen)
 
     def losses(self) -> pd.DataFrame:
         """One row for each step and domain, and one for the mean over domains."""
-        columns = ["step", "domain", "loss", "low", "high", "accuracy", "tokens", "documents"]
         rows: list[tuple[Any, ...]] = []
-        weights = self.document_weights
         for step, entry in zip(self.steps, self.arrays, strict=True):
             if "nll" not in entry:
                 continue
-            parts = [
-                np.flatnonzero((self.domains == place) & (entry["targets"] > 0)) for place in range(len(self.corpus.domains))
-            ]
-            chosen = [(self.corpus.domains[place], rows_of) for place, rows_of in enumerate(parts) if len(rows_of)]
-            losses, accuracies, drawn = [], [], []
-            for domain, member in chosen:
-                nll, targets = entry["nll"][member], entry["targets"][member]
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    drawn.append(weights[:, member] @ nll / (weights[:, member] @ targets))
+            members = {
+                domain: (self.domains == place) & (entry["targets"] > 0) for place, domain in enumerate(self.corpus.domains)
+            }
+            members = {domain: member for domain, member in members.items() if member.any()}
+            losses, accuracies, replicates = [], [], []
+            for domain, member in members.items():
+                nll, correct, targets = (entry[name][member] for name in ("nll", "correct", "targets"))
+                draws, documents = self.document_draws.among(member), int(member.sum())
+                replicates.append(draws.replicates(nll, targets))
                 losses.append(nll.sum() / targets.sum())
-                accuracies.append(entry["correct"][member].sum() / targets.sum())
-                ends = self.drawn_ends(drawn[-1], len(member))
-                rows.append((step, domain, losses[-1], *ends, accuracies[-1], int(targets.sum()), len(member)))
-            n = sum(len(member) for _, member in chosen)
+                accuracies.append(correct.sum() / targets.sum())
+                ends = map(float, draws.ends(replicates[-1], documents))
+                rows.append((step, domain, losses[-1], *ends, accuracies[-1], int(targets.sum()), documents))
+            n = sum(int(member.sum()) for member in members.values())
             # A domain of one document varies in no resample that has it: the mean would look more certain than it is.
-            several = all(len(member) > 1 for _, member in chosen)
-            ends = self.drawn_ends(np.mean(drawn, 0), n if several else 1)
+            several = all(member.sum() > 1 for member in members.values())
+            ends = map(float, self.document_draws.ends(np.mean(replicates, 0), n if several else 1))
             rows.append((step, "all", np.mean(losses), *ends, np.mean(accuracies), int(entry["targets"].sum()), n))
-        frame = pd.DataFrame(rows, columns=columns)
-        return frame if rows else frame.astype({name: "float64" for name in columns if name != "domain"} | {"domain": "str"})
+        return pd.DataFrame(rows, columns=["step", "domain", "loss", "low", "high", "accuracy", "tokens", "documents"])
 
-    def drawn_ends(self, drawn: NDArray[np.float64], documents: int) -> tuple[float, float]:
-        """Interval of one number; none for one document."""
-        if documents < 2:
-            return math.nan, math.nan
-        tail = (1 - self.params.level) / 2
-        low, high = np.nanquantile(drawn, [tail, 1 - tail])
-        return float(low), float(high)
-
-    def push(self) -> pd.DataFrame:
+    def push(self) -> pd.DataFrame | list[pd.DataFrame]:
         """One row for each step and site."""
-        columns = [column.name for column in TABLES["push"]]
-        weights = self.document_weights
-        tail = (1 - self.params.level) / 2
-        rows: list[tuple[Any, ...]] = []
+        frames = []
         for step, entry in zip(self.steps, self.arrays, strict=True):
             if "push" not in entry:
                 continue
-            push, square, active = (entry[name] for name in ("push", "square", "active"))  # [D, L]
-            documents = (active > 0).sum(0)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                mean, relative = _push_of(push.sum(0), square.sum(0), active.sum(0))
-                drawn = _push_of(weights @ push, weights @ square, weights @ active)
-                ends = [np.nanquantile(values, [tail, 1 - tail], axis=0) for values in drawn]
-            for row, site in enumerate(self.sites):
-                enough = 1.0 if documents[row] > 1 else math.nan
-                rows.append(
-                    (step, site.layer, site.name, mean[row], *(enough * ends[0][:, row]), relative[row],
-                     *(enough * ends[1][:, row]), int(documents[row]))
-                )  # fmt: skip
-        frame = pd.DataFrame(rows, columns=columns)
-        return frame if rows else frame.astype({name: "float64" for name in columns if name != "site"} | {"site": "str"})
+            documents = (entry["active"] > 0).sum(0)
+            columns = {}
+            for (name, prefix), mean, replicates in zip(
+                (("push", ""), ("relative", "relative_")), *self._pushes(entry), strict=True
+            ):
+                low, high = self.document_draws.ends(replicates, documents)
+                columns |= {name: mean, f"{prefix}low": low, f"{prefix}high": high}
+            frames.append(grid([places(self.sites)], step=step, **columns, documents=documents))
+        return pd.concat(frames) if frames else []
+
+    def _pushes(self, entry: dict[str, NDArray[Any]]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        """Push and relative push of a checkpoint, [L] each, and their resamples, [B, L]."""
+        sums = [entry[name] for name in ("push", "square", "active")]  # [D, L]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return _push_of(*(each.sum(0) for each in sums)), _push_of(*map(self.document_draws.totals, sums))
 
     def relative_push(self, index: int) -> tuple[float, NDArray[np.float64]]:
         """Mean over sites of the relative push of a checkpoint, and its resamples."""
-        entry = self.arrays[index]
-        weights = self.document_weights
-        push, square, active = (entry[name] for name in ("push", "square", "active"))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            own = _push_of(push.sum(0), square.sum(0), active.sum(0))[1]
-            drawn = _push_of(weights @ push, weights @ square, weights @ active)[1]
+        (_, own), (_, drawn) = self._pushes(self.arrays[index])
         return float(mean_over_present(own, 0)), mean_over_present(drawn, 1)
 
 
@@ -297,10 +251,11 @@ def _scalars(out: Result, found: _Measured) -> None:
     """First, last and change of the densities; loss, margins, dead units and push."""
     table = out.tables["per_checkpoint"]
     first, last = found.steps[0], found.steps[-1]
-    level, documents = found.params.level, found.documents
+    draws, documents = found.draws, found.documents
 
-    def interval(low: float, high: float) -> Interval | None:
-        return Interval(float(low), float(high), level, _METHOD, documents) if math.isfinite(low) else None
+    def add(name: str, row: Any, column: str, text: str, prefix: str = "", unit: str = "fraction") -> None:
+        interval = draws.between(row[f"{prefix}low"], row[f"{prefix}high"], documents)
+        out.add_scalar(name, row[column], unit, text, interval=interval)
 
     text = "checkpoint of step {}, mean over sites of the mean over tokens after the first of each window"
     meanings = {
@@ -310,24 +265,14 @@ def _scalars(out: Result, found: _Measured) -> None:
     for name, metric in zip(meanings, (found.metrics[0], found.metrics[2]), strict=True):
         rows = table[table["metric"] == metric].set_index("step")
         for when, step in (("first", first), ("last", last)):
-            row = rows.loc[step]
-            out.add_scalar(
-                f"{name}_{when}", row["mean"], "fraction", f"{meanings[name]}: {text.format(step)}",
-                interval=interval(row["low"], row["high"]),
-            )  # fmt: skip
+            add(f"{name}_{when}", rows.loc[step], "mean", f"{meanings[name]}: {text.format(step)}")
             if found.params.control:
-                out.add_scalar(
-                    f"{name}_control_{when}", row["control"], "fraction",
-                    f"{meanings[name]} with shuffled MLP input weights and zero biases: {text.format(step)}",
-                )  # fmt: skip
-        row = rows.loc[last]
-        out.add_scalar(
-            f"{name}_change", row["change"], "", f"{meanings[name]}: step {last} minus step {first}, paired by document",
-            interval=interval(row["change_low"], row["change_high"]),
-        )  # fmt: skip
+                control = f"{meanings[name]} with shuffled MLP input weights and zero biases: {text.format(step)}"
+                out.add_scalar(f"{name}_control_{when}", rows.loc[step, "control"], "fraction", control)
+        change = f"{meanings[name]}: step {last} minus step {first}, paired by document"
+        add(f"{name}_change", rows.loc[last], "change", change, "change_", "")
         lowest = rows["mean"].idxmin()
-        out.add_scalar(f"{name}_lowest", rows.loc[lowest, "mean"], "fraction", f"{meanings[name]}: lowest of all checkpoints",
-                       interval=interval(rows.loc[lowest, "low"], rows.loc[lowest, "high"]))  # fmt: skip
+        add(f"{name}_lowest", rows.loc[lowest], "mean", f"{meanings[name]}: lowest of all checkpoints")
         out.add_scalar(f"{name}_lowest_step", float(lowest), "count", f"step of the checkpoint with the lowest {name}")
     use = out.tables["unit_use"]
     for when, step in (("first", first), ("last", last)):
@@ -336,30 +281,25 @@ def _scalars(out: Result, found: _Measured) -> None:
         share = float((known["dead_share"] * known["units"]).sum() / max(known["units"].sum(), 1)) if len(known) else math.nan
         text = f"share of units that were never nonzero on the text, of sites that saw a token: step {step}"
         out.add_scalar(f"dead_{when}", share, "fraction", text)
-    _loss_scalars(out, found, interval)
+    _loss_scalars(out, found)
     if "push" in found.arrays[0]:
         for when, index in (("first", 0), ("last", -1)):
             value, drawn = found.relative_push(index)
-            low, high = found.drawn_ends(drawn, documents)
-            out.add_scalar(
-                f"push_{when}", value, "",
-                f"mean(sign(a) g) / rms(g), g = dL/da of nonzero units, mean over sites: step {found.steps[index]}",
-                interval=interval(low, high),
-            )  # fmt: skip
+            text = f"mean(sign(a) g) / rms(g), g = dL/da of nonzero units, mean over sites: step {found.steps[index]}"
+            out.add_scalar(f"push_{when}", value, "", text, interval=draws.interval(drawn, documents))
     out.add_scalar("documents", documents, "count", "documents, the independent units of every interval")
 
 
-def _loss_scalars(out: Result, found: _Measured, interval: Any) -> None:
+def _loss_scalars(out: Result, found: _Measured) -> None:
     """Losses of the first and last checkpoint, and what the last one gains on n-gram models in its worst domain."""
     losses = out.tables["losses"]
     if losses.empty:
         return
     for when, step in (("first", found.steps[0]), ("last", found.steps[-1])):
         row = losses[(losses["step"] == step) & (losses["domain"] == "all")].iloc[0]
-        out.add_scalar(
-            f"loss_{when}", row["loss"], "nats", f"mean loss of the next token, mean over domains: step {step}",
-            interval=interval(row["low"], row["high"]),
-        )  # fmt: skip
+        text = f"mean loss of the next token, mean over domains: step {step}"
+        interval = found.draws.between(row["low"], row["high"], found.documents)
+        out.add_scalar(f"loss_{when}", row["loss"], "nats", text, interval=interval)
     last = losses[(losses["step"] == found.steps[-1]) & (losses["domain"] != "all")]
     for name in ("unigram", "trigram"):
         margins = last[name] - last["validation"]
@@ -379,10 +319,7 @@ def _notes(out: Result, found: _Measured, held_out: bool) -> None:
         "One training run: intervals are over documents, and say nothing about other seeds or recipes.",
         "per_checkpoint",
     )
-    if found.documents < 2:
-        out.note("warning", "All text is one document: no interval can be given.", "per_checkpoint")
-    elif found.documents < 10:
-        out.note("warning", f"Only {found.documents} documents: bootstrap intervals are likely too narrow.", "per_checkpoint")
+    note_few_documents(out, found.documents, "per_checkpoint")
     if float(np.nanmin(out.tables["per_layer"].query("metric == 'density_nonzero'")["mean"])) > 0.98:
         out.note(
             "info",

@@ -251,38 +251,46 @@ def made_up(name: str = "made-up", generalized: int = 700) -> whole.Measured:
     return whole.Measured(name, curves, onsets, table, (2,), "units", 7, arrays, ["w"])
 
 
+def table_of(name, rows):
+    """The table as a result holds it."""
+    out = Result("grokking")
+    out.add(name, rows)
+    return out.tables[name]
+
+
 def test_phases_come_from_rules_and_change_points():
     own, params = made_up(), GrokkingParams(**QUICK)
     assert (own.onsets.memorized, own.onsets.generalized, own.onsets.grokked) == (100, 700, True)
     segments, cleanup = make.segments(own, params)
-    phases = make.phases(own, cleanup).set_index("phase")
+    phases = table_of("phases", make.phases(own, cleanup)).set_index("phase")
     assert phases.index.tolist() == ["memorization", "circuit formation", "cleanup", "after"]
     assert phases["begin"].tolist() == pytest.approx([0, 100, 600, 750], abs=20)
     assert phases["begin"].tolist()[1:] == phases["end"].tolist()[:-1], "phases leave a gap"
+    segments = table_of("segments", segments)
     steep = segments[segments["curve"] == "test_loss"]["slope"].min()
     assert steep == pytest.approx(-5.2 / 0.15, rel=0.05)
 
 
 def test_lead_times_of_several_runs():
     runs = [made_up("a"), made_up("b", 800), made_up("c", 900)]
-    leads = make.leads(runs)
+    leads = table_of("leads", make.leads(runs))
     mine = leads[leads["measure"] == "neurons_explained"]
     assert mine["half_way"].tolist() == pytest.approx([400] * 3, abs=5)
     assert mine["lead_half_way"].tolist() == pytest.approx([300, 400, 500], abs=5)
     assert (mine["departure"] >= 300).all() and (mine["departure"] <= 330).all() and (mine["early"] == 11).all()
     norm = leads[leads["measure"] == "weight_norm"]
     assert np.isfinite(norm["half_way"]).all()
-    summary = make.lead_summary(leads, GrokkingParams()).set_index(["measure", "rule"])
+    summary = table_of("lead_summary", make.lead_summary(leads, GrokkingParams())).set_index(["measure", "rule"])
     row = summary.loc[("neurons_explained", "half way")]
     assert (row["median"], row["series"], row["coverage"]) == (pytest.approx(400, abs=5), 3, 0.75)
-    aligned = make.aligned(runs)
+    aligned = table_of("aligned", make.aligned(runs))
     part = aligned[(aligned["series"] == "b") & (aligned["measure"] == "test_accuracy")]
     assert part.loc[part["relative"] >= 0, "value"].eq(1).all() and part.loc[part["relative"] < 0, "value"].lt(1).all()
 
 
 def test_correlations_say_what_a_trend_alone_gives():
     own, params = made_up(), GrokkingParams(**QUICK)
-    table = make.correlations(own, params).set_index(["measure", "score"])
+    table = table_of("correlations", make.correlations(own, params)).set_index(["measure", "score"])
     norm = table.loc[("weight_norm", "test accuracy")]
     assert norm["n"] == 91 and abs(norm["pearson"]) > 0.7 and norm["reading"] == "trend alone"
     assert norm["n_effective"] < 30 < norm["n"] and norm["least"] <= norm["pearson"] <= norm["most"]
@@ -294,7 +302,7 @@ def drawn():
     own, params = made_up(), GrokkingParams(**QUICK)
     out = Result("grokking")
     segments, cleanup = make.segments(own, params)
-    leads = make.leads([own])
+    leads = table_of("leads", make.leads([own]))
     frames = {
         "checkpoints": own.checkpoints, "curves": own.curves, "phases": make.phases(own, cleanup), "segments": segments,
         "onsets": make.onsets([own]), "leads": leads, "lead_summary": make.lead_summary(leads, params),
@@ -302,7 +310,7 @@ def drawn():
         "tensors": make.tensors(own),
     }  # fmt: skip
     for name, frame in frames.items():
-        out.add_table(name, frame, TABLES[name])
+        out.add(name, frame)
     whole._scalars(out, own, [own], params)
     return out
 
@@ -357,6 +365,6 @@ def test_measures_have_definitions():
 def test_a_seed_with_few_checkpoints_counts_by_its_curves_alone():
     few = made_up("few")
     few.checkpoints = few.checkpoints.iloc[::40].reset_index(drop=True)
-    leads = make.leads([few])
+    leads = table_of("leads", make.leads([few]))
     assert set(leads["measure"]) == {"train_loss", "weight_norm"} and (leads["points"] == 101).all()
-    assert set(make.aligned([few])["measure"]) == {"train_accuracy", "test_accuracy", "weight_norm"}
+    assert set(table_of("aligned", make.aligned([few]))["measure"]) == {"train_accuracy", "test_accuracy", "weight_norm"}

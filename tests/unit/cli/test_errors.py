@@ -46,6 +46,7 @@ MISTAKES = {
         ("run", "activation_sparsty", "--subject", "glassllm"),
         "unknown analysis 'activation_sparsty'", ("did you mean 'activation_sparsity'", "sparsescope list"),
     ),
+    "no model": (("run", "activation_sparsity"), "activation_sparsity reads a model", ("--subject", "registered name", "next:")),
     "unknown parameter": (
         (*RUN, "--set", "resample=5"),
         "unknown parameter 'resample'", ("did you mean 'resamples'", "use_share", "sparsescope show activation_sparsity"),
@@ -306,7 +307,6 @@ def test_1_for_too_little_memory(command, empty_home, toys, error):
         ("nosuch",),
         ("--nosuch",),
         ("run",),
-        ("run", "activation_sparsity"),
         (*RUN, "--tokens", "many"),
         (*RUN, "--batch-tokens", "0"),
         (*RUN, "--batch-tokens", "1000000000000"),
