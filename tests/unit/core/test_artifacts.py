@@ -160,8 +160,10 @@ def test_a_file_whose_writing_failed_is_no_part_of_it(store):
     assert writer.artifact.verify() == []
 
 
-HOSTILE_NAMES = ["", ".", "..", "../x", "a/../../x", "/etc/passwd", "a//b", "a/", ".hidden", "a\\b", "a\0b", "a b", "artifact.json",
-                 "a/b/c/d/e", "x" * 81, "\u202ea"]  # fmt: skip
+HOSTILE_NAMES = [
+    "", ".", "..", "../x", "a/../../x", "/etc/passwd", "a//b", "a/", ".hidden", "a\\b", "a\0b", "a b", "artifact.json",
+    "a/b/c/d/e", "x" * 81, "\u202ea",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
