@@ -83,7 +83,7 @@ def list_names(
         return
     for name, rows in chosen.items():
         console.out(f"{name}\n")
-        empty = f"  none yet; make one with: sparsescope report {listing.DEFAULT_SUBJECT}\n"
+        empty = f"  none yet; make one with: sparsescope report {listing.DEFAULT_SUBJECT}\n" if name == "runs" else "  none yet\n"
         console.out(console.table(list(rows[0]), [list(row.values()) for row in rows]) + "\n" if rows else empty)
 
 
@@ -93,7 +93,7 @@ def show(
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Show one analysis with its parameters and definitions, or a subject, corpus or run."""
+    """Show one analysis with its parameters and definitions, or a subject, corpus, run or artifact."""
     from sparsescope.cli import console, listing
 
     found = listing.describe(name, home)
@@ -322,24 +322,23 @@ def verify(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check sizes and checksums of every stored run, and list the saved work of interrupted ones."""
+    """Check sizes and checksums of every stored run and artifact, and list the saved work of interrupted runs."""
     from dataclasses import asdict
 
     from sparsescope.cli import console, listing
     from sparsescope.core.artifact import Store
 
     store = Store(home)
-    verdicts = store.verify()
-    bad = [verdict for verdict in verdicts if verdict.status != "ok"]
+    verdicts, artifacts = store.verify(), store.artifacts.verify()
+    bad = sum(run.status != "ok" for run in verdicts) + sum(artifact.status != "ok" for artifact in artifacts)
     removed = [] if remove_unfinished is None else store.remove_unfinished(86_400 * remove_unfinished)
     waiting = store.unfinished()
     if json:
         partial = {"unfinished": [asdict(u) for u in waiting], "removed": [asdict(u) for u in removed]}
-        console.out_json({"folder": str(store.root), "runs": [asdict(v) for v in verdicts], "bad": len(bad), **partial})
-    elif verdicts:
-        console.out(console.table(["run", "status", "detail"], [[v.run_id, v.status, v.detail.splitlines()[0] if v.detail else ""]
-                                                                for v in verdicts]))  # fmt: skip
-        console.out(f"{len(verdicts) - len(bad)} of {len(verdicts)} runs are intact")
+        found = {"runs": [asdict(v) for v in verdicts], "artifacts": [asdict(v) for v in artifacts], "bad": bad}
+        console.out_json({"folder": str(store.root), **found, **partial})
+    elif verdicts or artifacts:
+        console.out(listing.verdicts_text(verdicts, artifacts))
     else:
         console.out(f"no run is stored in {store.root}")
     if (waiting or removed) and not json:

@@ -10,7 +10,9 @@ from sparsescope.cli.console import table
 from sparsescope.errors import ArtifactError, unknown_name
 
 if TYPE_CHECKING:
-    from sparsescope.core.artifact import Unfinished
+    from sparsescope.core.artifact import Store, Unfinished, Verdict
+    from sparsescope.core.artifact_store import ArtifactVerdict
+    from sparsescope.core.artifacts import Artifact
     from sparsescope.core.registry import Analysis
     from sparsescope.core.result import Result
     from sparsescope.core.spec import Params
@@ -61,7 +63,29 @@ def sections(home: Path | None) -> dict[str, list[dict[str, Any]]]:
         "inputs": [{"name": r.name, "option": r.flag, "summary": r.summary} for r in roles().values()],
         "studies": studies(),
         "runs": runs,
+        "artifacts": artifacts(store),
     }
+
+
+def artifacts(store: Store) -> list[dict[str, Any]]:
+    """The artifacts beside the runs; one that cannot be read says so."""
+    rows = []
+    for artifact_id in store.artifacts.ids():
+        try:
+            found = store.artifacts.open(artifact_id)
+        except ArtifactError as error:
+            rows.append({"artifact": artifact_id, "format": "unreadable", "bytes": 0, "created": "", "made_by": error.what})
+            continue
+        rows.append(
+            {
+                "artifact": artifact_id,
+                "format": found.format,
+                "bytes": found.bytes,
+                "created": found.created,
+                "made_by": found.made_by,
+            }
+        )
+    return rows
 
 
 def studies() -> list[dict[str, Any]]:
@@ -93,7 +117,8 @@ def describe(name: str, home: Path | None) -> dict[str, Any]:
     from sparsescope.models.variants import registered_variants
 
     if RUN_ID.fullmatch(Path(name).name):
-        return _describe_run(open_run(name, home))
+        artifact = find_artifact(name, home)
+        return _describe_run(open_run(name, home)) if artifact is None else _describe_artifact(artifact)
     for registry in (analyses(), benchmarks()):
         if name in registry:
             return _describe_analysis(registry.get(name), registry.kind)
@@ -124,6 +149,16 @@ def open_run(name: str, home: Path | None) -> Result:
     return Store(folder.resolve().parent).open(folder.name) if folder.is_dir() else Store(home).open(folder.name)
 
 
+def find_artifact(name: str, home: Path | None) -> Artifact | None:
+    """An artifact by id in the folder of runs, or by its own folder; None where there is none, so a run is meant."""
+    from sparsescope.core.artifact import Store
+    from sparsescope.core.artifacts import RECORD, Artifact
+
+    folder = Path(name)
+    found = Artifact(folder.name, folder.resolve()) if folder.is_dir() else Store(home).artifacts.find(folder.name)
+    return found if (found.path / RECORD).is_file() else None
+
+
 def _describe_analysis(record: Analysis, kind: str) -> dict[str, Any]:
     return {
         "kind": kind,
@@ -148,6 +183,7 @@ def _parameters(model: type[Params]) -> list[dict[str, Any]]:
 
 def _describe_run(result: Result) -> dict[str, Any]:
     from sparsescope.core.result import format_scalar
+    from sparsescope.reporting.artifacts import artifact_lines
 
     origin = result.provenance
     return {
@@ -161,7 +197,25 @@ def _describe_run(result: Result) -> dict[str, Any]:
         "scalars": [{"name": s.name, "value": format_scalar(s), "definition": s.definition} for s in result.scalars.values()],
         "tables": [{"name": name, "rows": len(frame)} for name, frame in result.tables.items()],
         "notes": [asdict(note) for note in result.notes],
+        "artifacts": [asdict(line) for line in artifact_lines(result)],
         "command": origin["command"],
+    }
+
+
+def _describe_artifact(artifact: Artifact) -> dict[str, Any]:
+    damage = artifact.verify()
+    return {
+        "kind": f"artifact ({artifact.kind})",
+        "name": artifact.id,
+        "format": artifact.format,
+        "path": str(artifact.path),
+        "bytes": artifact.bytes,
+        "created": artifact.created,
+        "made_by": artifact.made_by,
+        "digest": artifact.digest,
+        "damage": damage,
+        "meta": [{"name": name, "value": value} for name, value in artifact.meta.items()],
+        "files": [{"file": entry.file, "bytes": entry.bytes, "sha256": entry.sha256} for entry in artifact.files],
     }
 
 
@@ -175,6 +229,18 @@ def text(found: dict[str, Any]) -> str:
             shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             plain.append(f"{key + ':':12}{' '.join(shown.splitlines())}")  # a name with a line feed must not look like a key
     return "\n".join(plain + tables)
+
+
+def verdicts_text(runs: list[Verdict], artifacts: list[ArtifactVerdict]) -> str:
+    """What is intact and what is not, of runs and of artifacts."""
+    parts = []
+    groups = (("run", [(v.run_id, v) for v in runs]), ("artifact", [(v.artifact_id, v) for v in artifacts]))
+    for noun, verdicts in groups:
+        rows = [[name, v.status, v.detail.splitlines()[0] if v.detail else ""] for name, v in verdicts]
+        intact = sum(v.status == "ok" for _, v in verdicts)
+        if rows:
+            parts += [table([noun, "status", "detail"], rows), f"{intact} of {len(rows)} {noun}s are intact"]
+    return "\n".join(parts)
 
 
 def unfinished_text(waiting: list[Unfinished], removed: list[Unfinished]) -> str:

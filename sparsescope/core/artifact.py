@@ -217,6 +217,8 @@ class Store:
             ArtifactError: If the disk refuses. No other run is touched and nothing half-written stays.
         """
         final = self.path(spec.run_id)
+        for name in result.artifacts.keys() - (spec.inputs or {}).keys():  # those of a run that had no store
+            result.artifacts[name] = self.artifacts.adopt(result.artifacts[name])
         temporary = temporary_path(self.root, spec.run_id)
         with storage_errors("store the run", final):
             self.root.mkdir(parents=True, exist_ok=True)

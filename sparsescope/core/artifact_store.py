@@ -90,8 +90,8 @@ class ArtifactWriter:
                 raise ArtifactError("a link cannot be kept in an artifact", where=str(path), allowed="files")
             entry, state = self._streamed.get(name, (None, ()))
             if entry is None or state != _state(path):  # a library wrote it
-                sync_path(path)
                 entry = entry_of(path, name)
+                sync_path(path)
             found.append(entry)
         for place, folders, _ in os.walk(self.folder):
             for folder in folders:
@@ -189,6 +189,20 @@ class ArtifactStore:
             ArtifactError: If the id is malformed.
         """
         return Artifact(artifact_id, (self.root or Path(FOLDER)) / artifact_id, remake=remake)
+
+    def adopt(self, artifact: Artifact) -> Artifact:
+        """Return the artifact as it stands here, copied where it does not; a missing one stays missing.
+
+        Raises:
+            ArtifactError: If it is damaged or the disk refuses.
+        """
+        if self.has(artifact.id) or not artifact.present:
+            return self.find(artifact.id, remake=artifact.remake)
+        with self.keep(artifact.kind, format=artifact.format, meta=artifact.meta, made_by=artifact.made_by) as writer:
+            for entry in artifact.files:
+                with artifact.path_of(entry.file, check=True).open("rb") as source, writer.file(entry.file) as target:
+                    shutil.copyfileobj(source, target)
+        return writer.artifact
 
     def verify(self) -> list[ArtifactVerdict]:
         """Check the size and checksum of every file of every artifact."""

@@ -73,7 +73,7 @@ def render(results: Sequence[Result] | StudyResult, *, title: str | None = None)
 
 def _origins(sections: Sequence[Section]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Distinct models and corpora, for the head of the report; what differs by run stays with the run."""
-    by_run = {"Run", "Version of the analysis", "Time", "Corpus digest", "Weights", "Device"}
+    by_run = {"Run", "Version of the analysis", "Preset", "Time", "Corpus digest", "Weights", "Device"}
     found: dict[tuple[tuple[str, str], ...], str] = {}
     for entry in sections:
         rows = tuple(row for row in entry.origin if row[0] not in by_run and row[0] != "Made")

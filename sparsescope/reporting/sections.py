@@ -19,6 +19,7 @@ from sparsescope.core.result import Column, Note, Result, Scalar, format_number
 from sparsescope.core.spec import Params, variant_of
 from sparsescope.errors import SpecError
 from sparsescope.reporting import page
+from sparsescope.reporting.artifacts import ArtifactLine, artifact_lines
 from sparsescope.viz import generic
 from sparsescope.viz.tables import csv, format_rows, heading, numeric
 
@@ -86,6 +87,7 @@ class Section:
     figures: list[FigureBlock]
     tables: list[TableBlock]
     origin: list[tuple[str, str]]
+    artifacts: list[ArtifactLine]
     params: list[tuple[str, str]]
     environment: list[tuple[str, str]]
     command: str
@@ -161,6 +163,7 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
         figures=figures,
         tables=[table_block(result, name, f"{key}-t-{name}", each, rows) for name in result.tables if name not in shown],
         origin=origin_rows(result),
+        artifacts=artifact_lines(result),
         params=flat(origin.get("params") or {}),
         environment=flat(origin.get("environment") or {}),
         command=str(origin.get("command") or ""),
@@ -299,6 +302,7 @@ def origin_rows(result: Result) -> list[tuple[str, str]]:
         ("Corpus digest", f"{corpus['digest'][:16]}…" if corpus.get("digest") else None),
         ("Run", result.run_id or "not stored"),
         ("Version of the analysis", origin.get("version")),
+        ("Preset", origin.get("preset")),
         ("Made", origin.get("created")),
         (
             "Time",

@@ -15,6 +15,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from sparsescope.core.registry import View
 from sparsescope.core.result import TEXT_KINDS, Column, Result
+from sparsescope.reporting.artifacts import artifact_lines
 from sparsescope.reporting.page import figure_page
 from sparsescope.reporting.sections import Card, card, draw, flat, origin_rows, record_of, table_csv
 from sparsescope.viz import theme
@@ -183,6 +184,7 @@ def provenance(result: Result) -> None:
     places = st.columns(3)
     for index, (label, text) in enumerate(rows):
         places[index % 3].markdown(f"{plain(label)}  \n:gray[{plain(text)}]")
+    _artifacts(result)
     origin = result.provenance
     left, right = st.columns(2)
     for place, title, values in (
@@ -194,5 +196,21 @@ def provenance(result: Result) -> None:
                 st.dataframe(pd.DataFrame(flat(values), columns=["name", "value"]), hide_index=True)
     if origin.get("command"):
         st.markdown("To make these numbers again:")
-        # On one line: what follows a line feed would be out of sight, and run when it is pasted.
-        st.code(display(origin["command"], limit=4000, markup=False), language="bash", wrap_lines=True)
+        _command(origin["command"])
+
+
+def _artifacts(result: Result) -> None:
+    """Name the artifacts that the run made and read; of one that is not there, the command that makes it again."""
+    lines = artifact_lines(result)
+    if lines:
+        st.markdown("**Artifacts**")
+    for line in lines:
+        st.markdown(f"{plain(line.label)}  \n:gray[{plain(line.artifact_id)}, {plain(line.state, limit=400)}]")
+        if line.command:
+            st.markdown("To make it again:")
+            _command(line.command)
+
+
+def _command(command: str) -> None:
+    """Show a command on one line: what follows a line feed would be out of sight, and run when it is pasted."""
+    st.code(display(command, limit=4000, markup=False), language="bash", wrap_lines=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from sparsescope.core.artifact import Store, open_run
+from sparsescope.core.manifest import MIGRATIONS, SCHEMA_VERSION
 from sparsescope.core.result import Column, Interval, Result, Tensor
 from sparsescope.core.sealed import seal_of
 from sparsescope.core.spec import Spec
@@ -167,3 +170,67 @@ def test_steps_survive_and_a_broken_step_is_no_step(store):
     path.write_bytes(path.read_bytes()[:20])
     assert store.load_step("d" * 64, "pass") is None
     assert store.load_step("e" * 64, "pass") is None
+
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "manifests"
+
+
+def test_a_run_of_schema_1_opens_and_keeps_its_name_and_bytes():
+    old = Store(FIXTURES / "schema-1")
+    (run_id,) = old.run_ids()
+    before = (old.path(run_id) / "manifest.json").read_bytes()
+    assert json.loads(before)["schema_version"] == 1
+    found = old.open(run_id)
+    check_same_numbers(make_result(), found)
+    assert found.notes == make_result().notes and found.columns == make_result().columns
+    assert run_id == make_spec().run_id and found.provenance["digest"].startswith(run_id.rpartition("-")[2])
+    assert found.artifacts == {} and found.provenance["artifacts"] == {"made": {}, "read": {}}
+    assert old.missing_artifacts(run_id) == []
+    assert [verdict.status for verdict in old.verify()] == ["ok"]
+    assert (old.path(run_id) / "manifest.json").read_bytes() == before
+
+
+def test_every_older_schema_has_a_migration_and_a_fixture():
+    assert sorted(MIGRATIONS) == list(range(1, SCHEMA_VERSION))
+    assert sorted(path.name for path in FIXTURES.iterdir()) == [f"schema-{version}" for version in MIGRATIONS]
+
+
+def test_a_changed_manifest_of_schema_1_is_refused(tmp_path):
+    run = next((FIXTURES / "schema-1").iterdir())
+    copy = shutil.copytree(run, tmp_path / run.name)
+    text = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(text.replace('"value": 0.25', '"value": 0.26'))
+    with pytest.raises(ArtifactError, match="was changed"):
+        Store(tmp_path).open(run.name)
+
+
+def test_a_tensor_is_read_and_its_checksum_compared_when_it_is_first_used(store, folder):
+    first, second = store.open(folder.name), store.open(folder.name)
+    assert "not read yet" in repr(first.tensors["x"])
+    assert first.tensors["x"].array is first.tensors["x"].array
+    assert repr(first.tensors["x"]) == "Tensor(layer, neuron: [2, 3])"
+    path = folder / "tensors" / "x.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert store.open(folder.name).tables["t"].equals(first.tables["t"])
+    with pytest.raises(ArtifactError, match=r"a tensor is damaged[\s\S]*another checksum"):
+        _ = second.tensors["x"].array
+    assert [verdict.status for verdict in store.verify()] == ["damaged"]
+    path.write_bytes(data[:-1])
+    with pytest.raises(ArtifactError, match=r"the run is damaged[\s\S]*bytes, not"):
+        store.open(folder.name)
+
+
+def test_titles_of_numbers_and_ends_of_intervals_are_kept(store):
+    result = make_result()
+    result.add_scalar("named", 1.0, "", "a number", title="A name for people")
+    ends = (
+        Column("value", "value", "v"),
+        Column("low", "value", "l", low_of="value"),
+        Column("high", "value", "h", high_of="value"),
+    )
+    result.add_table("ends", pd.DataFrame({"value": [1.0], "low": [0.5], "high": [2.0]}), ends)
+    found = open_run(store.write(result, make_spec(), seconds=1, environment={}))
+    assert found.scalars["named"].title == "A name for people" and found.scalars["d"].title == ""
+    assert found.columns["ends"] == ends
