@@ -23,6 +23,7 @@ from sparsescope.core.registry import Analysis, find_record
 from sparsescope.core.result import Result
 from sparsescope.core.spec import Params, Spec, make_params
 from sparsescope.errors import ArtifactError, SparsescopeError, SpecError, SubjectError
+from sparsescope.models.variants import split_name
 from sparsescope.runner.engine import Progress, kept_steps, one_pass
 
 if TYPE_CHECKING:
@@ -399,9 +400,10 @@ def reproduce_command(record: Analysis, params: Params, spec: Spec, context: Con
         model = f"ss.load({subject['id']!r}, ...)" if context.subject.unchanged else "ss.wrap(model, tokenizer)"
         more = "".join(f", {name}={value!r}" for name, value in changed.items())
         return f"in Python: ss.run({record.name!r}, {model}, ss.corpus(...){more})"
-    source = str(context.subject.source)
-    local = Path(source).exists() or ("@" in source and Path(source.rpartition("@")[0]).exists())  # FOLDER@step-N
-    name = f"PATH/TO/{subject['id']}" if local else str(subject["id"])
+    _, place = split_name(str(context.subject.source))
+    local = Path(place).exists() or ("@" in place and Path(place.rpartition("@")[0]).exists())  # FOLDER@step-N
+    variants, bare = split_name(str(subject["id"]))
+    name = f"{variants}PATH/TO/{bare}" if local else str(subject["id"])
     words = ["sparsescope", "bench" if record.measures_time else "run", record.name, "--subject", name]
     words += ["--dtype", str(subject["dtype"])]
     if not record.measures_time:
