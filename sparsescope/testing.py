@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sparsescope.core.result import Result
     from sparsescope.models.checkpoints import CheckpointSeries
     from sparsescope.models.subject import Subject
+    from sparsescope.models.variants import VariantKind
 
 
 def check_subject(subject: Subject) -> None:
@@ -79,6 +80,38 @@ def _copied(batch: ActivationBatch) -> dict[str, Any]:
     return {**found, "values": values}
 
 
+def check_variant(kind: VariantKind, subject: Subject, **params: Any) -> Subject:
+    """Check a registered kind of variant on a subject and return what it made.
+
+    The subject stays as it is; made twice the variant is the same; its name means the same variant; where the model computes
+    something else, and no weights say so, the variant says that it adds something.
+
+    Args:
+        kind: The kind.
+        subject: What the variant is made of.
+        **params: Parameters of the kind.
+    """
+    import torch
+
+    from sparsescope.models.doctor import count_hooks, sample_ids
+    from sparsescope.models.variants import make_variant, read_name, registered_variants
+
+    assert registered_variants().get(kind.name) is kind, f"{kind.name} is not registered"
+    ids = sample_ids(subject)
+    before = subject.identity, count_hooks(subject.model), subject.forward(ids).clone()
+    made, again = (make_variant(subject, kind.name, **params) for _ in range(2))
+    after = subject.identity, count_hooks(subject.model)
+    assert after == before[:2] and torch.equal(subject.forward(ids), before[2]), "the subject was changed"
+    assert made.variant is not None and made.variant.parent == before[0].as_parent(), "it says another parent"
+    assert made.identity == again.identity == made.copy().identity, "made again, or copied, it is another"
+    asked, bare = read_name(made.id)
+    assert asked[0].kind is kind and bare == read_name(subject.id)[1], f"its name {made.id!r} does not name it"
+    assert asked[0].params.model_dump(mode="json") == made.variant.parameters, f"{made.id!r} means other parameters"
+    if made.identity.weight_hash == before[0].weight_hash and not torch.equal(made.forward(ids), before[2]):
+        assert made.variant.adds, "it computes something else with the same weights, and does not say what it adds"
+    return made
+
+
 def check_accumulator(make: Callable[[], Accumulator], batches: Sequence[ActivationBatch]) -> None:
     """Check the laws of an accumulator on a stream of batches of at least two documents.
 
@@ -108,9 +141,7 @@ def check_accumulator(make: Callable[[], Accumulator], batches: Sequence[Activat
     _same_state(resumed, whole, "restored state")
 
 
-def check_analysis(
-    record: Analysis, subject: Subject | CheckpointSeries, corpus: Corpus | None = None, **more: Any
-) -> Result:
+def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus: Corpus | None = None, **more: Any) -> Result:
     """Check a registered analysis end to end and return its result.
 
     Runs twice and compares; stores, reopens and compares; draws every view; asks for definitions and unknown parameters.

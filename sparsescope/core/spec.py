@@ -65,7 +65,12 @@ class Spec(BaseModel):
     @classmethod
     def _described(cls, value: dict[str, Any]) -> dict[str, Any]:
         """What joins the digest must be readable before it is asked for."""
-        variant_of(value)
+        try:
+            variant_of(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, ("variant", *first["loc"])))
+            raise ValueError(f"{place} is not valid: {first['msg']}") from None
         return value
 
     @property

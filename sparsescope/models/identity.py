@@ -170,16 +170,17 @@ def _functions(module: torch.nn.Module) -> list[list[str]]:
 
 def _foreign(module: torch.nn.Module) -> list[str]:
     """Names of the forward hooks of a module, and of a method in place of its forward, that come from no library we know."""
-    held = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    held = [("before", hook) for hook in module._forward_pre_hooks.values()]
+    held += [("after", hook) for hook in module._forward_hooks.values()]
     replaced = vars(module).get("forward")
     if replaced is not None and not isinstance(replaced, FunctionType | BuiltinFunctionType):  # those are in _functions
-        held.append(replaced)
+        held.append(("instead", replaced))
     named = []
-    for value in held:
-        value = value.func if isinstance(value, partial) else value
-        named_by = value if hasattr(value, "__qualname__") else type(value)
-        if named_by.__module__.partition(".")[0] not in _LIBRARIES:
-            named.append(f"{named_by.__module__}.{named_by.__qualname__}")
+    for place, value in held:
+        function = value.func if isinstance(value, partial) else value
+        known_by = function if hasattr(function, "__qualname__") else type(function)
+        if known_by.__module__.partition(".")[0] not in _LIBRARIES:
+            named.append(f"{place} {known_by.__module__}.{known_by.__qualname__}")
     return named
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from sparsescope.core.spec import canonical_json
 from sparsescope.core.variant import Variant, arguments_text
 from sparsescope.errors import SpecError, SubjectError, unknown_name
 from sparsescope.models import parameters as _parameters
@@ -397,7 +396,7 @@ class Subject:
                 next_step="change the model of subject.copy(), and give the subject as `of`",
             )
         try:
-            plain = json.loads(canonical_json(dict(parameters)))
+            plain = json.loads(json.dumps(dict(parameters), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise SpecError("parameters of a variant are JSON values", where=f"variant {kind}", got=str(error)) from None
         variant = Variant(kind=kind, parameters=plain, adds=adds, parent=of.identity.as_parent())

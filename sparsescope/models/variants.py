@@ -73,6 +73,7 @@ class VariantKind:
             SpecError: ARGS are malformed, or name an unknown parameter or a wrong value.
         """
         given: dict[str, Any] = {}
+        names = ", ".join(self.params.model_fields)
         for number, part in enumerate([] if text is None else text.split(",")):
             name, named, value = part.partition("=")
             if not named:
@@ -81,7 +82,7 @@ class VariantKind:
                 raise SpecError(
                     "the arguments of a variant cannot be read",
                     where=f"{self.name}@{text}:",
-                    allowed=f"a value of the first, then NAME=VALUE, of {', '.join(self.params.model_fields) or 'none'}",
+                    allowed=f"a value for the first of {names}, then NAME=VALUE" if names else "no arguments",
                     got=repr(part),
                     next_step=f"for example {self.example}; see: sparsescope show {self.name}",
                 )

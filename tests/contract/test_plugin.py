@@ -32,6 +32,10 @@ corpus = ("--corpus", "python-docs", "--tokens", "400", "--context", "64")
 sparsescope("list", "list", "analyses", "--json")
 sparsescope("subjects", "list", "subjects", "--json")
 sparsescope("corpora", "list", "corpora", "--json")
+sparsescope("variants", "list", "variants", "--json")
+sparsescope("kind", "show", "scaled", "--json")
+sparsescope("no kind", "run", "mean_activation", "--subject", "scald@0.5:random-llama", *corpus)
+sparsescope("broken kind", "run", "mean_activation", "--subject", "broken_variant:random-llama", *corpus)
 found["torch before a run"] = "torch" in sys.modules
 import torch
 torch.set_num_threads(1)
@@ -42,9 +46,29 @@ sparsescope("doctor", "doctor", "--json")
 sparsescope("plain", "run", "mean_activation", "--subject", "random-llama", *corpus, "--json")
 sparsescope("other", "run", "mean_activation", "--subject", "random-llama", *corpus, "--set", "absolute=true", "--json")
 sparsescope("wrong", "run", "mean_activation", "--subject", "random-llama", *corpus, "--set", "absolut=true")
+for name in ("scaled@0.5:random-llama", "scaled@0.25:random-llama", "scaled:random-llama"):
+    sparsescope(name, "run", "mean_activation", "--subject", name, *corpus, "--json")
+sparsescope("scaled report", "report", "scaled@factor=0.5:random-llama", *corpus, "-o", str(folder / "scaled.html"), "--json")
+(folder / "study.toml").write_text('''
+name = "scaled"
+title = "A model and the same with smaller MLP outputs"
+question = "What changes?"
+corpus = "python-docs"
+tokens = 400
+context = 64
+[[subject]]
+name = "random-llama"
+[[subject]]
+name = "scaled@0.5:random-llama"
+control_of = "random-llama"
+[[analysis]]
+name = "mean_activation"
+''')
+(folder / "README.md").write_text("Nothing.")
+sparsescope("study", "study", str(folder / "study.toml"), "-o", str(folder / "study.html"), "--json")
 sparsescope("drawn", "run", "positive_share", "--subject", "random-llama", *corpus, "--json")
 sparsescope("report", "report", "random-llama", *corpus, "-o", str(folder / "report.html"), "--json")
-runs = [json.loads(found[name]["out"])["run"] for name in ("plain", "other", "drawn")]
+runs = [json.loads(found[name]["out"])["run"] for name in ("plain", "other", "drawn", "scaled@0.5:random-llama")]
 sparsescope("compare", "compare", *runs[:2], "--json")
 sparsescope("verify", "verify", "--json")
 
@@ -65,12 +89,15 @@ def page(**query):
     }
 
 found["overview"], found["plain page"], found["drawn page"] = page(), page(run=runs[0]), page(run=runs[2])
+found["scaled page"] = page(run=runs[3])
 
 if "--contract" in sys.argv:
     import sparsescope as ss
     from sparsescope.core.registry import analyses
-    from sparsescope.testing import check_accumulator, check_analysis
+    from sparsescope.models.variants import registered_variants
+    from sparsescope.testing import check_accumulator, check_analysis, check_variant
     subject = ss.load("random-llama")
+    check_variant(registered_variants()["scaled"], subject, factor=0.5)
     text = ss.corpus(["some words about " + w * 40 for w in ("foxes ", "dogs ", "wizards ")], context=32, deduplicate=False)
     for name in ("mean_activation", "positive_share"):
         check_analysis(analyses().get(name), subject, text)
@@ -156,6 +183,44 @@ def test_it_is_in_the_explorer(toy):
     assert "Positive activations by layer" in drawn["words"] and "3 bars between" in drawn["alts"][0]
 
 
+def test_a_variant_is_listed_and_described(toy):
+    found, _ = toy
+    rows = {row["name"]: row for row in found["variants"]["json"]["variants"]}
+    assert rows["scaled"]["example"] == "scaled@1.0:NAME" and "times a factor" in rows["scaled"]["summary"]
+    assert rows["shuffled"]["example"] == "shuffled@0:NAME"
+    assert [p["name"] for p in found["kind"]["json"]["parameters"]] == ["factor"]
+    assert found["no kind"]["code"] == 1 and "did you mean 'scaled'" in found["no kind"]["err"]
+
+
+def test_a_variant_has_runs_of_its_own_under_its_name(toy):
+    """Its weights and configuration are those of the plain model; what hooks do to it is not."""
+    found, _ = toy
+    named = {name: found[name]["json"] for name in found if name.startswith("scaled") and "random-llama" in name}
+    assert len({found["plain"]["json"]["run"], *(shown["run"] for shown in named.values())}) == 4
+    half = named["scaled@0.5:random-llama"]
+    assert half["provenance"]["subject"]["id"] == "scaled@0.5:random-llama"
+    assert "--subject scaled@0.5:random-llama " in half["provenance"]["command"]
+    weights = {json.dumps(shown["provenance"]["subject"]["weight_hash"]) for shown in [*named.values(), found["plain"]["json"]]}
+    assert len(weights) == 1
+    values = {name: shown["scalars"]["largest_mean"]["value"] for name, shown in named.items()}
+    assert values["scaled:random-llama"] == found["plain"]["json"]["scalars"]["largest_mean"]["value"], "times 1"
+    assert len(set(values.values())) == 3
+
+
+def test_a_variant_is_in_reports_studies_and_the_explorer(toy):
+    found, folder = toy
+    run = found["scaled@0.5:random-llama"]["json"]["run"]
+    assert run in {entry["run"] for entry in found["scaled report"]["json"]["runs"]}, "opened under its other spelling"
+    assert "scaled(factor=0.5) of random-llama" in (folder / "scaled.html").read_text()
+    assert "scaled(factor" not in (folder / "report.html").read_text()
+    of_study = {entry["subject"]: entry for entry in found["study"]["json"]["runs"]}
+    assert found["study"]["code"] == 0, found["study"]["err"]
+    assert of_study["scaled@0.5:random-llama"]["run"] == run and of_study["scaled@0.5:random-llama"]["stored_before"]
+    assert of_study["random-llama"]["run"] == found["plain"]["json"]["run"]
+    assert not found["scaled page"]["exceptions"]
+    assert "scaled(factor=0.5) of random-llama" in found["scaled page"]["words"]
+
+
 def test_it_keeps_the_contract(toy):
     assert toy[0]["contract"] == "kept"
 
@@ -190,8 +255,10 @@ def test_what_fails_when_it_runs_fails_alone(toy):
     assert not done & {"broken_compute", "broken_update"}
 
 
-def test_broken_subjects_and_corpora_are_listed(toy):
+def test_broken_subjects_corpora_and_variants_are_listed(toy):
     found, _ = toy
-    for section, name in (("subjects", "broken_subject"), ("corpora", "broken_corpus")):
+    assert found["broken kind"]["code"] == 1 and "broken_variant = broken_sparsity.raises:VARIANT" in found["broken kind"]["err"]
+    sections = (("subjects", "broken_subject", 4), ("corpora", "broken_corpus", 4), ("variants", "broken_variant", 3))
+    for section, name, least in sections:
         summaries = {record["name"]: record["summary"] for record in found[section]["json"][section]}
-        assert "is</b> broken" in summaries[name] and len(summaries) > 3
+        assert "is</b> broken" in summaries[name] and len(summaries) >= least

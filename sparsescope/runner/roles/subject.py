@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsescope.errors import SpecError
 from sparsescope.models.subject import Subject
+from sparsescope.models.variants import split_name
 
 if TYPE_CHECKING:
     from sparsescope.core.artifact import Store
@@ -44,9 +45,11 @@ def words(value: Subject, opened: Mapping[str, tuple[Any, ...]], flag: str) -> l
     """Options that load it again; None for a model in memory. Of a path of this machine only the last part is shown."""
     if not value.unchanged:
         return None
-    found, source = value.identity.as_dict(), str(value.source)
-    local = Path(source).exists() or ("@" in source and Path(source.rpartition("@")[0]).exists())  # FOLDER@step-N
-    options = [flag, f"PATH/TO/{found['id']}" if local else str(found["id"]), "--dtype", str(found["dtype"])]
+    found = value.identity.as_dict()
+    _, place = split_name(str(value.source))
+    local = Path(place).exists() or ("@" in place and Path(place.rpartition("@")[0]).exists())  # FOLDER@step-N
+    variants, bare = split_name(str(found["id"]))
+    options = [flag, f"{variants}PATH/TO/{bare}" if local else str(found["id"]), "--dtype", str(found["dtype"])]
     options += ["--attention", str(found["attn_implementation"])]
     options += ["--revision", str(found["revision"])] if found.get("revision") else []
     return options + (["--trust-remote-code"] if found.get("trust_remote_code") else [])

@@ -10,8 +10,7 @@ import transformers
 
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.models import Subject, controls, load, wrap
-from sparsescope.models.catalog import resolve
-from sparsescope.models.controls import shuffle_mlp_inputs, split_name
+from sparsescope.models.controls import shuffle_mlp_inputs
 
 
 def state(subject: Subject) -> dict[str, torch.Tensor]:
@@ -88,38 +87,6 @@ def test_by_name_it_is_the_control_of_the_loaded_subject() -> None:
     assert (of_seed_5.id, of_seed_5.revision) == ("shuffled:random-opt", "seed-5")
     assert of_seed_5.identity == shuffle_mlp_inputs(load("random-opt@5")).identity
     assert of_seed_5.identity == load("shuffled:random-opt", revision="5").identity
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("smollm2-135m", None),
-        ("shuffled:smollm2-135m", ("smollm2-135m", 0)),
-        ("shuffled:smollm2-135m@12", ("smollm2-135m", 12)),
-        ("shuffled:organization/model@main", ("organization/model@main", 0)),
-        ("shuffled:organization/model@v2@7", ("organization/model@v2", 7)),
-        ("shuffled:./folder@3", ("./folder", 3)),
-    ],
-)
-def test_names(text: str, expected: Any) -> None:
-    assert split_name(text) == expected
-
-
-@pytest.mark.parametrize("name", ["shuffled:", "shuffled: ", "shuffled:@3", "shuffled:shuffled:random-opt"])
-def test_a_control_of_nothing_or_of_a_control_is_refused(name: str) -> None:
-    with pytest.raises(SubjectError, match="a control is made of a subject"):
-        load(name)
-
-
-def test_the_subject_of_a_control_is_resolved_like_any_other() -> None:
-    reference = resolve("shuffled:organization/model@v1.0@2")
-    assert (reference.kind, reference.request.name, reference.request.revision, reference.shuffled) == (
-        "hub", "organization/model", "v1.0", 2,
-    )  # fmt: skip
-    assert resolve("random-opt").shuffled is None
-    with pytest.raises(SubjectError, match="unknown subject") as caught:
-        load("shuffled:smolm2-135m")
-    assert "smollm2-135m" in (caught.value.next_step or "")
 
 
 @pytest.mark.parametrize("seed", [-1, 1.0, True, "1"])
