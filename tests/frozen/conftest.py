@@ -3,7 +3,7 @@
 On the machine of the fixtures (processor, instructions, packages, one thread) floats agree to 1e-12 relative and all else is
 equal, apart from measured times. On another machine the last bits of a forward pass differ, so a unit may fall on the other
 side of a threshold, equal units may change places and a bisection may end a step apart. There ids, shapes, names, units and
-definitions are still equal; of the entries of a column one in twenty may differ, the others and the scalars agree to 1e-3
+definitions are still equal; of the entries of a column one in ten may differ, the others and the scalars agree to 1e-3
 relative or 1e-4 (to 1e-2 in bfloat16). ``ATEN_CPU_CAPABILITY=avx2`` makes another machine of the one at hand.
 """
 
@@ -151,5 +151,5 @@ def close(old, new, rtol):
 
 
 def agrees(found, rtol):
-    """Whether enough entries agree: all of them, on another machine 95 %."""
-    return bool(found.all()) if rtol == EXACT else found.size == 0 or float(found.mean()) >= 0.95
+    """Whether enough entries agree: all of them, on another machine 90 %."""
+    return bool(found.all()) if rtol == EXACT else found.size == 0 or float(found.mean()) >= 0.9
