@@ -320,6 +320,7 @@ def provenance(manifest: Manifest) -> dict[str, Any]:
         "subject": manifest.spec.subject,
         "corpus": manifest.spec.corpus,
         "params": manifest.spec.params,
+        "inputs": manifest.spec.inputs,
         "environment": manifest.environment,
         "command": manifest.command,
         "preset": manifest.preset,

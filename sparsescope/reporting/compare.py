@@ -168,7 +168,7 @@ def format_delta(change: ScalarChange) -> str:
 
 def _settings(result: Result) -> dict[str, Any]:
     origin = result.provenance
-    kept = {key: origin.get(key) for key in ("version", "params", "subject", "corpus")}
+    kept = {key: origin.get(key) for key in ("version", "params", "subject", "corpus", "inputs")}
     return {key: value for key, value in kept.items() if value is not None}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -234,3 +235,10 @@ def test_titles_of_numbers_and_ends_of_intervals_are_kept(store):
     found = open_run(store.write(result, make_spec(), seconds=1, environment={}))
     assert found.scalars["named"].title == "A name for people" and found.scalars["d"].title == ""
     assert found.columns["ends"] == ends
+
+
+def test_an_opened_run_can_be_copied_before_its_tensors_are_read(store, folder):
+    """The explorer keeps opened runs in a cache that copies them."""
+    found = pickle.loads(pickle.dumps(store.open(folder.name)))
+    assert "not read yet" in repr(found.tensors["x"])
+    check_same_numbers(make_result(), found)

@@ -362,7 +362,7 @@ def test_a_run_names_what_it_made_and_what_it_read(store):
     assert manifest.artifacts.made == {"own": reader.artifacts["own"].id} and manifest.preset == "quick"
     found = store.open(reading.run_id)
     assert found.provenance["artifacts"] == {"made": manifest.artifacts.made, "read": manifest.artifacts.read}
-    assert found.provenance["preset"] == "quick"
+    assert found.provenance["preset"] == "quick" and found.provenance["inputs"] == inputs
     np.testing.assert_array_equal(found.artifacts["weights"].tensors("deep/weights.safetensors")["W"], WEIGHTS)
     assert store.open(spec().run_id).provenance["artifacts"] == {"made": {"weights": made.id}, "read": {}}
 

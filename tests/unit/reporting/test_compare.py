@@ -79,6 +79,14 @@ def test_intervals_are_compared_not_judged():
     assert found == {"s": True, "t": False}
 
 
+def test_an_input_that_differs_is_listed():
+    a, b = result(), result()
+    a.provenance["inputs"] = {"dictionary": {"id": "dictionary-0123456789ab"}}
+    b.provenance["inputs"] = {"dictionary": {"id": "dictionary-ba9876543210"}}
+    (found,) = compare(a, b).settings
+    assert (found.name, found.a, found.b) == ("inputs.dictionary.id", "dictionary-0123456789ab", "dictionary-ba9876543210")
+
+
 def test_only_settings_that_differ_are_listed():
     a, b = result(), result()
     b.provenance = {**b.provenance, "params": {"seed": 1, "new": [1, 2]}, "environment": {"torch": "2.14"}}
