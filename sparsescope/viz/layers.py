@@ -1,4 +1,4 @@
-"""Series over layers: one value per layer and measure, also where a layer has many sites.
+"""Layers in figures: one value per layer and measure, also where a layer has many sites; their axis and their colors.
 
 A mixture-of-experts layer has one site per expert (``blocks.3.mlp.experts.7.hook_post``). Such sites share
 a *role* (``mlp.experts.hook_post``); a series over layers then shows the median over the experts, and its

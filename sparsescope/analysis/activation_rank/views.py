@@ -50,8 +50,7 @@ def spectrum(result: Result) -> fig.Figure:
     table = result.tables["spectrum"].dropna(subset=["energy"])
     if table.empty:
         return fig.empty("Variance held by the largest directions", "no activation varied between tokens")
-    figure = fig.panels(height=400)
-    shades = layer_shades(table)
+    figure, shades = fig.panels(height=400), layer_shades(table)
     layer_lines(
         figure, table, "components", "energy",
         lambda at, held: f"{at.site}: {at.components} components hold {held} of the variance",
