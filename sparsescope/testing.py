@@ -114,6 +114,8 @@ def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus
     for name, columns in result.columns.items():
         assert list(result.tables[name].columns) == [column.name for column in columns], f"columns of table {name}"
         assert all(column.description.strip() for column in columns), f"a column of table {name} has no description"
+    if record.tables:
+        assert set(result.tables) <= set(record.tables), f"not declared: {sorted(set(result.tables) - set(record.tables))}"
     assert set(record.headline) <= set(result.scalars), "a headline scalar is missing"
     for view in record.views:
         assert view.table in result.tables, f"view {view.name} shows table {view.table}, which is not there"
