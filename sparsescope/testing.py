@@ -176,6 +176,8 @@ def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus
     for name, columns in result.columns.items():
         assert list(result.tables[name].columns) == [column.name for column in columns], f"columns of table {name}"
         assert all(column.description.strip() for column in columns), f"a column of table {name} has no description"
+    if record.tables:
+        assert set(result.tables) <= set(record.tables), f"not declared: {sorted(set(result.tables) - set(record.tables))}"
     assert set(record.headline) <= set(result.scalars), "a headline scalar is missing"
     try:
         run(record.name, subject, corpus, no_such_parameter=1, **more)

@@ -8,11 +8,17 @@ Source: bottom-k sketches (Cohen & Kaplan 2007). Shapes: K tokens kept; a part h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from sparsescope.activations.accumulators import DocumentAccumulator
+from sparsescope.errors import SubjectError
 from sparsescope.metrics.jackknife import mixed
+
+if TYPE_CHECKING:
+    from sparsescope.activations.capture import ActivationBatch
+    from sparsescope.models.sites import Site
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -104,3 +110,68 @@ class TokenSample:
         """Continue from saved arrays."""
         self.keys, self.documents = arrays[f"{prefix}/keys"].copy(), arrays[f"{prefix}/documents"].copy()
         self.parts = {name: arrays[f"{prefix}/part/{name}"].copy() for name in self.shapes}
+
+
+class ActivationSample(DocumentAccumulator):
+    """Accumulates a sample of tokens, the same for all sites, with their activations; first tokens of windows are left out.
+
+    Args:
+        sites: Sites to keep.
+        size: Tokens in the sample.
+        seed: Seed of the sample.
+    """
+
+    def __init__(self, sites: tuple[Site, ...], size: int, seed: int) -> None:
+        super().__init__(sites, (size, seed))
+        self.seed = seed
+        self.sample = TokenSample(size, {site.name: ((site.width,), np.float32) for site in self.sites})
+
+    def _take(self, batch: ActivationBatch, cluster: int, seen: int) -> None:
+        rows = np.flatnonzero(batch.positions > 0)
+        keys = token_keys(self.seed, batch.document, seen, len(batch.positions))[rows]
+        chosen, slots = self.sample.plan(keys, batch.document)
+        if len(chosen) == 0:
+            return
+        for site in self.sites:
+            values = batch.values[site.name]
+            self.sample.parts[site.name][slots] = values[rows[chosen]].float().cpu().numpy()
+
+    def _join(self, other: Self, places: list[tuple[int, int]]) -> None:
+        self.sample.merge(other.sample)
+
+    def finish(self) -> TokenSample:
+        """Return the sample in the order of its keys."""
+        super().finish()
+        self.sample.sort()
+        return self.sample
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return self.sample.state("sample")
+
+    def _load(self, arrays: dict[str, np.ndarray]) -> None:
+        self.sample.restore("sample", arrays)
+
+
+def sites_within(sites: tuple[Site, ...], tokens: int, memory: int) -> tuple[Site, ...]:
+    """As many sites, evenly spaced, as have room for float32 activations of ``tokens`` tokens in ``memory`` MiB.
+
+    Raises:
+        SubjectError: If one site alone needs more.
+    """
+    needed = [tokens * site.width * 4 for site in sites]
+    budget = memory * 2**20
+    if max(needed) > budget:
+        widest = max(sites, key=lambda site: site.width)
+        raise SubjectError(
+            "the sample of one site is larger than the memory that is given to all",
+            where=widest.name,
+            allowed=f"{memory} MiB",
+            got=f"{tokens} tokens x {widest.width} units x 4 bytes = {max(needed) / 2**20:.0f} MiB",
+            next_step="set memory to more MiB, or sample_tokens to less",
+        )
+    count = len(sites)
+    while True:
+        kept = np.unique(np.linspace(0, len(sites) - 1, count).round().astype(int))
+        if sum(needed[index] for index in kept) <= budget:
+            return tuple(sites[index] for index in kept)
+        count -= 1

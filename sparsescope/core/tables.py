@@ -62,7 +62,7 @@ def with_interval(
     return column, *ends_of(column, interval, prefix, clause)
 
 
-def grid(axes: Sequence[Mapping[str, Sequence[Any]]], **values: Any) -> pd.DataFrame:
+def grid(axes: Sequence[Mapping[str, Any]], **values: Any) -> pd.DataFrame:
     """A long frame from arrays: one row for each cell, the last axis fastest.
 
     Args:
@@ -92,15 +92,12 @@ def declared_frame(name: str, columns: Sequence[Column], table: pd.DataFrame | I
         SpecError: If a column is missing, or one is not declared.
     """
     names = [column.name for column in columns]
-    rows = None if isinstance(table, pd.DataFrame) else list(table)
-    if rows is None:
+    if isinstance(table, pd.DataFrame):
         frame = table
-    elif not rows or isinstance(rows[0], Mapping):
-        frame = pd.DataFrame(rows, columns=None if rows else names)
-    elif {len(row) for row in rows} == {len(names)}:
-        frame = pd.DataFrame(rows, columns=names)
     else:
-        frame = pd.DataFrame(rows)
+        rows = list(table)
+        in_order = not rows or (not isinstance(rows[0], Mapping) and {len(row) for row in rows} == {len(names)})
+        frame = pd.DataFrame(rows, columns=names if in_order else None)
     if sorted(map(str, frame.columns)) != sorted(names):
         raise SpecError(
             f"table {name!r} does not have the columns that are declared",

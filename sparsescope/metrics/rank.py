@@ -96,3 +96,37 @@ def _marchenko_pastur(m: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     x = (1 + y) + 2 * math.sqrt(y) * np.cos(t)
     weights = np.sin(t) ** 2 / np.maximum(x, 1e-12)
     return np.maximum(x, 1e-12), weights / weights.sum()
+
+
+def ranks_and_folds(values: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Effective ranks of the centered rows, the same without each fold of rows in turn, and the spectrum.
+
+    With m < n the m x m matrix of inner products is taken once; leaving out a fold leaves out rows and columns of it.
+
+    Args:
+        values: float32 [m, n].
+        folds: int [m], the fold of each row.
+
+    Returns:
+        Ranks [3] in the order of ``MEASURES``; those without each fold, [G, 3], brought to the size of the whole; squared
+        singular values, descending.
+    """
+    m, n = values.shape
+    # Scaled so that squares of products stay in range; ranks do not change.
+    largest = float(np.abs(values).max())
+    points = values.astype(np.float64) / (largest if largest > 0 else 1.0)
+    present = np.unique(folds)
+    subsets = [np.flatnonzero(folds != fold) for fold in present] if len(present) > 1 else []
+    subsets = [rows for rows in subsets if len(rows) >= 3]
+    if m <= n:
+        product = points @ points.T
+        spectrum = centered_spectrum(product)
+        replicates = [effective_ranks(centered_spectrum(product[np.ix_(rows, rows)])) for rows in subsets]
+    else:
+        spectrum = column_spectrum(points)
+        replicates = [effective_ranks(column_spectrum(points[rows])) for rows in subsets]
+    # Folds differ in size and ranks grow with the number of tokens: each replicate is brought to the size of the whole by the
+    # ratio of the references, or the size of the folds would look like uncertainty.
+    whole = independent_ranks(m - 1, n)
+    scaled = [ranks * whole / independent_ranks(len(rows) - 1, n) for ranks, rows in zip(replicates, subsets, strict=True)]
+    return effective_ranks(spectrum), np.array(scaled).reshape(-1, len(MEASURES)), spectrum

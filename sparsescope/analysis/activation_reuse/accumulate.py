@@ -50,7 +50,7 @@ class ReuseAccumulator(DocumentAccumulator):
         shape = (0, len(self.sites), len(RULES))
         counts = {"union": (*shape, self.levels), "chunks": (0, self.levels), "pairs": shape}
         counts |= {"first": counts["union"], "firsts": counts["chunks"]}
-        self.sums = {name: np.zeros(size, np.int64) for name, size in counts.items()}
+        self.sums: dict[str, np.ndarray] = {name: np.zeros(size, np.int64) for name, size in counts.items()}
         self.sums |= {"overlap": np.zeros(shape), "within": np.zeros(shape)}
         self.fired = [np.zeros((FOLDS, len(RULES), site.width), np.int64) for site in self.sites]
         self.fold_tokens = np.zeros(FOLDS, np.int64)

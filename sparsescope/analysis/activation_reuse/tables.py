@@ -130,7 +130,8 @@ class Measured:
 
     def neighbors(self) -> pd.DataFrame:
         """Jaccard index of neighbours with both nulls."""
-        pairs, columns = self.sums["pairs"], {}
+        pairs = self.sums["pairs"]
+        columns: dict[str, np.ndarray] = {}
         for name, prefix, values in (
             ("mean", "", self.sums["overlap"]),
             ("within", "within_", self.sums["within"]),
@@ -160,7 +161,7 @@ class Measured:
     def concentration(self) -> pd.DataFrame:
         """Inequality of units with intervals."""
         low, high = (np.clip(ends, 0, 1) for ends in jackknife_interval(self.use, self.use_replicates, self.draws.level))
-        columns = {}
+        columns: dict[str, np.ndarray] = {}
         for index, (name, prefix) in enumerate((("gini", "gini"), ("hot_share", "hot"))):
             columns |= {name: self.use[index], f"{prefix}_low": low[index], f"{prefix}_high": high[index]}
         units = np.array([[site.width] for site in self.found.sites])

@@ -136,7 +136,7 @@ def _row_tables(out: Result, statistics: AttentionStatistics, draws: DocumentBoo
     with np.errstate(invalid="ignore", divide="ignore"):
         references = (sums.uniform.sum(0) / statistics.n_uniform.sum(0), sums.null.sum(0) / sums.n_null.sum(0))
     first, last = zip(*statistics.bins, strict=True)
-    axes = [layers, {"position": first, "position_end": last}]
+    axes: list[dict[str, Any]] = [layers, {"position": first, "position_end": last}]
     n = sums.n / statistics.shapes.real.shape[2]
     frame = _long(axes, names, draws.ratio(sums.real, sums.n), references, n)
     out.add("by_length", frame[frame["rows"] > 0])

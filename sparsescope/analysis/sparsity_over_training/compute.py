@@ -184,7 +184,7 @@ class _Measured:
         dead, on = (np.stack([entry[name] for entry in self.arrays]) for name in ("dead", "always_on"))
         seen = np.stack([entry["seen"] for entry in self.arrays]).astype(np.int64)[..., None]
         units = np.array([[site.width] for site in self.sites])
-        axes = [{"step": self.steps}, places(self.sites), {"rule": _RULES}]
+        axes: list[dict[str, Any]] = [{"step": self.steps}, places(self.sites), {"rule": _RULES}]
         return grid(axes, units=units, dead_share=dead, always_on_share=on, tokens=seen)
 
     def losses(self) -> pd.DataFrame:
@@ -220,7 +220,7 @@ class _Measured:
             if "push" not in entry:
                 continue
             documents = (entry["active"] > 0).sum(0)
-            columns = {}
+            columns: dict[str, NDArray[np.float64]] = {}
             for (name, prefix), mean, replicates in zip(
                 (("push", ""), ("relative", "relative_")), *self._pushes(entry), strict=True
             ):

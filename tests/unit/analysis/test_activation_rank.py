@@ -9,9 +9,9 @@ import torch
 import sparsescope as ss
 from sparsescope.activations.capture import ActivationBatch, LiveSource, tokenized
 from sparsescope.activations.context import Context
+from sparsescope.activations.samples import ActivationSample
 from sparsescope.analysis.activation_rank import ANALYSIS, ActivationRankParams
 from sparsescope.analysis.activation_rank import compute as module
-from sparsescope.analysis.activation_rank.compute import RankAccumulator
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.metrics import rank as r
 from sparsescope.models.sites import Site
@@ -43,7 +43,7 @@ def test_contract(name, small_corpus):
 
 
 def test_accumulators_obey_the_laws():
-    check_accumulator(lambda: RankAccumulator((SITE,), 60, 0), list(stream()))
+    check_accumulator(lambda: ActivationSample((SITE,), 60, 0), list(stream()))
 
 
 @pytest.mark.parametrize("sample", [64, 16_384])
@@ -66,12 +66,12 @@ def test_planted_directions_are_found():
     generator = np.random.default_rng(0)
     plane = 50 + generator.standard_normal((400, 3)) @ np.linalg.qr(generator.standard_normal((200, 3)))[0].T
     folds = np.arange(400) % 5
-    whole, replicates, _ = module._of_site(plane.astype(np.float32), folds)
+    whole, replicates, _ = r.ranks_and_folds(plane.astype(np.float32), folds)
     np.testing.assert_allclose(whole[1:], 3, rtol=0.2)
     assert replicates.shape == (5, 3)
     for shape in ((400, 200), (200, 400)):
         noise = generator.standard_normal(shape).astype(np.float32)
-        whole, replicates, _ = module._of_site(noise, np.arange(shape[0]) % 5)
+        whole, replicates, _ = r.ranks_and_folds(noise, np.arange(shape[0]) % 5)
         np.testing.assert_allclose(whole, r.independent_ranks(shape[0] - 1, shape[1]), rtol=0.05)
         np.testing.assert_allclose(replicates, np.tile(whole, (5, 1)), rtol=0.08)  # brought to the size of the whole
 
@@ -80,7 +80,7 @@ def test_folds_of_unequal_size_are_not_taken_for_uncertainty():
     """A rank grows with the number of tokens; leaving out a large fold must not look like a smaller rank."""
     noise = np.random.default_rng(1).standard_normal((300, 500)).astype(np.float32)
     folds = np.repeat(np.arange(5), [20, 30, 50, 80, 120])
-    whole, replicates, _ = module._of_site(noise, folds)
+    whole, replicates, _ = r.ranks_and_folds(noise, folds)
     assert np.ptp(replicates[:, 0]) < 0.02 * whole[0]
 
 
@@ -121,14 +121,14 @@ def test_sites_are_thinned_to_the_memory_and_a_note_says_so(small_corpus):
 def test_what_cannot_be_measured_is_refused(llama, small_corpus):
     with pytest.raises(SubjectError, match="three tokens"):
         ss.run("activation_rank", llama, ss.corpus("python-docs", tokens=2, context=8, min_tokens=1))
-    first, second = RankAccumulator((SITE,), 60, 0), RankAccumulator((SITE,), 60, 0)
+    first, second = ActivationSample((SITE,), 60, 0), ActivationSample((SITE,), 60, 0)
     batches = list(stream(2))
     first.update(batches[0])
     second.update(batches[1])
     with pytest.raises(SpecError, match="same document"):
         first.merge(second)
     with pytest.raises(SpecError, match="different measures"):
-        first.merge(RankAccumulator((SITE,), 61, 0))
+        first.merge(ActivationSample((SITE,), 61, 0))
     with pytest.raises(SpecError, match="came twice"):
         for batch in (batches[2], batches[1]):
             first.update(batch)
