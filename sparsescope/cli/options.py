@@ -134,16 +134,16 @@ class InputOptions:
     given: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
-    def inputs(self) -> dict[str, list[str]]:
-        """What was given, as ``run_many`` takes it."""
-        return {name: values for name, values in self.given.items() if values}
+    def inputs(self) -> dict[str, str | list[str]]:
+        """What was given, as ``run_many`` takes it: one, or a list of several."""
+        return {name: values[0] if len(values) == 1 else values for name, values in self.given.items() if values}
 
     @property
     def known(self) -> list[Known]:
         """What is known of it unopened."""
         from sparsescope.core.roles import known
 
-        return [entry for name, values in self.inputs.items() for value in values for entry in known(value, name)]
+        return [entry for name, values in self.given.items() for value in values or () for entry in known(value, name)]
 
 
 def with_options(**defaults: object) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -64,17 +64,17 @@ def given_inputs(
     if text.corpus is not None:
         refuse_unread(record, ["text"])
     refuse_unread(record, more.inputs)
-    given: dict[str, Any] = {name: values if _repeated(record, name) else values[-1] for name, values in more.inputs.items()}
+    repeated = {entry.role for entry in record.declared if entry.repeated}
+    for name, values in more.inputs.items():
+        if isinstance(values, list) and name not in repeated:
+            raise SpecError(f"{record.name} reads one {role(name).title}", where=role(name).flag, got=f"{len(values)} of them")
+    given: dict[str, Any] = dict(more.inputs)
     if "text" in record.roles:
         given["text"] = text.make()  # a wrong option is found out before the model is loaded
     for name in record.roles:
         if role(name).flag == "--subject" and target is not None:
             given[name] = model.load(target) if name == "subject" else target
     return given
-
-
-def _repeated(record: Analysis, name: str) -> bool:
-    return any(entry.repeated for entry in record.declared if entry.role == name)
 
 
 def _refuse_meaningless(record: Analysis, target: str | None, model: ModelOptions, text: TextOptions) -> None:

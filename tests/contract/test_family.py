@@ -183,7 +183,9 @@ def test_inputs_name_the_run(family):
     one, two = found["distance"]["out"], found["other distance"]["out"]
     assert one["run"] != two["run"], "another artifact opened the run of the first"
     assert one["scalars"]["largest_distance"]["value"] == 0 < two["scalars"]["largest_distance"]["value"]
-    assert one["provenance"]["artifacts"]["read"] == {"toy_code": found["code"]["out"]["provenance"]["artifacts"]["made"]["toy_code"]}
+    assert one["provenance"]["artifacts"]["read"] == {
+        "toy_code": found["code"]["out"]["provenance"]["artifacts"]["made"]["toy_code"]
+    }
     assert "--toy-code" in one["provenance"]["command"]
 
 
