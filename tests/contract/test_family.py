@@ -97,7 +97,8 @@ value = 0
 sparsescope("study", "study", "studied", "--output", "study.html", "--json")
 sparsescope("study again", "study", "studied", "--output", "study.html", "--json")
 for name, old, new in (
-    ("wrong role", "word_list =", "word_lst ="), ("wrong recipe", "recipe:code", "recipe:cod"), ("outside", '"words.txt"', '"../words.txt"'),
+    ("wrong role", "word_list =", "word_lst ="), ("wrong recipe", "recipe:code", "recipe:cod"),
+    ("outside", '"words.txt"', '"../words.txt"'),
     ("wrong analysis", 'name = "listed_words"', 'name = "weight_drift"'),
 ):
     (study / "study.toml").write_text(STUDY.replace(old, new))
