@@ -126,7 +126,7 @@ def describe(name: str, home: Path | None) -> dict[str, Any]:
         entry = registered_subjects()[name]
         return {
             "kind": "subject", "name": name, "summary": entry.summary, "license": entry.license, "origin": entry.origin,
-            "precision": entry.precision,
+            "precision": entry.precision, "analyses": _fitting(name),
         }  # fmt: skip
     if name in registered_variants():
         kind = registered_variants()[name]
@@ -172,6 +172,15 @@ def _describe_analysis(record: Analysis, kind: str) -> dict[str, Any]:
         "views": [{"name": view.name, "title": view.title, "definition": view.formula} for view in record.views],
         "citations": [{"work": citation.label, "reference": citation.reference} for citation in record.citations],
     }
+
+
+def _fitting(name: str) -> list[dict[str, str]]:
+    """Which analyses fit what has this name, as far as that is known without loading it."""
+    from sparsescope.core.registry import analyses
+    from sparsescope.core.roles import known
+
+    there = [*known(name), *known("", "corpus")]
+    return [{"name": record.name, "fits": record.fits(there) or "yes"} for record in analyses()]
 
 
 def _parameters(model: type[Params]) -> list[dict[str, Any]]:

@@ -82,7 +82,8 @@ class Analysis:
         measures_time: Whether device, backend and threads join the digest.
         place: Order in listings and reports, small first; equal places go by name.
         inputs: The roles that it reads, for example ``("subject", "text")`` or ``("series*",)``; see ``core/inputs.py``. A
-            parameter whose field has ``json_schema_extra={"role": ROLE}`` names further inputs of that role.
+            parameter whose field has ``json_schema_extra={"role": ROLE}`` names further inputs of that role. They are opened in
+            this order: a text comes after who reads it.
         unit: What its ``progress`` counts.
     """
 

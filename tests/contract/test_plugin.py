@@ -230,6 +230,9 @@ BROKEN = {
     "broken_missing": "ModuleNotFoundError",
     "broken_kind": "not an Analysis",
     "broken_name": "registered twice",
+    "broken_input": 'say instead inputs=("series",)',
+    "broken_reads_text": 'say instead inputs=("series", "text")',
+    "broken_companions": 'say instead inputs=("series*",)',
 }
 
 

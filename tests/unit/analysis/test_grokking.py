@@ -368,3 +368,19 @@ def test_a_seed_with_few_checkpoints_counts_by_its_curves_alone():
     leads = table_of("leads", make.leads([few]))
     assert set(leads["measure"]) == {"train_loss", "weight_norm"} and (leads["points"] == 101).all()
     assert set(table_of("aligned", make.aligned([few]))["measure"]) == {"train_accuracy", "test_accuracy", "weight_norm"}
+
+
+def test_a_stored_series_opens_where_nothing_can_be_written(folder, other, tmp_path, monkeypatch):
+    from sparsescope.core import files, publish
+    from sparsescope.core.artifact import Store
+
+    first = ss.run("grokking", folder, store=tmp_path, seeds=(str(other),), **QUICK)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("something was written")
+
+    for module, name in ((Store, "check_writable"), (Store, "write"), (files, "write_file"), (publish, "publish")):
+        monkeypatch.setattr(module, name, refuse)
+    check_same_numbers(first, ss.run("grokking", folder, store=tmp_path, seeds=(str(other),), **QUICK))
+    with pytest.raises(AssertionError, match="was written"):  # what is not stored needs a folder, before anything is computed
+        ss.run("grokking", folder, store=tmp_path, **QUICK)
