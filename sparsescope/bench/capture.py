@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sparsescope.activations.context import Context
     from sparsescope.activations.text.tokenized import TokenizedCorpus
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
 
 
 class CaptureParams(Params):

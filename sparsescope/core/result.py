@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from sparsescope.core.text import display
+from sparsescope.core.escaping import display
 from sparsescope.errors import SpecError, unknown_name
 
 if TYPE_CHECKING:

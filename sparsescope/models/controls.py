@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from sparsescope.models.parameters import ParameterSite
-    from sparsescope.models.roles import Block
+    from sparsescope.models.structure.parameters import ParameterSite
+    from sparsescope.models.structure.roles import Block
     from sparsescope.models.subject import Subject
 
 _INPUT_ROLES = tuple(f"mlp.{part}{matrix}.weight" for part in ("", "experts.", "shared_expert.") for matrix in ("gate", "in"))
@@ -83,7 +83,7 @@ def shuffle_in_place(model: Any, blocks: Sequence[Block], seed: int) -> None:
     import numpy as np
     import torch
 
-    from sparsescope.models.parameters import parameters_of, read
+    from sparsescope.models.structure.parameters import parameters_of, read
 
     sites = [site for site in parameters_of(model, blocks) if site.role in _INPUT_ROLES]
     if not sites:
@@ -114,7 +114,7 @@ def _bias(model: Any, site: ParameterSite) -> torch.Tensor | None:
     """Return the bias that belongs to a matrix as a view, or None."""
     import torch
 
-    from sparsescope.models.roles import submodule
+    from sparsescope.models.structure.roles import submodule
 
     module = submodule(model, site.module_path)
     name = "bias" if site.parameter == "weight" else f"{site.parameter}_bias"

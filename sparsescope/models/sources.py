@@ -16,7 +16,7 @@ from sparsescope.models.catalog import LoadedModel, Reference, resolve
 from sparsescope.models.catalog import registered_subjects as registered_subjects
 
 if TYPE_CHECKING:
-    from sparsescope.models.roles import Block
+    from sparsescope.models.structure.roles import Block
     from sparsescope.models.subject import Subject
 
 
@@ -62,7 +62,7 @@ def load(
     """
     reference = resolve(name, revision, dtype, device, attn_implementation, trust_remote_code)
     from sparsescope.models.identity import check_finite
-    from sparsescope.models.quiet import check_device
+    from sparsescope.models.torch_environment import check_device
 
     check_device(device)
     loaded = _load(reference)
@@ -119,7 +119,7 @@ def wrap(model: Any, tokenizer: Any = None, id: str | None = None) -> Subject:
         )
     name = id or type(model).__name__
     check_finite(model, where=name)
-    from sparsescope.models.quiet import dtype_name
+    from sparsescope.models.torch_environment import dtype_name
 
     origin = dtype_name(model.dtype)
     quantizer: Any = getattr(model, "hf_quantizer", None)
@@ -137,20 +137,20 @@ def _load(reference: Reference) -> LoadedModel:
     if reference.entry is not None:
         return reference.entry.load(request)
     if reference.kind == "gguf":
-        from sparsescope.models.gguf_file import load_gguf
+        from sparsescope.models.formats.gguf_file import load_gguf
 
         return load_gguf(request)
     if reference.kind == "folder":
-        from sparsescope.models.series_file import FILE
+        from sparsescope.models.formats.series_file import FILE
 
         if (Path(request.name).expanduser() / FILE).is_file():  # written by `sparsescope train`
-            from sparsescope.models.embedded import load_series_folder
+            from sparsescope.models.zoo.shipped_series import load_series_folder
 
             return load_series_folder(Path(request.name).expanduser(), request)
-        from sparsescope.models.folder import load_folder
+        from sparsescope.models.formats.folder import load_folder
 
         return load_folder(request)
-    from sparsescope.models.hub import load_hub
+    from sparsescope.models.formats.hub import load_hub
 
     return load_hub(request)
 
@@ -176,7 +176,7 @@ def find_roles(model: Any) -> tuple[Block, ...]:
     Raises:
         SubjectError: Neither knows the architecture.
     """
-    from sparsescope.models.roles import BlockReader, find_blocks, unsupported
+    from sparsescope.models.structure.roles import BlockReader, find_blocks, unsupported
 
     path, blocks = find_blocks(model)
     reader = BlockReader(model)

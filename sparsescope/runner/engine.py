@@ -14,8 +14,8 @@ import numpy as np
 
 from sparsescope.activations.accumulators import Accumulator
 from sparsescope.activations.capture import ActivationBatch, ActivationSource
-from sparsescope.core.artifact import Store
 from sparsescope.core.interrupts import held_interrupts
+from sparsescope.core.run_store import Store
 
 SAVE_SECONDS = 30.0
 STEP = "pass"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsescope.core.artifact import Store
 from sparsescope.core.artifact_store import ArtifactStore
 from sparsescope.core.artifacts import Artifact
+from sparsescope.core.run_store import Store
 from sparsescope.errors import ArtifactError, SpecError, unknown_name
 from sparsescope.runner.study import Study, inside
 from sparsescope.training.kinds import ArtifactRecipe, read_artifact_recipe

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from sparsescope.activations.capture import BATCH_TOKENS, LiveSource
 from sparsescope.activations.context import Context
-from sparsescope.core.artifact import Store
 from sparsescope.core.artifact_store import ArtifactStore, ArtifactWriter
 from sparsescope.core.artifacts import Artifact
 from sparsescope.core.environment import environment
@@ -24,6 +23,7 @@ from sparsescope.core.registry import Analysis, find_record
 from sparsescope.core.result import Result
 from sparsescope.core.roles import role
 from sparsescope.core.run_files import artifact_ids
+from sparsescope.core.run_store import Store
 from sparsescope.core.spec import Params, Spec, make_params
 from sparsescope.errors import ArtifactError, SparsescopeError, SubjectError
 from sparsescope.runner.command import reproduce_command

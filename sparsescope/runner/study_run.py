@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsescope.core.artifact import Store
 from sparsescope.core.registry import find_record
 from sparsescope.core.roles import roles
+from sparsescope.core.run_store import Store
 from sparsescope.errors import ArtifactError, SparsescopeError
 from sparsescope.runner.inputs import Fallback
 from sparsescope.runner.recipes import given_input

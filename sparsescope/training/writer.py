@@ -1,7 +1,7 @@
 """Write the files of a series: checkpoints while the training runs, everything else when it is finished.
 
 ``series.json`` is moved to its place last, so a folder that has one is complete. What the files mean stands in
-``sparsescope/models/series_file.py``.
+``sparsescope/models/formats/series_file.py``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import torch
 from sparsescope.core.environment import environment
 from sparsescope.core.files import replace_file, sha256_file, storage_errors, sync_path
 from sparsescope.errors import SubjectError
-from sparsescope.metrics.progress import ACCURACY, first_held
-from sparsescope.models import series_file
+from sparsescope.metrics.onsets import ACCURACY, first_held
+from sparsescope.models.formats import series_file
+from sparsescope.models.formats.series_file import copy_weights, probe_digest
 from sparsescope.models.identity import named_tensors, weight_hash
-from sparsescope.models.series_file import copy_weights, probe_digest
 from sparsescope.training.data import Data
 from sparsescope.training.measure import measure
 from sparsescope.training.recipe import ModularAddition, Recipe

@@ -13,8 +13,8 @@ from types import ModuleType
 
 import pytest
 
-from sparsescope.core.artifact import Store
-from sparsescope.core.text import display
+from sparsescope.core.escaping import display
+from sparsescope.core.run_store import Store
 from sparsescope.reporting import explorer
 from sparsescope.reporting.build import build
 from sparsescope.reporting.page import figure_page

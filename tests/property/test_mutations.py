@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparsescope.cli import listing
-from sparsescope.core.artifact import Store
 from sparsescope.core.result import Column, Interval, Result, Tensor
+from sparsescope.core.run_store import Store
 from sparsescope.core.sealed import seal_of
 from sparsescope.core.spec import Spec
 from sparsescope.errors import SparsescopeError

@@ -15,8 +15,8 @@ import torch
 
 from sparsescope.activations.context import Context
 from sparsescope.analysis.attention_sparsity import AttentionSparsityParams, percent_name
-from sparsescope.analysis.attention_sparsity.dose import SHORTEST, respond
-from sparsescope.analysis.attention_sparsity.response import add_response
+from sparsescope.analysis.attention_sparsity.critical_sparsity import add_response
+from sparsescope.analysis.attention_sparsity.loss_with_fewer_keys import SHORTEST, respond
 from sparsescope.analysis.attention_sparsity.rows import AttentionStatistics, Sums
 from sparsescope.analysis.attention_sparsity.windows import choose
 from sparsescope.core.result import Result

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sparsescope.activations.text.tokenized import TokenizedCorpus
     from sparsescope.analysis.sparsity_over_training import SparsityOverTrainingParams
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
     from sparsescope.models.subject import Subject
 
 ALWAYS_ON = 0.99

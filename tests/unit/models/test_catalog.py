@@ -130,7 +130,7 @@ _PLUGIN = """
 from sparsescope.models.catalog import LoadRequest, SubjectEntry
 
 def build(request):
-    from sparsescope.models.random_configs import load_random
+    from sparsescope.models.zoo.random_configs import load_random
     return load_random(LoadRequest("random-gpt2", request.revision, request.dtype))
 
 entry = SubjectEntry("toy-subject", "a toy", "MIT", "nowhere", "float32", build)
