@@ -2,33 +2,21 @@
 
 A name is checked without importing torch, and a wrong one is refused without touching the
 network (``catalog.resolve``). Loaded weights are checked for NaN and Inf. Downloads and
-dequantized models live in ``cache_dir()``.
+dequantized models live in ``core.packages.cache_dir()``.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.errors import SpecError, SubjectError
-from sparsescope.models.catalog import LoadedModel, Reference, resolve
-from sparsescope.models.catalog import registered_subjects as registered_subjects
+from sparsescope.models.catalog import Reference, registered_subjects, resolve
+from sparsescope.models.entries import LoadedModel
 
 if TYPE_CHECKING:
     from sparsescope.models.structure.roles import Block
     from sparsescope.models.subject import Subject
-
-
-def cache_dir() -> Path:
-    """Return the folder of downloads: ``$SPARSESCOPE_CACHE``, else ``sparsescope`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
-
-    It may not exist yet. It is not ``$SPARSESCOPE_HOME``: runs are kept, downloads can be fetched again.
-    """
-    own, shared = os.environ.get("SPARSESCOPE_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if own:
-        return Path(own).expanduser()
-    return (Path(shared) if shared else Path.home() / ".cache") / "sparsescope"
 
 
 def load(
@@ -152,7 +140,7 @@ def _load(reference: Reference) -> LoadedModel:
         return load_folder(request)
     from sparsescope.models.formats.hub import load_hub
 
-    return load_hub(request)
+    return load_hub(request, registered=registered_subjects())
 
 
 def _subject(loaded: LoadedModel, id: str, trust_remote_code: bool) -> Subject:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from sparsescope.cli import app, console, listing
 from sparsescope.cli.exit_codes import execute
+from sparsescope.core.columns import Column
 from sparsescope.core.escaping import display, well_formed
-from sparsescope.core.result import Column
 from sparsescope.core.run_store import Store
 from sparsescope.errors import SparsescopeError
 from sparsescope.reporting.compare import compare

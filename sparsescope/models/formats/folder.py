@@ -15,7 +15,7 @@ from typing import Any
 
 from sparsescope.core.strict_json import parse
 from sparsescope.errors import SubjectError
-from sparsescope.models.catalog import LoadedModel, LoadRequest
+from sparsescope.models.entries import LoadedModel, LoadRequest
 from sparsescope.models.formats.config_checks import check_counts, check_size, stored_elements
 from sparsescope.models.torch_environment import attention_errors, quiet_transformers, torch_dtype
 

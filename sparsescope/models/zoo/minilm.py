@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparsescope.errors import SubjectError
-from sparsescope.models.catalog import LoadedModel, LoadRequest
+from sparsescope.models.entries import LoadedModel, LoadRequest
 from sparsescope.models.formats.folder import load_folder
 from sparsescope.models.formats.wheel_files import WheelFiles
 

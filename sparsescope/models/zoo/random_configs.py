@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.errors import SpecError
-from sparsescope.models.catalog import LoadedModel, LoadRequest
+from sparsescope.models.entries import LoadedModel, LoadRequest
 from sparsescope.models.torch_environment import attention_errors, quiet_transformers, torch_dtype
 from sparsescope.models.zoo.byte_tokenizer import BOS_ID, EOS_ID, PAD_ID, VOCABULARY_SIZE, byte_tokenizer
 

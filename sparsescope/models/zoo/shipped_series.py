@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.errors import DependencyError, SpecError
-from sparsescope.models.catalog import LoadedModel, LoadRequest, SubjectEntry
+from sparsescope.models.entries import LoadedModel, LoadRequest, SubjectEntry
 
 if TYPE_CHECKING:
     from sparsescope.models.formats.series_file import SeriesFolder

@@ -17,9 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sparsescope.core.files import sha256_file, sync_path
-from sparsescope.core.packages import download_wheel
+from sparsescope.core.packages import cache_dir, download_wheel
 from sparsescope.errors import DependencyError, SparsescopeError, SubjectError
-from sparsescope.models.catalog import LoadedModel, LoadRequest
+from sparsescope.models.entries import LoadedModel, LoadRequest
 from sparsescope.models.formats.folder import load_folder
 from sparsescope.models.formats.gguf_file import load_gguf
 from sparsescope.models.torch_environment import quiet_transformers
@@ -80,8 +80,6 @@ def dequantized_folder() -> Path:
         SubjectError: The GGUF that was found is not the pinned one.
     """
     from filelock import FileLock
-
-    from sparsescope.models.sources import cache_dir
 
     home = cache_dir() / "models"
     folder = home / f"smollm2-135m-{GGUF_SHA256[:12]}"

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sparsescope.core.columns import Column
 from sparsescope.core.manifest import MIGRATIONS, SCHEMA_VERSION
-from sparsescope.core.result import Column, Interval, Result, Tensor
+from sparsescope.core.result import Interval, Result, Tensor
 from sparsescope.core.run_store import Store, open_run
 from sparsescope.core.sealed import seal_of
 from sparsescope.core.spec import Spec

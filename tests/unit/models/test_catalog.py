@@ -12,7 +12,8 @@ import pytest
 
 from sparsescope.errors import DependencyError, SpecError, SubjectError
 from sparsescope.models import load, registered_subjects
-from sparsescope.models.catalog import ENTRY_POINT_GROUP, resolve
+from sparsescope.models.catalog import resolve
+from sparsescope.models.zoo.registered import ENTRY_POINT_GROUP
 
 
 @pytest.fixture

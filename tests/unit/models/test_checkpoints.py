@@ -10,8 +10,8 @@ import weakref
 import pytest
 
 from sparsescope.errors import ArtifactError, DependencyError, SpecError, SubjectError
-from sparsescope.models.catalog import LoadRequest
 from sparsescope.models.checkpoints import CheckpointSeries, open_series
+from sparsescope.models.entries import LoadRequest
 from sparsescope.models.sources import load
 from sparsescope.models.zoo.random_configs import load_random
 

@@ -12,8 +12,9 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 
+from sparsescope.core.columns import Column
 from sparsescope.core.registry import analyses
-from sparsescope.core.result import Column, Result
+from sparsescope.core.result import Result
 from sparsescope.core.run_store import Store
 from sparsescope.errors import ArtifactError, SpecError
 from sparsescope.reporting import build, page

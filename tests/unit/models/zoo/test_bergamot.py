@@ -12,7 +12,7 @@ import torch
 
 from sparsescope.errors import SubjectError
 from sparsescope.models import wrap
-from sparsescope.models.catalog import LoadRequest
+from sparsescope.models.entries import LoadRequest
 from sparsescope.models.formats.marian_file import MarianFile, parse_marian
 from sparsescope.models.zoo import bergamot
 

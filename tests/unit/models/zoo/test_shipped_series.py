@@ -7,8 +7,8 @@ import pytest
 import sparsescope as ss
 from sparsescope.core.files import sha256_file
 from sparsescope.errors import DependencyError, SpecError
-from sparsescope.models.catalog import LoadRequest
 from sparsescope.models.checkpoints import open_series
+from sparsescope.models.entries import LoadRequest
 from sparsescope.models.formats.series_file import CONFIG, CURVES, PROBE, RECIPE, SeriesFolder
 from sparsescope.models.zoo import shipped_series
 from sparsescope.models.zoo.shipped_series import (

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from sparsescope.core import packages
+from sparsescope.core.packages import cache_dir
 from sparsescope.errors import DependencyError, SubjectError
-from sparsescope.models import cache_dir, load
+from sparsescope.models import load
 from sparsescope.models.zoo import smollm2
 
 
