@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sparsescope.core.artifacts import Artifact
     from sparsescope.core.registry import Analysis
     from sparsescope.core.result import Result
-    from sparsescope.core.run_store import Store, Unfinished, Verdict
+    from sparsescope.core.run_store import RunCheck, Store, Unfinished
     from sparsescope.core.spec import Params
     from sparsescope.reporting.compare import Comparison
     from sparsescope.runner.run import Outcome
@@ -231,7 +231,7 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join(plain + tables)
 
 
-def verdicts_text(runs: list[Verdict], artifacts: list[ArtifactVerdict]) -> str:
+def verdicts_text(runs: list[RunCheck], artifacts: list[ArtifactVerdict]) -> str:
     """What is intact and what is not, of runs and of artifacts."""
     parts = []
     groups = (("run", [(v.run_id, v) for v in runs]), ("artifact", [(v.artifact_id, v) for v in artifacts]))

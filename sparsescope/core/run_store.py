@@ -38,7 +38,7 @@ def home() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RunCheck:
     """What ``verify`` says of one run: ``status`` is ``ok``, ``damaged`` or ``unreadable``."""
 
     run_id: str
@@ -158,7 +158,7 @@ class Store:
                     return manifest.command
         return ""
 
-    def verify(self) -> list[Verdict]:
+    def verify(self) -> list[RunCheck]:
         """Check the size and checksum of every file of every run; ``ArtifactStore.verify`` does it for artifacts."""
         verdicts = []
         for run_id in self.run_ids():
@@ -167,9 +167,9 @@ class Store:
                 with storage_errors("read the run", self.path(run_id)):
                     damage = find_damage(self.path(run_id), manifest, tensors=True)
             except ArtifactError as error:
-                verdicts.append(Verdict(run_id, "unreadable", error.message()))
+                verdicts.append(RunCheck(run_id, "unreadable", error.message()))
                 continue
-            verdicts.append(Verdict(run_id, "damaged" if damage else "ok", "; ".join(damage)))
+            verdicts.append(RunCheck(run_id, "damaged" if damage else "ok", "; ".join(damage)))
         return verdicts
 
     # -- writing ---------------------------------------------------------------------------------

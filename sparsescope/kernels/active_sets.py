@@ -26,7 +26,7 @@ def words_of(units: int) -> int:
     return -(-units // 64)
 
 
-def use_bits(values: torch.Tensor, rows: np.ndarray, use_share: float, executor: Executor | None = None) -> np.ndarray:
+def active_bits(values: torch.Tensor, rows: np.ndarray, use_share: float, executor: Executor | None = None) -> np.ndarray:
     """Find the units in use on some tokens.
 
     Args:
@@ -66,8 +66,8 @@ def use_bits(values: torch.Tensor, rows: np.ndarray, use_share: float, executor:
     return bits
 
 
-def use_bits_reference(values: np.ndarray, use_share: float) -> np.ndarray:
-    """The same in plain numpy: bool [2, token, unit]; what ``use_bits`` is tested against."""
+def active_bits_reference(values: np.ndarray, use_share: float) -> np.ndarray:
+    """The same in plain numpy: bool [2, token, unit]; what ``active_bits`` is tested against."""
     x = np.abs(values.astype(np.float64))
     order = np.argsort(-x, axis=1, kind="stable")
     energy = np.take_along_axis(x, order, 1) ** 2

@@ -75,9 +75,9 @@ def _series_kind(name: str) -> str | None:
         ArtifactError: The folder of a series is damaged.
     """
     from sparsescope.models.formats.series_file import FILE, SeriesFolder
-    from sparsescope.models.zoo.shipped_series import embedded_folder, embedded_series
+    from sparsescope.models.zoo.shipped_series import shipped_folder, shipped_names
 
-    folder = embedded_folder(name) if name in embedded_series() else Path(name).expanduser()
+    folder = shipped_folder(name) if name in shipped_names() else Path(name).expanduser()
     return str(SeriesFolder.open(folder).content.data.get("kind")) if (folder / FILE).is_file() else None
 
 

@@ -27,7 +27,7 @@ from sparsescope.core.run_store import Store
 from sparsescope.core.spec import Params, Spec, make_params
 from sparsescope.errors import ArtifactError, SparsescopeError, SubjectError
 from sparsescope.runner.command import reproduce_command
-from sparsescope.runner.engine import Progress, kept_steps, one_pass
+from sparsescope.runner.engine import ProgressCallback, kept_steps, one_pass
 from sparsescope.runner.inputs import open_inputs, refuse_unread
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def run(
     corpus: Corpus | TokenizedCorpus | None = None,
     *,
     store: str | Path | bool | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     batch_tokens: int = BATCH_TOKENS,
     **more: Any,
 ) -> Result:
@@ -139,7 +139,7 @@ def run_many(
     inputs: Mapping[str, Any],
     *,
     store: str | Path | bool | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     batch_tokens: int = BATCH_TOKENS,
     again: bool = False,
     done: Callable[[Outcome], None] | None = None,
@@ -266,7 +266,7 @@ class _Work:
     """What all jobs of one call share."""
 
     store: Store | None
-    progress: Progress | None
+    progress: ProgressCallback | None
     batch_tokens: int
     alone: bool
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 METHOD = "paired document bootstrap, percentile"
 
 
-def add_response(out: Result, params: AttentionSparsityParams, response: Response | None) -> None:
+def add_critical_sparsity(out: Result, params: AttentionSparsityParams, response: Response | None) -> None:
     """Add the tables ``dose_response`` and ``critical``, empty without a response, and their scalars."""
     doses: list[dict[str, Any]] = []
     points: list[dict[str, Any]] = []

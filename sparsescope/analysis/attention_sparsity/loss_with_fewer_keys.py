@@ -97,7 +97,7 @@ class _Keeper:
         return torch.stack(changed).to(rows.weights.device)
 
 
-def respond(context: Context, corpus: TokenizedCorpus, params: AttentionSparsityParams) -> Response:
+def losses_with_fewer_keys(context: Context, corpus: TokenizedCorpus, params: AttentionSparsityParams) -> Response:
     """Measure the loss of the unchanged model and at every level, on the same tokens.
 
     Args:

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 
 from sparsescope.errors import DependencyError
 from sparsescope.models.entries import LoadedModel, LoadRequest, SubjectEntry
-from sparsescope.models.zoo.shipped_series import embedded_subjects
+from sparsescope.models.zoo.shipped_series import shipped_subjects
 
 ENTRY_POINT_GROUP = "sparsescope.subjects"
 
@@ -82,7 +82,7 @@ def registered_subjects() -> dict[str, SubjectEntry]:
     A plug-in that cannot be imported stays listed and says so; using it raises. A plug-in
     cannot replace a built-in name.
     """
-    entries = {entry.name: entry for entry in (*_BUILT_IN, *embedded_subjects())}
+    entries = {entry.name: entry for entry in (*_BUILT_IN, *shipped_subjects())}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name in entries:
             continue

@@ -53,12 +53,12 @@ def models_folder() -> Path:
     )
 
 
-def embedded_series() -> tuple[str, ...]:
+def shipped_names() -> tuple[str, ...]:
     """Return the names of the shipped series."""
     return (*_SERIES, *_OTHER_SEEDS)
 
 
-def embedded_folder(name: str) -> Path:
+def shipped_folder(name: str) -> Path:
     """Return the folder of a shipped series.
 
     Raises:
@@ -74,7 +74,7 @@ def embedded_folder(name: str) -> Path:
     return folder
 
 
-def embedded_subjects() -> tuple[SubjectEntry, ...]:
+def shipped_subjects() -> tuple[SubjectEntry, ...]:
     """Return the entries of the shipped series for the list of subjects."""
     return tuple(
         SubjectEntry(
@@ -83,13 +83,13 @@ def embedded_subjects() -> tuple[SubjectEntry, ...]:
             license="Apache-2.0 (trained by this project)",
             origin="trained from the recipe that lies beside the weights",
             precision="float16",
-            loader="sparsescope.models.zoo.shipped_series:load_embedded",
+            loader="sparsescope.models.zoo.shipped_series:load_shipped",
         )
         for name, summary in _SERIES.items()
     )
 
 
-def load_embedded(request: LoadRequest) -> LoadedModel:
+def load_shipped(request: LoadRequest) -> LoadedModel:
     """Load one checkpoint of a shipped series: the last one, or that of ``revision`` (``step-4000`` or ``4000``).
 
     Raises:
@@ -97,7 +97,7 @@ def load_embedded(request: LoadRequest) -> LoadedModel:
         DependencyError: This installation lacks the series.
         ArtifactError: A file is damaged.
     """
-    return load_series_folder(embedded_folder(request.name), request)
+    return load_series_folder(shipped_folder(request.name), request)
 
 
 def load_series_folder(path: Path, request: LoadRequest) -> LoadedModel:

@@ -28,8 +28,8 @@ def sample(kind, rows=150, width=100):
 @pytest.mark.parametrize("width", [1, 63, 64, 100, 341])
 def test_bits_are_the_sets_of_the_definition(kind, width):
     values = sample(kind, width=width)
-    found = u.unpack(u.use_bits(values, np.arange(150), 0.9), width)
-    expected = u.use_bits_reference(values.float().numpy(), 0.9)
+    found = u.unpack(u.active_bits(values, np.arange(150), 0.9), width)
+    expected = u.active_bits_reference(values.float().numpy(), 0.9)
     np.testing.assert_array_equal(found[0], expected[0])
     # A share that is met to the last bit may go either way by rounding; ties of small whole numbers meet it often.
     assert np.count_nonzero((found[1] != expected[1]).any(1)) <= (8 if kind == "ties" else 0)
@@ -38,7 +38,7 @@ def test_bits_are_the_sets_of_the_definition(kind, width):
 @pytest.mark.parametrize("kind", ["normal", "relu", "ties", "bfloat16"])
 def test_both_kernels_agree_on_which_units_are_in_use(kind):
     values = sample(kind)
-    counts = u.count_units(u.use_bits(values, np.arange(150), 0.9), 100)
+    counts = u.count_units(u.active_bits(values, np.arange(150), 0.9), 100)
     other = row_statistics(values, (0.5,), 0.9)
     np.testing.assert_array_equal(counts[0], other.nonzero)
     np.testing.assert_array_equal(counts[1], other.in_use)
@@ -46,11 +46,11 @@ def test_both_kernels_agree_on_which_units_are_in_use(kind):
 
 def test_rows_are_chosen_and_threads_change_nothing():
     values, rows = sample("normal", rows=700), np.arange(3, 690, 2)
-    one = u.use_bits(values, rows, 0.9)
+    one = u.active_bits(values, rows, 0.9)
     with ThreadPoolExecutor(3) as executor:
-        np.testing.assert_array_equal(u.use_bits(values, rows, 0.9, executor), one)
-    np.testing.assert_array_equal(u.use_bits(values, np.arange(700), 0.9)[:, rows], one)
-    assert u.use_bits(values, np.arange(0), 0.9).shape == (2, 0, 2)
+        np.testing.assert_array_equal(u.active_bits(values, rows, 0.9, executor), one)
+    np.testing.assert_array_equal(u.active_bits(values, np.arange(700), 0.9)[:, rows], one)
+    assert u.active_bits(values, np.arange(0), 0.9).shape == (2, 0, 2)
 
 
 def bits_of(members):

@@ -12,14 +12,14 @@ from sparsescope.models.entries import LoadRequest
 from sparsescope.models.formats.series_file import CONFIG, CURVES, PROBE, RECIPE, SeriesFolder
 from sparsescope.models.zoo import shipped_series
 from sparsescope.models.zoo.shipped_series import (
-    embedded_folder,
-    embedded_series,
-    embedded_subjects,
-    load_embedded,
+    load_shipped,
     models_folder,
+    shipped_folder,
+    shipped_names,
+    shipped_subjects,
 )
 
-NAMES = embedded_series()
+NAMES = shipped_names()
 _MOST_BYTES = 100_000_000
 
 
@@ -30,7 +30,7 @@ def test_every_shipped_folder_is_registered_and_all_are_small_enough():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_files_are_those_of_the_series(name):
-    folder = SeriesFolder.open(embedded_folder(name))
+    folder = SeriesFolder.open(shipped_folder(name))
     content = folder.content
     assert content.name == name and set(content.files) == {CONFIG, CURVES, PROBE, RECIPE}
     recorded = {**content.files, **{found.file: found.sha256 for found in content.checkpoints}}
@@ -44,7 +44,7 @@ def test_files_are_those_of_the_series(name):
 def test_the_recipe_beside_the_weights_is_the_one_in_the_repository(name):
     from sparsescope.training.recipe import read_recipe
 
-    folder = SeriesFolder.open(embedded_folder(name))
+    folder = SeriesFolder.open(shipped_folder(name))
     recipe = read_recipe(folder.path(RECIPE))
     assert recipe.name == name and recipe.seed == folder.content.seed
     assert [found.step for found in folder.content.checkpoints] == recipe.checkpoints
@@ -87,27 +87,27 @@ def test_rounding_to_float16_changes_the_loss_little(name):
 
 
 def test_subjects_are_loaded_by_name_and_step():
-    entries = {entry.name: entry for entry in embedded_subjects()}
+    entries = {entry.name: entry for entry in shipped_subjects()}
     assert set(entries) == {name for name in NAMES if "seed" not in name}
     name = NAMES[0]
     steps = open_series(name).steps
-    last, first = (load_embedded(LoadRequest(name, revision)) for revision in (None, f"step-{steps[0]}"))
+    last, first = (load_shipped(LoadRequest(name, revision)) for revision in (None, f"step-{steps[0]}"))
     assert (last.revision, first.revision) == (f"step-{steps[-1]}", f"step-{steps[0]}")
-    assert load_embedded(LoadRequest(name, str(steps[1]), dtype="bfloat16")).model.dtype.is_floating_point
+    assert load_shipped(LoadRequest(name, str(steps[1]), dtype="bfloat16")).model.dtype.is_floating_point
     with pytest.raises(SpecError, match="named by its step"):
-        load_embedded(LoadRequest(name, "main"))
+        load_shipped(LoadRequest(name, "main"))
     with pytest.raises(SpecError, match="no checkpoint of step 7"):
-        load_embedded(LoadRequest(name, "step-7"))
+        load_shipped(LoadRequest(name, "step-7"))
 
 
 def test_a_missing_series_is_said_to_be_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(shipped_series, "models_folder", lambda: tmp_path)
     with pytest.raises(DependencyError, match="missing from this installation"):
-        embedded_folder(NAMES[0])
+        shipped_folder(NAMES[0])
 
 
 def test_byte_models_read_text_and_arithmetic_models_read_ids():
     text = ss.corpus(["the quick brown fox " * 30], tokens=64, context=32)
-    loaded = load_embedded(LoadRequest("lazy-relu"))
+    loaded = load_shipped(LoadRequest("lazy-relu"))
     assert text.tokenize(loaded.tokenizer).n_tokens == 64
-    assert load_embedded(LoadRequest("grokking-relu")).tokenizer is None
+    assert load_shipped(LoadRequest("grokking-relu")).tokenizer is None
