@@ -24,7 +24,7 @@ from sparsescope.cli.options import (
     TextOptions,
     with_options,
 )
-from sparsescope.cli.work import GrowingReport, Target, check_output, given_inputs, raise_if_failed, run_requests
+from sparsescope.cli.running import GrowingReport, Target, check_output, given_inputs, raise_if_failed, run_requests
 from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 if TYPE_CHECKING:
@@ -158,9 +158,9 @@ def report(
 ) -> None:
     """Run every analysis that fits the subjects and write one self-contained HTML file; its path is printed last."""
     from sparsescope.cli import console, listing
-    from sparsescope.core.artifact import Store
     from sparsescope.core.manifest import RUN_ID
     from sparsescope.core.result import Note
+    from sparsescope.core.run_store import Store
 
     check_output(output)
     found = {name: Target(name, model, text, more) for name in targets if not RUN_ID.fullmatch(Path(name).name)}
@@ -279,7 +279,7 @@ def train(
 def _train_artifact(recipe: ArtifactRecipe, home: Path | None, json: bool, given: dict[str, object]) -> None:
     """Train an artifact; one of the same recipe that is there is taken."""
     from sparsescope.cli import console
-    from sparsescope.core.artifact import Store
+    from sparsescope.core.run_store import Store
     from sparsescope.runner.recipes import trained
 
     if wrong := [option for option, value in given.items() if value is not None]:
@@ -326,7 +326,7 @@ def verify(
     from dataclasses import asdict
 
     from sparsescope.cli import console, listing
-    from sparsescope.core.artifact import Store
+    from sparsescope.core.run_store import Store
 
     store = Store(home)
     verdicts, artifacts = store.verify(), store.artifacts.verify()
@@ -357,18 +357,18 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Check this installation; with --subject, the parity of a model with plain transformers, its memory and capabilities."""
-    from sparsescope.cli import checkup, console
+    from sparsescope.cli import console, diagnosis
 
-    findings = checkup.installation(home)
+    findings = diagnosis.installation(home)
     examination = None
     if subject is not None:
         from sparsescope.models.doctor import examine
 
         examination = examine(model.load(subject))
     if json:
-        console.out_json(checkup.as_json(findings, examination))
+        console.out_json(diagnosis.as_json(findings, examination))
     else:
-        console.out(checkup.as_text(findings, examination))
+        console.out(diagnosis.as_text(findings, examination))
     if any(not finding.ok for finding in findings) or (examination is not None and not examination.healthy):
         raise typer.Exit(1)
 
@@ -443,7 +443,7 @@ def main() -> None:
     """Entry point: run the command line and turn exceptions into exit codes."""
     import signal
 
-    from sparsescope.cli.guard import execute
+    from sparsescope.cli.exit_codes import execute
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sparsescope.errors import SparsescopeError
 
 if TYPE_CHECKING:
-    from sparsescope.runner.engine import Progress
+    from sparsescope.runner.engine import ProgressCallback
 
 PLAIN_SECONDS = 10.0
 WIDEST_CELL = 400  # one very long name must not pad every row of a table to its length; --json has all of it
@@ -66,7 +66,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
+def progress_bar() -> Iterator[ProgressCallback]:
     """Yield a function that shows progress."""
     if not sys.stderr.isatty():
         yield _plain_progress()
@@ -93,7 +93,7 @@ def progress_bar() -> Iterator[Progress]:
         yield show
 
 
-def _plain_progress() -> Progress:
+def _plain_progress() -> ProgressCallback:
     """One line at the start of a phase, every ``PLAIN_SECONDS``, and at its end."""
     last: dict[str, float] = {}
     start: dict[str, tuple[float, int]] = {}

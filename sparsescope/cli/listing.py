@@ -10,11 +10,11 @@ from sparsescope.cli.console import table
 from sparsescope.errors import ArtifactError, unknown_name
 
 if TYPE_CHECKING:
-    from sparsescope.core.artifact import Store, Unfinished, Verdict
     from sparsescope.core.artifact_store import ArtifactVerdict
     from sparsescope.core.artifacts import Artifact
     from sparsescope.core.registry import Analysis
     from sparsescope.core.result import Result
+    from sparsescope.core.run_store import RunCheck, Store, Unfinished
     from sparsescope.core.spec import Params
     from sparsescope.reporting.compare import Comparison
     from sparsescope.runner.run import Outcome
@@ -27,9 +27,9 @@ _TABLE_ROWS = 40
 def sections(home: Path | None) -> dict[str, list[dict[str, Any]]]:
     """Everything that has a name, by kind."""
     from sparsescope.activations.corpus import registered_corpora
-    from sparsescope.core.artifact import Store
     from sparsescope.core.registry import analyses, benchmarks
     from sparsescope.core.roles import roles
+    from sparsescope.core.run_store import Store
     from sparsescope.models.catalog import registered_subjects
     from sparsescope.models.variants import listed_variants
 
@@ -143,7 +143,7 @@ def describe(name: str, home: Path | None) -> dict[str, Any]:
 
 def open_run(name: str, home: Path | None) -> Result:
     """Open a run by id in the folder of runs, or by its own folder."""
-    from sparsescope.core.artifact import Store
+    from sparsescope.core.run_store import Store
 
     folder = Path(name)
     return Store(folder.resolve().parent).open(folder.name) if folder.is_dir() else Store(home).open(folder.name)
@@ -151,8 +151,8 @@ def open_run(name: str, home: Path | None) -> Result:
 
 def find_artifact(name: str, home: Path | None) -> Artifact | None:
     """An artifact by id in the folder of runs, or by its own folder; None where there is none, so a run is meant."""
-    from sparsescope.core.artifact import Store
     from sparsescope.core.artifacts import RECORD, Artifact
+    from sparsescope.core.run_store import Store
 
     folder = Path(name)
     found = Artifact(folder.name, folder.resolve()) if folder.is_dir() else Store(home).artifacts.find(folder.name)
@@ -240,7 +240,7 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join(plain + tables)
 
 
-def verdicts_text(runs: list[Verdict], artifacts: list[ArtifactVerdict]) -> str:
+def verdicts_text(runs: list[RunCheck], artifacts: list[ArtifactVerdict]) -> str:
     """What is intact and what is not, of runs and of artifacts."""
     parts = []
     groups = (("run", [(v.run_id, v) for v in runs]), ("artifact", [(v.artifact_id, v) for v in artifacts]))

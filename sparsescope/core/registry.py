@@ -22,7 +22,8 @@ from sparsescope.errors import SparsescopeError, SpecError, unknown_name
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from sparsescope.core.result import Column, Result
+    from sparsescope.core.columns import Column
+    from sparsescope.core.result import Result
 
 NAME_PATTERN = r"[a-z][a-z0-9_]{0,63}"
 _REPLACED = {

@@ -280,7 +280,7 @@ def upper_bounds(
     """Upper bounds on FLOPs and on weight bytes saved for one decoded token.
 
     Args:
-        model: Shapes, from ``models.dimensions.read_dimensions``.
+        model: Shapes, from ``models.structure.dimensions.read_dimensions``.
         densities: Share of the hidden units that are active on a token, by layer, in [0, 1]; of a mixture, of the units of the
             experts that run. Layers that are not named stay dense.
         assumptions: What the bound rests on.

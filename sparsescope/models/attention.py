@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsescope.errors import SpecError, SubjectError
-from sparsescope.models.roles import submodule
+from sparsescope.models.structure.roles import submodule
 
 if TYPE_CHECKING:
     from sparsescope.models.subject import Subject

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from sparsescope.core.result import INDEX_KINDS, Column, Result, Scalar, format_number
+from sparsescope.core.columns import INDEX_KINDS, Column
+from sparsescope.core.result import Result, Scalar, format_number
 from sparsescope.errors import SpecError, near_matches
 from sparsescope.reporting import page
 from sparsescope.reporting.narrative import narrative_html

@@ -28,7 +28,7 @@ _WORDS = {"<": "below", "<=": "at most", ">": "above", ">=": "at least"}
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CheckedFinding:
     """A checked claim.
 
     Attributes:
@@ -75,7 +75,7 @@ class _Missing(Exception):
     """Why a claim cannot be checked; it never leaves this file."""
 
 
-def check(finding: StudyFinding, outcome: StudyResult) -> Verdict:
+def check(finding: StudyFinding, outcome: StudyResult) -> CheckedFinding:
     """Check one claim.
 
     Args:
@@ -99,17 +99,17 @@ def check(finding: StudyFinding, outcome: StudyResult) -> Verdict:
         measured = f"{first.text()} against {second.text()}: ratio {format_number(ratio.value, '')}{ends}"
         return _judge(finding, claim, measured, ratio)
     except _Missing as why:
-        return Verdict(finding.label, whose, str(why), "not checked", reading=finding.reading)
+        return CheckedFinding(finding.label, whose, str(why), "not checked", reading=finding.reading)
 
 
-def _judge(finding: StudyFinding, claim: str, measured: str, number: _Number) -> Verdict:
+def _judge(finding: StudyFinding, claim: str, measured: str, number: _Number) -> CheckedFinding:
     if not math.isfinite(number.value):
-        return Verdict(finding.label, claim, f"{measured}: no finite number", "not checked", reading=finding.reading)
+        return CheckedFinding(finding.label, claim, f"{measured}: no finite number", "not checked", reading=finding.reading)
     side = _side(finding, number.value)
     decided = None
     if number.n is not None:
         decided = _side(finding, number.low) == side == _side(finding, number.high)
-    return Verdict(
+    return CheckedFinding(
         finding.label, claim, measured, "holds" if side == 0 else "does not hold", decided,
         number.value, number.low, number.high, number.n, finding.reading,
     )  # fmt: skip

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from sparsescope.activations.capture import BATCH_TOKENS, LiveSource
 from sparsescope.activations.context import Context
-from sparsescope.core.artifact import Store
 from sparsescope.core.artifact_store import ArtifactStore, ArtifactWriter
 from sparsescope.core.artifacts import Artifact
 from sparsescope.core.environment import environment
@@ -24,10 +23,11 @@ from sparsescope.core.registry import Analysis, find_record
 from sparsescope.core.result import Result
 from sparsescope.core.roles import role
 from sparsescope.core.run_files import artifact_ids
+from sparsescope.core.run_store import Store
 from sparsescope.core.spec import Params, Spec, make_params
 from sparsescope.errors import ArtifactError, SparsescopeError, SubjectError
 from sparsescope.runner.command import reproduce_command
-from sparsescope.runner.engine import Progress, kept_steps, one_pass
+from sparsescope.runner.engine import ProgressCallback, kept_steps, one_pass
 from sparsescope.runner.inputs import open_inputs, refuse_unread
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def run(
     corpus: Corpus | TokenizedCorpus | None = None,
     *,
     store: str | Path | bool | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     batch_tokens: int = BATCH_TOKENS,
     **more: Any,
 ) -> Result:
@@ -139,7 +139,7 @@ def run_many(
     inputs: Mapping[str, Any],
     *,
     store: str | Path | bool | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     batch_tokens: int = BATCH_TOKENS,
     again: bool = False,
     done: Callable[[Outcome], None] | None = None,
@@ -266,7 +266,7 @@ class _Work:
     """What all jobs of one call share."""
 
     store: Store | None
-    progress: Progress | None
+    progress: ProgressCallback | None
     batch_tokens: int
     alone: bool
 

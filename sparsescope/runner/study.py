@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sparsescope.core.result import Result
-    from sparsescope.runner.findings import Verdict
+    from sparsescope.runner.findings import CheckedFinding
 
 FILE = "study.toml"
 MAX_BYTES = 256 * 1024
@@ -221,7 +221,7 @@ class StudyResult:
         return next(found, None)
 
     @property
-    def findings(self) -> list[Verdict]:
+    def findings(self) -> list[CheckedFinding]:
         """The checked claims, in the order of the file."""
         from sparsescope.runner.findings import check
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+from sparsescope.core.columns import TEXT_KINDS
 from sparsescope.core.inputs import NOT_KNOWN, Known
 from sparsescope.core.registry import Analysis, analyses
-from sparsescope.core.result import TEXT_KINDS
 from sparsescope.core.roles import known, role, roles
 from sparsescope.core.spec import make_params
 from sparsescope.errors import SparsescopeError, SpecError, SubjectError, unknown_name

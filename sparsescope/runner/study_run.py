@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsescope.core.artifact import Store
 from sparsescope.core.registry import find_record
 from sparsescope.core.roles import roles
+from sparsescope.core.run_store import Store
 from sparsescope.errors import ArtifactError, SparsescopeError
 from sparsescope.runner.inputs import Fallback
 from sparsescope.runner.recipes import given_input
@@ -22,7 +22,7 @@ from sparsescope.runner.study import Study, StudyResult, StudyRun, StudySubject,
 from sparsescope.runner.study_checks import check_study, load_name, text_source
 
 if TYPE_CHECKING:
-    from sparsescope.runner.engine import Progress
+    from sparsescope.runner.engine import ProgressCallback
 
 
 def study(
@@ -30,7 +30,7 @@ def study(
     *,
     store: str | Path | bool | None = True,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     say: Callable[[str], None] | None = None,
 ) -> StudyResult:
     """Run a study.
@@ -60,7 +60,7 @@ def run_study(
     *,
     store: str | Path | bool | None = True,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     say: Callable[[str], None] | None = None,
 ) -> StudyResult:
     """Run a study that was checked; see ``study``."""
@@ -93,11 +93,11 @@ def cost_text(found: Study) -> str:
 
 
 def _runs(
-    found: Study, subject: StudySubject, store: str | Path | bool | None, device: str, progress: Progress | None
+    found: Study, subject: StudySubject, store: str | Path | bool | None, device: str, progress: ProgressCallback | None
 ) -> list[StudyRun]:
     """All analyses of one subject, in the order of the file. Its model is gone from memory when this returns."""
     entries = found.declared.analyses
-    named: Progress | None = None
+    named: ProgressCallback | None = None
     if progress is not None:  # by subject: a bar for each, and rates that do not mix a small model with a large one
 
         def named(phase: str, done: int, total: int, unit: str = "tokens") -> None:
@@ -119,7 +119,7 @@ def _runs(
 
 
 def _inputs(
-    found: Study, subject: StudySubject, store: str | Path | bool | None, device: str, progress: Progress | None
+    found: Study, subject: StudySubject, store: str | Path | bool | None, device: str, progress: ProgressCallback | None
 ) -> dict[str, Any]:
     """What the analyses of a subject read, by role. The text of the study stands back behind one that a series carries."""
     from sparsescope.activations.corpus import corpus

@@ -8,8 +8,8 @@ import re
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from sparsescope.core.artifact import Store
 from sparsescope.core.result import Result
+from sparsescope.core.run_store import Store
 from sparsescope.core.spec import Spec
 from sparsescope.reporting import explorer
 from sparsescope.reporting.build import render

@@ -13,9 +13,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from sparsescope.core import registry
-from sparsescope.core.artifact import Store
+from sparsescope.core.columns import Column
 from sparsescope.core.registry import Analysis, Registry
-from sparsescope.core.result import Column, Result
+from sparsescope.core.result import Result
+from sparsescope.core.run_store import Store
 from sparsescope.core.spec import Params, Spec
 from sparsescope.reporting import explorer
 

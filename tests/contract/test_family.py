@@ -19,7 +19,7 @@ folder = Path(sys.argv[1])
 os.environ["SPARSESCOPE_HOME"] = str(folder / "runs")
 os.chdir(folder)
 from sparsescope.cli import app
-from sparsescope.cli.guard import execute
+from sparsescope.cli.exit_codes import execute
 
 found = {}
 def sparsescope(name, *words):

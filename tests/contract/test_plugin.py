@@ -18,7 +18,7 @@ from pathlib import Path
 folder = Path(sys.argv[1])
 os.environ["SPARSESCOPE_HOME"] = str(folder / "runs")
 from sparsescope.cli import app
-from sparsescope.cli.guard import execute
+from sparsescope.cli.exit_codes import execute
 
 found = {}
 def sparsescope(name, *words):

@@ -245,7 +245,7 @@ def test_the_map_of_transformer_lens_for_shared_experts() -> None:
 def test_the_map_of_transformer_lens_can_stand_in_for_ours(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = load(name)
     assert bridge.block_modules(subject.model) == subject.blocks
-    monkeypatch.setattr("sparsescope.models.roles._MLP_CONTAINERS", ())
+    monkeypatch.setattr("sparsescope.models.structure.roles._MLP_CONTAINERS", ())
     assert wrap(subject.model).blocks == subject.blocks
 
 

@@ -17,7 +17,7 @@ def test_no_public_name_is_hidden_by_a_sub_package():
 
 
 def test_the_notebook_lines_work_twice(glass, tmp_path):
-    for module in ("sparsescope.reporting.build", "sparsescope.runner.run", "sparsescope.core.artifact"):
+    for module in ("sparsescope.reporting.build", "sparsescope.runner.run", "sparsescope.core.run_store"):
         importlib.import_module(module)
     corpus = ss.corpus("python-docs", tokens=600, context=64)
     for _ in range(2):

@@ -13,8 +13,9 @@ from components.text import plain
 from pandas.io.formats.style import Styler
 from streamlit.delta_generator import DeltaGenerator
 
+from sparsescope.core.columns import TEXT_KINDS, Column
 from sparsescope.core.registry import View
-from sparsescope.core.result import TEXT_KINDS, Column, Result
+from sparsescope.core.result import Result
 from sparsescope.reporting.artifacts import artifact_lines
 from sparsescope.reporting.page import figure_page
 from sparsescope.reporting.sections import Card, card, draw, flat, origin_rows, record_of, table_csv

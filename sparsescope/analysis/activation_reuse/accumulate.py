@@ -13,12 +13,12 @@ import numpy as np
 
 from sparsescope.activations.accumulators import MAX_CLUSTERS, DocumentAccumulator, with_room
 from sparsescope.activations.samples import TokenSample, token_keys
-from sparsescope.kernels.use_sets import RULES, count_units, overlaps, union_sizes, use_bits, words_of
+from sparsescope.kernels.active_sets import RULES, active_bits, count_units, overlaps, union_sizes, words_of
 from sparsescope.metrics.jackknife import FOLDS, fold_of
 
 if TYPE_CHECKING:
     from sparsescope.activations.capture import ActivationBatch
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
 
 # Tokens of one document that are put into random order, and tokens of all documents together.
 WITHIN, ACROSS = 128, 2048
@@ -71,7 +71,7 @@ class ReuseAccumulator(DocumentAccumulator):
         self.fold_tokens[fold] += len(rows)
         plans = [(sample, *sample.plan(keys, batch.document)) for sample in (self.sample, self._open_sample)]
         for n, site in enumerate(self.sites):
-            bits = use_bits(batch.values[site.name], rows, self.use_share, self.executor)
+            bits = active_bits(batch.values[site.name], rows, self.use_share, self.executor)
             union, chunks, first, firsts = union_sizes(bits, ends, self.levels)
             overlap, pairs = overlaps(bits, left, left + 1)
             self._open_pairs[n] += pairs

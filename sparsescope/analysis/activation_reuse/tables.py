@@ -15,12 +15,12 @@ import pandas as pd
 
 from sparsescope.activations.bound_table import bound_rows, default_attended, schemes_of
 from sparsescope.core.tables import grid, places
-from sparsescope.kernels.use_sets import RULES, overlaps
+from sparsescope.kernels.active_sets import RULES, overlaps
 from sparsescope.metrics.bounds import Assumptions
 from sparsescope.metrics.estimates import DocumentBootstrap
 from sparsescope.metrics.jackknife import fold_of, jackknife_interval
 from sparsescope.metrics.reuse import gini_of_rates, hot_share, lorenz_curve, union_nulls
-from sparsescope.models.dimensions import read_dimensions
+from sparsescope.models.structure.dimensions import read_dimensions
 
 if TYPE_CHECKING:
     from sparsescope.activations.context import Context

@@ -32,7 +32,7 @@ from sparsescope.metrics.statistics import (
 )
 
 if TYPE_CHECKING:
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
 
 RULES = ("nonzero", "in use")
 ALWAYS_ON = 0.99

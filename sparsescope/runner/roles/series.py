@@ -13,7 +13,7 @@ from sparsescope.models.checkpoints import CheckpointSeries, open_series
 from sparsescope.runner.inputs import series_capabilities
 
 if TYPE_CHECKING:
-    from sparsescope.core.artifact import Store
+    from sparsescope.core.run_store import Store
 
 
 def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None) -> CheckpointSeries:

@@ -11,7 +11,7 @@ from sparsescope.errors import SpecError, SubjectError
 
 if TYPE_CHECKING:
     from sparsescope.activations.text.tokenized import TokenizedCorpus
-    from sparsescope.core.artifact import Store
+    from sparsescope.core.run_store import Store
     from sparsescope.models.subject import Subject
 
 

@@ -8,7 +8,7 @@ import torch
 
 import sparsescope as ss
 from sparsescope.activations.context import Context
-from sparsescope.activations.edited import EditedPasses, held_out
+from sparsescope.activations.edited_passes import EditedPasses, held_out
 from sparsescope.activations.losses import token_losses
 from sparsescope.errors import SpecError, SubjectError
 

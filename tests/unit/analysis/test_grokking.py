@@ -19,7 +19,7 @@ from sparsescope.core.registry import analyses
 from sparsescope.core.result import Result
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.metrics import fourier
-from sparsescope.metrics.progress import find_onsets
+from sparsescope.metrics.onsets import find_onsets
 from sparsescope.models.checkpoints import open_series
 from sparsescope.runner.roles.series import identity as series_identity
 from sparsescope.testing import check_analysis, check_figure, check_same_numbers

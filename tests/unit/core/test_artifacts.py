@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from sparsescope.core.artifact import Store
 from sparsescope.core.artifact_store import META_LIMIT, ArtifactStore
 from sparsescope.core.artifacts import Artifact
 from sparsescope.core.publish import HOST
 from sparsescope.core.result import Result
+from sparsescope.core.run_store import Store
 from sparsescope.core.sealed import seal_of
 from sparsescope.core.spec import Spec, canonical_json
 from sparsescope.errors import ArtifactError, SpecError

@@ -12,7 +12,8 @@ import pytest
 
 from sparsescope.errors import DependencyError, SpecError, SubjectError
 from sparsescope.models import load, registered_subjects
-from sparsescope.models.catalog import ENTRY_POINT_GROUP, resolve
+from sparsescope.models.catalog import resolve
+from sparsescope.models.zoo.registered import ENTRY_POINT_GROUP
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ _PLUGIN = """
 from sparsescope.models.catalog import LoadRequest, SubjectEntry
 
 def build(request):
-    from sparsescope.models.random_configs import load_random
+    from sparsescope.models.zoo.random_configs import load_random
     return load_random(LoadRequest("random-gpt2", request.revision, request.dtype))
 
 entry = SubjectEntry("toy-subject", "a toy", "MIT", "nowhere", "float32", build)

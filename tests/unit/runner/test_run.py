@@ -9,7 +9,7 @@ import pytest
 
 import sparsescope as ss
 from sparsescope.activations.sparsity_accumulator import SparsityAccumulator
-from sparsescope.core.artifact import Store
+from sparsescope.core.run_store import Store
 from sparsescope.errors import ArtifactError, SpecError, SubjectError
 from sparsescope.runner import engine
 from sparsescope.runner.run import Request, run, run_many

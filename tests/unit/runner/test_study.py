@@ -7,7 +7,7 @@ import math
 import pytest
 
 import sparsescope as ss
-from sparsescope.core.artifact import Store
+from sparsescope.core.run_store import Store
 from sparsescope.errors import SpecError
 from sparsescope.runner import study as studies
 from sparsescope.runner.study import load_study
