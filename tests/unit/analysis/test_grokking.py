@@ -372,7 +372,7 @@ def test_a_seed_with_few_checkpoints_counts_by_its_curves_alone():
 
 def test_a_stored_series_opens_where_nothing_can_be_written(folder, other, tmp_path, monkeypatch):
     from sparsescope.core import files, publish
-    from sparsescope.core.artifact import Store
+    from sparsescope.core.run_store import Store
 
     first = ss.run("grokking", folder, store=tmp_path, seeds=(str(other),), **QUICK)
 
