@@ -53,7 +53,7 @@ def normal_null(t: int, spread: float) -> np.ndarray:
 
     scores = spread * ndtri((np.arange(1, t + 1) - 0.5) / t)
     weights = np.exp(scores - scores[-1])
-    return weights / weights.sum()  # type: ignore[no-any-return]
+    return weights / weights.sum()
 
 
 def log_spread(row: np.ndarray) -> float:
@@ -75,7 +75,7 @@ def concentration(mass: np.ndarray, share: float = LINE_SHARE) -> float:
 def blocks_needed(blocks: np.ndarray, share: float = BLOCK_SHARE) -> np.ndarray:
     """Fewest key blocks that hold a share of the mass of a block of queries, int [...] from [..., block]."""
     cumulative = np.cumsum(-np.sort(-np.asarray(blocks, np.float64), axis=-1), axis=-1)
-    return (cumulative < share * cumulative[..., -1:] * (1 - ROUNDING)).sum(-1) + 1  # type: ignore[no-any-return]
+    return (cumulative < share * cumulative[..., -1:] * (1 - ROUNDING)).sum(-1) + 1
 
 
 def causal_block_density(kept: int, blocks: int) -> float:

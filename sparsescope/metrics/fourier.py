@@ -43,7 +43,7 @@ def fourier_basis(p: int) -> Array:
     angles = 2 * np.pi * np.outer(frequencies(p), np.arange(p)) / p
     rows = np.stack([np.cos(angles), np.sin(angles)], 1).reshape(-1, p)[: p - 1]
     rows = np.concatenate([np.ones((1, p)), rows])
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)  # type: ignore[no-any-return]
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def row_frequencies(p: int) -> NDArray[np.int64]:
@@ -62,7 +62,7 @@ def component_norms(matrix: Array) -> Array:
     """
     p = len(matrix)
     energies = ((fourier_basis(p) @ np.asarray(matrix, np.float64)) ** 2).sum(1)
-    return np.sqrt(np.bincount(row_frequencies(p), energies)[1:])  # type: ignore[no-any-return]
+    return np.sqrt(np.bincount(row_frequencies(p), energies)[1:])
 
 
 def projector(p: int, keys: Sequence[int]) -> Array:
@@ -71,7 +71,7 @@ def projector(p: int, keys: Sequence[int]) -> Array:
     Rank 2 |K| (1 for k = p / 2). Only for checks: [p^2, p^2] is large. ``restrict`` does the same through sums.
     """
     sums = np.add.outer(np.arange(p), np.arange(p)).ravel() % p
-    return sum_filter(p, keys)[np.ix_(sums, sums)] / p  # type: ignore[no-any-return]
+    return sum_filter(p, keys)[np.ix_(sums, sums)] / p
 
 
 def sum_filter(p: int, keys: Sequence[int]) -> Array:
@@ -116,7 +116,7 @@ def restrict(means: Array, keys: Sequence[int]) -> Array:
     Returns:
         float64 [p, p], row s; every pair (a, b) with this sum has this row.
     """
-    return sum_filter(len(means), keys) @ means  # type: ignore[no-any-return]
+    return sum_filter(len(means), keys) @ means
 
 
 def restricted_logits(means: Array, keys: Sequence[int]) -> Array:
@@ -125,7 +125,7 @@ def restricted_logits(means: Array, keys: Sequence[int]) -> Array:
     Returns:
         float64 [p, p], row s.
     """
-    return restrict(means, keys) + means.mean(0)  # type: ignore[no-any-return]  # Pi_K of anything has mean zero
+    return restrict(means, keys) + means.mean(0)  # Pi_K of anything has mean zero
 
 
 def restricted_loss(means: Array, keys: Sequence[int], counts: NDArray[np.int64] | None = None) -> float:

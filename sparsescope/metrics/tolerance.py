@@ -39,7 +39,7 @@ def monotone(values: np.ndarray, ceiling: float = 0.0) -> np.ndarray:
 
     y = np.asarray(values, float)
     ceiling = max(ceiling, 2 * np.max(np.abs(y[np.isfinite(y)]), initial=0.0), 1e-12)
-    return isotonic_regression(np.where(np.isfinite(y), y, ceiling)).x  # type: ignore[no-any-return]
+    return isotonic_regression(np.where(np.isfinite(y), y, ceiling)).x
 
 
 def tolerance_crossing(levels: np.ndarray, damage: np.ndarray, tolerance: float) -> Crossing:
