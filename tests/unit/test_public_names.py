@@ -80,7 +80,7 @@ def test_the_names_for_plug_ins_are_there_and_described():
     for name in plugin.__all__:
         assert getattr(plugin, name).__doc__, name
     assert plugin.__all__ == sorted(plugin.__all__) and set(plugin.__all__) <= set(dir(plugin))
-    with pytest.raises(AttributeError, match="'sparsescope.plugin' has no attribute 'Analyses'"):
+    with pytest.raises(AttributeError, match=r"'sparsescope\.plugin' has no attribute 'Analyses'"):
         plugin.Analyses  # noqa: B018  # reading it is the test
 
 
