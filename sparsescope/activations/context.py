@@ -84,17 +84,17 @@ class Context:
     @property
     def subject(self) -> Subject:
         """The model under study."""
-        return self.one("subject")  # type: ignore[no-any-return]
+        return self.one("subject")
 
     @property
     def corpus(self) -> TokenizedCorpus:
         """The text as the tokenizer of the model sees it."""
-        return self.one("text")  # type: ignore[no-any-return]
+        return self.one("text")
 
     @property
     def series(self) -> CheckpointSeries:
         """The series under study."""
-        return self.one("series")  # type: ignore[no-any-return]
+        return self.one("series")
 
     @property
     def companions(self) -> tuple[CheckpointSeries, ...]:

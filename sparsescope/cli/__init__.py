@@ -176,7 +176,7 @@ def report(
             continue
         inputs, wanted, notice = found[target].open(fallback)
         growing = GrowingReport(output, results, len(results) + len(wanted) + len(targets) - place - 1)
-        requests = [(record.name, {}) for record in wanted]
+        requests = [(record.name, dict[str, object]()) for record in wanted]
         for outcome in run_requests(requests, inputs, home, batch_tokens, done=growing.add):
             if outcome.error is not None:
                 failed.append(outcome)  # with a result where only storing it failed

@@ -36,18 +36,18 @@ def show_log() -> None:
 
 def say(text: str) -> None:
     """Tell the user what is going on, on standard error."""
-    print(_lines(text), file=sys.stderr, flush=True)  # noqa: T201  # the one place that prints
+    print(_lines(text), file=sys.stderr, flush=True)
 
 
 def out(text: str) -> None:
     """Print a result on standard output."""
-    print(_lines(text), flush=True)  # noqa: T201
+    print(_lines(text), flush=True)
 
 
 def out_json(value: Any) -> None:
     """Print one JSON document; NaN and infinity, which JSON does not have, become null."""
     # All of it is ASCII, and the one control character that JSON leaves alone is escaped: no name can reach the terminal.
-    print(json.dumps(_finite(value), indent=1, default=str).replace("\x7f", "\\u007f"), flush=True)  # noqa: T201
+    print(json.dumps(_finite(value), indent=1, default=str).replace("\x7f", "\\u007f"), flush=True)
 
 
 def error_json(error: SparsescopeError) -> None:

@@ -34,12 +34,16 @@ def monotone(values: np.ndarray, ceiling: float = 0.0) -> np.ndarray:
         values: [K]. A point that is not finite is a model that broke down: worse than all others, but how much worse does not
             matter and must not pull its neighbors up.
         ceiling: Least value that such a point gets; at least twice the largest finite magnitude is taken.
+
+    Example:
+        >>> monotone(np.array([0.0, 0.3, 0.1, 0.4])).round(6).tolist()  # what falls is pooled
+        [0.0, 0.2, 0.2, 0.4]
     """
     from scipy.optimize import isotonic_regression
 
     y = np.asarray(values, float)
     ceiling = max(ceiling, 2 * np.max(np.abs(y[np.isfinite(y)]), initial=0.0), 1e-12)
-    return isotonic_regression(np.where(np.isfinite(y), y, ceiling)).x  # type: ignore[no-any-return]
+    return isotonic_regression(np.where(np.isfinite(y), y, ceiling)).x
 
 
 def tolerance_crossing(levels: np.ndarray, damage: np.ndarray, tolerance: float) -> Crossing:
@@ -52,6 +56,12 @@ def tolerance_crossing(levels: np.ndarray, damage: np.ndarray, tolerance: float)
 
     Returns:
         The crossing.
+
+    Example:
+        >>> tolerance_crossing(np.array([0.0, 0.5, 1.0]), np.array([0.0, 1.0, 3.0]), tolerance=2.0)
+        Crossing(at=0.75, bracket=0.5, censored='')
+        >>> tolerance_crossing(np.array([0.0, 0.5, 1.0]), np.array([0.0, 1.0, 3.0]), tolerance=5.0).censored  # never reached
+        'right'
     """
     order = np.argsort(levels, kind="stable")
     x, y = np.asarray(levels, float)[order], np.asarray(damage, float)[order]
@@ -77,5 +87,10 @@ def resampled_crossings(levels: np.ndarray, damage: np.ndarray, tolerance: float
 
     Returns:
         Resamples that never cross have their largest level, so an end of an interval may be a bound.
+
+    Example:
+        >>> levels = np.array([[0.0, 0.5, 1.0], [0.0, 0.5, 1.0]])
+        >>> resampled_crossings(levels, np.array([[0.0, 1.0, 3.0], [0.0, 2.0, 4.0]]), tolerance=2.0).tolist()
+        [0.75, 0.5]
     """
     return np.array([tolerance_crossing(x, y, tolerance).at for x, y in zip(levels, damage, strict=True)])

@@ -57,7 +57,13 @@ class Onsets:
 
 
 def first_held(steps: NDArray[np.int64], holds: NDArray[np.bool_], logs: int = LOGS) -> int | None:
-    """Return the first step from which a condition holds in so many consecutive logs; None where it never does."""
+    """Return the first step from which a condition holds in so many consecutive logs; None where it never does.
+
+    Example:
+        >>> steps, holds = np.array([0, 10, 20, 30, 40]), np.array([False, True, False, True, True])
+        >>> first_held(steps, holds, logs=2)  # at 10 it did not hold
+        30
+    """
     runs = np.convolve(holds.astype(np.int64), np.ones(logs, dtype=np.int64), "valid") if len(holds) >= logs else np.zeros(0)
     found = np.flatnonzero(runs == logs)
     return int(steps[found[0]]) if len(found) else None
@@ -72,6 +78,11 @@ def find_onsets(steps: NDArray[np.int64], train: Array, test: Array, *, level: f
         test: Test accuracy at them.
         level: Accuracy that must be held.
         logs: m, consecutive logs that must hold it.
+
+    Example:
+        >>> steps = np.arange(0, 100, 10)
+        >>> find_onsets(steps, train=1.0 * (steps >= 20), test=1.0 * (steps >= 70))
+        Onsets(memorized=20, generalized=70, grokked=True, lost_at=None)
     """
     memorized = first_held(steps, train >= level, logs)
     generalized = first_held(steps, test >= level, logs)
@@ -103,6 +114,11 @@ def first_departure(steps: NDArray[np.int64], values: Array, until: int, *, thre
 
     Returns:
         The step; NaN where fewer than four values lie in the band's time, or the measure stays in the band.
+
+    Example:
+        >>> values = np.array([0, 0.1, 0, 0.1, 0, 0.1, 1, 2, 3, 4, 5, 6])
+        >>> first_departure(np.arange(12), values, until=5)
+        7.0
     """
     good = np.isfinite(values)
     steps, values = np.asarray(steps)[good], np.asarray(values, np.float64)[good]
@@ -141,6 +157,10 @@ def half_way(steps: NDArray[np.int64], values: Array, start: int, end: int) -> f
 
     Returns:
         The last crossing of the middle before ``end``, interpolated linearly; NaN where the measure did not move.
+
+    Example:
+        >>> round(half_way(np.array([0, 10, 20]), np.array([0.0, 1.0, 3.0]), start=0, end=20), 6)  # when it is 1.5
+        12.5
     """
     good = np.isfinite(values) & (steps >= start) & (steps <= end)
     steps, values = np.asarray(steps)[good], np.asarray(values, np.float64)[good]
@@ -163,6 +183,10 @@ def smallest_subset(score: Callable[[int], float], total: int, level: float, *, 
         total: Number of units; all of them are taken to reach the level.
         level: Score that must be kept.
         points: Sizes in the grid.
+
+    Example:
+        >>> smallest_subset(lambda kept: kept / 10, total=10, level=0.65)
+        7
     """
     grid = sorted({0, total, *np.unique(np.geomspace(1, max(total, 1), points).round().astype(int)).tolist()})
     low = -1
@@ -204,6 +228,10 @@ def median_range(values: Sequence[float], level: float = 0.95) -> MedianRange:
 
     P(x_(j) <= median <= x_(n+1-j)) = 1 - 2 P(B < j) with B binomial(n, 1/2). The innermost pair that reaches the level is
     taken; with five values or fewer no pair reaches 95 %, and the range with its true coverage is given.
+
+    Example:
+        >>> median_range([3, 1, 2, 5, 4])  # five seeds: the range covers the median with 93.75 %
+        MedianRange(median=3.0, low=1.0, high=5.0, level=0.9375, n=5)
     """
     from scipy.stats import binom
 
@@ -225,6 +253,10 @@ def kaplan_meier_median(times: Sequence[float], observed: Sequence[bool]) -> flo
 
     Returns:
         The first time at which the Kaplan-Meier survival is 1/2 or less; NaN where it stays above.
+
+    Example:
+        >>> kaplan_meier_median([100, 200, 300], [True, True, False])  # the third run ended at 300 without the event
+        200.0
     """
     survival = 1.0
     t, seen = np.asarray(times, np.float64), np.asarray(observed, bool)

@@ -75,4 +75,4 @@ class SubjectEntry:
         if isinstance(loader, str):
             module, _, function = loader.partition(":")
             loader = getattr(import_module(module), function)
-        return loader(request)  # type: ignore[no-any-return, operator]
+        return loader(request)

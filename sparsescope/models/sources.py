@@ -55,7 +55,7 @@ def load(
     check_device(device)
     loaded = _load(reference)
     check_finite(loaded.model, where=reference.request.name)
-    loaded.model.to(device)  # type: ignore[arg-type]
+    loaded.model.to(device)  # type: ignore[arg-type]  # the wrapper of transformers hides the overloads
     # A path is named by its last part: where a model lies on this disk is no property of the model.
     id = Path(reference.request.name).name if reference.kind in ("folder", "gguf") else reference.request.name
     subject = _subject(loaded, id=id, trust_remote_code=trust_remote_code)

@@ -212,7 +212,7 @@ class Subject:
         arguments = self.mask_arguments(module, ids, attention_mask)
         with torch.inference_mode(), evaluating(self.model):
             output = module(input_ids=ids, **arguments)
-        return output.logits if logits else output.last_hidden_state  # type: ignore[no-any-return]
+        return output.logits if logits else output.last_hidden_state
 
     def forward_through(self, layer: int, input_ids: Any, attention_mask: Any = None) -> None:
         """Run the blocks up to ``layer`` and nothing after them, for hooks that look at them; there is no output.

@@ -20,7 +20,7 @@ def torch_dtype(name: str) -> torch.dtype:
     """Return the torch dtype of a name of ``catalog.DTYPES``."""
     import torch
 
-    return getattr(torch, name)  # type: ignore[no-any-return]
+    return getattr(torch, name)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -320,9 +320,9 @@ def _shared_pass(jobs: list[_Job], work: _Work, events: list[dict[str, Any]]) ->
         failures = one_pass(source, streaming, store=work.store, progress=work.progress, events=events)
     except SparsescopeError as error:
         failures = dict.fromkeys(streaming, error)
-    for digest, error in failures.items():
+    for digest, failure in failures.items():
         with _failure_of(by_digest[digest], work.alone):
-            raise error
+            raise failure
     return streaming
 
 

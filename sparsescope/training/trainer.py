@@ -43,7 +43,7 @@ class _LanguageModel(Training):
         tokens, targets = self.data.batch(step, self.generator)
         loss = training_loss(self.model, tokens, targets, recipe.balance, torch_dtype(recipe.loss_dtype))
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if recipe.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self.optimizer.step()

@@ -168,8 +168,8 @@ def test_mlp_sites_satisfy_the_equations_of_an_mlp(family: str) -> None:
 def _activate(subject: Subject, mlp: Any, before: torch.Tensor) -> torch.Tensor:
     """Apply the activation of an MLP: its module, or the function that the configuration names."""
     if mlp.activation_path is not None:
-        return subject.model.get_submodule(mlp.activation_path)(before)  # type: ignore[no-any-return]
-    return transformers.activations.ACT2FN[subject.model.config.activation](before)  # type: ignore[no-any-return]
+        return subject.model.get_submodule(mlp.activation_path)(before)
+    return transformers.activations.ACT2FN[subject.model.config.activation](before)
 
 
 @pytest.mark.parametrize("family", MIXTURES)

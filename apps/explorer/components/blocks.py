@@ -72,7 +72,7 @@ def figure(result: Result, view: View, key: str, *, heading_text: bool = True) -
         st.subheader(plain(view.title), anchor=view.name)
     with boundary("draw this figure"):
         drawn = draw(result, view)
-        mode = "dark" if st.context.theme.type == "dark" else "light"
+        mode: theme.Mode = "dark" if st.context.theme.type == "dark" else "light"
         meta = drawn.layout.meta or {}
         alt = str(meta.get("alt") or view.caption)
         shown = theme.restyle(drawn, mode)

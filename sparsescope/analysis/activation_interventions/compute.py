@@ -144,7 +144,7 @@ class _Reporter:
         cells = self.passes.where * BINS + bin_of(one.confidence)
         size = len(self.passes.documents) * BINS
         gap = np.bincount(cells, one.correct - one.confidence.astype(np.float64), size).reshape(-1, BINS)
-        return np.abs(self.draws.totals(gap)).sum(1) / self.draws.totals(self.passes.targets)  # type: ignore[no-any-return]
+        return np.abs(self.draws.totals(gap)).sum(1) / self.draws.totals(self.passes.targets)
 
     def reliability(self, models: dict[str, EditedPass]) -> list[tuple[Any, ...]]:
         """Accuracy against confidence, by bin."""

@@ -132,7 +132,7 @@ def find_keys(subject: Subject, task: Task, params: GrokkingParams) -> tuple[tup
 
 def _embedding(subject: Subject, task: Task) -> Array:
     """Embedding of the residues, [p, d]."""
-    return subject.model.get_input_embeddings().weight.detach().double().cpu().numpy()[: task.modulus]  # type: ignore[no-any-return]
+    return subject.model.get_input_embeddings().weight.detach().double().cpu().numpy()[: task.modulus]
 
 
 def measure(subject: Subject, task: Task | None, keys: Sequence[int], params: GrokkingParams) -> dict[str, NDArray[Any]]:

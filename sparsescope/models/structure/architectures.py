@@ -32,7 +32,7 @@ def architecture(name: str) -> type[PreTrainedModel]:
     """
     if name not in ARCHITECTURES:
         raise unknown_name("architecture", name, ARCHITECTURES, next_step="choose one of the architectures that can be trained")
-    return getattr(import_module(ARCHITECTURES[name]), name)  # type: ignore[no-any-return]
+    return getattr(import_module(ARCHITECTURES[name]), name)
 
 
 # Two names of former versions of transformers, which its configurations still read.
@@ -80,7 +80,7 @@ def build_model(name: str, values: Mapping[str, Any], seed: int = 0, attn_implem
     try:
         config = found.config_class.from_dict({**values, "architectures": [name]})
         with attention_errors(attn_implementation), quiet_transformers(), torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             model = found._from_config(config, dtype=torch.float32, **options)
     except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
         raise SpecError(
@@ -89,4 +89,4 @@ def build_model(name: str, values: Mapping[str, Any], seed: int = 0, attn_implem
             got=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}",
             next_step="mend the values of the model's configuration",
         ) from error
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()

@@ -116,11 +116,11 @@ def _hidden(module: Any, states: torch.Tensor, expert: int) -> torch.Tensor:
     """Return the hidden layer [n, f] of one expert for the inputs [n, d]."""
     before = _matrix(module, "gate_up_proj" if is_gated(module) else "up_proj", states, expert)
     if not is_gated(module):
-        return module.act_fn(before)  # type: ignore[no-any-return]
+        return module.act_fn(before)
     if hasattr(module, "_apply_gate"):  # the gating of this architecture, with its clamps
-        return module._apply_gate(before)  # type: ignore[no-any-return]
+        return module._apply_gate(before)
     gate, up = before.chunk(2, dim=-1)
-    return module.act_fn(gate) * up  # type: ignore[no-any-return]
+    return module.act_fn(gate) * up
 
 
 def _matrix(module: Any, name: str, states: torch.Tensor, expert: int) -> torch.Tensor:

@@ -102,7 +102,7 @@ def read(model: Any, site: ParameterSite) -> torch.Tensor:
     if site.rows is not None:
         start, stop, step = site.rows
         tensor = tensor[..., start:stop:step, :]
-    return tensor  # type: ignore[no-any-return]
+    return tensor
 
 
 def batched(sites: Sequence[ParameterSite], name: str) -> ParameterSite | None:

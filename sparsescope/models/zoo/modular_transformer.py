@@ -80,7 +80,7 @@ class ModularAttention(nn.Module):
         )
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager_attention)
         mixed, _ = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling)
-        return self.o_proj(mixed.reshape(hidden_states.shape))  # type: ignore[no-any-return]
+        return self.o_proj(mixed.reshape(hidden_states.shape))
 
 
 class ModularMlp(nn.Module):
@@ -94,7 +94,7 @@ class ModularMlp(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the output of the MLP; [..., d] in and out."""
-        return self.fc2(self.act_fn(self.fc1(hidden_states)))  # type: ignore[no-any-return]
+        return self.fc2(self.act_fn(self.fc1(hidden_states)))
 
 
 class ModularBlock(nn.Module):
@@ -108,7 +108,7 @@ class ModularBlock(nn.Module):
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return the residual stream after the block; [batch, pos, d] in and out."""
         hidden_states = hidden_states + self.self_attn(hidden_states, attention_mask)
-        return hidden_states + self.mlp(hidden_states)  # type: ignore[no-any-return]
+        return hidden_states + self.mlp(hidden_states)
 
 
 class ModularTransformerPreTrainedModel(PreTrainedModel):
@@ -249,4 +249,4 @@ class ModularTransformerForCausalLM(ModularTransformerPreTrainedModel, Generatio
             weights[:, :, position, None] * value.view(-1, heads, attention.head_dim) for position, value in enumerate(values)
         )
         states = nn.functional.embedding(input_ids[:, -1], embedded[-1]) + attention.o_proj(mixed.flatten(1))
-        return self.lm_head(states + mlp(states))  # type: ignore[no-any-return]
+        return self.lm_head(states + mlp(states))

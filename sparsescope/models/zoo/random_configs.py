@@ -99,7 +99,7 @@ def random_config(name: str) -> PreTrainedConfig:
     import transformers
 
     class_name, parameters = _CONFIGS[name]
-    return getattr(transformers, class_name)(**parameters)  # type: ignore[no-any-return]
+    return getattr(transformers, class_name)(**parameters)
 
 
 def seed_of(revision: str | None) -> int:
@@ -137,7 +137,7 @@ def load_random(request: LoadRequest) -> LoadedModel:
     options = {"attn_implementation": attention} if attention else {}
     with attention_errors(attention), quiet_transformers(), torch.random.fork_rng(devices=[]):
         # The default generator, not torch.manual_seed: that one would also reseed every GPU.
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options)
     model.eval()
     model.to(torch_dtype(request.dtype))

@@ -56,9 +56,9 @@ def _check_context(subject: Subject, text: TokenizedCorpus) -> None:
 
 def _reader(opened: Mapping[str, tuple[Any, ...]]) -> Subject:
     for subject in opened.get("subject", ())[:1]:
-        return subject  # type: ignore[no-any-return]
+        return subject
     for series in opened.get("series", ())[:1]:
-        return series.subject(series.steps[-1])  # type: ignore[no-any-return]
+        return series.subject(series.steps[-1])
     raise SpecError(
         "a text is read by a model, and there is none beside it",
         where="Analysis.inputs",

@@ -51,7 +51,7 @@ def test_a_wrong_name_is_refused_at_once_with_near_matches(no_sockets: None) -> 
 @pytest.mark.parametrize("name", ["", "   ", None, 3, object()])
 def test_a_name_that_is_no_text_is_a_spec_error(name: object) -> None:
     with pytest.raises(SpecError, match="loaded by name"):
-        load(name)  # type: ignore[arg-type]
+        load(name)
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "../x/y", "org/..", "gpt2", "org/model?x=1", "-x/y", "a b/c"])
@@ -86,7 +86,7 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
 )
 def test_parameters_are_checked_before_anything_is_loaded(parameters: dict[str, object], field: str, allowed: str) -> None:
     with pytest.raises(SpecError) as caught:
-        load("random-llama", **parameters)  # type: ignore[arg-type]
+        load("random-llama", **parameters)
     assert caught.value.where == field
     assert allowed in (caught.value.allowed or "")
 

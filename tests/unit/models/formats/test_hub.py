@@ -104,7 +104,7 @@ def test_a_hub_that_never_answers_costs_less_than_two_seconds(
 
 def _refusal(kind: type[Exception]) -> Exception:
     request = httpx.Request("GET", "https://hub.invalid")
-    return kind("refused", response=httpx.Response(404, request=request))  # type: ignore[call-arg]
+    return kind("refused", response=httpx.Response(404, request=request))
 
 
 @pytest.mark.parametrize(
