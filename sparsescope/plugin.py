@@ -53,9 +53,9 @@ from sparsescope.activations.accumulators import Accumulator, DocumentAccumulato
 from sparsescope.activations.context import Context
 from sparsescope.activations.text.documents import CorpusEntry, Document
 from sparsescope.core.artifacts import Artifact
+from sparsescope.core.columns import Column
 from sparsescope.core.inputs import Known
 from sparsescope.core.registry import Analysis, Citation, View
-from sparsescope.core.columns import Column
 from sparsescope.core.result import Interval, Note, Result, Scalar, Tensor
 from sparsescope.core.roles import Role
 from sparsescope.core.spec import Params
