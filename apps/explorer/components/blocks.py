@@ -16,6 +16,7 @@ from streamlit.delta_generator import DeltaGenerator
 from sparsescope.core.registry import View
 from sparsescope.core.result import TEXT_KINDS, Column, Result
 from sparsescope.reporting.artifacts import artifact_lines
+from sparsescope.reporting.depth import left_out
 from sparsescope.reporting.page import figure_page
 from sparsescope.reporting.sections import Card, card, draw, flat, origin_rows, record_of, table_csv
 from sparsescope.viz import theme
@@ -186,6 +187,8 @@ def provenance(result: Result) -> None:
         places[index % 3].markdown(f"{plain(label)}  \n:gray[{plain(text)}]")
     _artifacts(result)
     origin = result.provenance
+    if depth := left_out(record_of(result), result):
+        st.caption(plain(depth, limit=800))
     left, right = st.columns(2)
     for place, title, values in (
         (left, "Parameters", origin.get("params")),
