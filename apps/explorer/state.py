@@ -36,14 +36,16 @@ class Run:
     tokens: int | None = None
     created: str = ""
     warnings: int = 0
+    preset: str = ""
     scalars: tuple[Scalar, ...] = ()
     problem: str = ""
     next_step: str = ""
 
     @property
     def label(self) -> str:
-        """Name in lists: model, analysis, corpus, time, the start of the digest."""
-        parts = (self.subject, title_of(self.analysis), self.corpus, self.created[:16].replace("T", " "))
+        """Name in lists: model, analysis, corpus, preset, time, the start of the digest."""
+        preset = self.preset and f"{self.preset} preset"
+        parts = (self.subject, title_of(self.analysis), self.corpus, preset, self.created[:16].replace("T", " "))
         return " · ".join([*(part for part in parts if part), self.run_id.rsplit("-", 1)[-1][:6]])
 
 
@@ -176,6 +178,7 @@ def _read_index(root: str, run_id: str, stamp: int) -> Run:
         tokens=corpus.get("tokens") if isinstance(corpus.get("tokens"), int) else None,
         created=manifest.created,
         warnings=sum(note.severity != "info" for note in manifest.notes),
+        preset=manifest.preset,
         scalars=manifest.scalars,
     )
 

@@ -15,11 +15,13 @@ import typer
 
 from sparsescope.cli.options import (
     BatchTokens,
+    Depth,
     Device,
     Home,
     InputOptions,
     Json,
     ModelOptions,
+    Preset,
     Set,
     TextOptions,
     with_options,
@@ -115,6 +117,7 @@ def run(
     more: InputOptions,
     text: TextOptions,
     model: ModelOptions,
+    preset: Preset = "full",
     set_: Set = None,
     batch_tokens: BatchTokens = 2048,
     home: Home = None,
@@ -126,7 +129,8 @@ def run(
     from sparsescope.core.registry import analyses
 
     record = analyses().get(analysis)
-    params = parse_set(set_ or [], record.params, analysis=record.name)  # a wrong name fails before the model is loaded
+    start = record.preset(preset)  # a wrong name fails before the model is loaded
+    params = start | parse_set(set_ or [], record.params, analysis=record.name)
     inputs = given_inputs(record, subject, model, text, more)
     outcomes = run_requests([(record.name, params)], inputs, home, batch_tokens)
     raise_if_failed(outcomes)
@@ -149,6 +153,7 @@ def report(
     text: TextOptions,
     model: ModelOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
+    depth: Depth = "quick",
     fallback: Annotated[
         str | None, typer.Option(help="Subject to take, with a notice, for one that cannot be fetched (no network).")
     ] = None,
@@ -159,9 +164,12 @@ def report(
     """Run every analysis that fits the subjects and write one self-contained HTML file; its path is printed last."""
     from sparsescope.cli import console, listing
     from sparsescope.core.manifest import RUN_ID
+    from sparsescope.core.registry import FULL, QUICK
     from sparsescope.core.result import Note
     from sparsescope.core.run_store import Store
 
+    if depth not in (QUICK, FULL):
+        raise unknown_name("depth", depth, (QUICK, FULL), next_step="leave --depth out for quick")
     check_output(output)
     found = {name: Target(name, model, text, more) for name in targets if not RUN_ID.fullmatch(Path(name).name)}
     if fallback is not None:
@@ -176,8 +184,8 @@ def report(
             continue
         inputs, wanted, notice = found[target].open(fallback)
         growing = GrowingReport(output, results, len(results) + len(wanted) + len(targets) - place - 1)
-        requests = [(record.name, dict[str, object]()) for record in wanted]
-        for outcome in run_requests(requests, inputs, home, batch_tokens, done=growing.add):
+        requests = [(record.name, dict(record.presets.get(depth, {}))) for record in wanted]
+        for outcome in run_requests(requests, inputs, home, batch_tokens, rather_full=True, done=growing.add):
             if outcome.error is not None:
                 failed.append(outcome)  # with a result where only storing it failed
             if outcome.result is not None:
@@ -194,7 +202,7 @@ def report(
 
     path = build(results, output).resolve()
     if json:
-        runs = [{"run": result.run_id, "subject": result.provenance["subject"].get("id")} for result in results]
+        runs = [listing.run_json(result) for result in results]
         console.out_json({"report": str(path), "bytes": path.stat().st_size, "runs": runs, "failed": len(failed)})
     else:
         for result in results:

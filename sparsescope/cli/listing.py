@@ -169,6 +169,11 @@ def _describe_analysis(record: Analysis, kind: str) -> dict[str, Any]:
         "reads": list(record.inputs),
         "needs": sorted(record.requires),
         "parameters": _parameters(record.params),
+        "presets": [
+            {"preset": name, "parameter": parameter, "value": value}
+            for name, changes in record.presets.items()
+            for parameter, value in changes.items()
+        ],
         "views": [{"name": view.name, "title": view.title, "definition": view.formula} for view in record.views],
         "citations": [{"work": citation.label, "reference": citation.reference} for citation in record.citations],
     }
@@ -202,6 +207,7 @@ def _describe_run(result: Result) -> dict[str, Any]:
         "corpus": (origin["corpus"] or {}).get("name"),
         "created": origin["created"],
         "seconds": origin["seconds"],
+        "preset": origin["preset"],
         "parameters": [{"name": name, "value": value} for name, value in origin["params"].items()],
         "scalars": [{"name": s.name, "value": format_scalar(s), "definition": s.definition} for s in result.scalars.values()],
         "tables": [{"name": name, "rows": len(frame)} for name, frame in result.tables.items()],
@@ -376,4 +382,11 @@ def headline(outcome: Outcome) -> str:
 
 def summary(result: Result) -> str:
     """One line about a result in a report."""
-    return f"{result.analysis} of {result.provenance['subject']['id']}: {result.run_id or 'not stored'}"
+    preset = f", {label} preset" if (label := result.provenance.get("preset")) else ""
+    return f"{result.analysis} of {result.provenance['subject']['id']}: {result.run_id or 'not stored'}{preset}"
+
+
+def run_json(result: Result) -> dict[str, Any]:
+    """The same as plain values."""
+    origin = result.provenance
+    return {"run": result.run_id, "subject": origin["subject"].get("id"), "preset": origin.get("preset") or ""}

@@ -46,6 +46,12 @@ Home = Annotated[
     typer.Option(help="Folder of stored runs; $SPARSESCOPE_HOME or ./runs by default.", parser=home_folder, metavar="PATH"),
 ]
 BatchTokens = Annotated[int, typer.Option(help="Most token positions in one forward pass.", min=1, max=2**24)]
+Preset = Annotated[
+    str, typer.Option(help="Preset of the analysis that --set starts from; see: sparsescope show ANALYSIS. full: the defaults.")
+]
+Depth = Annotated[
+    str, typer.Option(help="quick: the quick preset of each analysis, or a stored run of the defaults; full: the defaults.")
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Parameter, NAME=VALUE; repeatable.")]
 
 

@@ -28,13 +28,14 @@ def run_requests(
     batch_tokens: int,
     *,
     again: bool = False,
+    rather_full: bool = False,
     done: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
-    """Run analyses with a progress bar; see ``run_many``."""
+    """Run analyses with a progress bar; see ``run_many`` and ``Request``."""
     from sparsescope.cli import console
     from sparsescope.runner.run import Request, run_many
 
-    requests = [Request(name, params) for name, params in wanted]
+    requests = [Request(name, params, rather_full) for name, params in wanted]
     with console.progress_bar() as progress:
         return run_many(
             requests, inputs, store=home or True, progress=progress, batch_tokens=batch_tokens, again=again, done=done

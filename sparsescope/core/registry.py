@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,7 +17,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.core.inputs import Input, Known, declared_inputs, why_not
-from sparsescope.core.spec import Params
+from sparsescope.core.spec import Params, make_params
 from sparsescope.errors import SparsescopeError, SpecError, unknown_name
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from sparsescope.core.result import Result
 
 NAME_PATTERN = r"[a-z][a-z0-9_]{0,63}"
+#: The depth of an analysis: its defaults, or its preset ``quick``, where it declares one.
+FULL, QUICK = "full", "quick"
 _REPLACED = {
     "input": 'inputs=("series",) or inputs=("subject", "text")',
     "reads_text": 'inputs=("series", "text")',
@@ -86,6 +89,9 @@ class Analysis:
             parameter whose field has ``json_schema_extra={"role": ROLE}`` names further inputs of that role. They are opened in
             this order: a text comes after who reads it.
         unit: What its ``progress`` counts.
+        presets: By name, what differs from the defaults, for example ``{"quick": {"tokens": 1024}}``. A preset makes intervals
+            wider, not wrong: a report takes ``quick``. Its name is a label of a stored run, not part of the digest. The
+            defaults are called ``full``.
     """
 
     name: str
@@ -104,6 +110,7 @@ class Analysis:
     place: int = 100
     inputs: tuple[str, ...] = ("subject", "text")
     unit: str = "tokens"
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     @property
     def declared(self) -> tuple[Input, ...]:
@@ -120,6 +127,21 @@ class Analysis:
         """Parameters that name further inputs, with the role of these."""
         extras = {name: found.json_schema_extra for name, found in self.params.model_fields.items()}
         return {name: str(extra["role"]) for name, extra in extras.items() if isinstance(extra, dict) and "role" in extra}
+
+    def preset(self, name: str) -> dict[str, Any]:
+        """What a preset sets; of ``full`` nothing.
+
+        Raises:
+            SpecError: There is no such preset.
+        """
+        known: dict[str, Mapping[str, Any]] = {FULL: {}, **self.presets}
+        if name not in known:
+            raise unknown_name(f"preset of {self.name}", name, known, next_step=f"see: sparsescope show {self.name}")
+        return dict(known[name])
+
+    def preset_of(self, params: Params) -> str:
+        """Name of the preset that gives these parameters, empty where none does."""
+        return next((name for name, changes in self.presets.items() if self.params(**changes) == params), "")
 
     def fits(self, known: Iterable[Known]) -> str | None:
         """Say whether it can read what is there, without opening it.
@@ -165,10 +187,8 @@ class Registry:
         """Register an analysis.
 
         Raises:
-            SpecError: If it is no analysis, or its name is malformed or taken.
+            SpecError: If it is no analysis, its name is malformed or taken, or a preset is not valid.
         """
-        import re
-
         if not isinstance(record, Analysis):
             raise SpecError(f"this is a {type(record).__name__}, not an Analysis", got=repr(record)[:80])
         if not re.fullmatch(NAME_PATTERN, record.name):
@@ -181,6 +201,7 @@ class Registry:
                 allowed=f"other names than {', '.join(record.roles)}; roles out of Analysis.inputs",
                 got=", ".join(sorted(taken) or sorted(record.filled_by)),
             )
+        _check_presets(record)
         if record.name in self._records:
             raise SpecError(
                 f"analysis {record.name!r} is registered twice",
@@ -210,6 +231,28 @@ class Registry:
 
     def __repr__(self) -> str:
         return f"Registry({self.kind}: {', '.join(self._records) or 'none'})"
+
+
+def _check_presets(record: Analysis) -> None:
+    """Refuse a preset with the name of another, one that chooses what is read, and one that the parameters do not admit.
+
+    Raises:
+        SpecError: With what is wrong.
+    """
+    for name, changes in record.presets.items():
+        where = f"preset {name!r} of {record.name}"
+        if not re.fullmatch(NAME_PATTERN, name) or name == FULL:
+            allowed = f"{NAME_PATTERN}; {FULL!r} is the name of the defaults"
+            raise SpecError("preset has a name that is malformed or taken", where=where, allowed=allowed, got=name)
+        if read := sorted(changes.keys() & record.filled_by.keys()):
+            allowed = "parameters that name no input"
+            raise SpecError("a preset sets parameters, never what is read", where=where, allowed=allowed, got=", ".join(read))
+        try:
+            params = make_params(record.params, dict(changes), analysis=record.name)
+        except SpecError as error:
+            raise SpecError(f"{where}: {error.what}", where=where, allowed=error.allowed, got=error.got) from None
+        if params == record.params():
+            raise SpecError("a preset changes nothing", where=where, allowed="other values than the defaults", got=changes)
 
 
 @cache

@@ -14,6 +14,7 @@ from sparsescope.core.files import replace_file
 from sparsescope.core.result import Result, format_scalar
 from sparsescope.errors import SpecError
 from sparsescope.reporting import page
+from sparsescope.reporting.depth import depth_of
 from sparsescope.reporting.sections import CSV_BUDGET, Section, record_of, section
 from sparsescope.reporting.study import render_study
 from sparsescope.runner.study import StudyResult
@@ -67,6 +68,7 @@ def render(results: Sequence[Result] | StudyResult, *, title: str | None = None)
         sections=sections,
         labels=_labels(sections),
         origins=_origins(sections),
+        depth=depth_of(results),
         across=_across(results),
     )
 

@@ -21,6 +21,7 @@ from sparsescope.core.spec import Params, variant_of
 from sparsescope.errors import SpecError
 from sparsescope.reporting import page
 from sparsescope.reporting.artifacts import ArtifactLine, artifact_lines
+from sparsescope.reporting.depth import left_out
 from sparsescope.viz import generic
 from sparsescope.viz.tables import csv, format_rows, heading, numeric
 
@@ -89,6 +90,7 @@ class Section:
     tables: list[TableBlock]
     origin: list[tuple[str, str]]
     artifacts: list[ArtifactLine]
+    depth: str  # what a preset leaves out
     params: list[tuple[str, str]]
     environment: list[tuple[str, str]]
     command: str
@@ -165,6 +167,7 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
         tables=[table_block(result, name, f"{key}-t-{name}", each, rows) for name in result.tables if name not in shown],
         origin=origin_rows(result),
         artifacts=artifact_lines(result),
+        depth=left_out(record, result),
         params=flat(origin.get("params") or {}),
         environment=flat(origin.get("environment") or {}),
         command=str(origin.get("command") or ""),

@@ -19,7 +19,7 @@ from sparsescope.activations.context import Context
 from sparsescope.core.artifact_store import ArtifactStore, ArtifactWriter
 from sparsescope.core.artifacts import Artifact
 from sparsescope.core.environment import environment
-from sparsescope.core.registry import Analysis, find_record
+from sparsescope.core.registry import FULL, Analysis, find_record
 from sparsescope.core.result import Result
 from sparsescope.core.roles import role
 from sparsescope.core.run_files import artifact_ids
@@ -44,10 +44,13 @@ class Request:
     Attributes:
         analysis: Registered name.
         params: What differs from the defaults.
+        rather_full: Take a stored run of the defaults instead, where there is one of the same inputs: nobody gets less than
+            is there already.
     """
 
     analysis: str
     params: dict[str, Any] = field(default_factory=dict)
+    rather_full: bool = False
 
 
 @dataclass(slots=True)
@@ -94,6 +97,7 @@ def run(
     store: str | Path | bool | None = None,
     progress: ProgressCallback | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    preset: str = FULL,
     **more: Any,
 ) -> Result:
     """Run one analysis.
@@ -106,13 +110,15 @@ def run(
             A stored run with the same digest is opened instead of computed again.
         progress: Told what is done.
         batch_tokens: Most positions in one forward pass.
+        preset: Preset of the analysis that the parameters start from, for example ``"quick"``; the defaults are ``"full"``.
         **more: Further inputs by role, and parameters of the analysis; ``sparsescope show <analysis>`` lists both.
 
     Returns:
         The result.
 
     Raises:
-        SpecError: For an unknown analysis or parameter, an input that is missing, or one that the analysis does not read.
+        SpecError: For an unknown analysis, preset or parameter, an input that is missing, or one that the analysis does not
+            read.
         SubjectError: If an input lacks a capability, or activations are not finite.
         ArtifactError: If the result cannot be stored; the error has it as ``.result``.
     """
@@ -122,7 +128,7 @@ def run(
         if value is not None:
             given.setdefault(next((n for n in record.roles if role(n).flag == f"--{option}"), _PLAIN[option]), value)
     refuse_unread(record, given)
-    request = Request(analysis, more)
+    request = Request(analysis, record.preset(preset) | more)
     outcome = run_many([request], given, store=store, progress=progress, batch_tokens=batch_tokens)[0]
     if outcome.error is not None:
         raise outcome.error
@@ -167,21 +173,19 @@ def run_many(
         SpecError: For an unknown analysis or parameter, or a missing input, before anything runs.
         ArtifactError: If something must run and the folder of runs cannot be written to, before anything runs.
     """
-    records = [find_record(request.analysis) for request in requests]
-    checked = [
-        (record, make_params(record.params, request.params, analysis=record.name))
-        for record, request in zip(records, requests, strict=True)
-    ]
+    checked = [_checked(request) for request in requests]
     home = Store() if store is True else Store(store) if store else None
     jobs: dict[str, _Job] = {}
     asked, opened = [], dict[Any, Any]()
-    for record, params in checked:
-        context = Context(open_inputs(record, _with_named(record, params, inputs), opened, home))
-        job = _Job(record, params, context, Outcome(_spec(record, params, context, again)))
-        asked.append(job.digest)
-        if job.digest not in jobs:  # asked for twice, computed once
-            jobs[job.digest] = job
+    for record, choices in checked:
+        for params in choices:
+            context = Context(open_inputs(record, _with_named(record, params, inputs), opened, home))
+            job = _Job(record, params, context, Outcome(_spec(record, params, context, again)))
             _open_stored(job, home)
+            if not job.waiting:
+                break
+        asked.append(job.digest)
+        jobs.setdefault(job.digest, job)  # asked for twice, computed once
     waiting = [job for job in jobs.values() if job.waiting]
     if waiting and home is not None:
         home.check_writable()
@@ -190,6 +194,13 @@ def run_many(
             done(job.outcome)
     _compute(waiting, _Work(home, progress, batch_tokens, alone=len(jobs) == 1), done)
     return [jobs[digest].outcome for digest in asked]
+
+
+def _checked(request: Request) -> tuple[Analysis, list[Params]]:
+    """The analysis of a request, and its parameters, after the defaults where a stored run of these would do."""
+    record = find_record(request.analysis)
+    params = make_params(record.params, request.params, analysis=record.name)
+    return record, [record.params(), params] if request.rather_full and request.params else [params]
 
 
 def _with_named(record: Analysis, params: Params, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -341,7 +352,7 @@ def _finish(job: _Job, work: _Work, accumulated: Any, shared: float, events: lis
     if result is None:
         raise ArtifactError("the analysis returned no result", where=job.record.compute, got="None")
     seconds = time.perf_counter() - begin + (shared if finished else 0.0)
-    outcome, spec = job.outcome, job.outcome.spec
+    outcome, spec, preset = job.outcome, job.outcome.spec, job.record.preset_of(job.params)
     made_with = environment(
         device=str(spec.subject.get("device")), threads=torch.get_num_threads(), batch_tokens=work.batch_tokens
     )
@@ -350,14 +361,14 @@ def _finish(job: _Job, work: _Work, accumulated: Any, shared: float, events: lis
     result.provenance = {
         "run_id": None, "digest": spec.digest, "version": job.record.version, "created": None, "seconds": seconds,
         "subject": spec.subject, "corpus": spec.corpus, "params": spec.params, "environment": made_with, "command": command,
-        "inputs": spec.inputs, "artifacts": artifact_ids(result, spec).model_dump(),
+        "inputs": spec.inputs, "preset": preset, "artifacts": artifact_ids(result, spec).model_dump(),
     }  # fmt: skip
     outcome.result = result
     if work.store is None:
         return
     try:
         outcome.path = work.store.write(
-            result, spec, seconds=seconds, environment=made_with, events=events, command=command, replace=job.lost
+            result, spec, seconds=seconds, environment=made_with, events=events, command=command, preset=preset, replace=job.lost
         )
     except ArtifactError as error:
         error.result = result  # minutes of computing are not lost with the disk

@@ -17,6 +17,7 @@ from sparsescope.core.columns import TEXT_KINDS, Column
 from sparsescope.core.registry import View
 from sparsescope.core.result import Result
 from sparsescope.reporting.artifacts import artifact_lines
+from sparsescope.reporting.depth import left_out
 from sparsescope.reporting.page import figure_page
 from sparsescope.reporting.sections import Card, card, draw, flat, origin_rows, record_of, table_csv
 from sparsescope.viz import theme
@@ -187,6 +188,8 @@ def provenance(result: Result) -> None:
         places[index % 3].markdown(f"{plain(label)}  \n:gray[{plain(text)}]")
     _artifacts(result)
     origin = result.provenance
+    if depth := left_out(record_of(result), result):
+        st.caption(plain(depth, limit=800))
     left, right = st.columns(2)
     for place, title, values in (
         (left, "Parameters", origin.get("params")),

@@ -79,12 +79,13 @@ def _newest(found: Sequence[state.Run]) -> None:
             run.corpus,
             run.tokens,
             run.warnings,
+            run.preset,
             run.created.replace("T", " ")[:16],
             run.run_id,
         )
         for run in found[:_NEWEST]
     ]
-    frame = pd.DataFrame(rows, columns=["model", "analysis", "corpus", "tokens", "warnings", "made (UTC)", "run"])
+    frame = pd.DataFrame(rows, columns=["model", "analysis", "corpus", "tokens", "warnings", "preset", "made (UTC)", "run"])
     frame["tokens"] = frame["tokens"].astype("Int64")
     config = {"tokens": st.column_config.NumberColumn(format="localized")}
     event = st.dataframe(
