@@ -50,7 +50,7 @@ def write_notebook(study: Study, path: str | Path, *, home: str | Path | None = 
     target = Path(path)
     made = study_notebook(study, target.resolve().parent)
     if execute:
-        _execute(made, target.resolve().parent, Store(home).root)
+        execute_notebook(made, target.resolve().parent, Store(home).root)
     replace_file(target, (nbformat.writes(made) + "\n").encode(), action="write the notebook")
     return target
 
@@ -156,7 +156,7 @@ def _quiet(warnings: str | None) -> str:
     return ",".join([*filter(None, [warnings]), "ignore:IProgress not found"])
 
 
-def _execute(made: NotebookNode, folder: Path, home: Path) -> None:
+def execute_notebook(made: NotebookNode, folder: Path, home: Path) -> None:
     """Run the cells in a kernel of this Python, one after the other; outputs go into ``made``."""
     client, config = require("nbclient"), require("traitlets.config").Config
     with tempfile.TemporaryDirectory(prefix="sparsescope-") as private:
