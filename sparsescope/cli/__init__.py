@@ -215,20 +215,35 @@ def report(
 @app.command()
 def study(
     target: Annotated[str, typer.Argument(help="A name (see: sparsescope list studies), or a TOML file.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The HTML file; NAME.html when left out.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The HTML file; NAME.html when left out, none with --notebook.")
+    ] = None,
+    notebook: Annotated[Path | None, typer.Option(help="Write a notebook (.ipynb) and execute it on the stored runs.")] = None,
+    execute: Annotated[bool, typer.Option(help="Whether the study runs; without it the notebook has no outputs.")] = True,
     device: Device = "cpu",
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Run a study (subjects x analyses, what is stored is opened) and write its report; the path is printed last."""
+    """Run a study (subjects x analyses, what is stored is opened) and write its report or notebook; the path is printed last."""
     from sparsescope.cli import console, listing
+    from sparsescope.reporting.notebook import check_packages, write_notebook
     from sparsescope.runner.study import load_study
     from sparsescope.runner.study_checks import check_study
 
+    if not execute and (notebook is None or output is not None or json):
+        raise SpecError("a study that is not run gives a notebook alone", where="--no-execute", next_step="--notebook FILE.ipynb")
     found = load_study(target)
-    output = output or Path(f"{found.declared.name}.html")
-    check_output(output)
+    if notebook is None:
+        output = output or Path(f"{found.declared.name}.html")
+    else:
+        check_output(notebook, "--notebook FILE.ipynb")
+        check_packages()
+    if output is not None:
+        check_output(output)
     check_study(found)  # everything in the file is checked before torch is imported
+    if notebook is not None and not execute:
+        console.out(str(write_notebook(found, notebook, execute=False).resolve()))
+        return
     from sparsescope.runner.study_run import run_study
 
     with console.progress_bar() as progress:
@@ -238,12 +253,15 @@ def study(
         raise failed[0]
     from sparsescope.reporting.build import build
 
-    path = build(outcome, output).resolve()
+    written = {"report": build(outcome, output).resolve()} if output is not None else {}
+    if notebook is not None:
+        console.say("executing the notebook on the stored runs")
+        written["notebook"] = write_notebook(found, notebook, home=home).resolve()
     if json:
-        console.out_json(listing.study_json(outcome, path))
+        console.out_json(listing.study_json(outcome, written))
     else:
         console.out(listing.study_text(outcome))
-        console.out(str(path))
+        console.out("\n".join(map(str, written.values())))
     if failed:
         raise typer.Exit(2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -321,12 +322,12 @@ def comparison_text(found: Comparison) -> str:
     return "\n\n".join([*parts, *found.notes])
 
 
-def study_json(outcome: StudyResult, report: Path) -> dict[str, Any]:
-    """The outcome of a study as plain values."""
+def study_json(outcome: StudyResult, written: Mapping[str, Path]) -> dict[str, Any]:
+    """The outcome of a study as plain values, with the files that were written: ``report``, ``notebook``."""
     return {
         "study": outcome.study.declared.name,
-        "report": str(report),
-        "bytes": report.stat().st_size,
+        **{kind: str(path) for kind, path in written.items()},
+        "bytes": sum(path.stat().st_size for path in written.values()),
         "findings": [asdict(verdict) for verdict in outcome.findings],
         "runs": [
             {

@@ -207,18 +207,18 @@ class GrowingReport:
         console.say(f"{self.output} has {len(self.results)} of {self.expected} results; it will be written again")
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, option: str = "--output FILE.html") -> None:
     """Refuse an output that cannot be written, before minutes of work."""
     folder = path.resolve().parent
     # A report replaces the file: a device such as /dev/null must not be replaced.
     special = path.exists() and not path.is_file()
     if special or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise SpecError(
-            "the report cannot be written there",
-            where="--output",
+            "the report cannot be written there" if option.startswith("--output") else "the notebook cannot be written there",
+            where=option.split()[0],
             allowed="a file in an existing folder that you can write to",
             got=str(path),
-            next_step="choose another path with: --output FILE.html",
+            next_step=f"choose another path with: {option}",
         )
 
 

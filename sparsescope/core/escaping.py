@@ -9,6 +9,7 @@ look-alikes; the tables and the downloads keep the strings as they are.
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from typing import Any
@@ -20,6 +21,7 @@ _JOINERS = frozenset("\u200c\u200d")
 # Letters and symbols that are drawn as nothing: Hangul fillers, the blank Braille pattern, the grapheme joiner.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 _TEMPLATE = re.compile(r"%(?=\{)")
+_TEX = re.compile(r"\\+(?=[(\[]|begin)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Vietnamese needs two marks on a letter, pointed Hebrew and vocalized Arabic three; a variation selector may follow.
 _MOST_MARKS = 4
@@ -69,6 +71,22 @@ def display(text: object, *, spaces: bool = False, limit: int = 80, markup: bool
     if markup:
         shown = _TEMPLATE.sub("％", shown.translate(_MARKUP))
     return shown + "…" if len(cut) > limit else shown
+
+
+def cell_html(text: object, limit: int = 200) -> str:
+    """Return foreign text as HTML for a notebook, which also looks for TeX: between dollar signs and after backslashes.
+
+    Args:
+        text: Any value; it is turned into a string.
+        limit: Longest result in characters before escaping.
+    """
+    return no_tex(html.escape(display(text, limit=limit, markup=False), quote=True))
+
+
+def no_tex(text: str) -> str:
+    """Return ``text`` with what MathJax looks for replaced by look-alikes: dollar signs, and backslashes where they count."""
+    shown = text.replace("$", "\N{FULLWIDTH DOLLAR SIGN}")
+    return _TEX.sub(lambda found: "\N{FULLWIDTH REVERSE SOLIDUS}" * len(found[0]), shown)
 
 
 def _visible_text(text: str, spaces: bool) -> str:

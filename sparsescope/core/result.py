@@ -7,7 +7,6 @@ its interval and n. Tables are pandas frames in ``Result.tables``; what their co
 
 from __future__ import annotations
 
-import html
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from sparsescope.core.columns import STRICT, Column, declared_frame
-from sparsescope.core.escaping import display
+from sparsescope.core.escaping import cell_html, display
 from sparsescope.errors import SpecError, unknown_name
 
 if TYPE_CHECKING:
@@ -262,24 +261,18 @@ class Result:
     def _summary_html(self) -> str:
         """Title, numbers and notes."""
         rows = "".join(
-            f"<tr><td title='{_html(s.definition, 800)}'>{_html(s.name)}</td>"
-            f"<td style='text-align:right'>{_html(format_scalar(s))}</td></tr>"
+            f"<tr><td title='{cell_html(s.definition, 800)}'>{cell_html(s.name)}</td>"
+            f"<td style='text-align:right'>{cell_html(format_scalar(s))}</td></tr>"
             for s in self.scalars.values()
         )
-        notes = "".join(f"<li>{_html(n.severity)}: {_html(n.message, 800)}</li>" for n in self.notes)
-        title = _html(f"{self.analysis} · {self.provenance.get('subject', {}).get('id', 'in memory')}")
+        notes = "".join(f"<li>{cell_html(n.severity)}: {cell_html(n.message, 800)}</li>" for n in self.notes)
+        title = cell_html(f"{self.analysis} · {self.provenance.get('subject', {}).get('id', 'in memory')}")
         return f"<h4>{title}</h4><table>{rows}</table><ul>{notes}</ul>"
 
     def __repr__(self) -> str:
         subject = display(self.provenance.get("subject", {}).get("id", "?"), limit=200, markup=False)
         tables = ", ".join(f"{name}[{len(frame)}]" for name, frame in self.tables.items())
         return f"Result({self.analysis}, subject={subject}, scalars={list(self.scalars)}, tables={tables})"
-
-
-def _html(text: object, limit: int = 200) -> str:
-    """Foreign text for a notebook, which also looks for TeX between dollar signs and after backslashes."""
-    shown = html.escape(display(text, limit=limit, markup=False), quote=True)
-    return shown.replace("$", "＄").replace("\\(", "＼(").replace("\\[", "＼[")
 
 
 def format_number(value: float, unit: str) -> str:

@@ -55,6 +55,12 @@ class CheckedFinding:
     n: int | None = None
     reading: str = ""
 
+    def _repr_html_(self) -> str:
+        """Draw the checked claim in a notebook."""
+        from sparsescope.runner.study_html import finding_html
+
+        return finding_html(self)
+
 
 @dataclass(frozen=True, slots=True)
 class _Number:

@@ -227,6 +227,15 @@ class StudyResult:
 
         return [check(finding, self) for finding in self.study.declared.findings]
 
+    def __repr__(self) -> str:
+        return f"StudyResult({self.study.declared.name}: {len(self.results)} of {len(self.runs)} runs)"
+
+    def _repr_html_(self) -> str:
+        """Draw the outcome in a notebook: headline numbers, a column for each subject."""
+        from sparsescope.runner.study_html import numbers_html
+
+        return numbers_html(self)
+
     def frame(self) -> pd.DataFrame:
         """Every number side by side: one row for each scalar of each run, with its interval and n."""
         import pandas as pd

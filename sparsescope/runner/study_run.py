@@ -44,7 +44,7 @@ def study(
 
     Returns:
         The runs, their numbers side by side (``.frame()``) and the checked claims (``.findings``);
-        ``ss.report(outcome, "study.html")`` writes the report.
+        ``ss.figure(outcome, TITLE)`` draws a declared figure, ``ss.report(outcome, "study.html")`` writes the report.
 
     Raises:
         SpecError: If the study is not valid; nothing has run then.
