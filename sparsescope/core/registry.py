@@ -83,7 +83,7 @@ class Analysis:
         place: Order in listings and reports, small first; equal places go by name.
         inputs: The roles that it reads, for example ``("subject", "text")`` or ``("series*",)``; see ``core/inputs.py``. A
             parameter whose field has ``json_schema_extra={"role": ROLE}`` names further inputs of that role.
-        unit: What its ``progress`` counts.
+        unit: What its ``progress`` counts; a phase that counts something else says so when it is told.
     """
 
     name: str

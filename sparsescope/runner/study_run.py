@@ -84,8 +84,9 @@ def cost_text(found: Study) -> str:
     """Say what a study takes: subjects, analyses, runs, tokens."""
     declared = found.declared
     subjects, analyses = len(declared.subjects), len(declared.analyses)
-    units = dict.fromkeys(find_record(entry.name).unit for entry in declared.analyses)
-    read = " and ".join(f"{declared.tokens:,} tokens" if unit == "tokens" else f"all {unit}" for unit in units)
+    records = [find_record(entry.name) for entry in declared.analyses]
+    series, text = "all checkpoints", f"{declared.tokens:,} tokens"
+    read = " and ".join(dict.fromkeys(series if "series" in record.roles else text for record in records))
     return (
         f"{declared.name}: {subjects} subjects x {analyses} {'analysis' if analyses == 1 else 'analyses'} = "
         f"{subjects * analyses} runs, each subject on {read}; stored runs are not run again"
