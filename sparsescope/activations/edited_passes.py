@@ -133,7 +133,8 @@ class EditedPasses:
     def _say(self, tokens: int) -> None:
         """Tell the progress bar how far the passes are, this one by ``tokens``."""
         every = self.corpus.n_tokens
-        self.context.progress("masked passes", self.passes * every + tokens, max(self.planned, self.passes) * every)
+        total = max(self.planned, self.passes) * every
+        self.context.progress("masked passes", self.passes * every + tokens, total, "tokens")
 
     def _run(self, keep: Keep | None, replace: Change | None, replace_ids: ReplaceIds | None) -> dict[str, np.ndarray]:
         counts = _Counts(self.documents, self.sites)

@@ -88,7 +88,8 @@ def progress_bar() -> Iterator[ProgressCallback]:
                 begin[phase] = (time.monotonic(), done)
             start, first = begin[phase]
             rate = (done - first) / max(time.monotonic() - start, 1e-9)
-            bar.update(tasks[phase], completed=done, rate=f"{rate:,.{0 if rate >= 10 else 1}f}/s" if done > first else "")
+            shown = f"{rate:,.{0 if rate >= 10 else 1}f}/s" if done > first else ""
+            bar.update(tasks[phase], completed=done, total=total, unit=unit, rate=shown)  # a total may grow
 
         yield show
 

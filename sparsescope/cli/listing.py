@@ -334,6 +334,7 @@ def study_json(outcome: StudyResult, written: Mapping[str, Path]) -> dict[str, A
                 "subject": run.subject.name,
                 "control_of": run.subject.control_of,
                 "analysis": run.analysis,
+                "id": run.id,
                 "run": run.result.run_id if run.result else None,
                 "stored_before": run.stored,
                 "error": run.error.what if run.error else None,
@@ -349,7 +350,9 @@ def study_text(outcome: StudyResult) -> str:
     """The claims of a study and what became of them, as text."""
     if not outcome.findings:
         return f"{len(outcome.results)} of {len(outcome.runs)} runs"
-    rows = [[v.status, v.label, v.measured] for v in outcome.findings]
+    study = outcome.study
+    found = zip(outcome.findings, study.declared.findings, strict=True)
+    rows = [[v.status, v.label + study.suffix(finding.analysis), v.measured] for v, finding in found]
     return table(["verdict", "claim", "measured"], rows)
 
 

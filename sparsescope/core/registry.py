@@ -88,7 +88,7 @@ class Analysis:
         inputs: The roles that it reads, for example ``("subject", "text")`` or ``("series*",)``; see ``core/inputs.py``. A
             parameter whose field has ``json_schema_extra={"role": ROLE}`` names further inputs of that role. They are opened in
             this order: a text comes after who reads it.
-        unit: What its ``progress`` counts.
+        unit: What its ``progress`` counts; a phase that counts something else says so when it is told.
         presets: By name, what differs from the defaults, for example ``{"quick": {"tokens": 1024}}``. A preset makes intervals
             wider, not wrong: a report takes ``quick``. Its name is a label of a stored run, not part of the digest. The
             defaults are called ``full``.

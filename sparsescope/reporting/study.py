@@ -69,7 +69,7 @@ def render_study(outcome: StudyResult, *, title: str | None = None) -> str:
         )
     rows = max(ROWS_SHOWN // len(done), _FEWEST_ROWS)
     sections = [
-        (_heading(run), section(run.result, f"s{index}", budget=CSV_BUDGET // len(done), rows=rows))
+        (_heading(run, outcome), section(run.result, f"s{index}", budget=CSV_BUDGET // len(done), rows=rows))
         for index, run in enumerate(done)
         if run.result is not None
     ]
@@ -83,7 +83,7 @@ def render_study(outcome: StudyResult, *, title: str | None = None) -> str:
         summary=verdict_text(outcome),
         across=across(outcome),
         figures=[_figure(figure, f"c{index}", outcome) for index, figure in enumerate(declared.figures)],
-        failed=[(_heading(run), run.error.what if run.error else "", _cure(run)) for run in outcome.failed],
+        failed=[(_heading(run, outcome), run.error.what if run.error else "", _cure(run)) for run in outcome.failed],
         sections=sections,
         origins=_origins(done),
         made=max(str(run.result.provenance.get("created") or "") for run in done if run.result is not None)[:10],
@@ -105,7 +105,7 @@ def across(outcome: StudyResult) -> list[Across]:
     """Return the headline numbers side by side, one table for each analysis."""
     tables = []
     for analysis in outcome.study.declared.analyses:
-        runs = [run for run in outcome.runs if run.analysis == analysis.name and run.result is not None]
+        runs = [run for run in outcome.runs if run.id == analysis.id and run.result is not None]
         if not runs or runs[0].result is None:
             continue
         record = record_of(runs[0].result)
@@ -117,7 +117,7 @@ def across(outcome: StudyResult) -> list[Across]:
         for name in names:
             cells = [_cell(scalars[run.subject.name].get(name)) for run in runs]
             rows.append((name.replace("_", " "), present[name].definition, cells))
-        tables.append(Across(record.title, subjects, rows))
+        tables.append(Across(record.title + outcome.study.suffix(analysis.id), subjects, rows))
     return tables
 
 
@@ -132,9 +132,9 @@ def _cell(scalar: Scalar | None) -> tuple[str, str]:
     return value, f"{interval.replace(' ', _HARD_SPACE)} {count.replace(' ', _HARD_SPACE)}"  # breaks between the two only
 
 
-def _heading(run: StudyRun) -> str:
+def _heading(run: StudyRun, outcome: StudyResult) -> str:
     title = record_of(run.result).title if run.result is not None else run.analysis
-    return f"{run.subject.title}: {title}"
+    return f"{run.subject.title}: {title}{outcome.study.suffix(run.id)}"
 
 
 def _cure(run: StudyRun) -> str:

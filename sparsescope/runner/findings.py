@@ -1,9 +1,9 @@
 """Claims of a study, checked: what was claimed, what was measured, and whether it holds.
 
 A claim holds if the measured number satisfies its relation; whether the interval around the number leaves room for the
-opposite is said beside it (``decided``). A ratio of two subjects gets the range of its ends: lower end / upper end to
-upper end / lower end, which is wide, because the two intervals come from the same documents. A claim that fails is
-reported as such; one that cannot be checked says why.
+opposite is said beside it (``decided``). A ratio of two runs (of two subjects, or with other parameters) gets the range of
+its ends: lower end / upper end to upper end / lower end, which is wide, because the two intervals come from the same
+documents. A claim that fails is reported as such; one that cannot be checked says why.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sparsescope.core.result import Result, Scalar, format_number
 from sparsescope.errors import near_matches
 
 if TYPE_CHECKING:
-    from sparsescope.runner.study import StudyFinding, StudyResult
+    from sparsescope.runner.study import Study, StudyFinding, StudyResult
 
 Status = Literal["holds", "does not hold", "not checked"]
 _RELATIONS: dict[str, Callable[[float, float], bool]] = {
@@ -90,15 +90,15 @@ def check(finding: StudyFinding, outcome: StudyResult) -> CheckedFinding:
     """
     quantity = finding.scalar.replace("_", " ") + (f" / {finding.per.replace('_', ' ')}" if finding.per else "")
     study = outcome.study
-    whose = f"{quantity} of {study.subject(finding.subject).title}"
+    whose = f"{quantity} of {_run(study, finding.subject, finding.analysis)}"
     try:
-        first = _number(finding, finding.subject, outcome)
-        if finding.other_subject is None:
+        first = _number(finding, finding.subject, finding.analysis, outcome)
+        if not finding.compares:
             claim = f"{whose} {_bound(finding, first.unit)}"
             return _judge(finding, claim, first.text(), first)
-        times, other = finding.times or 0.0, study.subject(finding.other_subject).title
-        claim = f"{whose} {_WORDS[finding.relation]} {times:g} × that of {other}"
-        second = _number(finding, finding.other_subject, outcome)
+        other = finding.other_subject or finding.subject, finding.other_analysis or finding.analysis
+        claim = f"{whose} {_WORDS[finding.relation]} {finding.times or 0.0:g} × that of {_run(study, *other)}"
+        second = _number(finding, *other, outcome)
         ratio = _ratio(first, second)
         low, high = format_number(ratio.low, ""), format_number(ratio.high, "")
         ends = f" [{low}, {high}]" if ratio.n is not None else ", no interval"
@@ -106,6 +106,11 @@ def check(finding: StudyFinding, outcome: StudyResult) -> CheckedFinding:
         return _judge(finding, claim, measured, ratio)
     except _Missing as why:
         return CheckedFinding(finding.label, whose, str(why), "not checked", reading=finding.reading)
+
+
+def _run(study: Study, subject: str, id: str) -> str:
+    """The run in the words of the study."""
+    return study.subject(subject).title + study.suffix(id)
 
 
 def _judge(finding: StudyFinding, claim: str, measured: str, number: _Number) -> CheckedFinding:
@@ -135,11 +140,11 @@ def _bound(finding: StudyFinding, unit: str) -> str:
     return f"{_WORDS[finding.relation]} {format_number(float(finding.value or 0.0), unit)}"
 
 
-def _number(finding: StudyFinding, subject: str, outcome: StudyResult) -> _Number:
-    """The scalar of a subject, divided by its scalar ``per`` where there is one."""
-    result = outcome.result(subject, finding.analysis)
+def _number(finding: StudyFinding, subject: str, id: str, outcome: StudyResult) -> _Number:
+    """The scalar of one run, divided by its scalar ``per`` where there is one."""
+    result = outcome.result(subject, id)
     if result is None:
-        raise _Missing(f"{outcome.study.subject(subject).title} was not measured")
+        raise _Missing(f"{_run(outcome.study, subject, id)} was not measured")
     scalar = _scalar(result, finding.scalar)
     ends = scalar.interval
     whole = _Number(scalar.value, scalar.unit, *((ends.low, ends.high, ends.n) if ends else ()))

@@ -285,8 +285,12 @@ class _Work:
         """The context of a job with a progress bar of its own, steps that are kept in a stored run, and a place for artifacts."""
         context, spec = job.context, job.outcome.spec
         if (progress := self.progress) is not None:
-            title, unit = job.record.title.lower(), job.record.unit
-            context = replace(context, progress=lambda phase, done, total: progress(f"{title}: {phase}", done, total, unit))
+            title, usual = job.record.title.lower(), job.record.unit
+
+            def tell(phase: str, done: int, total: int, unit: str = "") -> None:
+                progress(f"{title}: {phase}", done, total, unit or usual)
+
+            context = replace(context, progress=tell)
         if self.store is not None:
             context = replace(context, step=kept_steps(self.store, spec.digest))
         kept = ArtifactStore(None if self.store is None else self.store.root)

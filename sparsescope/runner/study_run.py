@@ -72,9 +72,9 @@ def run_study(
         runs = _runs(found, subject, store, device, progress)
         for run in runs:
             if run.error is not None:
-                tell(f"{run.analysis} of {subject.name} failed\n{run.error}")
+                tell(f"{run.id} of {subject.name} failed\n{run.error}")
             elif run.stored:
-                tell(f"{run.analysis} was stored already")
+                tell(f"{run.id} was stored already")
         outcome.runs += runs
         gc.collect()  # modules refer to themselves; the next subject needs the memory now
     return outcome
@@ -84,8 +84,9 @@ def cost_text(found: Study) -> str:
     """Say what a study takes: subjects, analyses, runs, tokens."""
     declared = found.declared
     subjects, analyses = len(declared.subjects), len(declared.analyses)
-    units = dict.fromkeys(find_record(entry.name).unit for entry in declared.analyses)
-    read = " and ".join(f"{declared.tokens:,} tokens" if unit == "tokens" else f"all {unit}" for unit in units)
+    records = [find_record(entry.name) for entry in declared.analyses]
+    series, text = "all checkpoints", f"{declared.tokens:,} tokens"
+    read = " and ".join(dict.fromkeys(series if "series" in record.roles else text for record in records))
     return (
         f"{declared.name}: {subjects} subjects x {analyses} {'analysis' if analyses == 1 else 'analyses'} = "
         f"{subjects * analyses} runs, each subject on {read}; stored runs are not run again"
@@ -104,18 +105,18 @@ def _runs(
             progress(f"{subject.title}: {phase}", done, total, unit)
 
     try:
-        requests = [Request(entry.name, {**entry.params, **subject.params.get(entry.name, {})}) for entry in entries]
+        requests = [Request(entry.name, {**entry.params, **subject.params.get(entry.id, {})}) for entry in entries]
         inputs = _inputs(found, subject, store, device, named)
         outcomes = run_many(requests, inputs, store=store, progress=named)
     except SparsescopeError as error:
         if store and isinstance(error, ArtifactError):  # a folder that cannot be written to ends the study, not this subject
             (Store() if store is True else Store(store)).check_writable()
-        return [StudyRun(subject, entry.name, error=error) for entry in entries]
+        return [StudyRun(subject, entry.name, error=error, id=entry.id) for entry in entries]
     except Exception as error:  # a bug with one model must not cost the results of the others; the page names it
         bug = SparsescopeError(f"{type(error).__name__}: {error}", where=subject.name, next_step="please report this")
         bug.__cause__ = error
-        return [StudyRun(subject, entry.name, error=bug) for entry in entries]
-    return [StudyRun(subject, e.name, o.result, o.error, o.stored) for e, o in zip(entries, outcomes, strict=True)]
+        return [StudyRun(subject, entry.name, error=bug, id=entry.id) for entry in entries]
+    return [StudyRun(subject, e.name, o.result, o.error, o.stored, e.id) for e, o in zip(entries, outcomes, strict=True)]
 
 
 def _inputs(

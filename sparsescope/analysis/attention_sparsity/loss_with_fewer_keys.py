@@ -108,9 +108,10 @@ def losses_with_fewer_keys(context: Context, corpus: TokenizedCorpus, params: At
     levels = [("top-p", share) for share in params.dose_shares]
     levels += [("local", float(width)) for width in params.dose_widths if width < corpus.context]
     levels += [("random", share) for share in params.dose_random]
-    size = corpus.n_tokens
-    context.progress("loss", 0, size * (len(levels) + 1))
+    passes = len(levels) + 1
+    context.progress("losses", 0, passes, "passes")
     plain = context.step("loss", lambda: _plain(context.subject, corpus, params))
+    context.progress("losses", 1, passes, "passes")
     numbers, where = np.unique(plain["document"], return_inverse=True)
     tokens = np.bincount(where)
     strata = np.array([plain["domain"][where == number][0] for number in range(len(numbers))])
@@ -120,7 +121,7 @@ def losses_with_fewer_keys(context: Context, corpus: TokenizedCorpus, params: At
         rises = np.bincount(where, weights=found["nll"] - plain["nll"])
         kept, pairs = (int(n) for n in found["pairs"])
         doses.append(Dose(rule, setting, kept, pairs, rises))
-        context.progress("loss with fewer keys", size * (index + 2), size * (len(levels) + 1))
+        context.progress("losses", index + 2, passes, "passes")
     return Response(tuple(doses), tokens, strata, float(plain["nll"].mean()))
 
 

@@ -133,7 +133,7 @@ def test_finished_steps_are_not_done_again(llama, small_corpus):
     # What an older version kept of an unedited pass: zeros, which were no counts.
     kept["dense"] |= {"kept": np.zeros((len(text.documents), 3)), "width": np.zeros((len(text.documents), 3), np.int64)}
     assert EditedPasses(context, text, llama.sites("blocks.*.mlp.hook_post"), 2).run("dense").kept is None
-    assert told[-1] == ("masked passes", text.n_tokens, 2 * text.n_tokens)
+    assert told[-1] == ("masked passes", text.n_tokens, 2 * text.n_tokens, "tokens")
 
 
 def test_calibration_and_held_out_documents_are_apart(llama, small_corpus):

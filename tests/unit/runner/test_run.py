@@ -187,6 +187,15 @@ def test_progress_reaches_its_end_and_the_global_generators_are_untouched(llama,
     np.testing.assert_array_equal(numpy_state, np.random.get_state()[1])
 
 
+def test_a_phase_says_what_it_counts(llama, small_corpus):
+    seen = []
+    run("attention_sparsity", llama, small_corpus, progress=lambda *told: seen.append(told), dose_windows=1)
+    units = {phase.split(": ")[-1]: unit for phase, _, _, unit in seen}
+    assert units == {"attention rows": "tokens", "losses": "passes"}
+    losses = [(done, total) for phase, done, total, _ in seen if phase.endswith("losses")]
+    assert losses == [(done, len(losses) - 1) for done in range(len(losses))] and len(losses) > 3
+
+
 def test_the_reproduce_command_makes_the_same_run(glass, tmp_path):
     import shlex
 
