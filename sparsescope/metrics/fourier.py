@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from einops import rearrange
 
 from sparsescope.errors import SpecError
 
@@ -134,7 +135,7 @@ def sum_means(logits: Array) -> Array:
     p = logits.shape[1]
     if logits.shape != (p * p, p):
         raise SpecError("logits of all pairs are needed", where="logits", allowed=f"shape ({p * p}, {p})", got=logits.shape)
-    table = np.asarray(logits, np.float64).reshape(p, p, p)
+    table = rearrange(np.asarray(logits, np.float64), "(a b) c -> a b c", a=p)
     a = np.arange(p)
     return np.stack([table[a, (s - a) % p].mean(0) for s in range(p)])
 
@@ -181,7 +182,7 @@ def restricted_loss(means: Array, keys: Sequence[int], counts: NDArray[np.int64]
 
     Example:
         >>> means = 20 * np.eye(5)  # a model that adds without error
-        >>> round(restricted_loss(means, [1, 2]), 2), round(restricted_loss(means, []), 2)  # without any: ln 5
+        >>> round(restricted_loss(means, [1, 2]), 2), round(restricted_loss(means, []), 2)  # ln 5
         (0.0, 1.61)
     """
     losses = cross_entropy(restricted_logits(means, keys), np.arange(len(means)))
@@ -340,7 +341,7 @@ def neuron_energies(hidden: NDArray[np.floating]) -> tuple[Array, Array]:
     if p * p != len(hidden):
         raise SpecError("activations of all pairs are needed", where="hidden", allowed="p^2 rows", got=len(hidden))
     values = np.asarray(hidden)
-    values = (values - values.mean(0)).reshape(p, p, -1)
+    values = rearrange(values - values.mean(0), "(a b) f -> a b f", a=p)
     basis = fourier_basis(p).astype(values.dtype)
     over_b = np.matmul(basis, values)  # [a, row, f]
     squares = np.square(np.tensordot(basis, over_b, 1), dtype=values.dtype)  # [row of a, row of b, f]

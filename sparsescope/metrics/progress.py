@@ -159,7 +159,7 @@ def half_way(steps: NDArray[np.int64], values: Array, start: int, end: int) -> f
         The last crossing of the middle before ``end``, interpolated linearly; NaN where the measure did not move.
 
     Example:
-        >>> round(half_way(np.array([0, 10, 20]), np.array([0.0, 1.0, 3.0]), start=0, end=20), 6)  # 1.5 is half
+        >>> round(half_way(np.array([0, 10, 20]), np.array([0.0, 1.0, 3.0]), start=0, end=20), 6)  # at 1.5
         12.5
     """
     good = np.isfinite(values) & (steps >= start) & (steps <= end)
