@@ -1,7 +1,7 @@
 """What a package imports to add to sparsescope: analyses, subjects, corpora, variants, inputs, recipes.
 
-A package declares records and names them in its entry points; sparsescope then lists, runs, stores, draws and compares
-them with no edit elsewhere. Declarations import no torch, and neither does this module::
+A package declares records and names them in its entry points; sparsescope then lists, runs, stores, draws
+and compares them with no edit elsewhere. Declarations import no torch, and neither does this module::
 
     # toy_sparsity/__init__.py; in pyproject.toml: [project.entry-points."sparsescope.analyses"]
     from sparsescope.plugin import Analysis, Column, Field, Params, View
@@ -13,7 +13,7 @@ them with no edit elsewhere. Declarations import no torch, and neither does this
         name="positive_share", version="1", title="Share of positive activations",
         summary="How many activations of a layer are above a threshold.",
         params=ShareParams, compute="toy_sparsity.share", view_module="toy_sparsity.views",
-        tables={"shares": (Column("layer", "layer", "Layer."), Column("share", "fraction", "Share above the threshold."))},
+        tables={"shares": (Column("layer", "layer", "Layer."), Column("share", "fraction", "Share above it."))},
         views=(View("shares", "Positive activations by layer", "One bar for each layer.", table="shares"),),
     )
 
@@ -36,10 +36,10 @@ entry point group           record
 ``sparsescope.recipes``     ``RecipeKind``: what trains artifacts of a kind
 ==========================  =========================================================================
 
-An analysis gets a ``Context`` and gives a ``Result``. One that reads activations in the shared forward pass has an
-``Accumulator`` (``DocumentAccumulator`` is a base for it), which is fed ``ActivationBatch`` objects;
-``DocumentBootstrap`` gives an ``Estimate`` with its ``Interval`` over documents. ``sparsescope.testing`` holds records to
-their contracts; ``CONTRIBUTING.md`` has the recipes step by step.
+An analysis gets a ``Context`` and gives a ``Result``. One that reads activations in the shared forward pass
+has an ``Accumulator`` (``DocumentAccumulator`` is a base for it), which is fed ``ActivationBatch`` objects;
+``DocumentBootstrap`` gives an ``Estimate`` with its ``Interval`` over documents. ``sparsescope.testing`` holds
+records to their contracts; ``CONTRIBUTING.md`` has the recipes step by step.
 """
 
 from __future__ import annotations

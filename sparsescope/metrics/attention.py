@@ -116,7 +116,7 @@ def blocks_needed(blocks: np.ndarray, share: float = BLOCK_SHARE) -> np.ndarray:
     """Fewest key blocks that hold a share of the mass of a block of queries, int [...] from [..., block].
 
     Example:
-        >>> blocks_needed(np.array([[0.90, 0.06, 0.04], [0.97, 0.02, 0.01]])).tolist()  # two blocks of queries
+        >>> blocks_needed(np.array([[0.90, 0.06, 0.04], [0.97, 0.02, 0.01]])).tolist()  # 0.96, 0.97
         [2, 1]
     """
     cumulative = np.cumsum(-np.sort(-np.asarray(blocks, np.float64), axis=-1), axis=-1)

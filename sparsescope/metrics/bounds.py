@@ -235,7 +235,7 @@ def mlp_saving(
     Example:
         >>> round(mlp_saving(gated=True, density=0.1, scheme="ideal predictor"), 6)
         0.9
-        >>> round(mlp_saving(gated=True, density=0.1, scheme="first matrix computed"), 6)  # the gate is always computed
+        >>> round(mlp_saving(gated=True, density=0.1, scheme="first matrix computed"), 6)  # the gate stays
         0.6
     """
     _check(0 <= density <= 1, "density", "0 to 1", density)
@@ -266,11 +266,11 @@ def dense_cost(model: ModelDimensions, *, attended: float, bytes_per_weight: flo
         together: Tokens that are decoded for one reading of the weights.
 
     Example:
-        >>> layer = LayerDimensions(0, d_model=4, d_mlp=16, gated=False, attention_weights=64, d_attention=4, d_kv=4)
-        >>> model = ModelDimensions((layer,), 4, vocabulary=10, tied=True, parameters=232, bytes_per_weight=2.0,
-        ...                         final_norm_weights=0, causal=True)
+        >>> layer = LayerDimensions(0, 4, d_mlp=16, gated=False, attention_weights=64, d_attention=4, d_kv=4)
+        >>> model = ModelDimensions((layer,), 4, vocabulary=10, tied=True, parameters=232,
+        ...                         bytes_per_weight=2.0, final_norm_weights=0, causal=True)
         >>> cost = dense_cost(model, attended=8)
-        >>> cost.flops["mlp"], cost.weight_bytes["mlp"]  # 2 matrices of 4 x 16: 2 FLOPs and 2 bytes for each weight
+        >>> cost.flops["mlp"], cost.weight_bytes["mlp"]  # 2 matrices of 4 x 16, 2 FLOPs and 2 bytes each
         (256.0, 256.0)
         >>> dense_cost(model, attended=8, together=4).weight_bytes["mlp"]  # read once for four tokens
         64.0
@@ -317,11 +317,12 @@ def upper_bounds(
         SpecError: If a density is not in [0, 1], a layer is unknown, or the union densities are missing.
 
     Example:
-        >>> layer = LayerDimensions(0, d_model=4, d_mlp=16, gated=False, attention_weights=64, d_attention=4, d_kv=4)
-        >>> model = ModelDimensions((layer,), 4, vocabulary=0, tied=True, parameters=192, bytes_per_weight=2.0,
-        ...                         final_norm_weights=0, causal=True)
-        >>> flops, weights = upper_bounds(model, {0: 0.25}, Assumptions("ideal predictor", attended=0, bytes_per_weight=2.0))
-        >>> weights.saved_mlp, weights.saved_model, weights.amdahl  # 96 of 128 weights of the MLP, of 192 in all
+        >>> layer = LayerDimensions(0, 4, d_mlp=16, gated=False, attention_weights=64, d_attention=4, d_kv=4)
+        >>> model = ModelDimensions((layer,), 4, vocabulary=0, tied=True, parameters=192,
+        ...                         bytes_per_weight=2.0, final_norm_weights=0, causal=True)
+        >>> rests_on = Assumptions("ideal predictor", attended=0, bytes_per_weight=2.0)
+        >>> flops, weights = upper_bounds(model, {0: 0.25}, rests_on)
+        >>> weights.saved_mlp, weights.saved_model, weights.amdahl  # 96 weights of 128, of 192
         (0.75, 0.5, 2.0)
     """
     a = assumptions
@@ -394,8 +395,7 @@ def as_row(bound: UpperBound) -> dict[str, object]:
 
     Example:
         >>> rests_on = Assumptions("ideal predictor", attended=128, bytes_per_weight=2.0)
-        >>> bound = UpperBound("FLOPs", 10.0, 4.0, mlp_share=0.8, saved_mlp=0.5, saved_model=0.4, amdahl=1.67, assumptions=rests_on)
-        >>> row = as_row(bound)
+        >>> row = as_row(UpperBound("FLOPs", 10.0, 4.0, 0.8, 0.5, 0.4, 1.67, rests_on))
         >>> row["saved_model"], row["scheme"]
         (0.4, 'ideal predictor')
     """

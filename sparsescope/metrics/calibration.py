@@ -44,7 +44,8 @@ def reliability_bins(confidence: np.ndarray, correct: np.ndarray, bins: int = BI
         SpecError: If there is nothing, the lengths differ, or a confidence is not in [0, 1].
 
     Example:
-        >>> found = reliability_bins(np.array([0.2, 0.3, 0.7, 0.9]), np.array([False, True, True, True]), bins=2)
+        >>> confidence, correct = np.array([0.2, 0.3, 0.7, 0.9]), np.array([False, True, True, True])
+        >>> found = reliability_bins(confidence, correct, bins=2)
         >>> found.confidence.round(6).tolist(), found.accuracy.tolist()  # surer, and right more often
         ([0.25, 0.8], [0.5, 1.0])
     """
@@ -76,7 +77,8 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
     """ECE, in [0, 1]; see the head of this file.
 
     Example:
-        >>> round(expected_calibration_error(np.array([0.9, 0.9]), np.array([True, False])), 6)  # 0.9 sure, right half of the time
+        >>> sure, correct = np.array([0.9, 0.9]), np.array([True, False])
+        >>> round(expected_calibration_error(sure, correct), 6)  # 0.9 sure, right half of the time
         0.4
     """
     found = reliability_bins(confidence, correct, bins)

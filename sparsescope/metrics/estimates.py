@@ -50,7 +50,7 @@ class DocumentBootstrap:
 
     Example:
         >>> draws = DocumentBootstrap.draw(strata=[0, 0, 0, 0], resamples=500, seed=0, level=0.95)
-        >>> density = draws.ratio(sums=[1, 2, 3, 4], counts=[10, 10, 10, 10])  # active units and tokens of four documents
+        >>> density = draws.ratio(sums=[1, 2, 3, 4], counts=[10, 10, 10, 10])  # active units, tokens
         >>> float(density.mean), bool(0.1 <= density.low < 0.25 < density.high <= 0.4)
         (0.25, True)
     """

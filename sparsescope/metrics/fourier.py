@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from einops import rearrange
 
 from sparsescope.errors import SpecError
 
@@ -134,7 +135,7 @@ def sum_means(logits: Array) -> Array:
     p = logits.shape[1]
     if logits.shape != (p * p, p):
         raise SpecError("logits of all pairs are needed", where="logits", allowed=f"shape ({p * p}, {p})", got=logits.shape)
-    table = np.asarray(logits, np.float64).reshape(p, p, p)
+    table = rearrange(np.asarray(logits, np.float64), "(a b) c -> a b c", a=p)
     a = np.arange(p)
     return np.stack([table[a, (s - a) % p].mean(0) for s in range(p)])
 
@@ -163,8 +164,10 @@ def restricted_logits(means: Array, keys: Sequence[int]) -> Array:
         float64 [p, p], row s.
 
     Example:
-        >>> np.allclose(restricted_logits(np.eye(5), [1, 2]), np.eye(5)), np.allclose(restricted_logits(np.eye(5), []), 1 / 5)
-        (True, True)
+        >>> np.allclose(restricted_logits(np.eye(5), [1, 2]), np.eye(5))
+        True
+        >>> np.allclose(restricted_logits(np.eye(5), []), 1 / 5)  # the mean of each class is left
+        True
     """
     return restrict(means, keys) + means.mean(0)  # Pi_K of anything has mean zero
 
@@ -179,7 +182,7 @@ def restricted_loss(means: Array, keys: Sequence[int], counts: NDArray[np.int64]
 
     Example:
         >>> means = 20 * np.eye(5)  # a model that adds without error
-        >>> round(restricted_loss(means, [1, 2]), 2), round(restricted_loss(means, []), 2)  # without frequencies: ln 5
+        >>> round(restricted_loss(means, [1, 2]), 2), round(restricted_loss(means, []), 2)  # ln 5
         (0.0, 1.61)
     """
     losses = cross_entropy(restricted_logits(means, keys), np.arange(len(means)))
@@ -214,7 +217,8 @@ def excluded_losses(logits: Array, means: Array, rows: NDArray[np.int64]) -> Arr
     Example:
         >>> sums = np.add.outer(np.arange(5), np.arange(5)).ravel() % 5
         >>> wave = np.cos(2 * np.pi * np.subtract.outer(np.arange(5), np.arange(5)) / 5)
-        >>> excluded_losses(10 * wave[sums], 10 * wave, rows=np.arange(25)).round(2).tolist()  # it adds by frequency 1
+        >>> losses = excluded_losses(10 * wave[sums], 10 * wave, rows=np.arange(25))
+        >>> losses.round(2).tolist()  # it adds by frequency 1
         [1.61, 0.0]
     """
     p = logits.shape[1]
@@ -291,8 +295,8 @@ def explained_variance(logits: Array, means: Array, keys: Sequence[int]) -> floa
     Example:
         >>> sums = np.add.outer(np.arange(5), np.arange(5)).ravel() % 5
         >>> means = np.eye(5)  # frequencies 1 and 2 in equal parts
-        >>> round(explained_variance(means[sums], means, [1]), 6), round(explained_variance(means[sums], means, [1, 2]), 6)
-        (0.5, 1.0)
+        >>> [round(explained_variance(means[sums], means, keys), 6) for keys in ([1], [1, 2])]
+        [0.5, 1.0]
     """
     centered = np.asarray(logits, np.float64) - means.mean(0)
     total = float((centered**2).sum())
@@ -337,7 +341,7 @@ def neuron_energies(hidden: NDArray[np.floating]) -> tuple[Array, Array]:
     if p * p != len(hidden):
         raise SpecError("activations of all pairs are needed", where="hidden", allowed="p^2 rows", got=len(hidden))
     values = np.asarray(hidden)
-    values = (values - values.mean(0)).reshape(p, p, -1)
+    values = rearrange(values - values.mean(0), "(a b) f -> a b f", a=p)
     basis = fourier_basis(p).astype(values.dtype)
     over_b = np.matmul(basis, values)  # [a, row, f]
     squares = np.square(np.tensordot(basis, over_b, 1), dtype=values.dtype)  # [row of a, row of b, f]
@@ -362,7 +366,7 @@ def dominant_frequencies(fractions: Array, threshold: float) -> NDArray[np.int64
         threshold: 0.85 in the paper.
 
     Example:
-        >>> dominant_frequencies(np.array([[0.9, 0.5], [0.1, 0.5]]), threshold=0.85).tolist()  # of the second unit none
+        >>> dominant_frequencies(np.array([[0.9, 0.5], [0.1, 0.5]]), threshold=0.85).tolist()  # second: none
         [1, 0]
     """
     filled = np.nan_to_num(fractions, nan=0.0)

@@ -58,9 +58,10 @@ def tolerance_crossing(levels: np.ndarray, damage: np.ndarray, tolerance: float)
         The crossing.
 
     Example:
-        >>> tolerance_crossing(np.array([0.0, 0.5, 1.0]), np.array([0.0, 1.0, 3.0]), tolerance=2.0)
+        >>> levels, damage = np.array([0.0, 0.5, 1.0]), np.array([0.0, 1.0, 3.0])
+        >>> tolerance_crossing(levels, damage, tolerance=2.0)
         Crossing(at=0.75, bracket=0.5, censored='')
-        >>> tolerance_crossing(np.array([0.0, 0.5, 1.0]), np.array([0.0, 1.0, 3.0]), tolerance=5.0).censored  # never reached
+        >>> tolerance_crossing(levels, damage, tolerance=5.0).censored  # never reached
         'right'
     """
     order = np.argsort(levels, kind="stable")

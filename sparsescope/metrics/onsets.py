@@ -159,7 +159,7 @@ def half_way(steps: NDArray[np.int64], values: Array, start: int, end: int) -> f
         The last crossing of the middle before ``end``, interpolated linearly; NaN where the measure did not move.
 
     Example:
-        >>> round(half_way(np.array([0, 10, 20]), np.array([0.0, 1.0, 3.0]), start=0, end=20), 6)  # when it is 1.5
+        >>> round(half_way(np.array([0, 10, 20]), np.array([0.0, 1.0, 3.0]), start=0, end=20), 6)  # at 1.5
         12.5
     """
     good = np.isfinite(values) & (steps >= start) & (steps <= end)
@@ -255,7 +255,7 @@ def kaplan_meier_median(times: Sequence[float], observed: Sequence[bool]) -> flo
         The first time at which the Kaplan-Meier survival is 1/2 or less; NaN where it stays above.
 
     Example:
-        >>> kaplan_meier_median([100, 200, 300], [True, True, False])  # the third run ended at 300 without the event
+        >>> kaplan_meier_median([100, 200, 300], [True, True, False])  # the third ended without it
         200.0
     """
     survival = 1.0

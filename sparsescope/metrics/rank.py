@@ -100,7 +100,8 @@ def independent_energy(m: int, n: int, components: np.ndarray) -> np.ndarray:
         components: Numbers of components, at most min(m, n).
 
     Example:
-        >>> independent_energy(100, 100, np.array([10, 50, 100])).round(2).tolist()  # a tenth of the directions holds 31 %
+        >>> shares = independent_energy(100, 100, np.array([10, 50, 100]))
+        >>> shares.round(2).tolist()  # a tenth of the directions holds 31 %
         [0.31, 0.89, 1.0]
     """
     values, weights = _marchenko_pastur(m, n)
@@ -136,7 +137,8 @@ def ranks_and_folds(values: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, 
         singular values, descending.
 
     Example:
-        >>> ranks, without, energies = ranks_and_folds(np.eye(8, dtype=np.float32), folds=np.repeat([0, 1], 4))
+        >>> points, folds = np.eye(8, dtype=np.float32), np.repeat([0, 1], 4)
+        >>> ranks, without, energies = ranks_and_folds(points, folds)
         >>> ranks.round(6).tolist(), without.shape  # the mean takes one of eight directions off
         ([7.0, 7.0, 7.0], (2, 3))
     """

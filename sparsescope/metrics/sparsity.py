@@ -115,7 +115,7 @@ def participation_ratio(values: np.ndarray, order: int = 2) -> np.ndarray:
         [...], in [1/n, 1]; 1 for a flat vector.
 
     Example:
-        >>> participation_ratio(np.array([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 0.0, 0.0]])).tolist()  # all, half of them
+        >>> participation_ratio(np.array([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 0.0, 0.0]])).tolist()  # all, half
         [1.0, 0.5]
     """
     if order not in (2, 4):
@@ -135,7 +135,7 @@ def entropy_number(values: np.ndarray) -> np.ndarray:
         [...], in [1/n, 1]; 1 for a flat vector. NaN for a zero vector.
 
     Example:
-        >>> entropy_number(np.array([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 0.0, 0.0]])).round(6).tolist()  # all, half of them
+        >>> entropy_number(np.array([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 0.0, 0.0]])).round(6).tolist()
         [1.0, 0.5]
     """
     x = _unit_scaled(values)

@@ -179,7 +179,7 @@ def partial(x: Array, y: Array, given: Array) -> float:
     Example:
         >>> steps, wiggle = np.arange(6.0), np.array([0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
         >>> x, y = steps + wiggle, steps - wiggle
-        >>> round(pearson(x, y), 2), round(partial(x, y, steps), 2)  # what rises together moves against each other
+        >>> round(pearson(x, y), 2), round(partial(x, y, steps), 2)  # both rise, in opposite steps
         (0.85, -1.0)
     """
     base = np.stack([np.ones_like(given), given], 1)

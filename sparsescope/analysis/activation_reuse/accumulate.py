@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from einops import rearrange
 
 from sparsescope.activations.accumulators import MAX_CLUSTERS, DocumentAccumulator, with_room
 from sparsescope.activations.samples import TokenSample, token_keys
@@ -82,7 +83,7 @@ class ReuseAccumulator(DocumentAccumulator):
                 self.sums["firsts"][cluster] += firsts
             self.fired[n][fold] += count_units(bits, site.width)
             for sample, chosen, slots in plans:
-                sample.parts[str(n)][slots] = bits[:, chosen].transpose(1, 0, 2)
+                sample.parts[str(n)][slots] = rearrange(bits[:, chosen], "rule token word -> token rule word")
 
     def _make_room(self, clusters: int) -> None:
         self.sums = {name: with_room(array, clusters) for name, array in self.sums.items()}
@@ -92,7 +93,8 @@ class ReuseAccumulator(DocumentAccumulator):
         self._open_sample.sort()
         order = np.arange(len(self._open_sample))
         for n in range(len(self.sites)):
-            bits = np.ascontiguousarray(self._open_sample.parts[str(n)].transpose(1, 0, 2))
+            parts = rearrange(self._open_sample.parts[str(n)], "token rule word -> rule token word")
+            bits = np.ascontiguousarray(parts)
             total, pairs = overlaps(bits, order[:-1], order[1:])
             mean = np.divide(total, pairs, out=np.zeros_like(total), where=pairs > 0)
             self.sums["within"][cluster, n] += mean * self._open_pairs[n]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from einops import rearrange
 
 from sparsescope.activations.bound_table import bound_rows, default_attended, schemes_of
 from sparsescope.core.tables import grid, places
@@ -142,7 +143,8 @@ class Measured:
         left = np.flatnonzero(sample.documents[:-1] != sample.documents[1:])
         across, across_pairs = [], []
         for n in range(len(self.found.sites)):
-            total, count = overlaps(np.ascontiguousarray(sample.parts[str(n)].transpose(1, 0, 2)), left, left + 1)
+            bits = np.ascontiguousarray(rearrange(sample.parts[str(n)], "token rule word -> rule token word"))
+            total, count = overlaps(bits, left, left + 1)
             across.append(_over(total, count))
             across_pairs.append(count)
         columns |= {"across": np.array(across), "across_pairs": np.array(across_pairs)}

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch.nn.functional import linear
 
 
@@ -64,8 +65,7 @@ def expert_hidden(
         matrix [n_routed, f], and the rows int64 [n_routed] as ascending indices into T.
     """
     with torch.no_grad():
-        flat = hidden_states.reshape(-1, hidden_states.shape[-1])
-        routing = top_k_index.reshape(flat.shape[0], -1)
+        flat, routing = rearrange(hidden_states, "... d -> (...) d"), rearrange(top_k_index, "... k -> (...) k")
         for expert in experts:
             rows = (routing == expert).any(dim=-1).nonzero().squeeze(-1)
             if rows.numel():
@@ -94,9 +94,8 @@ def expert_output(
     Returns:
         The output of the module, shaped like ``hidden_states``.
     """
-    flat = hidden_states.reshape(-1, hidden_states.shape[-1])
-    routing = top_k_index.reshape(flat.shape[0], -1)
-    weights = top_k_weights.reshape(routing.shape)
+    flat, routing = rearrange(hidden_states, "... d -> (...) d"), rearrange(top_k_index, "... k -> (...) k")
+    weights = rearrange(top_k_weights, "... k -> (...) k")
     total = torch.zeros_like(flat)
     for expert in range(sizes(module)[0]):
         chosen = routing == expert

@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from einops import rearrange
+
 from sparsescope.errors import DependencyError, SubjectError
 from sparsescope.models.entries import LoadedModel, LoadRequest
 from sparsescope.models.torch_environment import attention_errors, quiet_transformers, torch_dtype
@@ -77,8 +79,7 @@ def interleaved_to_halves(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
     Returns:
         Matrix [h * p, d] in which rows i and i + p/2 of a head rotate together.
     """
-    rows, width = weight.shape
-    return weight.view(n_heads, rows // n_heads // 2, 2, width).transpose(1, 2).reshape(rows, width)
+    return rearrange(weight, "(head pair two) d -> (head two pair) d", head=n_heads, two=2)
 
 
 def glass_model(path: Path, attn_implementation: str | None = None, *, permute: bool = True) -> Any:

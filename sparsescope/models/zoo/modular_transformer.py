@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -52,11 +53,11 @@ def _eager_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention; gives [batch, pos, head, head_dim] and the weights."""
-    scores = query @ key.transpose(2, 3) * scaling
+    scores = query @ key.mT * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = scores.softmax(-1)
-    return (weights @ value).transpose(1, 2), weights
+    return rearrange(weights @ value, "batch head pos width -> batch pos head width"), weights
 
 
 class ModularAttention(nn.Module):
@@ -74,13 +75,13 @@ class ModularAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Attend; [batch, pos, d] in and out."""
-        shape = (*hidden_states.shape[:2], -1, self.head_dim)
         query, key, value = (
-            matrix(hidden_states).view(shape).transpose(1, 2) for matrix in (self.q_proj, self.k_proj, self.v_proj)
+            rearrange(matrix(hidden_states), "batch pos (head width) -> batch head pos width", width=self.head_dim)
+            for matrix in (self.q_proj, self.k_proj, self.v_proj)
         )
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager_attention)
         mixed, _ = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling)
-        return self.o_proj(mixed.reshape(hidden_states.shape))
+        return self.o_proj(rearrange(mixed, "batch pos head width -> batch pos (head width)"))
 
 
 class ModularMlp(nn.Module):

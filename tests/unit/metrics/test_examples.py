@@ -11,7 +11,8 @@ import pytest
 
 import sparsescope.metrics as metrics
 
-MODULES = [importlib.import_module(f"{metrics.__name__}.{module.name}") for module in pkgutil.iter_modules(metrics.__path__)]
+NAMES = [module.name for module in pkgutil.iter_modules(metrics.__path__)]
+MODULES = [importlib.import_module(f"{metrics.__name__}.{name}") for name in NAMES]
 FUNCTIONS = [
     pytest.param(function, id=f"{module.__name__.rpartition('.')[2]}.{name}")
     for module in MODULES
@@ -22,7 +23,8 @@ FUNCTIONS = [
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_public_function_has_an_example(function):
-    assert doctest.DocTestParser().get_examples(function.__doc__), "add two to four lines that show what the number means"
+    found = doctest.DocTestParser().get_examples(function.__doc__)
+    assert found, "add two to four lines that show what the number means"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
