@@ -169,6 +169,7 @@ def execute_notebook(made: NotebookNode, folder: Path, home: Path) -> None:
             timeout=None,
             kernel_name="python3",
             record_timing=False,
+            coalesce_streams=True,
             extra_arguments=["--InteractiveShellApp.ignore_cwd=True"],
             # Sockets in a folder of this user, in place of ports that anyone on the machine can reach.
             config=config(KernelManager={"transport": "ipc", "connection_file": f"{private}/kernel.json"}),
