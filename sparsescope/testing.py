@@ -144,7 +144,8 @@ def check_accumulator(make: Callable[[], Accumulator], batches: Sequence[Activat
 def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus: Corpus | None = None, **more: Any) -> Result:
     """Check a registered analysis end to end and return its result.
 
-    Runs twice and compares; stores, reopens and compares; draws every view; asks for definitions and unknown parameters.
+    Runs twice and compares; stores, reopens and compares; draws every view, also of every preset; asks for definitions and
+    unknown parameters.
 
     Args:
         record: The analysis.
@@ -162,9 +163,12 @@ def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus
         result = run(record.name, subject, corpus, store=folder, **more)
         stored = Store(folder).open(str(result.run_id))
         assert [v.status for v in Store(folder).verify()] == ["ok"], "the stored run is damaged"
-        for view in record.views:  # here, because a view may read what the run left in the folder
-            assert view.table in result.tables, f"view {view.name} shows table {view.table}, which is not there"
-            check_figure(record.draw(view.name, stored), view.name)
+        _check_views(record, stored)  # here, because a view may read what the run left in the folder
+        for preset in record.presets:
+            other = run(record.name, subject, corpus, store=folder, preset=preset, **more)
+            assert other.provenance["preset"] == preset and other.run_id != result.run_id, f"preset {preset} is no run of its own"
+            assert set(record.headline) <= set(other.scalars), f"a headline scalar is missing from preset {preset}"
+            _check_views(record, other)
         for tensor in stored.tensors.values():
             _ = tensor.array  # read when first used
     again = run(record.name, subject, corpus, **more)
@@ -184,6 +188,13 @@ def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus
     except SpecError:
         return result
     raise AssertionError("an unknown parameter was accepted")
+
+
+def _check_views(record: Analysis, result: Result) -> None:
+    """Check that every view of a result can be drawn."""
+    for view in record.views:
+        assert view.table in result.tables, f"view {view.name} shows table {view.table}, which is not there"
+        check_figure(record.draw(view.name, result), view.name)
 
 
 def check_figure(figure: Any, name: str = "figure") -> None:

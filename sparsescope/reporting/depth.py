@@ -10,7 +10,7 @@ from sparsescope.core.result import Result
 
 
 def left_out(record: Analysis, result: Result) -> str:
-    """Say what the preset of a result leaves out; nothing where it was made with other parameters.
+    """Say what the preset of a result changes; nothing where its parameters are of no preset.
 
     Args:
         record: Its analysis.
@@ -29,8 +29,8 @@ def left_out(record: Analysis, result: Result) -> str:
         for name, default in defaults.items()
         if name in given and given[name] != default
     ]
-    whole = "--depth full runs the whole analysis" if preset == QUICK else "the defaults run the whole analysis"
-    return f"{preset} preset: {', '.join(changes) or 'not known here'}; {whole}"
+    whole = "; --depth full runs the whole analysis" if preset == QUICK else ""
+    return f"{preset} preset: {', '.join(changes) or 'what it changes is not known here'}{whole}"
 
 
 def depth_of(results: Sequence[Result]) -> str:
