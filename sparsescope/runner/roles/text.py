@@ -24,7 +24,7 @@ def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None)
     """
     reader = _reader(opened)
     text = tokenized(given, reader)
-    _check_context(reader, text)
+    check_context(reader, text)
     return text
 
 
@@ -40,7 +40,7 @@ def carried(opened: Mapping[str, tuple[Any, ...]]) -> TokenizedCorpus | None:
     return None
 
 
-def _check_context(subject: Subject, text: TokenizedCorpus) -> None:
+def check_context(subject: Subject, text: TokenizedCorpus) -> None:
     """Refuse windows that are longer than the model was made for: rotary models would answer, with nonsense."""
     special = text.context - text.window
     limit, longest = subject.max_positions, max(min(len(d) + special, text.context) for d in text.documents)

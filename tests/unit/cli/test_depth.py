@@ -6,8 +6,8 @@ import html
 import re
 
 import pytest
-
 from sparsescope.core.artifact import Store
+
 from sparsescope.core.registry import analyses
 
 TEXT = ("--corpus", "python-docs", "--tokens", "700", "--context", "64")
