@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
-from sparsescope.core.text import no_tex
+from sparsescope.core.escaping import no_tex
 from sparsescope.viz.tokens import display
 
 _LONGEST = 1_000_000

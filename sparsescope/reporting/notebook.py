@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsescope.core.artifact import Store
 from sparsescope.core.files import replace_file
+from sparsescope.core.run_store import Store
 from sparsescope.errors import DependencyError, SparsescopeError
 from sparsescope.reporting.narrative import narrative_markdown, plain_markdown
 from sparsescope.runner.study import Study, studies

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sparsescope.core.escaping import cell_html
 from sparsescope.core.registry import find_record
 from sparsescope.core.result import format_scalar
-from sparsescope.core.text import cell_html
 from sparsescope.errors import SpecError
 
 if TYPE_CHECKING:
-    from sparsescope.runner.findings import Verdict
+    from sparsescope.runner.findings import CheckedFinding
     from sparsescope.runner.study import StudyResult, StudyRun
 
 _LONGEST = 4000
@@ -32,7 +32,7 @@ def numbers_html(outcome: StudyResult) -> str:
     return "".join(tables) + (f"<p>These runs failed:</p><ul>{failed}</ul>" if failed else "")
 
 
-def finding_html(verdict: Verdict) -> str:
+def finding_html(verdict: CheckedFinding) -> str:
     """Return a checked claim: what became of it, the claim, the numbers with their intervals, what it means."""
     open_end = " The interval leaves room for the opposite." if verdict.decided is False else ""
     return (

@@ -202,7 +202,7 @@ def test_a_cell_that_fails_is_an_error_with_its_words(tmp_path):
 
 
 def test_names_in_code_cells_are_literals(hostile_strings):
-    from sparsescope.core.text import well_formed
+    from sparsescope.core.escaping import well_formed
 
     strings = [well_formed(text)[:200] for text in hostile_strings.STRINGS.values() if text]
     base = declared().figures[0].model_dump()
