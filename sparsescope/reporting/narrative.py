@@ -28,6 +28,8 @@ _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 _IMAGE = re.compile(r"!(?=\[)")
 #: What stands between the text of a link, or the name of a definition, and any other address.
 _ADDRESS = re.compile(r"\](?=[(:](?!\s*(?:https://|#)))")
+#: Within an address that many readers make a link without being asked.
+_BARE = re.compile(r"(?<=\bhttp):(?=//)|(?<=\bftp):(?=//)|(?<=\bwww)\.", re.IGNORECASE)
 _MARKS = re.compile(r"([`*_\[\]<>~|&#])")
 #: A list, a rule or a heading at the beginning of a line.
 _BLOCK = re.compile(r"^(\d*)(?=[-+=.)])")
@@ -64,14 +66,14 @@ def narrative_markdown(text: str) -> str:
         The same text without its first heading; see the head of this file for what is replaced.
     """
     shown = _TAG.sub("\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}", _visible(text))
-    shown = no_tex(_ADDRESS.sub("] ", _IMAGE.sub("! ", shown)))
+    shown = _BARE.sub(r"\\\g<0>", no_tex(_ADDRESS.sub("] ", _IMAGE.sub("! ", shown))))
     return re.sub(r"\A\s*# [^\n]*\n", "", shown).strip()
 
 
 def plain_markdown(text: str) -> str:
     """Return a text of a study that is not Markdown (a title, a caption) as Markdown, on one line, that shows it as it is."""
     shown = display(" ".join(text.split()), limit=_LONGEST, markup=False).replace("\\", "\N{FULLWIDTH REVERSE SOLIDUS}")
-    shown = no_tex(_MARKS.sub(r"\\\1", shown))
+    shown = _BARE.sub(r"\\\g<0>", _MARKS.sub(r"\\\1", no_tex(shown)))
     return _BLOCK.sub(r"\1\\", shown)
 
 

@@ -222,7 +222,7 @@ def test_names_in_code_cells_are_literals(hostile_strings):
 
 def rendered(markdown):
     """Markdown as the most lenient reader shows it: with HTML, images and any link."""
-    return MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
+    return MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown)
 
 
 def test_words_in_markdown_cells_stay_words(hostile_strings):
@@ -242,11 +242,13 @@ def test_words_in_markdown_cells_stay_words(hostile_strings):
                 "input",
             }, name
             assert "$" not in made and not re.search(r"\\[(\[]", html) and "\u202e" not in made and "\0" not in made
+            assert not re.search(r"(http|ftp)://|www\.", made, re.IGNORECASE), f"{name}: a bare address"
         assert rendered(f"x {plain_markdown(text)}").count("<") == 2, f"{name}: one paragraph and nothing in it"
 
 
 @pytest.mark.parametrize(
-    "text", ["# a", "- a", "+ a", "1. a", "2) a", "* a", "> a", "---", "===", "```", "| a | b |", "a *b* _c_ `d`"]
+    "text",
+    ["# a", "- a", "+ a", "1. a", "2) a", "* a", "> a", "---", "===", "```", "| a | b |", "a *b* _c_ `d` ~~e~~ [f] http://g"],
 )
 def test_plain_text_is_no_markdown(text):
     from html import unescape
