@@ -77,6 +77,7 @@ def main() -> None:
         with BROWSERS["served"](home(), Path(folder) / "server.log") as port:
             page = opened(browser, explorer.address(port, shown.run_id), ".main-svg")
             page.wait_for_selector(IDLE)
+            page.locator(".js-plotly-plot").first.evaluate("figure => figure.scrollIntoView({block: 'center'})")
             pictures["explorer.png"] = picture(page)
     for name, data in pictures.items():
         (options.output / name).write_bytes(data)
