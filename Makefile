@@ -1,6 +1,7 @@
 # make report   sets up .venv and writes report.html about SmolLM2-135M (about glassllm without a network)
 # make test     sets up .venv with the test extras and runs every test
 # make lint     formatting, ruff, mypy, import layers
+# make pictures writes docs/report.png and docs/explorer.png from the stored runs of SmolLM2-135M
 # make setup    sets up .venv
 # All are safe to repeat; the second time they start at once.
 
@@ -9,7 +10,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --constraint constraints.txt
 
-.PHONY: setup test report explore lint clean
+.PHONY: setup test report explore lint pictures clean
 
 setup: $(VENV)/.setup
 
@@ -41,6 +42,9 @@ lint: $(VENV)/.setup-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+pictures: $(VENV)/.setup-test
+	$(BIN)/python docs/pictures.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

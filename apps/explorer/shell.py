@@ -8,7 +8,8 @@ from typing import NoReturn
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-_FOLDER = Path(__file__).parent / "pages"
+# A folder "pages" would be served by Streamlit itself, without the frame of the app, until somebody opens the app.
+_FOLDER = Path(__file__).parent / "screens"
 
 
 def pages() -> dict[str, StreamlitPage]:

@@ -22,7 +22,7 @@ def show(run_id):
     """The result page of a run."""
     app = AppTest.from_file(str(explorer.app()), default_timeout=60)
     app.query_params["run"] = run_id
-    app.switch_page("pages/result.py")
+    app.switch_page("screens/result.py")
     app.run()
     assert not app.exception, [element.message for element in app.exception]
     return app

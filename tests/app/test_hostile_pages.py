@@ -28,7 +28,7 @@ def show(page=None, **query):
     for name, value in query.items():
         app.query_params[name] = value
     if page:
-        app.switch_page(f"pages/{page}.py")
+        app.switch_page(f"screens/{page}.py")
     return app.run()
 
 

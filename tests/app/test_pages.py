@@ -50,7 +50,7 @@ def show(page=None, **query):
     for name, value in query.items():
         app.query_params[name] = value
     if page:
-        app.switch_page(f"pages/{page}.py")
+        app.switch_page(f"screens/{page}.py")
     app.run()
     assert not app.exception, [element.message for element in app.exception]
     return app

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import http.client
 import re
-import socket
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -20,14 +17,8 @@ READY = "[data-testid=stApp][data-test-script-state=notRunning][data-test-connec
 HARMLESS = re.compile(r"Failed to load resource: the server responded with a status of 404")
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind((explorer.ADDRESS, 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def served(synthetic, tmp_path_factory):
+def served(browsers, synthetic, tmp_path_factory):
     home = tmp_path_factory.mktemp("runs")
     first = synthetic.store_result(home, synthetic.activation_result())
     hostile = synthetic.activation_result(synthetic.HOSTILE[0], layers=3, domains=synthetic.HOSTILE)
@@ -35,29 +26,8 @@ def served(synthetic, tmp_path_factory):
         hostile.note("warning", text, text)
         hostile.add_scalar(text, 1, "", text)
     second = synthetic.store_result(home, hostile, weight="2e" * 32)
-    port, log = free_port(), home / "server.log"
-    with log.open("w") as out:
-        server = subprocess.Popen(
-            explorer.command(port),
-            env=explorer.environment(home),
-            cwd=home,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    socket.create_connection((explorer.ADDRESS, port), 0.5).close()
-                    break
-                except OSError:
-                    if server.poll() is not None or time.monotonic() > deadline:
-                        pytest.fail("the explorer did not start:\n" + log.read_text()[-2000:])
-                    time.sleep(0.1)
-            yield port, first, second
-        finally:
-            server.terminate()
-            server.wait(20)
+    with browsers.served(home, home / "server.log") as port:
+        yield port, first, second
 
 
 def opened(watch, served, path, **options):
@@ -72,6 +42,16 @@ def assert_quiet(watched):
     assert watched.requests == []
     assert [error for error in watched.errors if not HARMLESS.match(error)] == []
     assert watched.dialogs == []
+
+
+def test_a_link_to_a_run_may_be_the_first_that_a_new_server_is_asked_for(browsers, watch, synthetic, tmp_path):
+    """Streamlit would take a folder ``pages`` beside the app for pages of their own, without its frame."""
+    run = synthetic.store_result(tmp_path / "runs", synthetic.activation_result())
+    with browsers.served(tmp_path / "runs", tmp_path / "server.log") as port:
+        watched = opened(watch, (port,), f"result?run={run}")
+        watched.page.locator(".main-svg").first.wait_for()
+        assert watched.page.get_by_test_id("stSidebarNav").count() == 0
+        assert watched.page.get_by_test_id("stTopNavLinkContainer").count() == 3
 
 
 def test_overview_lists_the_runs_and_a_click_opens_one(watch, served):

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
-import socket
-import subprocess
 import sys
-import time
 from collections import Counter
 from types import ModuleType
 
@@ -147,30 +144,10 @@ def test_a_notebook_shows_text(watch, hostile_strings, synthetic, tmp_path, monk
 
 
 @pytest.fixture(scope="module")
-def port(home):
+def port(browsers, home):
     """The port of an explorer that shows the hostile runs."""
-    with socket.socket() as probe:
-        probe.bind((explorer.ADDRESS, 0))
-        number = probe.getsockname()[1]
-    log = home.parent / "server.log"
-    with log.open("w") as out:
-        server = subprocess.Popen(
-            explorer.command(number), env=explorer.environment(home), cwd=home.parent, stdout=out, stderr=subprocess.STDOUT
-        )
-        deadline = time.monotonic() + 60
-        try:
-            while True:
-                try:
-                    socket.create_connection((explorer.ADDRESS, number), 0.5).close()
-                    break
-                except OSError:
-                    if server.poll() is not None or time.monotonic() > deadline:
-                        pytest.fail("the explorer did not start:\n" + log.read_text()[-2000:])
-                    time.sleep(0.1)
-            yield number
-        finally:
-            server.terminate()
-            server.wait(20)
+    with browsers.served(home, home.parent / "server.log") as number:
+        yield number
 
 
 @pytest.mark.parametrize("name", ["overview", "result", "compare", "link"])

@@ -113,7 +113,7 @@ def page(**query):
     for key, value in query.items():
         test.query_params[key] = value
     if query:
-        test.switch_page("pages/result.py")
+        test.switch_page("screens/result.py")
     test.run()
     kinds = ("title", "header", "subheader", "markdown", "caption", "info", "warning", "error", "code")
     words = " ".join(str(element.value) for kind in kinds for element in test.get(kind)).replace("\\", "")
