@@ -33,6 +33,6 @@ def test_pages_say_the_preset(run_id):
     app.switch_page("pages/result.py").run()
     assert not app.exception, [element.message for element in app.exception]
     said = [element.value.replace("\\", "") for element in app.caption if "quick preset" in element.value]
-    assert said and "3 of 5 densities" in said[0] and "--depth full" in said[0]
+    assert said and "2 of 5 densities" in said[0] and "--depth full" in said[0]
     chosen = next(box for box in app.selectbox if box.label == "Run")
     assert "quick preset" in chosen.options[0]
