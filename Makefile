@@ -1,5 +1,6 @@
 # make report   sets up .venv and writes report.html about SmolLM2-135M (about glassllm without a network)
 # make test     sets up .venv with the test extras and runs every test
+# make lint     formatting, ruff, mypy, import layers
 # make setup    sets up .venv
 # All are safe to repeat; the second time they start at once.
 
@@ -36,6 +37,7 @@ explore: $(VENV)/.setup
 	$(BIN)/sparsescope explore
 
 lint: $(VENV)/.setup-test
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsescope.activations.capture import capture as capture
     from sparsescope.activations.corpus import corpus as corpus
-    from sparsescope.core.artifact import open_run
     from sparsescope.core.registry import analyses as analyses
+    from sparsescope.core.run_store import open_run
     from sparsescope.models.checkpoints import open_series as open_series
     from sparsescope.models.sources import load as load
     from sparsescope.models.sources import wrap as wrap
     from sparsescope.reporting.build import build
+    from sparsescope.reporting.study import figure as figure
     from sparsescope.runner.run import run as run
     from sparsescope.runner.study_run import study as study
 
@@ -37,7 +38,8 @@ _PUBLIC = {
     "open_series": ("sparsescope.models.checkpoints", "open_series"),
     "run": ("sparsescope.runner.run", "run"),
     "study": ("sparsescope.runner.study_run", "study"),
-    "open": ("sparsescope.core.artifact", "open_run"),
+    "figure": ("sparsescope.reporting.study", "figure"),
+    "open": ("sparsescope.core.run_store", "open_run"),
     "report": ("sparsescope.reporting.build", "build"),
     "analyses": ("sparsescope.core.registry", "analyses"),
 }

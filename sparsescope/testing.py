@@ -32,7 +32,7 @@ def check_subject(subject: Subject) -> None:
     import torch
 
     from sparsescope.models.doctor import count_hooks, sample_ids
-    from sparsescope.models.sites import attach
+    from sparsescope.models.structure.sites import attach
 
     ids = sample_ids(subject)
     before = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
@@ -153,8 +153,8 @@ def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus
         corpus: Text; None for an analysis that reads none.
         **more: Inputs of further roles.
     """
-    from sparsescope.core.artifact import Store
     from sparsescope.core.registry import find_record
+    from sparsescope.core.run_store import Store
     from sparsescope.errors import SpecError
     from sparsescope.runner.run import run
 

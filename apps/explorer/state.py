@@ -14,12 +14,12 @@ from typing import Any
 import streamlit as st
 from components.text import plain
 
-from sparsescope.core.artifact import Store, home
 from sparsescope.core.inputs import Known
 from sparsescope.core.manifest import MANIFEST, RUN_ID
 from sparsescope.core.registry import Analysis, find_record
 from sparsescope.core.result import Result, Scalar
 from sparsescope.core.roles import known, roles
+from sparsescope.core.run_store import Store, home
 from sparsescope.errors import SparsescopeError, SpecError
 
 FIRST_COMMAND = "sparsescope run activation_sparsity --subject smollm2-135m"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sparsescope.activations.capture import ActivationBatch
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
 
 # Documents beyond this many share clusters, so that memory does not grow with the corpus.
 MAX_CLUSTERS = 4096

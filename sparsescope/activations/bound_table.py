@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsescope.core.result import Column
+from sparsescope.core.columns import Column
 from sparsescope.core.tables import with_interval
 from sparsescope.metrics.bounds import SCHEMES, Assumptions, ModelDimensions, Scheme, amdahl_bound, upper_bounds
 from sparsescope.metrics.estimates import DocumentBootstrap

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 
 from sparsescope.errors import SpecError, SubjectError
-from sparsescope.models.quiet import dtype_name
-from sparsescope.models.sites import attach
+from sparsescope.models.structure.sites import attach
+from sparsescope.models.torch_environment import dtype_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sparsescope.activations.corpus import Corpus
     from sparsescope.activations.text.tokenized import PaddingSide, TokenBatch, TokenizedCorpus
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
     from sparsescope.models.subject import Subject
 
 BATCH_TOKENS = 2048

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     Arrays = dict[str, np.ndarray]
 
 
+class Tell(Protocol):
+    """Told what an analysis is doing and how far it is."""
+
+    def __call__(self, phase: str, done: int, total: int, unit: str = "") -> None:
+        """Show it; ``unit`` is what this phase counts, where it is not ``Analysis.unit``."""
+
+
 class Keep(Protocol):
     """Opens a writer for an artifact; see ``core.artifacts.ArtifactStore.keep``."""
 
@@ -27,7 +34,7 @@ class Keep(Protocol):
         """Keep files of this kind; they are ``Result.artifacts[name]`` (the kind where no name is given)."""
 
 
-def _say_nothing(phase: str, done: int, total: int) -> None:
+def _say_nothing(phase: str, done: int, total: int, unit: str = "") -> None:
     """Progress that nobody looks at."""
 
 
@@ -50,19 +57,20 @@ class Context:
     Attributes:
         inputs: What was opened, by role. An analysis finds the roles that it declares; an optional one that was not given is
             an empty tuple.
-        progress: Call it as ``progress(phase, done, total)``, in ``Analysis.unit``, during long work.
+        progress: Call it as ``progress(phase, done, total)`` during long work, in ``Analysis.unit``; a phase that counts
+            something else gives its unit as a fourth argument.
         step: ``step(name, make)`` returns the arrays that ``make()`` returns. In a stored run the arrays of a finished step
             are kept, so that a run that was killed goes on after its last step. Names are file names.
         keep: ``with keep(kind, format=...) as writer:`` leaves files for other runs, such as a trained dictionary.
     """
 
     inputs: Mapping[str, tuple[Any, ...]]
-    progress: Callable[[str, int, int], None] = field(default=_say_nothing)
+    progress: Tell = field(default=_say_nothing)
     step: Callable[[str, Callable[[], Arrays]], Arrays] = field(default=_compute)
     keep: Keep = field(default=_keep)
 
     @classmethod
-    def of(cls, *, progress: Callable[[str, int, int], None] = _say_nothing, **inputs: Any) -> Context:
+    def of(cls, *, progress: Tell = _say_nothing, **inputs: Any) -> Context:
         """A context of opened inputs by role, one each: ``Context.of(subject=subject, text=tokens)``."""
         return cls({role: (value,) for role, value in inputs.items()}, progress=progress)
 
@@ -84,17 +92,17 @@ class Context:
     @property
     def subject(self) -> Subject:
         """The model under study."""
-        return self.one("subject")  # type: ignore[no-any-return]
+        return self.one("subject")
 
     @property
     def corpus(self) -> TokenizedCorpus:
         """The text as the tokenizer of the model sees it."""
-        return self.one("text")  # type: ignore[no-any-return]
+        return self.one("text")
 
     @property
     def series(self) -> CheckpointSeries:
         """The series under study."""
-        return self.one("series")  # type: ignore[no-any-return]
+        return self.one("series")
 
     @property
     def companions(self) -> tuple[CheckpointSeries, ...]:

@@ -17,15 +17,15 @@ from sparsescope.activations.text.arguments import BosPolicy, check_arguments
 from sparsescope.activations.text.digests import corpus_digest, stream_digest
 from sparsescope.activations.text.documents import CorpusEntry, Document
 from sparsescope.activations.text.duplicates import NearDuplicates
-from sparsescope.activations.text.filling import (
+from sparsescope.activations.text.registered import registered_corpora
+from sparsescope.activations.text.resolve import resolve
+from sparsescope.activations.text.token_budget import (
     DomainFill,
     LeftOut,
     fill_evenly,
     interleave,
     seeded_order,
 )
-from sparsescope.activations.text.registered import registered_corpora
-from sparsescope.activations.text.resolve import resolve
 from sparsescope.activations.text.tokenized import TokenBatch, TokenizedCorpus, TokenizedDocument
 from sparsescope.activations.text.vocabulary import encoder, padding_id, special_tokens, vocabulary_hash
 from sparsescope.errors import SubjectError

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sparsescope.activations.text.tokenized import TokenBatch, TokenizedCorpus
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
     from sparsescope.models.subject import Subject
 
 BATCH_TOKENS = 2048

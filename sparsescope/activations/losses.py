@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sparsescope.activations.text.tokenized import TokenBatch, TokenizedCorpus
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
     from sparsescope.models.subject import Subject
 
     #: Called as ``replace(site, tensor, rows, batch)``.
@@ -75,7 +75,7 @@ def token_losses(
         subject: A causal model with its output head.
         corpus: The text; its windows are the contexts.
         batch_tokens: Most positions in one forward pass.
-        sites: Where activations are replaced; see ``models.edits``.
+        sites: Where activations are replaced; see ``models.structure.edits``.
         replace: Gets the site, its tensor [batch, pos, width], None and the batch; at an expert site the tensor [routed, width]
             and the rows int64 [routed], indices into batch * pos, instead of None. What it returns goes on.
         replace_ids: Gives the ids [batch, pos] that the model reads instead of ``batch.input_ids``; targets stay.

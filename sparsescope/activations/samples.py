@@ -18,7 +18,7 @@ from sparsescope.metrics.jackknife import mixed
 
 if TYPE_CHECKING:
     from sparsescope.activations.capture import ActivationBatch
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)

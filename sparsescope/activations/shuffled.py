@@ -25,7 +25,7 @@ from sparsescope.errors import SpecError, unknown_name
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
 
 
 @dataclass(frozen=True, slots=True)

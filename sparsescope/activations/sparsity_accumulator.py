@@ -18,7 +18,7 @@ from sparsescope.metrics.jackknife import FOLDS, fold_of
 
 if TYPE_CHECKING:
     from sparsescope.activations.capture import ActivationBatch
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
 
 SHAPE_BINS = 2048
 

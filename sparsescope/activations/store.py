@@ -26,7 +26,7 @@ from sparsescope.activations.shard_file import save_shard
 from sparsescope.core.files import replace_file, storage_errors, sync_path
 from sparsescope.core.spec import canonical_json
 from sparsescope.errors import ArtifactError
-from sparsescope.models.sites import Site
+from sparsescope.models.structure.sites import Site
 
 SHARD_BYTES = 64 * 2**20
 SCHEMA_VERSION = 1

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from sparsescope.core.columns import Column
 from sparsescope.core.registry import Analysis, View
-from sparsescope.core.result import Column, Result
+from sparsescope.core.result import Result
 from sparsescope.core.spec import Params
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from sparsescope.activations.context import Context
     from sparsescope.activations.text.tokenized import TokenizedCorpus
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
 
 
 class CaptureParams(Params):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from sparsescope.activations.text.tokenized import TokenBatch, TokenizedCorpus
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
     from sparsescope.models.subject import Subject
 
     Values = dict[str, torch.Tensor]
@@ -29,7 +29,7 @@ _COMPARED_BATCHES = 4
 
 def plain_hooks(subject: Subject, sites: Sequence[Site], batches: Iterable[TokenBatch]) -> Generator[Values, None, None]:
     """Copy the tensors in forward hooks, during the forward pass without output head."""
-    from sparsescope.models.roles import submodule
+    from sparsescope.models.structure.roles import submodule
 
     values: Values = {}
 

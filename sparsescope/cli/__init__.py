@@ -26,7 +26,7 @@ from sparsescope.cli.options import (
     TextOptions,
     with_options,
 )
-from sparsescope.cli.work import GrowingReport, Target, check_output, given_inputs, raise_if_failed, run_requests
+from sparsescope.cli.running import GrowingReport, Target, check_output, given_inputs, raise_if_failed, run_requests
 from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 if TYPE_CHECKING:
@@ -163,10 +163,10 @@ def report(
 ) -> None:
     """Run every analysis that fits the subjects and write one self-contained HTML file; its path is printed last."""
     from sparsescope.cli import console, listing
-    from sparsescope.core.artifact import Store
     from sparsescope.core.manifest import RUN_ID
     from sparsescope.core.registry import FULL, QUICK
     from sparsescope.core.result import Note
+    from sparsescope.core.run_store import Store
 
     if depth not in (QUICK, FULL):
         raise unknown_name("depth", depth, (QUICK, FULL), next_step="leave --depth out for quick")
@@ -215,20 +215,35 @@ def report(
 @app.command()
 def study(
     target: Annotated[str, typer.Argument(help="A name (see: sparsescope list studies), or a TOML file.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The HTML file; NAME.html when left out.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The HTML file; NAME.html when left out, none with --notebook.")
+    ] = None,
+    notebook: Annotated[Path | None, typer.Option(help="Write a notebook (.ipynb) and execute it on the stored runs.")] = None,
+    execute: Annotated[bool, typer.Option(help="Whether the study runs; without it the notebook has no outputs.")] = True,
     device: Device = "cpu",
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Run a study (subjects x analyses, what is stored is opened) and write its report; the path is printed last."""
+    """Run a study (subjects x analyses, what is stored is opened) and write its report or notebook; the path is printed last."""
     from sparsescope.cli import console, listing
+    from sparsescope.reporting.notebook import check_packages, write_notebook
     from sparsescope.runner.study import load_study
     from sparsescope.runner.study_checks import check_study
 
+    if not execute and (notebook is None or output is not None or json):
+        raise SpecError("a study that is not run gives a notebook alone", where="--no-execute", next_step="--notebook FILE.ipynb")
     found = load_study(target)
-    output = output or Path(f"{found.declared.name}.html")
-    check_output(output)
+    if notebook is None:
+        output = output or Path(f"{found.declared.name}.html")
+    else:
+        check_output(notebook, "--notebook FILE.ipynb")
+        check_packages()
+    if output is not None:
+        check_output(output)
     check_study(found)  # everything in the file is checked before torch is imported
+    if notebook is not None and not execute:
+        console.out(str(write_notebook(found, notebook, execute=False).resolve()))
+        return
     from sparsescope.runner.study_run import run_study
 
     with console.progress_bar() as progress:
@@ -238,12 +253,15 @@ def study(
         raise failed[0]
     from sparsescope.reporting.build import build
 
-    path = build(outcome, output).resolve()
+    written = {"report": build(outcome, output).resolve()} if output is not None else {}
+    if notebook is not None:
+        console.say("executing the notebook on the stored runs")
+        written["notebook"] = write_notebook(found, notebook, home=home).resolve()
     if json:
-        console.out_json(listing.study_json(outcome, path))
+        console.out_json(listing.study_json(outcome, written))
     else:
         console.out(listing.study_text(outcome))
-        console.out(str(path))
+        console.out("\n".join(map(str, written.values())))
     if failed:
         raise typer.Exit(2)
 
@@ -287,7 +305,7 @@ def train(
 def _train_artifact(recipe: ArtifactRecipe, home: Path | None, json: bool, given: dict[str, object]) -> None:
     """Train an artifact; one of the same recipe that is there is taken."""
     from sparsescope.cli import console
-    from sparsescope.core.artifact import Store
+    from sparsescope.core.run_store import Store
     from sparsescope.runner.recipes import trained
 
     if wrong := [option for option, value in given.items() if value is not None]:
@@ -334,7 +352,7 @@ def verify(
     from dataclasses import asdict
 
     from sparsescope.cli import console, listing
-    from sparsescope.core.artifact import Store
+    from sparsescope.core.run_store import Store
 
     store = Store(home)
     verdicts, artifacts = store.verify(), store.artifacts.verify()
@@ -365,18 +383,18 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Check this installation; with --subject, the parity of a model with plain transformers, its memory and capabilities."""
-    from sparsescope.cli import checkup, console
+    from sparsescope.cli import console, diagnosis
 
-    findings = checkup.installation(home)
+    findings = diagnosis.installation(home)
     examination = None
     if subject is not None:
         from sparsescope.models.doctor import examine
 
         examination = examine(model.load(subject))
     if json:
-        console.out_json(checkup.as_json(findings, examination))
+        console.out_json(diagnosis.as_json(findings, examination))
     else:
-        console.out(checkup.as_text(findings, examination))
+        console.out(diagnosis.as_text(findings, examination))
     if any(not finding.ok for finding in findings) or (examination is not None and not examination.healthy):
         raise typer.Exit(1)
 
@@ -451,7 +469,7 @@ def main() -> None:
     """Entry point: run the command line and turn exceptions into exit codes."""
     import signal
 
-    from sparsescope.cli.guard import execute
+    from sparsescope.cli.exit_codes import execute
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

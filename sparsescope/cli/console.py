@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sparsescope.errors import SparsescopeError
 
 if TYPE_CHECKING:
-    from sparsescope.runner.engine import Progress
+    from sparsescope.runner.engine import ProgressCallback
 
 PLAIN_SECONDS = 10.0
 WIDEST_CELL = 400  # one very long name must not pad every row of a table to its length; --json has all of it
@@ -36,18 +36,18 @@ def show_log() -> None:
 
 def say(text: str) -> None:
     """Tell the user what is going on, on standard error."""
-    print(_lines(text), file=sys.stderr, flush=True)  # noqa: T201  # the one place that prints
+    print(_lines(text), file=sys.stderr, flush=True)
 
 
 def out(text: str) -> None:
     """Print a result on standard output."""
-    print(_lines(text), flush=True)  # noqa: T201
+    print(_lines(text), flush=True)
 
 
 def out_json(value: Any) -> None:
     """Print one JSON document; NaN and infinity, which JSON does not have, become null."""
     # All of it is ASCII, and the one control character that JSON leaves alone is escaped: no name can reach the terminal.
-    print(json.dumps(_finite(value), indent=1, default=str).replace("\x7f", "\\u007f"), flush=True)  # noqa: T201
+    print(json.dumps(_finite(value), indent=1, default=str).replace("\x7f", "\\u007f"), flush=True)
 
 
 def error_json(error: SparsescopeError) -> None:
@@ -66,7 +66,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
+def progress_bar() -> Iterator[ProgressCallback]:
     """Yield a function that shows progress."""
     if not sys.stderr.isatty():
         yield _plain_progress()
@@ -88,12 +88,13 @@ def progress_bar() -> Iterator[Progress]:
                 begin[phase] = (time.monotonic(), done)
             start, first = begin[phase]
             rate = (done - first) / max(time.monotonic() - start, 1e-9)
-            bar.update(tasks[phase], completed=done, rate=f"{rate:,.{0 if rate >= 10 else 1}f}/s" if done > first else "")
+            shown = f"{rate:,.{0 if rate >= 10 else 1}f}/s" if done > first else ""
+            bar.update(tasks[phase], completed=done, total=total, unit=unit, rate=shown)  # a total may grow
 
         yield show
 
 
-def _plain_progress() -> Progress:
+def _plain_progress() -> ProgressCallback:
     """One line at the start of a phase, every ``PLAIN_SECONDS``, and at its end."""
     last: dict[str, float] = {}
     start: dict[str, tuple[float, int]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,11 @@ from sparsescope.cli.console import table
 from sparsescope.errors import ArtifactError, unknown_name
 
 if TYPE_CHECKING:
-    from sparsescope.core.artifact import Store, Unfinished, Verdict
     from sparsescope.core.artifact_store import ArtifactVerdict
     from sparsescope.core.artifacts import Artifact
     from sparsescope.core.registry import Analysis
     from sparsescope.core.result import Result
+    from sparsescope.core.run_store import RunCheck, Store, Unfinished
     from sparsescope.core.spec import Params
     from sparsescope.reporting.compare import Comparison
     from sparsescope.runner.run import Outcome
@@ -27,9 +28,9 @@ _TABLE_ROWS = 40
 def sections(home: Path | None) -> dict[str, list[dict[str, Any]]]:
     """Everything that has a name, by kind."""
     from sparsescope.activations.corpus import registered_corpora
-    from sparsescope.core.artifact import Store
     from sparsescope.core.registry import analyses, benchmarks
     from sparsescope.core.roles import roles
+    from sparsescope.core.run_store import Store
     from sparsescope.models.catalog import registered_subjects
     from sparsescope.models.variants import listed_variants
 
@@ -126,7 +127,7 @@ def describe(name: str, home: Path | None) -> dict[str, Any]:
         entry = registered_subjects()[name]
         return {
             "kind": "subject", "name": name, "summary": entry.summary, "license": entry.license, "origin": entry.origin,
-            "precision": entry.precision,
+            "precision": entry.precision, "analyses": _fitting(name),
         }  # fmt: skip
     if name in registered_variants():
         kind = registered_variants()[name]
@@ -143,7 +144,7 @@ def describe(name: str, home: Path | None) -> dict[str, Any]:
 
 def open_run(name: str, home: Path | None) -> Result:
     """Open a run by id in the folder of runs, or by its own folder."""
-    from sparsescope.core.artifact import Store
+    from sparsescope.core.run_store import Store
 
     folder = Path(name)
     return Store(folder.resolve().parent).open(folder.name) if folder.is_dir() else Store(home).open(folder.name)
@@ -151,8 +152,8 @@ def open_run(name: str, home: Path | None) -> Result:
 
 def find_artifact(name: str, home: Path | None) -> Artifact | None:
     """An artifact by id in the folder of runs, or by its own folder; None where there is none, so a run is meant."""
-    from sparsescope.core.artifact import Store
     from sparsescope.core.artifacts import RECORD, Artifact
+    from sparsescope.core.run_store import Store
 
     folder = Path(name)
     found = Artifact(folder.name, folder.resolve()) if folder.is_dir() else Store(home).artifacts.find(folder.name)
@@ -177,6 +178,15 @@ def _describe_analysis(record: Analysis, kind: str) -> dict[str, Any]:
         "views": [{"name": view.name, "title": view.title, "definition": view.formula} for view in record.views],
         "citations": [{"work": citation.label, "reference": citation.reference} for citation in record.citations],
     }
+
+
+def _fitting(name: str) -> list[dict[str, str]]:
+    """Which analyses fit what has this name, as far as that is known without loading it."""
+    from sparsescope.core.registry import analyses
+    from sparsescope.core.roles import known
+
+    there = [*known(name), *known("", "corpus")]
+    return [{"name": record.name, "fits": record.fits(there) or "yes"} for record in analyses()]
 
 
 def _parameters(model: type[Params]) -> list[dict[str, Any]]:
@@ -237,7 +247,7 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join(plain + tables)
 
 
-def verdicts_text(runs: list[Verdict], artifacts: list[ArtifactVerdict]) -> str:
+def verdicts_text(runs: list[RunCheck], artifacts: list[ArtifactVerdict]) -> str:
     """What is intact and what is not, of runs and of artifacts."""
     parts = []
     groups = (("run", [(v.run_id, v) for v in runs]), ("artifact", [(v.artifact_id, v) for v in artifacts]))
@@ -312,18 +322,19 @@ def comparison_text(found: Comparison) -> str:
     return "\n\n".join([*parts, *found.notes])
 
 
-def study_json(outcome: StudyResult, report: Path) -> dict[str, Any]:
-    """The outcome of a study as plain values."""
+def study_json(outcome: StudyResult, written: Mapping[str, Path]) -> dict[str, Any]:
+    """The outcome of a study as plain values, with the files that were written: ``report``, ``notebook``."""
     return {
         "study": outcome.study.declared.name,
-        "report": str(report),
-        "bytes": report.stat().st_size,
+        **{kind: str(path) for kind, path in written.items()},
+        "bytes": sum(path.stat().st_size for path in written.values()),
         "findings": [asdict(verdict) for verdict in outcome.findings],
         "runs": [
             {
                 "subject": run.subject.name,
                 "control_of": run.subject.control_of,
                 "analysis": run.analysis,
+                "id": run.id,
                 "run": run.result.run_id if run.result else None,
                 "stored_before": run.stored,
                 "error": run.error.what if run.error else None,
@@ -339,7 +350,9 @@ def study_text(outcome: StudyResult) -> str:
     """The claims of a study and what became of them, as text."""
     if not outcome.findings:
         return f"{len(outcome.results)} of {len(outcome.runs)} runs"
-    rows = [[v.status, v.label, v.measured] for v in outcome.findings]
+    study = outcome.study
+    found = zip(outcome.findings, study.declared.findings, strict=True)
+    rows = [[v.status, v.label + study.suffix(finding.analysis), v.measured] for v, finding in found]
     return table(["verdict", "claim", "measured"], rows)
 
 

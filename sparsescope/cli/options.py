@@ -55,13 +55,14 @@ Depth = Annotated[
 Set = Annotated[list[str] | None, typer.Option("--set", help="Parameter, NAME=VALUE; repeatable.")]
 
 
+@dataclass(frozen=True)
 class _Group:
     """A group of options: a frozen dataclass whose fields are annotated as parameters of a verb."""
 
     @property
     def changed(self) -> list[str]:
         """The options that differ from their defaults, for example ``--seed``."""
-        found = [entry for entry in fields(self) if getattr(self, entry.name) != entry.default]  # type: ignore[arg-type]
+        found = [entry for entry in fields(self) if getattr(self, entry.name) != entry.default]
         return [f"--{entry.name.replace('_', '-')}" for entry in found]
 
 
@@ -177,9 +178,9 @@ def with_options(**defaults: object) -> Callable[[Callable[..., None]], Callable
             built = {name: _build(groups[name], {m: values[m] for m in members[name]}) for name in groups}
             verb(**{name: built[name] if name in groups else values[name] for name in given})
 
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions have one where it is set
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        del run.__wrapped__  # type: ignore[attr-defined]  # or its own parameters would be looked at
+        del run.__wrapped__  # or its own parameters would be looked at
         return run
 
     return expand

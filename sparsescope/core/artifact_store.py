@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sparsescope.core.artifacts import RECORD, Artifact, check_kind, entry_of, files_in, new_record
+from sparsescope.core.escaping import well_formed_values
 from sparsescope.core.files import storage_errors, sync_path, write_file
 from sparsescope.core.publish import publish, remove_strays, temporary_path
 from sparsescope.core.sealed import FILE, ID, FileEntry, sealed_bytes
 from sparsescope.core.spec import canonical_json
-from sparsescope.core.text import well_formed_values
 from sparsescope.errors import ArtifactError, SpecError
 
 FOLDER = "artifacts"

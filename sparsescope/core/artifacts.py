@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from pydantic import field_validator
 
+from sparsescope.core.escaping import well_formed
 from sparsescope.core.files import sha256_file, storage_errors
 from sparsescope.core.run_files import damage_of, inside
 from sparsescope.core.sealed import ID, FileEntry, Form, Sealed
 from sparsescope.core.spec import canonical_json
 from sparsescope.core.tensor_header import read_tensors
-from sparsescope.core.text import well_formed
 from sparsescope.errors import ArtifactError, SpecError, unknown_name
 
 RECORD = "artifact.json"

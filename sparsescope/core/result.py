@@ -1,25 +1,23 @@
 """What an analysis returns: scalars, typed tables, tensors and notes. No figures, no model.
 
 Every number carries its definition; a number that claims a trend or a difference carries
-its interval and n. Columns have a *kind* from a closed vocabulary (``COLUMN_KINDS``): the
-kind drives default figures, number format, units, alignment in comparisons and CSV headers.
-
-Tables are pandas frames in ``Result.tables``; what their columns mean is in ``Result.columns``.
+its interval and n. Tables are pandas frames in ``Result.tables``; what their columns mean is in
+``Result.columns`` (``core/columns.py``).
 """
 
 from __future__ import annotations
 
-import html
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from sparsescope.core.text import display
+from sparsescope.core.columns import STRICT, Column, declared_frame
+from sparsescope.core.escaping import cell_html, display
 from sparsescope.errors import SpecError, unknown_name
 
 if TYPE_CHECKING:
@@ -27,18 +25,8 @@ if TYPE_CHECKING:
 
     from sparsescope.core.artifacts import Artifact
 
-ColumnKind = Literal[
-    "layer", "head", "neuron", "feature", "expert", "token", "token_text", "position", "document", "domain",
-    "step", "checkpoint", "site", "metric", "value", "count", "fraction", "bytes", "seconds", "flops",
-    "threshold", "label", "group",
-]  # fmt: skip
-COLUMN_KINDS: tuple[str, ...] = get_args(ColumnKind)
-TEXT_KINDS = frozenset({"token_text", "document", "domain", "checkpoint", "site", "metric", "label", "group"})
-INDEX_KINDS = frozenset({"layer", "head", "neuron", "feature", "expert", "token", "position", "step"})
 Direction = Literal["higher", "lower", "none"]
 Severity = Literal["info", "warning", "error"]
-# In a stored record an unknown field is refused, and NaN is a string, because JSON has none.
-_STRICT = {"extra": "forbid", "ser_json_inf_nan": "strings"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +41,7 @@ class Interval:
         n: The number of independent units behind it (documents, seeds).
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     low: float
     high: float
@@ -82,7 +70,7 @@ class Scalar:
         title: What people read in place of the name; empty where the name says it.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     name: str
     value: float
@@ -91,36 +79,6 @@ class Scalar:
     definition: str
     interval: Interval | None = None
     title: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """What a table column means.
-
-    Args:
-        name: Column name in the frame.
-        kind: One of ``COLUMN_KINDS``.
-        description: One sentence with the formula where there is one.
-        unit: Unit of the values; empty for counts, fractions and labels.
-        low_of: Of the lower end of an interval, the column that it belongs to.
-        high_of: Of the upper end.
-
-    Raises:
-        SpecError: If ``kind`` is not in the vocabulary.
-    """
-
-    __pydantic_config__ = _STRICT
-
-    name: str
-    kind: str
-    description: str
-    unit: str = ""
-    low_of: str = ""
-    high_of: str = ""
-
-    def __post_init__(self) -> None:
-        if self.kind not in COLUMN_KINDS:
-            raise unknown_name("column kind", self.kind, COLUMN_KINDS, next_step="see core/result.py")
 
 
 class Tensor:
@@ -157,7 +115,7 @@ class Tensor:
 class Note:
     """Something that the reader of a number has to know. Shown in the app and the report."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     severity: Severity
     message: str
@@ -214,7 +172,6 @@ class Result:
             SpecError: If the table is not declared, or its columns are others.
         """
         from sparsescope.core.registry import find_record
-        from sparsescope.core.tables import declared_frame
 
         declared = find_record(self.analysis).tables
         if name not in declared:
@@ -304,24 +261,18 @@ class Result:
     def _summary_html(self) -> str:
         """Title, numbers and notes."""
         rows = "".join(
-            f"<tr><td title='{_html(s.definition, 800)}'>{_html(s.name)}</td>"
-            f"<td style='text-align:right'>{_html(format_scalar(s))}</td></tr>"
+            f"<tr><td title='{cell_html(s.definition, 800)}'>{cell_html(s.name)}</td>"
+            f"<td style='text-align:right'>{cell_html(format_scalar(s))}</td></tr>"
             for s in self.scalars.values()
         )
-        notes = "".join(f"<li>{_html(n.severity)}: {_html(n.message, 800)}</li>" for n in self.notes)
-        title = _html(f"{self.analysis} · {self.provenance.get('subject', {}).get('id', 'in memory')}")
+        notes = "".join(f"<li>{cell_html(n.severity)}: {cell_html(n.message, 800)}</li>" for n in self.notes)
+        title = cell_html(f"{self.analysis} · {self.provenance.get('subject', {}).get('id', 'in memory')}")
         return f"<h4>{title}</h4><table>{rows}</table><ul>{notes}</ul>"
 
     def __repr__(self) -> str:
         subject = display(self.provenance.get("subject", {}).get("id", "?"), limit=200, markup=False)
         tables = ", ".join(f"{name}[{len(frame)}]" for name, frame in self.tables.items())
         return f"Result({self.analysis}, subject={subject}, scalars={list(self.scalars)}, tables={tables})"
-
-
-def _html(text: object, limit: int = 200) -> str:
-    """Foreign text for a notebook, which also looks for TeX between dollar signs and after backslashes."""
-    shown = html.escape(display(text, limit=limit, markup=False), quote=True)
-    return shown.replace("$", "＄").replace("\\(", "＼(").replace("\\[", "＼[")
 
 
 def format_number(value: float, unit: str) -> str:

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from sparsescope.core.columns import Column
+from sparsescope.core.escaping import well_formed, well_formed_values
 from sparsescope.core.files import sha256_file, storage_errors, sync_path, write_file
 from sparsescope.core.manifest import MANIFEST, SCHEMA_VERSION, ArtifactIds, Manifest, TableEntry, TensorEntry
-from sparsescope.core.result import Column, Note, Result, Scalar
+from sparsescope.core.result import Note, Result, Scalar
 from sparsescope.core.sealed import NAME, FileEntry, sealed_bytes
 from sparsescope.core.spec import Spec
 from sparsescope.core.tensor_header import read_header
-from sparsescope.core.text import well_formed, well_formed_values
 from sparsescope.errors import ArtifactError
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from sparsescope.core.escaping import well_formed_values
 from sparsescope.core.spec import canonical_json
 from sparsescope.core.strict_json import parse
-from sparsescope.core.text import well_formed_values
 from sparsescope.errors import ArtifactError, SparsescopeError
 
 SIZE_LIMIT = 5 * 1024 * 1024

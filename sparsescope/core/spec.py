@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from sparsescope.core.text import well_formed_values
+from sparsescope.core.escaping import well_formed_values
 from sparsescope.core.variant import Variant
 from sparsescope.errors import SpecError, near_matches
 

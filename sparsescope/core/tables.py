@@ -12,8 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from sparsescope.core.result import INDEX_KINDS, TEXT_KINDS, Column
-from sparsescope.errors import SpecError
+from sparsescope.core.columns import Column
 
 LAYER = Column("layer", "layer", "Layer, counted from 0 at the input.")
 SITE = Column("site", "site", "Where in the model, by its TransformerLens name.")
@@ -77,41 +76,3 @@ def grid(axes: Sequence[Mapping[str, Any]], **values: Any) -> pd.DataFrame:
         columns |= {name: np.tile(np.repeat(np.asarray(steps), after), before) for name, steps in axis.items()}
     columns |= {name: np.broadcast_to(cells, shape).reshape(-1) for name, cells in values.items()}
     return pd.DataFrame(columns)
-
-
-def declared_frame(name: str, columns: Sequence[Column], table: pd.DataFrame | Iterable[Any], where: str) -> pd.DataFrame:
-    """A table in the declared order; without rows its types are those of the kinds of its columns.
-
-    Args:
-        name: Of the table, for messages.
-        columns: As declared.
-        table: A frame with these columns in any order, or rows: mappings with these keys, or sequences in this order.
-        where: For messages.
-
-    Raises:
-        SpecError: If a column is missing, or one is not declared.
-    """
-    names = [column.name for column in columns]
-    if isinstance(table, pd.DataFrame):
-        frame = table
-    else:
-        rows = list(table)
-        in_order = not rows or (not isinstance(rows[0], Mapping) and {len(row) for row in rows} == {len(names)})
-        frame = pd.DataFrame(rows, columns=names if in_order else None)
-    if sorted(map(str, frame.columns)) != sorted(names):
-        raise SpecError(
-            f"table {name!r} does not have the columns that are declared",
-            where=where,
-            allowed=names,
-            got=list(map(str, frame.columns)),
-            next_step="give a value for each declared column, and declare each column",
-        )
-    frame = frame[names]
-    return frame if len(frame) else frame.astype({column.name: _dtype(column.kind) for column in columns})
-
-
-def _dtype(kind: str) -> Any:
-    """The type of a column that no row tells."""
-    if kind in TEXT_KINDS:
-        return pd.Series(["text"]).dtype
-    return np.dtype(np.int64 if kind in INDEX_KINDS or kind == "count" else np.float64)

@@ -23,19 +23,36 @@ SINK_LEVEL = 0.3
 
 
 def entropy(row: np.ndarray) -> float:
-    """Entropy -sum w ln w of a row, in nats; 0 ln 0 = 0."""
+    """Entropy -sum w ln w of a row, in nats; 0 ln 0 = 0.
+
+    Example:
+        >>> round(math.exp(entropy(np.array([0.5, 0.5, 0.0]))), 6)  # as spread as two equal keys
+        2.0
+    """
     positive = np.asarray(row, np.float64)[np.asarray(row) > 0]
     return float(-(positive * np.log(positive)).sum())
 
 
 def top_share_count(row: np.ndarray, share: float) -> int:
-    """k_p: fewest keys that hold a share p of the row's mass; ceil(p t) for a uniform row."""
+    """k_p: fewest keys that hold a share p of the row's mass; ceil(p t) for a uniform row.
+
+    Example:
+        >>> top_share_count(np.array([0.1, 0.6, 0.2, 0.1]), 0.75)  # 0.6 and 0.2
+        2
+        >>> top_share_count(np.full(4, 0.25), 0.75)
+        3
+    """
     cumulative = np.cumsum(np.sort(np.asarray(row, np.float64))[::-1])
     return int(np.searchsorted(cumulative, share * cumulative[-1] * (1 - ROUNDING)) + 1)
 
 
 def gini(row: np.ndarray) -> float:
-    """Gini index of t values, sum_k (2k - t - 1) w_(k) / (t sum w); NaN for t < 2 or no mass."""
+    """Gini index of t values, sum_k (2k - t - 1) w_(k) / (t sum w); NaN for t < 2 or no mass.
+
+    Example:
+        >>> gini(np.full(4, 0.25)), gini(np.array([0.0, 0.0, 0.0, 1.0]))  # equal; one key has all: 1 - 1 / t
+        (0.0, 0.75)
+    """
     ordered = np.sort(np.asarray(row, np.float64))
     t, total = len(ordered), ordered.sum()
     if t < 2 or total <= 0:
@@ -48,38 +65,71 @@ def normal_null(t: int, spread: float) -> np.ndarray:
 
     What concentration comes from the spread of the scores alone. Shuffling the scores of a row would change none of
     its entropy, coverage and Gini; this keeps their variance and takes away everything else, such as single keys far out.
+
+    Example:
+        >>> normal_null(3, spread=0.0).round(2).tolist()  # equal scores, uniform row
+        [0.33, 0.33, 0.33]
+        >>> normal_null(3, spread=3.0).round(2).tolist()
+        [0.0, 0.05, 0.95]
     """
     from scipy.special import ndtri
 
     scores = spread * ndtri((np.arange(1, t + 1) - 0.5) / t)
     weights = np.exp(scores - scores[-1])
-    return weights / weights.sum()  # type: ignore[no-any-return]
+    return weights / weights.sum()
 
 
 def log_spread(row: np.ndarray) -> float:
-    """Standard deviation of the scores of a row, from ln w = score - constant; weights below 1e-38 count as 1e-38."""
+    """Standard deviation of the scores of a row, from ln w = score - constant; weights below 1e-38 count as 1e-38.
+
+    Example:
+        >>> log_spread(np.array([0.5, 0.5])), round(log_spread(np.array([0.1, 0.1, 0.8])), 2)
+        (0.0, 0.98)
+    """
     return float(np.std(np.log(np.maximum(np.asarray(row, np.float64), 1e-38))))
 
 
 def sink_of_uniform(length: int) -> float:
-    """Sink rate of the first key when every causal row is uniform: H_T / T (0.0741 at T = 64)."""
+    """Sink rate of the first key when every causal row is uniform: H_T / T (0.0741 at T = 64).
+
+    Example:
+        >>> sink_of_uniform(2)  # the first query has one key, the second two: (1 + 1 / 2) / 2
+        0.75
+        >>> round(sink_of_uniform(64), 4)
+        0.0741
+    """
     return float((1 / np.arange(1, length + 1)).sum() / length)
 
 
 def concentration(mass: np.ndarray, share: float = LINE_SHARE) -> float:
-    """Share of the mass in the top ``share`` of the lines (columns or diagonals), at least one line."""
+    """Share of the mass in the top ``share`` of the lines (columns or diagonals), at least one line.
+
+    Example:
+        >>> concentration(np.array([6.0, 2.0, 1.0, 1.0]), share=0.25)  # the top one of four columns
+        0.6
+    """
     ordered = np.sort(np.asarray(mass, np.float64))[::-1]
     return float(ordered[: math.ceil(share * len(ordered))].sum() / ordered.sum())
 
 
 def blocks_needed(blocks: np.ndarray, share: float = BLOCK_SHARE) -> np.ndarray:
-    """Fewest key blocks that hold a share of the mass of a block of queries, int [...] from [..., block]."""
+    """Fewest key blocks that hold a share of the mass of a block of queries, int [...] from [..., block].
+
+    Example:
+        >>> blocks_needed(np.array([[0.90, 0.06, 0.04], [0.97, 0.02, 0.01]])).tolist()  # 0.96, 0.97
+        [2, 1]
+    """
     cumulative = np.cumsum(-np.sort(-np.asarray(blocks, np.float64), axis=-1), axis=-1)
-    return (cumulative < share * cumulative[..., -1:] * (1 - ROUNDING)).sum(-1) + 1  # type: ignore[no-any-return]
+    return (cumulative < share * cumulative[..., -1:] * (1 - ROUNDING)).sum(-1) + 1
 
 
 def causal_block_density(kept: int, blocks: int) -> float:
-    """Density when each block row keeps at most ``kept`` of ``blocks``: [k(k+1)/2 + (B-k)k] / [B(B+1)/2]."""
+    """Density when each block row keeps at most ``kept`` of ``blocks``: [k(k+1)/2 + (B-k)k] / [B(B+1)/2].
+
+    Example:
+        >>> causal_block_density(1, 4)  # one block in each of four rows, of 1 + 2 + 3 + 4
+        0.4
+    """
     kept = min(kept, blocks)
     return (kept * (kept + 1) / 2 + (blocks - kept) * kept) / (blocks * (blocks + 1) / 2)
 
@@ -105,6 +155,14 @@ def dropped_output(row: np.ndarray, values: np.ndarray, shares: tuple[float, ...
         values: [key, head_dim].
         shares: Shares p of the top-p sets.
         levels: Error levels.
+
+    Example:
+        >>> row, values = np.array([0.5, 0.3, 0.2]), np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> found = dropped_output(row, values, shares=(0.75,), levels=(0.3,))
+        >>> found.errors.round(2).tolist()  # the top two keys are kept: 0.2 of sqrt(0.8^2 + 0.2^2) is missing
+        [0.24]
+        >>> found.fractions.round(2).tolist()  # two of three keys keep the error below 0.3
+        [0.67]
     """
     w, v = np.asarray(row, np.float64), np.asarray(values, np.float64)
     parts = w[:, None] * v
@@ -127,6 +185,10 @@ def head_class(first: float, previous: float, local: float) -> str:
         first: Share on the first key. Above ``SINK_LEVEL`` = 0.3 it is a sink head (the threshold of the sink rate).
         previous: Share on the key just before the query; at least 0.5 makes a previous-token head.
         local: Share on keys less than 16 away, the query itself included; at least 0.8 makes a local head.
+
+    Example:
+        >>> head_class(first=0.7, previous=0.1, local=0.2), head_class(first=0.1, previous=0.2, local=0.9)
+        ('sink', 'local')
     """
     if previous >= 0.5:
         return "previous token"

@@ -190,7 +190,14 @@ class UpperBound:
 
 
 def attention_weights(d_model: int, d_attention: int, d_kv: int) -> int:
-    """Entries of W_q, W_k, W_v and W_o: 2 d d_attention + 2 d d_kv; 4 d^2 without grouped queries."""
+    """Entries of W_q, W_k, W_v and W_o: 2 d d_attention + 2 d d_kv; 4 d^2 without grouped queries.
+
+    Example:
+        >>> attention_weights(4, 4, 4)  # four square matrices
+        64
+        >>> attention_weights(576, 576, 192)  # a third as many key-value heads (SmolLM2-135M)
+        884736
+    """
     return 2 * d_model * d_attention + 2 * d_model * d_kv
 
 
@@ -224,6 +231,12 @@ def mlp_saving(
 
     Raises:
         SpecError: If a density is not in [0, 1] or the scheme is unknown.
+
+    Example:
+        >>> round(mlp_saving(gated=True, density=0.1, scheme="ideal predictor"), 6)
+        0.9
+        >>> round(mlp_saving(gated=True, density=0.1, scheme="first matrix computed"), 6)  # the gate stays
+        0.6
     """
     _check(0 <= density <= 1, "density", "0 to 1", density)
     _check(0 <= input_density <= 1, "input_density", "0 to 1", input_density)
@@ -251,6 +264,16 @@ def dense_cost(model: ModelDimensions, *, attended: float, bytes_per_weight: flo
         attended: N.
         bytes_per_weight: Bytes of one weight; those of the precision of computing when None.
         together: Tokens that are decoded for one reading of the weights.
+
+    Example:
+        >>> layer = LayerDimensions(0, 4, d_mlp=16, gated=False, attention_weights=64, d_attention=4, d_kv=4)
+        >>> model = ModelDimensions((layer,), 4, vocabulary=10, tied=True, parameters=232,
+        ...                         bytes_per_weight=2.0, final_norm_weights=0, causal=True)
+        >>> cost = dense_cost(model, attended=8)
+        >>> cost.flops["mlp"], cost.weight_bytes["mlp"]  # 2 matrices of 4 x 16, 2 FLOPs and 2 bytes each
+        (256.0, 256.0)
+        >>> dense_cost(model, attended=8, together=4).weight_bytes["mlp"]  # read once for four tokens
+        64.0
     """
     size = model.bytes_per_weight if bytes_per_weight is None else bytes_per_weight
     flops, weights = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
@@ -280,7 +303,7 @@ def upper_bounds(
     """Upper bounds on FLOPs and on weight bytes saved for one decoded token.
 
     Args:
-        model: Shapes, from ``models.dimensions.read_dimensions``.
+        model: Shapes, from ``models.structure.dimensions.read_dimensions``.
         densities: Share of the hidden units that are active on a token, by layer, in [0, 1]; of a mixture, of the units of the
             experts that run. Layers that are not named stay dense.
         assumptions: What the bound rests on.
@@ -292,6 +315,15 @@ def upper_bounds(
 
     Raises:
         SpecError: If a density is not in [0, 1], a layer is unknown, or the union densities are missing.
+
+    Example:
+        >>> layer = LayerDimensions(0, 4, d_mlp=16, gated=False, attention_weights=64, d_attention=4, d_kv=4)
+        >>> model = ModelDimensions((layer,), 4, vocabulary=0, tied=True, parameters=192,
+        ...                         bytes_per_weight=2.0, final_norm_weights=0, causal=True)
+        >>> rests_on = Assumptions("ideal predictor", attended=0, bytes_per_weight=2.0)
+        >>> flops, weights = upper_bounds(model, {0: 0.25}, rests_on)
+        >>> weights.saved_mlp, weights.saved_model, weights.amdahl  # 96 weights of 128, of 192
+        (0.75, 0.5, 2.0)
     """
     a = assumptions
     if a.together > 1 and union_densities is None:
@@ -329,7 +361,12 @@ def upper_bounds(
 
 
 def amdahl_bound(share: float, saving: float) -> float:
-    """1 / (1 - share * saving): by how much a count shrinks at most if ``saving`` of a ``share`` of it goes; infinite at 1."""
+    """1 / (1 - share * saving): by how much a count shrinks at most if ``saving`` of a ``share`` of it goes; infinite at 1.
+
+    Example:
+        >>> amdahl_bound(share=0.5, saving=1.0)  # half is left
+        2.0
+    """
     left = 1 - share * saving
     return 1 / left if left > 0 else float("inf")
 
@@ -354,6 +391,13 @@ def _check(fine: bool, name: str, allowed: str | tuple[str, ...], got: object) -
 
 
 def as_row(bound: UpperBound) -> dict[str, object]:
-    """Return a bound as one table row: numbers, then every assumption under its own name."""
+    """Return a bound as one table row: numbers, then every assumption under its own name.
+
+    Example:
+        >>> rests_on = Assumptions("ideal predictor", attended=128, bytes_per_weight=2.0)
+        >>> row = as_row(UpperBound("FLOPs", 10.0, 4.0, 0.8, 0.5, 0.4, 1.67, rests_on))
+        >>> row["saved_model"], row["scheme"]
+        (0.4, 'ideal predictor')
+    """
     row = {name: value for name, value in asdict(bound).items() if name != "assumptions"}
     return row | asdict(bound.assumptions)

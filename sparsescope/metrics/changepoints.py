@@ -60,6 +60,12 @@ def segment(x: Array, y: Array, *, most: int = 6, shortest: int = 3, surrogates:
         shortest: Least points of a line.
         surrogates: Curves of the null; 0 for none.
         seed: Seed of the null.
+
+    Example:
+        >>> x = np.arange(8.0)
+        >>> found = segment(x, np.where(x < 4, x, 3 * x), surrogates=0)
+        >>> [(line.first, line.last, round(line.slope, 6)) for line in found.segments]
+        [(0, 3, 1.0), (4, 7, 3.0)]
     """
     good = np.flatnonzero(np.isfinite(y))
     x, y = np.asarray(x, np.float64)[good], np.asarray(y, np.float64)[good]

@@ -47,6 +47,12 @@ class DocumentBootstrap:
         weights: float64 [B, D], how often each document is drawn.
         level: Coverage of the intervals, for example 0.95.
         method: What an interval says about how it was made.
+
+    Example:
+        >>> draws = DocumentBootstrap.draw(strata=[0, 0, 0, 0], resamples=500, seed=0, level=0.95)
+        >>> density = draws.ratio(sums=[1, 2, 3, 4], counts=[10, 10, 10, 10])  # active units, tokens
+        >>> float(density.mean), bool(0.1 <= density.low < 0.25 < density.high <= 0.4)
+        (0.25, True)
     """
 
     weights: NDArray[np.float64]
@@ -129,7 +135,15 @@ class DocumentBootstrap:
 
 
 def note_few_documents(out: Result, documents: int, place: str, what: str = "bootstrap intervals") -> None:
-    """Say in the result that there is no interval, or that ``what`` of so few documents is likely too narrow."""
+    """Say in the result that there is no interval, or that ``what`` of so few documents is likely too narrow.
+
+    Example:
+        >>> from sparsescope.core.result import Result
+        >>> out = Result("activation_rank")
+        >>> note_few_documents(out, 4, "corpus")
+        >>> out.notes[0].message
+        'Only 4 documents: bootstrap intervals are likely too narrow.'
+    """
     if documents < 2:
         out.note("warning", "All text is one document: no interval can be given.", place)
     elif documents < 10:

@@ -15,7 +15,12 @@ _MASK = (1 << 64) - 1
 
 
 def mixed(value: int) -> int:
-    """Scramble a whole number into 64 bits (the finalizer of splitmix64): equal in every process."""
+    """Scramble a whole number into 64 bits (the finalizer of splitmix64): equal in every process.
+
+    Example:
+        >>> hex(mixed(0))
+        '0xe220a8397b1dcdaf'
+    """
     z = (value + 0x9E3779B97F4A7C15) & _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -23,7 +28,12 @@ def mixed(value: int) -> int:
 
 
 def fold_of(document: int, folds: int = FOLDS) -> int:
-    """Fold of a document, from its number in the whole corpus. Domains alternate in a stream, so the number is mixed."""
+    """Fold of a document, from its number in the whole corpus. Domains alternate in a stream, so the number is mixed.
+
+    Example:
+        >>> [fold_of(document, folds=4) for document in range(8)]
+        [3, 1, 2, 1, 2, 2, 0, 3]
+    """
     return mixed(document) % folds
 
 
@@ -37,6 +47,12 @@ def jackknife_interval(whole: np.ndarray, replicates: np.ndarray, level: float) 
 
     Returns:
         low, high, each of the shape of ``whole``; NaN where fewer than two replicates are finite.
+
+    Example:
+        >>> values = np.array([1.0, 2.0, 3.0, 4.0, 5.0])  # of a mean it is Student's interval
+        >>> low, high = jackknife_interval(values.mean(), (values.sum() - values) / 4, level=0.95)
+        >>> round(float(low), 2), round(float(high), 2)
+        (1.04, 4.96)
     """
     from scipy.stats import t
 

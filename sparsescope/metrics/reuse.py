@@ -19,6 +19,10 @@ def union_nulls(rates: np.ndarray, levels: int) -> np.ndarray:
     Returns:
         [..., level, 2]: 1 - (1 - mean p)^k, all units alike, and mean_j 1 - (1 - p_j)^k, each at its own rate. The second is
         never larger (Jensen's inequality).
+
+    Example:
+        >>> union_nulls(np.array([0.5, 0.5, 0.0, 0.0]), levels=2).tolist()  # 1 token, 2 tokens
+        [[0.25, 0.25], [0.4375, 0.375]]
     """
     alike, own = 1 - rates.mean(-1), 1 - rates
     found = []
@@ -29,7 +33,12 @@ def union_nulls(rates: np.ndarray, levels: int) -> np.ndarray:
 
 
 def gini_of_rates(rates: np.ndarray) -> np.ndarray:
-    """Gini coefficient of rates [..., unit]: 0 where all are equal, NaN where all are zero."""
+    """Gini coefficient of rates [..., unit]: 0 where all are equal, NaN where all are zero.
+
+    Example:
+        >>> gini_of_rates(np.array([[0.2, 0.2, 0.2, 0.2], [0.0, 0.0, 0.0, 0.4]])).tolist()
+        [0.0, 0.75]
+    """
     from sparsescope.metrics.sparsity import gini
 
     return gini(rates)
@@ -44,6 +53,10 @@ def hot_share(rates: np.ndarray, share: float = 0.8) -> np.ndarray:
 
     Returns:
         [...], in (0, 1]; NaN where nothing fires.
+
+    Example:
+        >>> float(hot_share(np.array([0.9, 0.1, 0.0, 0.0])))  # one of four units has 80 % of the firings
+        0.25
     """
     from sparsescope.metrics.sparsity import top_p_density
 
@@ -59,6 +72,11 @@ def lorenz_curve(rates: np.ndarray, points: int = 101) -> tuple[np.ndarray, np.n
 
     Returns:
         Shares of the units from 0 to 1, and the shares of firings, each [point]; NaN where nothing fires.
+
+    Example:
+        >>> units, firings = lorenz_curve(np.array([0.6, 0.2, 0.1, 0.1]), points=5)
+        >>> units.tolist(), firings.round(6).tolist()
+        ([0.0, 0.25, 0.5, 0.75, 1.0], [0.0, 0.6, 0.8, 0.9, 1.0])
     """
     ordered = -np.sort(-rates)
     held = np.concatenate([[0.0], np.cumsum(ordered)])

@@ -28,7 +28,12 @@ HOYER_HALF_NORMAL = 1 - math.sqrt(2 / math.pi)
 
 
 def density(values: np.ndarray) -> np.ndarray:
-    """Share of entries that are not exactly zero: #{j: v_j != 0} / n."""
+    """Share of entries that are not exactly zero: #{j: v_j != 0} / n.
+
+    Example:
+        >>> float(density(np.array([0.0, 2.0, 0.0, -1.0])))
+        0.5
+    """
     return np.count_nonzero(values, axis=-1) / values.shape[-1]
 
 
@@ -48,6 +53,12 @@ def top_p_count(values: np.ndarray, share: float, power: int = 1) -> np.ndarray:
 
     Raises:
         SpecError: If ``share`` or ``power`` is out of range.
+
+    Example:
+        >>> int(top_p_count(np.array([3.0, -1.0, 0.5, 0.5]), 0.7))  # 4 of 5
+        2
+        >>> int(top_p_count(np.array([3.0, -1.0, 0.5, 0.5]), 0.7, power=2))  # 9 of 10.5
+        1
     """
     if not 0 < share < 1 or power not in (1, 2):
         raise SpecError("top-p set is not defined", allowed="0 < share < 1, power 1 or 2", got=f"{share}, {power}")
@@ -59,19 +70,34 @@ def top_p_count(values: np.ndarray, share: float, power: int = 1) -> np.ndarray:
 
 
 def top_p_density(values: np.ndarray, share: float, power: int = 1) -> np.ndarray:
-    """``top_p_count`` / n."""
+    """``top_p_count`` / n.
+
+    Example:
+        >>> float(top_p_density(np.array([3.0, -1.0, 0.5, 0.5]), 0.7))
+        0.5
+    """
     return top_p_count(values, share, power) / values.shape[-1]
 
 
 def hoyer(values: np.ndarray) -> np.ndarray:
-    """(sqrt(n) - L1/L2) / (sqrt(n) - 1), in [0, 1]: 0 flat, 1 one-hot. Depends on n. n >= 2."""
+    """(sqrt(n) - L1/L2) / (sqrt(n) - 1), in [0, 1]: 0 flat, 1 one-hot. Depends on n. n >= 2.
+
+    Example:
+        >>> hoyer(np.array([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 5.0, 0.0]])).tolist()
+        [0.0, 1.0]
+    """
     x, root = _unit_scaled(values), math.sqrt(values.shape[-1])
     with np.errstate(invalid="ignore", divide="ignore"):
         return (root - x.sum(-1) / np.sqrt((x * x).sum(-1))) / (root - 1)
 
 
 def gini(values: np.ndarray) -> np.ndarray:
-    """sum_k (2k - n - 1) x_(k) / (n sum x) with x_(1) <= ... <= x_(n), in [0, 1 - 1/n]."""
+    """sum_k (2k - n - 1) x_(k) / (n sum x) with x_(1) <= ... <= x_(n), in [0, 1 - 1/n].
+
+    Example:
+        >>> gini(np.array([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 5.0, 0.0]])).tolist()
+        [0.0, 0.75]
+    """
     x, n = _unit_scaled(values), values.shape[-1]
     weights = 2 * np.arange(1, n + 1) - n - 1
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -87,6 +113,10 @@ def participation_ratio(values: np.ndarray, order: int = 2) -> np.ndarray:
 
     Returns:
         [...], in [1/n, 1]; 1 for a flat vector.
+
+    Example:
+        >>> participation_ratio(np.array([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 0.0, 0.0]])).tolist()  # all, half
+        [1.0, 0.5]
     """
     if order not in (2, 4):
         raise SpecError("participation ratio is not defined", allowed="order 2 or 4", got=order)
@@ -103,6 +133,10 @@ def entropy_number(values: np.ndarray) -> np.ndarray:
 
     Returns:
         [...], in [1/n, 1]; 1 for a flat vector. NaN for a zero vector.
+
+    Example:
+        >>> entropy_number(np.array([[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 0.0, 0.0]])).round(6).tolist()
+        [1.0, 0.5]
     """
     x = _unit_scaled(values)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -114,6 +148,10 @@ def kurtosis(values: np.ndarray) -> np.ndarray:
     """Kurtosis about zero: n sum v^4 / (sum v^2)^2 = 1 / PR4, in [1, n]: 3 for a long normal vector, 1 for a flat one.
 
     The moments are about zero, not about the mean, and 3 is not subtracted: a unit at zero is an inactive unit.
+
+    Example:
+        >>> kurtosis(np.array([[1.0, -1.0, 1.0, -1.0], [0.0, 0.0, 5.0, 0.0]])).tolist()
+        [1.0, 4.0]
     """
     return 1 / participation_ratio(values, 4)
 
@@ -126,13 +164,22 @@ def treves_rolls(values: np.ndarray) -> np.ndarray:
 
     Args:
         values: [..., n].
+
+    Example:
+        >>> treves_rolls(np.array([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 5.0, 0.0]])).tolist()
+        [0.0, 1.0]
     """
     n = values.shape[-1]
     return (1 - participation_ratio(values)) / (1 - 1 / n)
 
 
 def treves_rolls_from_sums(total: np.ndarray, squares: np.ndarray, n: float) -> np.ndarray:
-    """``treves_rolls`` from the sum of x and of x^2 over n entries; NaN where all are zero or n < 2."""
+    """``treves_rolls`` from the sum of x and of x^2 over n entries; NaN where all are zero or n < 2.
+
+    Example:
+        >>> float(treves_rolls_from_sums(np.array(5.0), np.array(25.0), 4))  # 0, 0, 5, 0
+        1.0
+    """
     if n < 2:
         return np.full(np.shape(squares), np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -144,6 +191,10 @@ def half_normal_top_p(share: float, power: int = 1) -> float:
 
     L1: the |v| above threshold t hold a share exp(-t^2/2) of the norm, so the density is erfc(sqrt(-ln p)).
     Energy: the share above t is erfc(t/sqrt 2) + sqrt(2/pi) t exp(-t^2/2), solved for t.
+
+    Example:
+        >>> round(half_normal_top_p(0.9), 4), round(half_normal_top_p(0.9, power=2), 4)
+        (0.6462, 0.4446)
     """
     if power == 1:
         return math.erfc(math.sqrt(-math.log(share)))
@@ -156,7 +207,12 @@ def half_normal_top_p(share: float, power: int = 1) -> float:
 
 
 def half_normal_reference(metric: str) -> float:
-    """Reference value for a metric id such as ``gini`` or ``density_energy_90``; NaN where there is none."""
+    """Reference value for a metric id such as ``gini`` or ``density_energy_90``; NaN where there is none.
+
+    Example:
+        >>> round(half_normal_reference("gini"), 4), round(half_normal_reference("density_energy_90"), 4)
+        (0.4142, 0.4446)
+    """
     constants = {
         "gini": GINI_HALF_NORMAL, "hoyer": HOYER_HALF_NORMAL, "pr2": PR2_HALF_NORMAL, "pr4": PR4_HALF_NORMAL,
         "entropy_number": ENTROPY_NUMBER_HALF_NORMAL, "kurtosis": KURTOSIS_NORMAL, "treves_rolls": TREVES_ROLLS_HALF_NORMAL,

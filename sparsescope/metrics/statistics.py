@@ -25,6 +25,11 @@ def bootstrap_weights(strata: np.ndarray, resamples: int, seed: int) -> np.ndarr
 
     Returns:
         float64 [B, documents]; within a stratum each row sums to the number of its documents.
+
+    Example:
+        >>> weights = bootstrap_weights(np.array([0, 0, 1, 1, 1]), resamples=4, seed=0)
+        >>> weights[:, :2].sum(1).tolist()  # of the first domain two documents, in each resample
+        [2.0, 2.0, 2.0, 2.0]
     """
     strata = _without_singletons(strata)
     generator = np.random.default_rng(seed)
@@ -62,6 +67,13 @@ def pooled_intraclass_correlation(spread: float, variance: float, tokens: float,
 
     Returns:
         The correlation, clipped to [0, 1]; 1, the cautious value, where it cannot be estimated.
+
+    Example:
+        >>> # Two documents of two tokens; the unit is active on both tokens of one, or on one token of each.
+        >>> pooled_intraclass_correlation(spread=2.0, variance=0.25, tokens=4, squared_tokens=8, documents=2)
+        1.0
+        >>> pooled_intraclass_correlation(spread=0.0, variance=0.25, tokens=4, squared_tokens=8, documents=2)
+        0.0
     """
     spare = squared_tokens - tokens
     if spare <= 0 or variance <= 0 or documents < 2:
@@ -70,14 +82,26 @@ def pooled_intraclass_correlation(spread: float, variance: float, tokens: float,
 
 
 def effective_tokens(tokens: float, squared_tokens: float, icc: float) -> float:
-    """N / (1 + (m - 1) ICC) with m = sum n_d^2 / N, the size-weighted mean document length (Kish 1965)."""
+    """N / (1 + (m - 1) ICC) with m = sum n_d^2 / N, the size-weighted mean document length (Kish 1965).
+
+    Example:
+        >>> effective_tokens(1000, 10 * 100**2, icc=0.0)  # ten documents of 100 tokens, all independent
+        1000.0
+        >>> effective_tokens(1000, 10 * 100**2, icc=1.0)  # tokens of a document all alike
+        10.0
+    """
     if tokens <= 0:
         return 0.0
     return tokens / (1 + (squared_tokens / tokens - 1) * icc)
 
 
 def zero_events_bound(n: float, level: float = 0.95) -> float:
-    """One-sided upper bound on a rate after zero events in n independent trials: 1 - (1 - level)^(1/n) ~ 3/n."""
+    """One-sided upper bound on a rate after zero events in n independent trials: 1 - (1 - level)^(1/n) ~ 3/n.
+
+    Example:
+        >>> round(zero_events_bound(300), 4)  # never in 300 trials: at most about 1 %
+        0.0099
+    """
     return 1.0 if n <= 0 else -math.expm1(math.log1p(-level) / n)
 
 
@@ -91,6 +115,10 @@ def histogram_quantiles(counts: np.ndarray, edges: np.ndarray, quantiles: tuple[
 
     Returns:
         [quantiles]; NaN for an empty histogram. The error is at most one bin width.
+
+    Example:
+        >>> histogram_quantiles(np.array([1, 2, 1]), np.array([0.0, 1.0, 2.0, 3.0]), (0.5,)).tolist()
+        [1.5]
     """
     total = counts.sum()
     if total == 0:
@@ -103,7 +131,12 @@ def histogram_quantiles(counts: np.ndarray, edges: np.ndarray, quantiles: tuple[
 
 
 def mean_over_present(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean along an axis over the finite entries; NaN where there is none (and no warning)."""
+    """Mean along an axis over the finite entries; NaN where there is none (and no warning).
+
+    Example:
+        >>> float(mean_over_present(np.array([1.0, np.nan, 3.0]), axis=0))
+        2.0
+    """
     present = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.where(present, values, 0.0).sum(axis) / present.sum(axis)

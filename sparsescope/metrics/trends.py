@@ -78,6 +78,12 @@ def correlate(
         draws: Surrogates, and random permutations where there are too many for all of them.
         level: Coverage of the interval.
         seed: Seed of both.
+
+    Example:
+        >>> steps = np.arange(10.0)
+        >>> found = correlate(steps, measure=np.log1p(steps), score=steps)  # both rise, and that is all
+        >>> round(found.pearson, 2), found.beyond_trend
+        (0.95, False)
     """
     from scipy.stats import kendalltau, rankdata
 
@@ -103,14 +109,25 @@ def correlate(
 
 
 def pearson(x: Array, y: Array) -> float:
-    """Pearson's r; NaN where one side is constant."""
+    """Pearson's r; NaN where one side is constant.
+
+    Example:
+        >>> round(pearson(np.array([0.0, 1.0, 2.0]), np.array([5.0, 3.0, 1.0])), 6)
+        -1.0
+    """
     u, v = x - x.mean(), y - y.mean()
     norm = math.sqrt(float(u @ u)) * math.sqrt(float(v @ v))
     return float(np.clip(u @ v / norm, -1, 1)) if norm > 0 else math.nan
 
 
 def fisher_interval(r: float, n: int, level: float = 0.95, *, least: int = 5) -> tuple[float, float]:
-    """tanh(artanh r -+ z / sqrt(n - 3)); NaN below ``least`` points."""
+    """tanh(artanh r -+ z / sqrt(n - 3)); NaN below ``least`` points.
+
+    Example:
+        >>> low, high = fisher_interval(0.9, n=10)
+        >>> round(low, 2), round(high, 2)
+        (0.62, 0.98)
+    """
     from scipy.stats import norm
 
     if n < max(least, 4) or not math.isfinite(r):
@@ -122,7 +139,12 @@ def fisher_interval(r: float, n: int, level: float = 0.95, *, least: int = 5) ->
 
 
 def pearson_p(r: float, n: int) -> float:
-    """Two-sided p of Pearson's r for independent normal points: t = r sqrt((n - 2) / (1 - r^2))."""
+    """Two-sided p of Pearson's r for independent normal points: t = r sqrt((n - 2) / (1 - r^2)).
+
+    Example:
+        >>> round(pearson_p(0.9, n=10), 4)
+        0.0004
+    """
     from scipy.stats import t
 
     if abs(r) >= 1:
@@ -131,7 +153,13 @@ def pearson_p(r: float, n: int) -> float:
 
 
 def permutation_p(x: Array, y: Array, draws: int, generator: np.random.Generator) -> float:
-    """Two-sided permutation p of the rank correlation: all orders up to n = 9, else random ones, the given one counted."""
+    """Two-sided permutation p of the rank correlation: all orders up to n = 9, else random ones, the given one counted.
+
+    Example:
+        >>> p = permutation_p(np.arange(4.0), np.arange(4.0), draws=0, generator=np.random.default_rng(0))
+        >>> round(p, 4)  # the same order or its reverse: 2 of 24
+        0.0833
+    """
     from scipy.stats import rankdata
 
     u, v = rankdata(x), rankdata(y)
@@ -146,7 +174,14 @@ def permutation_p(x: Array, y: Array, draws: int, generator: np.random.Generator
 
 
 def partial(x: Array, y: Array, given: Array) -> float:
-    """Pearson's r of what is left of both after a straight line in ``given``; NaN where nothing is left."""
+    """Pearson's r of what is left of both after a straight line in ``given``; NaN where nothing is left.
+
+    Example:
+        >>> steps, wiggle = np.arange(6.0), np.array([0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
+        >>> x, y = steps + wiggle, steps - wiggle
+        >>> round(pearson(x, y), 2), round(partial(x, y, steps), 2)  # both rise, in opposite steps
+        (0.85, -1.0)
+    """
     base = np.stack([np.ones_like(given), given], 1)
     rest = [v - base @ np.linalg.lstsq(base, v, rcond=None)[0] for v in (x, y)]
     if any(float(r @ r) <= 1e-20 * float(v @ v) for r, v in zip(rest, (x, y), strict=True)):
@@ -155,13 +190,24 @@ def partial(x: Array, y: Array, given: Array) -> float:
 
 
 def monotone_surrogates(x: Array, draws: int, generator: np.random.Generator) -> Array:
-    """Rising series with the absolute increments of x in random order: [draws, n]."""
+    """Rising series with the absolute increments of x in random order: [draws, n].
+
+    Example:
+        >>> rows = monotone_surrogates(np.array([0.0, 3.0, 2.0]), draws=2, generator=np.random.default_rng(0))
+        >>> rows[:, -1].tolist()  # increments 3 and 1 in some order, both upward
+        [4.0, 4.0]
+    """
     steps = generator.permuted(np.tile(np.abs(np.diff(x)), (draws, 1)), axis=1)
     return np.concatenate([np.zeros((draws, 1)), np.cumsum(steps, axis=1)], axis=1)
 
 
 def effective_n(x: Array, y: Array) -> float:
-    """Return n (1 - r1 r2) / (1 + r1 r2) with the lag-one autocorrelations of both, at most n."""
+    """Return n (1 - r1 r2) / (1 + r1 r2) with the lag-one autocorrelations of both, at most n.
+
+    Example:
+        >>> round(effective_n(np.arange(20.0), np.arange(20.0)), 1)  # a trend of 20 points counts for 3
+        3.2
+    """
 
     def lag_one(v: Array) -> float:
         u = v - v.mean()

@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsescope.models.catalog import SubjectEntry as SubjectEntry
     from sparsescope.models.catalog import registered_subjects as registered_subjects
     from sparsescope.models.doctor import examine as examine
-    from sparsescope.models.sites import Site as Site
-    from sparsescope.models.sites import attach as attach
-    from sparsescope.models.sources import cache_dir as cache_dir
+    from sparsescope.models.entries import SubjectEntry as SubjectEntry
     from sparsescope.models.sources import load as load
     from sparsescope.models.sources import wrap as wrap
+    from sparsescope.models.structure.sites import Site as Site
+    from sparsescope.models.structure.sites import attach as attach
     from sparsescope.models.subject import Subject as Subject
     from sparsescope.models.subject import SubjectIdentity as SubjectIdentity
     from sparsescope.models.variants import VariantKind as VariantKind
@@ -25,12 +24,11 @@ if TYPE_CHECKING:
     from sparsescope.models.variants import registered_variants as registered_variants
 
 _HOMES = {
-    "SubjectEntry": "catalog",
+    "SubjectEntry": "entries",
     "registered_subjects": "catalog",
     "examine": "doctor",
-    "Site": "sites",
-    "attach": "sites",
-    "cache_dir": "sources",
+    "Site": "structure.sites",
+    "attach": "structure.sites",
     "load": "sources",
     "wrap": "sources",
     "Subject": "subject",

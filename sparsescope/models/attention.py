@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange
 
 from sparsescope.errors import SpecError, SubjectError
-from sparsescope.models.roles import submodule
+from sparsescope.models.structure.roles import submodule
 
 if TYPE_CHECKING:
     from sparsescope.models.subject import Subject
@@ -188,10 +189,9 @@ def _weights(
     query: torch.Tensor, key: torch.Tensor, allowed: torch.Tensor, scaling: float, softcap: float | None
 ) -> torch.Tensor:
     """Softmax of the scores in float32, [batch, head, row, key]. Heads that share a key are taken together."""
-    batch, heads, rows, width = query.shape
-    groups = key.shape[1]
-    grouped = query.reshape(batch, groups, heads // groups * rows, width)
-    scores = (grouped @ key.transpose(2, 3)).view(batch, heads, rows, -1) * scaling
+    grouped = rearrange(query, "batch (group head) row width -> batch group (head row) width", group=key.shape[1])
+    products = grouped @ key.mT
+    scores = rearrange(products, "batch group (head row) key -> batch (group head) row key", row=query.shape[2]) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     return torch.softmax(scores.float().masked_fill_(~allowed, float("-inf")), -1)
@@ -199,10 +199,10 @@ def _weights(
 
 def _mixed(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Values weighted, [batch, row, head, head_dim]."""
-    batch, heads, rows, keys = weights.shape
-    groups = values.shape[1]
-    grouped = weights.to(values.dtype).view(batch, groups, heads // groups * rows, keys)
-    return (grouped @ values).view(batch, heads, rows, -1).transpose(1, 2)
+    given = weights.to(values.dtype)
+    grouped = rearrange(given, "batch (group head) row key -> batch group (head row) key", group=values.shape[1])
+    mixed = grouped @ values
+    return rearrange(mixed, "batch group (head row) width -> batch row (group head) width", row=weights.shape[2])
 
 
 def _refused(subject: Subject, what: str, got: str) -> SubjectError:

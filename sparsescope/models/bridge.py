@@ -13,8 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.errors import SubjectError
-from sparsescope.models.quiet import quiet_transformers
-from sparsescope.models.roles import (
+from sparsescope.models.structure.roles import (
     Attention,
     Block,
     Matrix,
@@ -25,6 +24,7 @@ from sparsescope.models.roles import (
     submodule,
     text_config,
 )
+from sparsescope.models.torch_environment import quiet_transformers
 
 if TYPE_CHECKING:
     from sparsescope.models.subject import Subject

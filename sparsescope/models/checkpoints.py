@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsescope.errors import DependencyError, SpecError, SubjectError
-from sparsescope.models import series_file
-from sparsescope.models.revision_names import CheckpointName, ordered_names, parse_name
-from sparsescope.models.series_file import ProbeSet, SeriesFolder
+from sparsescope.models.formats import series_file
+from sparsescope.models.formats.revision_names import CheckpointName, ordered_names, parse_name
+from sparsescope.models.formats.series_file import ProbeSet, SeriesFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,7 +148,7 @@ class CheckpointSeries:
     @property
     def shipped(self) -> bool:
         """Whether it is one of the series that come with the project, which its name opens."""
-        from sparsescope.models.embedded import models_folder
+        from sparsescope.models.zoo.shipped_series import models_folder
 
         try:
             return self._folder is not None and self._folder.folder.resolve().parent == models_folder().resolve()
@@ -175,7 +175,7 @@ def open_series(source: str | Path, *, revisions: Sequence[str] | None = None, f
     """Open a series by name.
 
     Args:
-        source: Registered series (``models.embedded.embedded_series()``), folder, or hub id ``organization/model``.
+        source: Registered series (``models.zoo.shipped_series.shipped_names()``), folder, or hub id ``organization/model``.
         revisions: Names of the checkpoints to take, of a folder or a hub model; all of them when None.
         form: Take the names of this form only, for example ``stage1-stepN-tokensMB``, where there are several.
 
@@ -185,10 +185,10 @@ def open_series(source: str | Path, *, revisions: Sequence[str] | None = None, f
         ArtifactError: The folder of a trained series is damaged.
         DependencyError: The hub cannot be asked for the revisions.
     """
-    from sparsescope.models.embedded import embedded_folder, embedded_series
+    from sparsescope.models.zoo.shipped_series import shipped_folder, shipped_names
 
     text = str(source)
-    folder = embedded_folder(text) if text in embedded_series() else Path(text).expanduser()
+    folder = shipped_folder(text) if text in shipped_names() else Path(text).expanduser()
     if (folder / series_file.FILE).is_file():
         return _trained_series(SeriesFolder.open(folder), text)
     if folder.is_dir():
@@ -200,7 +200,7 @@ def open_series(source: str | Path, *, revisions: Sequence[str] | None = None, f
     raise unknown_name(
         "checkpoint series",
         text,
-        embedded_series(),
+        shipped_names(),
         next_step="give a registered series, a folder of checkpoints, or a hub id organization/model",
         error=SubjectError,
     )
@@ -208,10 +208,10 @@ def open_series(source: str | Path, *, revisions: Sequence[str] | None = None, f
 
 def _trained_series(folder: SeriesFolder, text: str) -> CheckpointSeries:
     """A series of our own trainer; ``text`` is what it was opened with."""
-    from sparsescope.models.embedded import embedded_subjects
     from sparsescope.models.sources import load as load_subject
+    from sparsescope.models.zoo.shipped_series import shipped_subjects
 
-    registered = any(entry.name == text for entry in embedded_subjects())
+    registered = any(entry.name == text for entry in shipped_subjects())
     checkpoints = [
         Checkpoint(found.step, f"step-{found.step}", trained=found.trained, stored=found.stored)
         for found in folder.content.checkpoints

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from sparsescope.core.spec import Params
-from sparsescope.errors import SpecError, SubjectError
+from sparsescope.errors import SubjectError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
 
-    from sparsescope.models.parameters import ParameterSite
-    from sparsescope.models.roles import Block
+    from sparsescope.models.structure.parameters import ParameterSite
+    from sparsescope.models.structure.roles import Block
     from sparsescope.models.subject import Subject
 
 _INPUT_ROLES = tuple(f"mlp.{part}{matrix}.weight" for part in ("", "experts.", "shared_expert.") for matrix in ("gate", "in"))
@@ -37,36 +37,14 @@ class ShuffledParams(Params):
 
 
 def make_control(subject: Subject, params: ShuffledParams) -> Subject:
-    """Make the variant ``shuffled`` of a subject, which stays as it is."""
+    """Make the variant ``shuffled`` of a subject, which stays as it is; ``make_variant(subject, "shuffled", seed=3)`` calls it.
+
+    Raises:
+        SubjectError: The MLP input weights cannot be read as numbers.
+    """
     control = subject.copy()
     shuffle_in_place(control.model, control.blocks, params.seed)
     return control.with_variant("shuffled", params.model_dump(mode="json"), of=subject)
-
-
-def shuffle_mlp_inputs(subject: Subject, seed: int = 0) -> Subject:
-    """Return the control of a subject. The given subject is not changed.
-
-    Args:
-        subject: Any subject with an MLP, dense or of experts.
-        seed: Draws the permutations.
-
-    Returns:
-        A subject with a model of its own, named ``shuffled:ID`` (with ``@SEED`` unless that is 0).
-
-    Raises:
-        SpecError: The seed is not a non-negative integer.
-        SubjectError: The MLP input weights cannot be read as numbers.
-    """
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise SpecError(
-            "a seed is a non-negative integer",
-            where="shuffle_mlp_inputs(seed)",
-            allowed="0, 1, 2, ...",
-            got=repr(seed),
-        )
-    from sparsescope.models.variants import make_variant
-
-    return make_variant(subject, "shuffled", seed=seed)
 
 
 def shuffle_in_place(model: Any, blocks: Sequence[Block], seed: int) -> None:
@@ -83,7 +61,7 @@ def shuffle_in_place(model: Any, blocks: Sequence[Block], seed: int) -> None:
     import numpy as np
     import torch
 
-    from sparsescope.models.parameters import parameters_of, read
+    from sparsescope.models.structure.parameters import parameters_of, read
 
     sites = [site for site in parameters_of(model, blocks) if site.role in _INPUT_ROLES]
     if not sites:
@@ -114,7 +92,7 @@ def _bias(model: Any, site: ParameterSite) -> torch.Tensor | None:
     """Return the bias that belongs to a matrix as a view, or None."""
     import torch
 
-    from sparsescope.models.roles import submodule
+    from sparsescope.models.structure.roles import submodule
 
     module = submodule(model, site.module_path)
     name = "bias" if site.parameter == "weight" else f"{site.parameter}_bias"

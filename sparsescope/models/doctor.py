@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparsescope.models.quiet import quiet_transformers
-from sparsescope.models.roles import text_config
+from sparsescope.models.structure.roles import text_config
+from sparsescope.models.torch_environment import quiet_transformers
 
 if TYPE_CHECKING:
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
     from sparsescope.models.subject import Subject
 
 SAMPLE_SHAPE = (2, 24)

@@ -22,7 +22,7 @@ import torch
 
 from sparsescope.core.variant import Parent, Variant
 from sparsescope.errors import SubjectError
-from sparsescope.models.quiet import dtype_name
+from sparsescope.models.torch_environment import dtype_name
 
 # Keys of a configuration that do not change what the model computes.
 _NOT_COMPUTING = frozenset(

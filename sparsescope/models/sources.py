@@ -2,33 +2,21 @@
 
 A name is checked without importing torch, and a wrong one is refused without touching the
 network (``catalog.resolve``). Loaded weights are checked for NaN and Inf. Downloads and
-dequantized models live in ``cache_dir()``.
+dequantized models live in ``core.packages.cache_dir()``.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.errors import SpecError, SubjectError
-from sparsescope.models.catalog import LoadedModel, Reference, resolve
-from sparsescope.models.catalog import registered_subjects as registered_subjects
+from sparsescope.models.catalog import Reference, registered_subjects, resolve
+from sparsescope.models.entries import LoadedModel
 
 if TYPE_CHECKING:
-    from sparsescope.models.roles import Block
+    from sparsescope.models.structure.roles import Block
     from sparsescope.models.subject import Subject
-
-
-def cache_dir() -> Path:
-    """Return the folder of downloads: ``$SPARSESCOPE_CACHE``, else ``sparsescope`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
-
-    It may not exist yet. It is not ``$SPARSESCOPE_HOME``: runs are kept, downloads can be fetched again.
-    """
-    own, shared = os.environ.get("SPARSESCOPE_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if own:
-        return Path(own).expanduser()
-    return (Path(shared) if shared else Path.home() / ".cache") / "sparsescope"
 
 
 def load(
@@ -62,12 +50,12 @@ def load(
     """
     reference = resolve(name, revision, dtype, device, attn_implementation, trust_remote_code)
     from sparsescope.models.identity import check_finite
-    from sparsescope.models.quiet import check_device
+    from sparsescope.models.torch_environment import check_device
 
     check_device(device)
     loaded = _load(reference)
     check_finite(loaded.model, where=reference.request.name)
-    loaded.model.to(device)  # type: ignore[arg-type]
+    loaded.model.to(device)  # type: ignore[arg-type]  # the wrapper of transformers hides the overloads
     # A path is named by its last part: where a model lies on this disk is no property of the model.
     id = Path(reference.request.name).name if reference.kind in ("folder", "gguf") else reference.request.name
     subject = _subject(loaded, id=id, trust_remote_code=trust_remote_code)
@@ -119,7 +107,7 @@ def wrap(model: Any, tokenizer: Any = None, id: str | None = None) -> Subject:
         )
     name = id or type(model).__name__
     check_finite(model, where=name)
-    from sparsescope.models.quiet import dtype_name
+    from sparsescope.models.torch_environment import dtype_name
 
     origin = dtype_name(model.dtype)
     quantizer: Any = getattr(model, "hf_quantizer", None)
@@ -137,22 +125,22 @@ def _load(reference: Reference) -> LoadedModel:
     if reference.entry is not None:
         return reference.entry.load(request)
     if reference.kind == "gguf":
-        from sparsescope.models.gguf_file import load_gguf
+        from sparsescope.models.formats.gguf_file import load_gguf
 
         return load_gguf(request)
     if reference.kind == "folder":
-        from sparsescope.models.series_file import FILE
+        from sparsescope.models.formats.series_file import FILE
 
         if (Path(request.name).expanduser() / FILE).is_file():  # written by `sparsescope train`
-            from sparsescope.models.embedded import load_series_folder
+            from sparsescope.models.zoo.shipped_series import load_series_folder
 
             return load_series_folder(Path(request.name).expanduser(), request)
-        from sparsescope.models.folder import load_folder
+        from sparsescope.models.formats.folder import load_folder
 
         return load_folder(request)
-    from sparsescope.models.hub import load_hub
+    from sparsescope.models.formats.hub import load_hub
 
-    return load_hub(request)
+    return load_hub(request, registered=registered_subjects())
 
 
 def _subject(loaded: LoadedModel, id: str, trust_remote_code: bool) -> Subject:
@@ -176,7 +164,7 @@ def find_roles(model: Any) -> tuple[Block, ...]:
     Raises:
         SubjectError: Neither knows the architecture.
     """
-    from sparsescope.models.roles import BlockReader, find_blocks, unsupported
+    from sparsescope.models.structure.roles import BlockReader, find_blocks, unsupported
 
     path, blocks = find_blocks(model)
     reader = BlockReader(model)

@@ -21,16 +21,16 @@ import torch
 
 from sparsescope.core.variant import Variant, arguments_text
 from sparsescope.errors import SpecError, SubjectError, unknown_name
-from sparsescope.models import parameters as _parameters
-from sparsescope.models import sites as _sites
-from sparsescope.models.edits import Replace, edit
 from sparsescope.models.identity import SubjectIdentity as SubjectIdentity
 from sparsescope.models.identity import config_hash, fingerprint, named_tensors, weight_hash
-from sparsescope.models.parameters import ParameterSite
-from sparsescope.models.patterns import select
-from sparsescope.models.quiet import dtype_name
-from sparsescope.models.roles import Block, submodule, text_config
-from sparsescope.models.sites import Site
+from sparsescope.models.structure import parameters as _parameters
+from sparsescope.models.structure import sites as _sites
+from sparsescope.models.structure.edits import Replace, edit
+from sparsescope.models.structure.parameters import ParameterSite
+from sparsescope.models.structure.patterns import select
+from sparsescope.models.structure.roles import Block, submodule, text_config
+from sparsescope.models.structure.sites import Site
+from sparsescope.models.torch_environment import dtype_name
 
 EXACT_ZERO_ACTIVATIONS = frozenset({"relu", "relu2", "relu6"})
 _HIDDEN_ROLES = ("mlp.hook_post", "mlp.experts.hook_post", "mlp.shared_expert.hook_post")
@@ -212,7 +212,7 @@ class Subject:
         arguments = self.mask_arguments(module, ids, attention_mask)
         with torch.inference_mode(), evaluating(self.model):
             output = module(input_ids=ids, **arguments)
-        return output.logits if logits else output.last_hidden_state  # type: ignore[no-any-return]
+        return output.logits if logits else output.last_hidden_state
 
     def forward_through(self, layer: int, input_ids: Any, attention_mask: Any = None) -> None:
         """Run the blocks up to ``layer`` and nothing after them, for hooks that look at them; there is no output.

@@ -22,6 +22,7 @@ from sparsescope.core.spec import Params, make_params
 from sparsescope.core.variant import argument_text, arguments_text
 from sparsescope.errors import DependencyError, SpecError, SubjectError, unknown_name
 from sparsescope.models.controls import ShuffledParams
+from sparsescope.models.zoo.registered import registered_subjects
 
 if TYPE_CHECKING:
     from sparsescope.models.subject import Subject
@@ -250,8 +251,6 @@ def read_name(text: str) -> tuple[tuple[VariantRequest, ...], str]:
 
 def _means_itself(text: str) -> bool:
     """Whether a name that looks like that of a variant is the name of a registered subject, file or folder."""
-    from sparsescope.models.catalog import registered_subjects
-
     places = [text, text.rpartition("@")[0]]  # the latter is empty without a revision
     return any(":" in place and (place in registered_subjects() or Path(place).expanduser().exists()) for place in places)
 

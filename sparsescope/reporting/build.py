@@ -6,7 +6,7 @@ HTML with a CSV download in a ``data:`` address. Nothing in it names a path outs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -103,11 +103,12 @@ def _across(results: Sequence[Result]) -> list[tuple[str, list[str], list[list[s
 def _labels(sections: Sequence[Section]) -> list[str]:
     """Headings that tell the sections apart: by model, and by corpus or run where the model is the same."""
     labels = [entry.title for entry in sections]
-    for parts in (
+    more: tuple[Callable[[Section], list[str]], ...] = (
         lambda s: [s.subject],
         lambda s: [s.subject, s.corpus],
         lambda s: [s.subject, s.corpus, s.run_id],
-    ):
+    )
+    for parts in more:
         if len(set(labels)) == len(labels):
             break
         labels = [" · ".join(part for part in (entry.title, *parts(entry)) if part) for entry in sections]

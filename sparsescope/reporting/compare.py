@@ -14,15 +14,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from sparsescope.core.result import (
-    INDEX_KINDS,
-    TEXT_KINDS,
-    Column,
-    Direction,
-    Interval,
-    Result,
-    format_number,
-)
+from sparsescope.core.columns import INDEX_KINDS, TEXT_KINDS, Column
+from sparsescope.core.result import Direction, Interval, Result, format_number
 from sparsescope.errors import SpecError
 from sparsescope.reporting.sections import flat
 

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from sparsescope.core.artifact import home as default_home
+from sparsescope.core.run_store import home as default_home
 from sparsescope.errors import DependencyError, SpecError
 
 ADDRESS = "127.0.0.1"

@@ -1,12 +1,17 @@
-"""The narrative of a study: Markdown to HTML that carries no markup of its own.
+"""The narrative of a study: Markdown to HTML, or to the Markdown of a notebook, that carries no markup of its own.
 
 HTML in the text is shown as text, images are left out (the page loads nothing), links lead to https addresses or within the
 page only, control and bidirectional characters are made visible. A first heading is left out (the page has a title), the
-others move down two levels, below those of the page.
+others of a page move down two levels, below those of the page.
+
+What shows a notebook is not known: JupyterLab, nbconvert and others read Markdown in different ways, some of them with HTML
+and all of them with TeX. So what opens a tag, an image, another link or a formula is broken up wherever it stands, in code
+as well, whatever a parser would make of it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -15,9 +20,17 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
+from sparsescope.core.escaping import no_tex
 from sparsescope.viz.tokens import display
 
 _LONGEST = 1_000_000
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+_IMAGE = re.compile(r"!(?=\[)")
+#: What stands between the text of a link, or the name of a definition, and any other address.
+_ADDRESS = re.compile(r"\](?=[(:](?!\s*(?:https://|#)))")
+_MARKS = re.compile(r"([`*_\[\]<>~|&#])")
+#: A list, a rule or a heading at the beginning of a line.
+_BLOCK = re.compile(r"^(\d*)(?=[-+=.)])")
 
 
 def narrative_html(text: str) -> Markup:
@@ -39,6 +52,27 @@ def narrative_html(text: str) -> Markup:
             token.children = _links(token.children)
     html: Any = _parser().renderer.render(tokens, _parser().options, {})
     return Markup(html)  # noqa: S704  written by the renderer from escaped text; HTML in the source is disabled
+
+
+def narrative_markdown(text: str) -> str:
+    """Return the narrative of a study as Markdown for a notebook.
+
+    Args:
+        text: CommonMark with tables.
+
+    Returns:
+        The same text without its first heading; see the head of this file for what is replaced.
+    """
+    shown = _TAG.sub("\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}", _visible(text))
+    shown = no_tex(_ADDRESS.sub("] ", _IMAGE.sub("! ", shown)))
+    return re.sub(r"\A\s*# [^\n]*\n", "", shown).strip()
+
+
+def plain_markdown(text: str) -> str:
+    """Return a text of a study that is not Markdown (a title, a caption) as Markdown, on one line, that shows it as it is."""
+    shown = display(" ".join(text.split()), limit=_LONGEST, markup=False).replace("\\", "\N{FULLWIDTH REVERSE SOLIDUS}")
+    shown = no_tex(_MARKS.sub(r"\\\1", shown))
+    return _BLOCK.sub(r"\1\\", shown)
 
 
 @cache

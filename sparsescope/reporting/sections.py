@@ -14,8 +14,9 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from sparsescope.core.columns import Column
 from sparsescope.core.registry import Analysis, View, find_record
-from sparsescope.core.result import Column, Note, Result, Scalar, format_number
+from sparsescope.core.result import Note, Result, Scalar, format_number
 from sparsescope.core.spec import Params, variant_of
 from sparsescope.errors import SpecError
 from sparsescope.reporting import page

@@ -10,12 +10,14 @@ import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from sparsescope.core.result import INDEX_KINDS, Column, Result, Scalar, format_number
-from sparsescope.errors import SpecError, near_matches
+from sparsescope.core.columns import INDEX_KINDS, Column
+from sparsescope.core.result import Result, Scalar, format_number
+from sparsescope.errors import SpecError, near_matches, unknown_name
 from sparsescope.reporting import page
 from sparsescope.reporting.narrative import narrative_html
 from sparsescope.reporting.sections import (
@@ -28,9 +30,13 @@ from sparsescope.reporting.sections import (
     section,
 )
 from sparsescope.runner.study import StudyFigure, StudyResult, StudyRun
+from sparsescope.viz.figure import empty
 from sparsescope.viz.layers import series
 from sparsescope.viz.side_by_side import Axes, Line, compare_lines
 from sparsescope.viz.tables import is_share
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 _LOG = logging.getLogger(__name__)
 _FIGURE_BUDGET = 60_000  # bytes of the download below a comparison figure
@@ -63,7 +69,7 @@ def render_study(outcome: StudyResult, *, title: str | None = None) -> str:
         )
     rows = max(ROWS_SHOWN // len(done), _FEWEST_ROWS)
     sections = [
-        (_heading(run), section(run.result, f"s{index}", budget=CSV_BUDGET // len(done), rows=rows))
+        (_heading(run, outcome), section(run.result, f"s{index}", budget=CSV_BUDGET // len(done), rows=rows))
         for index, run in enumerate(done)
         if run.result is not None
     ]
@@ -77,7 +83,7 @@ def render_study(outcome: StudyResult, *, title: str | None = None) -> str:
         summary=verdict_text(outcome),
         across=across(outcome),
         figures=[_figure(figure, f"c{index}", outcome) for index, figure in enumerate(declared.figures)],
-        failed=[(_heading(run), run.error.what if run.error else "", _cure(run)) for run in outcome.failed],
+        failed=[(_heading(run, outcome), run.error.what if run.error else "", _cure(run)) for run in outcome.failed],
         sections=sections,
         origins=_origins(done),
         made=max(str(run.result.provenance.get("created") or "") for run in done if run.result is not None)[:10],
@@ -99,7 +105,7 @@ def across(outcome: StudyResult) -> list[Across]:
     """Return the headline numbers side by side, one table for each analysis."""
     tables = []
     for analysis in outcome.study.declared.analyses:
-        runs = [run for run in outcome.runs if run.analysis == analysis.name and run.result is not None]
+        runs = [run for run in outcome.runs if run.id == analysis.id and run.result is not None]
         if not runs or runs[0].result is None:
             continue
         record = record_of(runs[0].result)
@@ -111,7 +117,7 @@ def across(outcome: StudyResult) -> list[Across]:
         for name in names:
             cells = [_cell(scalars[run.subject.name].get(name)) for run in runs]
             rows.append((name.replace("_", " "), present[name].definition, cells))
-        tables.append(Across(record.title, subjects, rows))
+        tables.append(Across(record.title + outcome.study.suffix(analysis.id), subjects, rows))
     return tables
 
 
@@ -126,9 +132,9 @@ def _cell(scalar: Scalar | None) -> tuple[str, str]:
     return value, f"{interval.replace(' ', _HARD_SPACE)} {count.replace(' ', _HARD_SPACE)}"  # breaks between the two only
 
 
-def _heading(run: StudyRun) -> str:
+def _heading(run: StudyRun, outcome: StudyResult) -> str:
     title = record_of(run.result).title if run.result is not None else run.analysis
-    return f"{run.subject.title}: {title}"
+    return f"{run.subject.title}: {title}{outcome.study.suffix(run.id)}"
 
 
 def _cure(run: StudyRun) -> str:
@@ -153,15 +159,54 @@ def colors(outcome: StudyResult) -> dict[str, int]:
     return {entry.name: index[entry.control_of or entry.name] for entry in outcome.study.declared.subjects}
 
 
+def figure(outcome: StudyResult, which: str | int = 0) -> go.Figure:
+    """Draw a declared figure of a study: a column of a table, one line for each subject.
+
+    Args:
+        outcome: The outcome of ``ss.study``.
+        which: Title of the figure, or its place in the file, from 0.
+
+    Returns:
+        The figure; where there is nothing to draw (no subject was measured) it says why.
+
+    Raises:
+        SpecError: If the study declares no such figure.
+    """
+    declared = outcome.study.declared.figures
+    titles = [entry.title for entry in declared]
+    if isinstance(which, str) and which not in titles:
+        raise unknown_name("figure of the study", which, titles, next_step="the titles stand in study.toml")
+    if not isinstance(which, str) and not 0 <= which < len(declared):
+        allowed = f"0 to {len(declared) - 1}" if declared else "none: the study declares no figure"
+        raise SpecError("there is no such figure of the study", where=str(outcome.study.path), allowed=allowed, got=which)
+    entry = declared[titles.index(which) if isinstance(which, str) else which]
+    try:
+        return _compared(entry, outcome)[0]
+    except SpecError as error:
+        return empty(entry.title, _problem(error))
+
+
+def _compared(declared: StudyFigure, outcome: StudyResult) -> tuple[go.Figure, list[Line], Axes]:
+    """A declared figure and what it shows.
+
+    Raises:
+        SpecError: If there is nothing to draw.
+    """
+    lines, axes, remarks = _lines(declared, outcome)
+    return compare_lines(lines, axes, title=declared.title, caption=declared.caption, remarks=remarks), lines, axes
+
+
+def _problem(error: SpecError) -> str:
+    return f"{error.what}. {error.next_step or ''}".strip()
+
+
 def _figure(declared: StudyFigure, key: str, outcome: StudyResult) -> FigureBlock:
     """Draw a declared figure, with the drawn numbers below it; one that cannot be drawn says why."""
     texts = {"key": key, "title": declared.title, "caption": declared.caption, "formula": "", "citation": ""}
     try:
-        lines, axes, remarks = _lines(declared, outcome)
-        figure = compare_lines(lines, axes, title=declared.title, caption=declared.caption, remarks=remarks)
+        drawn, lines, axes = _compared(declared, outcome)
     except SpecError as error:
-        problem = f"{error.what}. {error.next_step or ''}".strip()
-        return FigureBlock(**texts, alt="", height=0, json="", table=None, table_key="", problem=problem)
+        return FigureBlock(**texts, alt="", height=0, json="", table=None, table_key="", problem=_problem(error))
     except Exception as error:  # one figure must not take the page with it
         _LOG.exception("figure %s of the study failed", key)
         problem = f"This figure could not be drawn ({type(error).__name__})."
@@ -169,12 +214,12 @@ def _figure(declared: StudyFigure, key: str, outcome: StudyResult) -> FigureBloc
     frame, columns = _drawn(lines, axes)
     comment = f"sparsescope study {outcome.study.declared.name}, figure: {declared.title}"
     block = frame_block(frame, columns, name="of this figure", key=f"{key}-t", budget=_FIGURE_BUDGET, comment=comment)
-    meta = figure.layout.meta or {}
+    meta = drawn.layout.meta or {}
     return FigureBlock(
         **texts,
         alt=str(meta.get("alt") or declared.caption),
-        height=int(figure.layout.height or 450),
-        json=page.figure_json(figure),
+        height=int(drawn.layout.height or 450),
+        json=page.figure_json(drawn),
         table=block,
         table_key=f"{key}-t",
     )

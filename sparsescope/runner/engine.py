@@ -14,8 +14,8 @@ import numpy as np
 
 from sparsescope.activations.accumulators import Accumulator
 from sparsescope.activations.capture import ActivationBatch, ActivationSource
-from sparsescope.core.artifact import Store
 from sparsescope.core.interrupts import held_interrupts
+from sparsescope.core.run_store import Store
 
 SAVE_SECONDS = 30.0
 STEP = "pass"
@@ -25,7 +25,7 @@ STATE_VERSION = 2
 STEPS_VERSION = 1
 
 
-class Progress(Protocol):
+class ProgressCallback(Protocol):
     """Told what is going on, how much of it is done and how much there is."""
 
     def __call__(self, phase: str, done: int, total: int, unit: str = "tokens") -> None:
@@ -37,7 +37,7 @@ def one_pass(
     accumulators: Mapping[str, Accumulator],
     *,
     store: Store | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     events: list[dict[str, Any]] | None = None,
 ) -> dict[str, Exception]:
     """Feed every batch of a source to all accumulators.

@@ -1,9 +1,9 @@
 """Claims of a study, checked: what was claimed, what was measured, and whether it holds.
 
 A claim holds if the measured number satisfies its relation; whether the interval around the number leaves room for the
-opposite is said beside it (``decided``). A ratio of two subjects gets the range of its ends: lower end / upper end to
-upper end / lower end, which is wide, because the two intervals come from the same documents. A claim that fails is
-reported as such; one that cannot be checked says why.
+opposite is said beside it (``decided``). A ratio of two runs (of two subjects, or with other parameters) gets the range of
+its ends: lower end / upper end to upper end / lower end, which is wide, because the two intervals come from the same
+documents. A claim that fails is reported as such; one that cannot be checked says why.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sparsescope.core.result import Result, Scalar, format_number
 from sparsescope.errors import near_matches
 
 if TYPE_CHECKING:
-    from sparsescope.runner.study import StudyFinding, StudyResult
+    from sparsescope.runner.study import Study, StudyFinding, StudyResult
 
 Status = Literal["holds", "does not hold", "not checked"]
 _RELATIONS: dict[str, Callable[[float, float], bool]] = {
@@ -28,7 +28,7 @@ _WORDS = {"<": "below", "<=": "at most", ">": "above", ">=": "at least"}
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CheckedFinding:
     """A checked claim.
 
     Attributes:
@@ -55,6 +55,12 @@ class Verdict:
     n: int | None = None
     reading: str = ""
 
+    def _repr_html_(self) -> str:
+        """Draw the checked claim in a notebook."""
+        from sparsescope.runner.study_html import finding_html
+
+        return finding_html(self)
+
 
 @dataclass(frozen=True, slots=True)
 class _Number:
@@ -75,7 +81,7 @@ class _Missing(Exception):
     """Why a claim cannot be checked; it never leaves this file."""
 
 
-def check(finding: StudyFinding, outcome: StudyResult) -> Verdict:
+def check(finding: StudyFinding, outcome: StudyResult) -> CheckedFinding:
     """Check one claim.
 
     Args:
@@ -84,32 +90,37 @@ def check(finding: StudyFinding, outcome: StudyResult) -> Verdict:
     """
     quantity = finding.scalar.replace("_", " ") + (f" / {finding.per.replace('_', ' ')}" if finding.per else "")
     study = outcome.study
-    whose = f"{quantity} of {study.subject(finding.subject).title}"
+    whose = f"{quantity} of {_run(study, finding.subject, finding.analysis)}"
     try:
-        first = _number(finding, finding.subject, outcome)
-        if finding.other_subject is None:
+        first = _number(finding, finding.subject, finding.analysis, outcome)
+        if not finding.compares:
             claim = f"{whose} {_bound(finding, first.unit)}"
             return _judge(finding, claim, first.text(), first)
-        times, other = finding.times or 0.0, study.subject(finding.other_subject).title
-        claim = f"{whose} {_WORDS[finding.relation]} {times:g} × that of {other}"
-        second = _number(finding, finding.other_subject, outcome)
+        other = finding.other_subject or finding.subject, finding.other_analysis or finding.analysis
+        claim = f"{whose} {_WORDS[finding.relation]} {finding.times or 0.0:g} × that of {_run(study, *other)}"
+        second = _number(finding, *other, outcome)
         ratio = _ratio(first, second)
         low, high = format_number(ratio.low, ""), format_number(ratio.high, "")
         ends = f" [{low}, {high}]" if ratio.n is not None else ", no interval"
         measured = f"{first.text()} against {second.text()}: ratio {format_number(ratio.value, '')}{ends}"
         return _judge(finding, claim, measured, ratio)
     except _Missing as why:
-        return Verdict(finding.label, whose, str(why), "not checked", reading=finding.reading)
+        return CheckedFinding(finding.label, whose, str(why), "not checked", reading=finding.reading)
 
 
-def _judge(finding: StudyFinding, claim: str, measured: str, number: _Number) -> Verdict:
+def _run(study: Study, subject: str, id: str) -> str:
+    """The run in the words of the study."""
+    return study.subject(subject).title + study.suffix(id)
+
+
+def _judge(finding: StudyFinding, claim: str, measured: str, number: _Number) -> CheckedFinding:
     if not math.isfinite(number.value):
-        return Verdict(finding.label, claim, f"{measured}: no finite number", "not checked", reading=finding.reading)
+        return CheckedFinding(finding.label, claim, f"{measured}: no finite number", "not checked", reading=finding.reading)
     side = _side(finding, number.value)
     decided = None
     if number.n is not None:
         decided = _side(finding, number.low) == side == _side(finding, number.high)
-    return Verdict(
+    return CheckedFinding(
         finding.label, claim, measured, "holds" if side == 0 else "does not hold", decided,
         number.value, number.low, number.high, number.n, finding.reading,
     )  # fmt: skip
@@ -129,11 +140,11 @@ def _bound(finding: StudyFinding, unit: str) -> str:
     return f"{_WORDS[finding.relation]} {format_number(float(finding.value or 0.0), unit)}"
 
 
-def _number(finding: StudyFinding, subject: str, outcome: StudyResult) -> _Number:
-    """The scalar of a subject, divided by its scalar ``per`` where there is one."""
-    result = outcome.result(subject, finding.analysis)
+def _number(finding: StudyFinding, subject: str, id: str, outcome: StudyResult) -> _Number:
+    """The scalar of one run, divided by its scalar ``per`` where there is one."""
+    result = outcome.result(subject, id)
     if result is None:
-        raise _Missing(f"{outcome.study.subject(subject).title} was not measured")
+        raise _Missing(f"{_run(outcome.study, subject, id)} was not measured")
     scalar = _scalar(result, finding.scalar)
     ends = scalar.interval
     whole = _Number(scalar.value, scalar.unit, *((ends.low, ends.high, ends.n) if ends else ()))

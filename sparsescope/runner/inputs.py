@@ -12,8 +12,8 @@ from sparsescope.core.roles import Role, role
 from sparsescope.errors import SparsescopeError, SpecError
 
 if TYPE_CHECKING:
-    from sparsescope.core.artifact import Store
     from sparsescope.core.registry import Analysis
+    from sparsescope.core.run_store import Store
 
 _OWN = frozenset({"curves", "pairs", "held_out_text"})  # what only our own trainer leaves in a series
 
@@ -47,7 +47,7 @@ def known_subject(name: str) -> Known | None:
 def known_series(name: str) -> Known | None:
     """A series of our own trainer says what it has; of checkpoints of others it is known what they lack."""
     from sparsescope.models.catalog import HUB_ID
-    from sparsescope.models.revision_names import parse_name
+    from sparsescope.models.formats.revision_names import parse_name
 
     kind = _series_kind(name)
     if kind is not None:
@@ -74,10 +74,10 @@ def _series_kind(name: str) -> str | None:
         DependencyError: A shipped series is missing from this installation.
         ArtifactError: The folder of a series is damaged.
     """
-    from sparsescope.models.embedded import embedded_folder, embedded_series
-    from sparsescope.models.series_file import FILE, SeriesFolder
+    from sparsescope.models.formats.series_file import FILE, SeriesFolder
+    from sparsescope.models.zoo.shipped_series import shipped_folder, shipped_names
 
-    folder = embedded_folder(name) if name in embedded_series() else Path(name).expanduser()
+    folder = shipped_folder(name) if name in shipped_names() else Path(name).expanduser()
     return str(SeriesFolder.open(folder).content.data.get("kind")) if (folder / FILE).is_file() else None
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsescope.core.artifact import Store
 from sparsescope.core.artifact_store import ArtifactStore
 from sparsescope.core.artifacts import Artifact
+from sparsescope.core.run_store import Store
 from sparsescope.errors import ArtifactError, SpecError, unknown_name
 from sparsescope.runner.study import Study, inside
 from sparsescope.training.kinds import ArtifactRecipe, read_artifact_recipe
 
 if TYPE_CHECKING:
-    from sparsescope.runner.engine import Progress
+    from sparsescope.runner.engine import ProgressCallback
 
 PREFIX = "recipe:"
 
 
-def trained(recipe: ArtifactRecipe, store: Store | None, progress: Progress | None = None) -> Artifact:
+def trained(recipe: ArtifactRecipe, store: Store | None, progress: ProgressCallback | None = None) -> Artifact:
     """Return the artifact of a recipe: the one that is there, or a new one.
 
     Args:
@@ -66,7 +66,7 @@ def declared_recipe(study: Study, name: str) -> ArtifactRecipe:
     return found
 
 
-def given_input(study: Study, text: str, store: Store | None, progress: Progress | None = None) -> Artifact | str | Path:
+def given_input(study: Study, text: str, store: Store | None, progress: ProgressCallback | None = None) -> Artifact | str | Path:
     """Return what a role takes for an input of a study.
 
     Args:

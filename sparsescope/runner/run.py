@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from sparsescope.activations.capture import BATCH_TOKENS, LiveSource
 from sparsescope.activations.context import Context
-from sparsescope.core.artifact import Store
 from sparsescope.core.artifact_store import ArtifactStore, ArtifactWriter
 from sparsescope.core.artifacts import Artifact
 from sparsescope.core.environment import environment
@@ -24,10 +23,11 @@ from sparsescope.core.registry import FULL, Analysis, find_record
 from sparsescope.core.result import Result
 from sparsescope.core.roles import role
 from sparsescope.core.run_files import artifact_ids
+from sparsescope.core.run_store import Store
 from sparsescope.core.spec import Params, Spec, make_params
 from sparsescope.errors import ArtifactError, SparsescopeError, SubjectError
 from sparsescope.runner.command import reproduce_command
-from sparsescope.runner.engine import Progress, kept_steps, one_pass
+from sparsescope.runner.engine import ProgressCallback, kept_steps, one_pass
 from sparsescope.runner.inputs import open_inputs, refuse_unread
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def run(
     corpus: Corpus | TokenizedCorpus | None = None,
     *,
     store: str | Path | bool | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     batch_tokens: int = BATCH_TOKENS,
     preset: str = FULL,
     **more: Any,
@@ -145,7 +145,7 @@ def run_many(
     inputs: Mapping[str, Any],
     *,
     store: str | Path | bool | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     batch_tokens: int = BATCH_TOKENS,
     again: bool = False,
     done: Callable[[Outcome], None] | None = None,
@@ -277,7 +277,7 @@ class _Work:
     """What all jobs of one call share."""
 
     store: Store | None
-    progress: Progress | None
+    progress: ProgressCallback | None
     batch_tokens: int
     alone: bool
 
@@ -285,8 +285,12 @@ class _Work:
         """The context of a job with a progress bar of its own, steps that are kept in a stored run, and a place for artifacts."""
         context, spec = job.context, job.outcome.spec
         if (progress := self.progress) is not None:
-            title, unit = job.record.title.lower(), job.record.unit
-            context = replace(context, progress=lambda phase, done, total: progress(f"{title}: {phase}", done, total, unit))
+            title, usual = job.record.title.lower(), job.record.unit
+
+            def tell(phase: str, done: int, total: int, unit: str = "") -> None:
+                progress(f"{title}: {phase}", done, total, unit or usual)
+
+            context = replace(context, progress=tell)
         if self.store is not None:
             context = replace(context, step=kept_steps(self.store, spec.digest))
         kept = ArtifactStore(None if self.store is None else self.store.root)
@@ -331,9 +335,9 @@ def _shared_pass(jobs: list[_Job], work: _Work, events: list[dict[str, Any]]) ->
         failures = one_pass(source, streaming, store=work.store, progress=work.progress, events=events)
     except SparsescopeError as error:
         failures = dict.fromkeys(streaming, error)
-    for digest, error in failures.items():
+    for digest, failure in failures.items():
         with _failure_of(by_digest[digest], work.alone):
-            raise error
+            raise failure
     return streaming
 
 

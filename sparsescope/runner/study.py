@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sparsescope.core.result import Result
-    from sparsescope.runner.findings import Verdict
+    from sparsescope.runner.findings import CheckedFinding
 
 FILE = "study.toml"
 MAX_BYTES = 256 * 1024
@@ -59,7 +59,9 @@ class StudySubject(_Declared):
     corpus: Name | None = Field(None, description="Text of this subject, where it differs.")
     context: int | None = Field(None, ge=2, description="Longest window of this subject, where it differs.")
     inputs: dict[str, Given] = Field(default_factory=dict, description="Further inputs of this subject, by role.")
-    params: dict[str, dict[str, Any]] = Field(default_factory=dict, description="By analysis: parameters of this subject alone.")
+    params: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="By id of the analysis: parameters of this subject alone."
+    )
 
     @property
     def title(self) -> str:
@@ -68,16 +70,22 @@ class StudySubject(_Declared):
 
 
 class StudyAnalysis(_Declared):
-    """One ``[[analysis]]``."""
+    """One ``[[analysis]]``. The same analysis may stand here several times, with other parameters under other ids."""
 
     name: Name = Field(description="Registered name; see: sparsescope list analyses.")
+    id: Short = Field(description="What figures, findings and parameters of subjects call it; the name when left out.")
     params: dict[str, Any] = Field(default_factory=dict, description="What differs from the defaults.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _called_by_its_name(cls, values: Any) -> Any:
+        return {"id": values["name"], **values} if isinstance(values, dict) and "name" in values else values
 
 
 class StudyFigure(_Declared):
     """One ``[[figure]]``: a column of a table, one line for each subject."""
 
-    analysis: Name
+    analysis: Name = Field(description="Id of the analysis.")
     table: Name
     where: dict[str, str | int | float | bool] = Field(default_factory=dict, description="Rows to take: column = value.")
     x: Name = Field("layer", description="Column on the horizontal axis.")
@@ -104,31 +112,39 @@ class StudyFinding(_Declared):
     """One ``[[finding]]``: a claim about a scalar that the report checks.
 
     ``relation`` compares the scalar of ``subject`` (divided by its scalar ``per``, where given) with ``value``, or with
-    ``times`` x the same of ``other_subject``.
+    ``times`` x the same of ``other_subject``, of ``other_analysis`` (the same analysis with other parameters), or of both.
     """
 
     label: Short
-    analysis: Name
+    analysis: Name = Field(description="Id of the analysis.")
     scalar: Name
     subject: Name
     per: Name | None = None
     relation: Relation
     value: Number | Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
-    other_subject: Name | None = None
+    other_subject: Name | None = Field(None, description="Subject to compare with; the same when left out.")
+    other_analysis: Name | None = Field(None, description="Id of the analysis to compare with; the same when left out.")
     times: Number | None = None
     reading: Long = Field("", description="What the outcome means; shown below the claim.")
 
     @model_validator(mode="after")
     def _one_comparison(self) -> StudyFinding:
-        if (self.other_subject is None) != (self.times is None):
-            raise ValueError("times and other_subject come together or not at all")
+        if self.compares != (self.times is not None):
+            raise ValueError("times and other_subject or other_analysis come together or not at all")
         if (self.value is None) == (self.times is None):
-            raise ValueError("give either value, or times and other_subject")
+            raise ValueError("give either value, or times and other_subject or other_analysis")
+        if self.other_analysis == self.analysis and self.other_subject in (None, self.subject):
+            raise ValueError("this compares a number with itself")
         if (self.relation == "between") != isinstance(self.value, list):
             raise ValueError("relation 'between' takes value = [low, high], and only that")
         if isinstance(self.value, list) and self.value[0] > self.value[1]:
             raise ValueError("value = [low, high] is in the wrong order")
         return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is about two runs."""
+        return self.other_subject is not None or self.other_analysis is not None
 
 
 class Declaration(_Declared):
@@ -181,16 +197,39 @@ class Study:
         """The declared subject of this name; ``study_checks`` has seen that it is there."""
         return next(entry for entry in self.declared.subjects if entry.name == name)
 
+    def analysis(self, id: str) -> StudyAnalysis:
+        """The declared analysis of this id; ``study_checks`` has seen that it is there."""
+        return next(entry for entry in self.declared.analyses if entry.id == id)
+
+    def suffix(self, id: str) -> str:
+        """`` (id)`` where the name of the analysis does not say which entry is meant, otherwise nothing."""
+        name = self.analysis(id).name
+        alone = sum(entry.name == name for entry in self.declared.analyses) == 1
+        return "" if alone and id == name else f" ({id})"
+
 
 @dataclass(slots=True)
 class StudyRun:
-    """What became of one analysis of one subject; ``stored`` says that it was there before."""
+    """What became of one analysis of one subject.
+
+    Attributes:
+        subject: Whose run it is.
+        analysis: Registered name of the analysis.
+        result: What came out; None where it failed.
+        error: Why it failed.
+        stored: Whether the run was there before.
+        id: What the study calls this analysis with these parameters; its name when left out.
+    """
 
     subject: StudySubject
     analysis: str
     result: Result | None = None
     error: SparsescopeError | None = None
     stored: bool = False
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        self.id = self.id or self.analysis
 
 
 @dataclass(slots=True)
@@ -215,17 +254,26 @@ class StudyResult:
         """The runs that failed, with their errors."""
         return [run for run in self.runs if run.error is not None]
 
-    def result(self, subject: str, analysis: str) -> Result | None:
-        """The result of one analysis of one subject, None where it failed."""
-        found = (run.result for run in self.runs if run.subject.name == subject and run.analysis == analysis)
+    def result(self, subject: str, id: str) -> Result | None:
+        """The result of one analysis, by its id, of one subject; None where it failed."""
+        found = (run.result for run in self.runs if run.subject.name == subject and run.id == id)
         return next(found, None)
 
     @property
-    def findings(self) -> list[Verdict]:
+    def findings(self) -> list[CheckedFinding]:
         """The checked claims, in the order of the file."""
         from sparsescope.runner.findings import check
 
         return [check(finding, self) for finding in self.study.declared.findings]
+
+    def __repr__(self) -> str:
+        return f"StudyResult({self.study.declared.name}: {len(self.results)} of {len(self.runs)} runs)"
+
+    def _repr_html_(self) -> str:
+        """Draw the outcome in a notebook: headline numbers, a column for each subject."""
+        from sparsescope.runner.study_html import numbers_html
+
+        return numbers_html(self)
 
     def frame(self) -> pd.DataFrame:
         """Every number side by side: one row for each scalar of each run, with its interval and n."""
@@ -238,12 +286,13 @@ class StudyResult:
                 rows.append(
                     {
                         "subject": run.subject.name, "label": run.subject.title, "control_of": run.subject.control_of,
-                        "analysis": run.analysis, "scalar": scalar.name, "value": scalar.value, "unit": scalar.unit,
+                        "analysis": run.analysis, "id": run.id,
+                        "scalar": scalar.name, "value": scalar.value, "unit": scalar.unit,
                         "low": ends.low if ends else float("nan"), "high": ends.high if ends else float("nan"),
                         "n": ends.n if ends else None, "run": run.result.run_id if run.result else None,
                     }
                 )  # fmt: skip
-        names = ("subject", "label", "control_of", "analysis", "scalar", "value", "unit", "low", "high", "n", "run")
+        names = ("subject", "label", "control_of", "analysis", "id", "scalar", "value", "unit", "low", "high", "n", "run")
         return pd.DataFrame(rows, columns=list(names))
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+from sparsescope.core.columns import TEXT_KINDS
 from sparsescope.core.inputs import NOT_KNOWN, Known
 from sparsescope.core.registry import Analysis, analyses
-from sparsescope.core.result import TEXT_KINDS
 from sparsescope.core.roles import known, role, roles
 from sparsescope.core.spec import make_params
 from sparsescope.errors import SparsescopeError, SpecError, SubjectError, unknown_name
@@ -35,7 +35,7 @@ def check_study(study: Study) -> None:
     names = [entry.name for entry in declared.subjects]
     _distinct(names, f"{file}: subject.name")
     _distinct([entry.title for entry in declared.subjects], f"{file}: subject.label")
-    _distinct([entry.name for entry in declared.analyses], f"{file}: analysis.name")
+    _distinct([entry.id for entry in declared.analyses], f"{file}: analysis.id")
     for index, subject in enumerate(declared.subjects):
         where = f"{file}: subject[{index}]"
         if subject.control_of is not None:
@@ -51,14 +51,14 @@ def check_study(study: Study) -> None:
     for index, analysis in enumerate(declared.analyses):
         where = f"{file}: analysis[{index}]"
         _known("analysis", analysis.name, [record.name for record in analyses()], f"{where}.name")
-        records[analysis.name] = record = analyses().get(analysis.name)
+        records[analysis.id] = record = analyses().get(analysis.name)
         _at(f"{where}.params", partial(_check_params, record, analysis.params))
     for index, subject in enumerate(declared.subjects):
-        for name, own in subject.params.items():
-            where = f"{file}: subject[{index}].params.{name}"
-            _known("analysis of this study", name, records, where)
-            general = next(entry.params for entry in declared.analyses if entry.name == name)
-            _at(where, partial(_check_params, records[name], {**general, **own}))
+        for id, own in subject.params.items():
+            where = f"{file}: subject[{index}].params.{id}"
+            _known("analysis of this study", id, records, where)
+            _at(where, partial(_check_params, records[id], {**study.analysis(id).params, **own}))
+    _check_runs_differ(study)
     _check_inputs(study, declared.inputs, f"{file}: inputs")
     for name in declared.recipes:
         _at(f"{file}: recipes.{name}", partial(declared_recipe, study, name))
@@ -71,6 +71,8 @@ def check_study(study: Study) -> None:
         _known("subject of this study", finding.subject, names, f"{where}.subject")
         if finding.other_subject is not None:
             _known("subject of this study", finding.other_subject, names, f"{where}.other_subject")
+        if finding.other_analysis is not None:
+            _known("analysis of this study", finding.other_analysis, records, f"{where}.other_analysis")
 
 
 def _at(where: str, action: Callable[[], object]) -> None:
@@ -157,6 +159,23 @@ def _check_inputs(study: Study, inputs: Mapping[str, str | list[str]], where: st
             checked_input(study, text)
 
 
+def _check_runs_differ(study: Study) -> None:
+    """Refuse two ids that mean the same run: a claim that compares them would compare a number with itself."""
+    for subject in study.declared.subjects:
+        seen: dict[tuple[str, str], str] = {}
+        for entry in study.declared.analyses:
+            given = {**entry.params, **subject.params.get(entry.id, {})}
+            run = entry.name, make_params(analyses().get(entry.name).params, given, analysis=entry.name).model_dump_json()
+            if run in seen:
+                raise SpecError(
+                    f"two analyses of the study have the same parameters for {subject.name}",
+                    where=f"{study.path}: analysis.params",
+                    got=f"{seen[run]!r} and {entry.id!r}",
+                    next_step="change a parameter, or leave one of them out",
+                )
+            seen[run] = entry.id
+
+
 def _check_fit(study: Study) -> None:
     """Refuse an analysis that a subject certainly does not fit; what only loading tells is found out when it runs."""
     declared = study.declared
@@ -178,7 +197,7 @@ def _check_figure(figure: StudyFigure, records: Mapping[str, Analysis], where: s
     tables = records[figure.analysis].tables
     if not tables:  # an analysis of someone else that declares nothing: known when the result is there
         return
-    _known(f"table of {figure.analysis}", figure.table, tables, f"{where}.table")
+    _known(f"table of {records[figure.analysis].name}", figure.table, tables, f"{where}.table")
     columns = {column.name: column for column in tables[figure.table]}
     asked = {key: getattr(figure, key) for key in ("x", "y", "low", "high", "reference")}
     for key, name in (*asked.items(), *((f"where.{name}", name) for name in figure.where)):

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsescope.core.artifact import Store
 from sparsescope.core.registry import find_record
 from sparsescope.core.roles import roles
+from sparsescope.core.run_store import Store
 from sparsescope.errors import ArtifactError, SparsescopeError
 from sparsescope.runner.inputs import Fallback
 from sparsescope.runner.recipes import given_input
@@ -22,7 +22,7 @@ from sparsescope.runner.study import Study, StudyResult, StudyRun, StudySubject,
 from sparsescope.runner.study_checks import check_study, load_name, text_source
 
 if TYPE_CHECKING:
-    from sparsescope.runner.engine import Progress
+    from sparsescope.runner.engine import ProgressCallback
 
 
 def study(
@@ -30,7 +30,7 @@ def study(
     *,
     store: str | Path | bool | None = True,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     say: Callable[[str], None] | None = None,
 ) -> StudyResult:
     """Run a study.
@@ -44,7 +44,7 @@ def study(
 
     Returns:
         The runs, their numbers side by side (``.frame()``) and the checked claims (``.findings``);
-        ``ss.report(outcome, "study.html")`` writes the report.
+        ``ss.figure(outcome, TITLE)`` draws a declared figure, ``ss.report(outcome, "study.html")`` writes the report.
 
     Raises:
         SpecError: If the study is not valid; nothing has run then.
@@ -60,7 +60,7 @@ def run_study(
     *,
     store: str | Path | bool | None = True,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     say: Callable[[str], None] | None = None,
 ) -> StudyResult:
     """Run a study that was checked; see ``study``."""
@@ -72,9 +72,9 @@ def run_study(
         runs = _runs(found, subject, store, device, progress)
         for run in runs:
             if run.error is not None:
-                tell(f"{run.analysis} of {subject.name} failed\n{run.error}")
+                tell(f"{run.id} of {subject.name} failed\n{run.error}")
             elif run.stored:
-                tell(f"{run.analysis} was stored already")
+                tell(f"{run.id} was stored already")
         outcome.runs += runs
         gc.collect()  # modules refer to themselves; the next subject needs the memory now
     return outcome
@@ -84,8 +84,9 @@ def cost_text(found: Study) -> str:
     """Say what a study takes: subjects, analyses, runs, tokens."""
     declared = found.declared
     subjects, analyses = len(declared.subjects), len(declared.analyses)
-    units = dict.fromkeys(find_record(entry.name).unit for entry in declared.analyses)
-    read = " and ".join(f"{declared.tokens:,} tokens" if unit == "tokens" else f"all {unit}" for unit in units)
+    records = [find_record(entry.name) for entry in declared.analyses]
+    series, text = "all checkpoints", f"{declared.tokens:,} tokens"
+    read = " and ".join(dict.fromkeys(series if "series" in record.roles else text for record in records))
     return (
         f"{declared.name}: {subjects} subjects x {analyses} {'analysis' if analyses == 1 else 'analyses'} = "
         f"{subjects * analyses} runs, each subject on {read}; stored runs are not run again"
@@ -93,33 +94,33 @@ def cost_text(found: Study) -> str:
 
 
 def _runs(
-    found: Study, subject: StudySubject, store: str | Path | bool | None, device: str, progress: Progress | None
+    found: Study, subject: StudySubject, store: str | Path | bool | None, device: str, progress: ProgressCallback | None
 ) -> list[StudyRun]:
     """All analyses of one subject, in the order of the file. Its model is gone from memory when this returns."""
     entries = found.declared.analyses
-    named: Progress | None = None
+    named: ProgressCallback | None = None
     if progress is not None:  # by subject: a bar for each, and rates that do not mix a small model with a large one
 
         def named(phase: str, done: int, total: int, unit: str = "tokens") -> None:
             progress(f"{subject.title}: {phase}", done, total, unit)
 
     try:
-        requests = [Request(entry.name, {**entry.params, **subject.params.get(entry.name, {})}) for entry in entries]
+        requests = [Request(entry.name, {**entry.params, **subject.params.get(entry.id, {})}) for entry in entries]
         inputs = _inputs(found, subject, store, device, named)
         outcomes = run_many(requests, inputs, store=store, progress=named)
     except SparsescopeError as error:
         if store and isinstance(error, ArtifactError):  # a folder that cannot be written to ends the study, not this subject
             (Store() if store is True else Store(store)).check_writable()
-        return [StudyRun(subject, entry.name, error=error) for entry in entries]
+        return [StudyRun(subject, entry.name, error=error, id=entry.id) for entry in entries]
     except Exception as error:  # a bug with one model must not cost the results of the others; the page names it
         bug = SparsescopeError(f"{type(error).__name__}: {error}", where=subject.name, next_step="please report this")
         bug.__cause__ = error
-        return [StudyRun(subject, entry.name, error=bug) for entry in entries]
-    return [StudyRun(subject, e.name, o.result, o.error, o.stored) for e, o in zip(entries, outcomes, strict=True)]
+        return [StudyRun(subject, entry.name, error=bug, id=entry.id) for entry in entries]
+    return [StudyRun(subject, e.name, o.result, o.error, o.stored, e.id) for e, o in zip(entries, outcomes, strict=True)]
 
 
 def _inputs(
-    found: Study, subject: StudySubject, store: str | Path | bool | None, device: str, progress: Progress | None
+    found: Study, subject: StudySubject, store: str | Path | bool | None, device: str, progress: ProgressCallback | None
 ) -> dict[str, Any]:
     """What the analyses of a subject read, by role. The text of the study stands back behind one that a series carries."""
     from sparsescope.activations.corpus import corpus

@@ -5,7 +5,7 @@ order of a hash of the document's name; in the same order documents go to valida
 domain's bytes, then to training until its most bytes are reached. Texts of the standard library differ between versions of
 Python: the description carries a digest of all bytes used.
 
-Shapes: windows int64 [n, context]; ids are bytes shifted by the special tokens of ``models/byte_tokenizer.py``.
+Shapes: windows int64 [n, context]; ids are bytes shifted by the special tokens of ``models/zoo/byte_tokenizer.py``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sparsescope.activations.text.documents import Document
 from sparsescope.activations.text.duplicates import NearDuplicates
 from sparsescope.activations.text.registered import registered_entries
 from sparsescope.errors import SpecError
-from sparsescope.models.byte_tokenizer import SPECIAL_TOKENS, VOCABULARY_SIZE
+from sparsescope.models.zoo.byte_tokenizer import SPECIAL_TOKENS, VOCABULARY_SIZE
 from sparsescope.training.data import Examples
 from sparsescope.training.ngrams import NgramModel
 

@@ -25,7 +25,7 @@ import torch
 from sparsescope.core.interrupts import held_interrupts
 from sparsescope.training.progress import training_progress
 from sparsescope.training.schedule import Schedule
-from sparsescope.training.state import Progress, load_state, save_state
+from sparsescope.training.state import TrainingRecord, load_state, save_state
 
 SAVE_SECONDS = 10.0
 SAVES = 10.0
@@ -98,7 +98,7 @@ class Saving:
 
 def run_training(
     training: Training, folder: Path, *, stop_after: int | None = None, clock: Callable[[], float] = time.monotonic
-) -> Progress:
+) -> TrainingRecord:
     """Make the steps that are left.
 
     Args:

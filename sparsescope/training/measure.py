@@ -35,7 +35,7 @@ def training_loss(
         return functional.cross_entropy(logits.to(dtype), chosen)
     output = model(input_ids=tokens, output_router_logits=True, **_no_cache(model))
     logits, chosen = _chosen(output.logits, targets)
-    return functional.cross_entropy(logits.to(dtype), chosen) + balance * output.aux_loss  # type: ignore[no-any-return]
+    return functional.cross_entropy(logits.to(dtype), chosen) + balance * output.aux_loss
 
 
 def target_logits(model: Any, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

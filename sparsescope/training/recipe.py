@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from sparsescope.core.files import storage_errors
 from sparsescope.errors import SpecError, unknown_name
-from sparsescope.models.architectures import ARCHITECTURES
+from sparsescope.models.structure.architectures import ARCHITECTURES
 from sparsescope.training.schedule import Decay, Schedule
 
 _MAX_BYTES = 64 * 1024
@@ -125,15 +125,15 @@ def find_recipe(target: str) -> Path:
         SpecError: It is neither.
         DependencyError: The shipped series is missing from this installation.
     """
-    from sparsescope.models.embedded import embedded_folder, embedded_series
-    from sparsescope.models.series_file import RECIPE
+    from sparsescope.models.formats.series_file import RECIPE
+    from sparsescope.models.zoo.shipped_series import shipped_folder, shipped_names
 
     path = Path(target).expanduser()
     if path.is_file():
         return path
-    if target in embedded_series():
-        return embedded_folder(target) / RECIPE
-    raise unknown_name("recipe", target, embedded_series(), next_step="give a TOML file, or the name of a shipped series")
+    if target in shipped_names():
+        return shipped_folder(target) / RECIPE
+    raise unknown_name("recipe", target, shipped_names(), next_step="give a TOML file, or the name of a shipped series")
 
 
 def changed_text(text: str, **changes: str | int | None) -> str:

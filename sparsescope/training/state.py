@@ -28,7 +28,7 @@ FILE = "state.safetensors"
 
 
 @dataclass(slots=True)
-class Progress:
+class TrainingRecord:
     """What a run has come to.
 
     Attributes:
@@ -69,7 +69,7 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def save_state(folder: Path, training: Training, progress: Progress) -> None:
+def save_state(folder: Path, training: Training, progress: TrainingRecord) -> None:
     """Write the state of a training.
 
     Raises:
@@ -104,7 +104,7 @@ def save_state(folder: Path, training: Training, progress: Progress) -> None:
     replace_file(folder / FILE, data, action="save the state of the training")
 
 
-def load_state(folder: Path, training: Training) -> Progress:
+def load_state(folder: Path, training: Training) -> TrainingRecord:
     """Put a training back to where it was; without a saved state it stays at its beginning.
 
     Raises:
@@ -115,7 +115,7 @@ def load_state(folder: Path, training: Training) -> Progress:
 
     optimized, path = _optimized(training), folder / FILE
     if not path.is_file():
-        return Progress()
+        return TrainingRecord()
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])
@@ -151,7 +151,7 @@ def load_state(folder: Path, training: Training) -> Progress:
     _restore(training.optimizer, [name for name, _ in optimized], tensors)
     training.generator.set_state(tensors["generator"])
     curves = [(int(step), measure, split, part, float(value)) for step, measure, split, part, value in facts["curves"]]
-    return Progress(int(facts["step"]), curves, facts["checkpoints"], float(facts["cpu_seconds"]))
+    return TrainingRecord(int(facts["step"]), curves, facts["checkpoints"], float(facts["cpu_seconds"]))
 
 
 def _optimized(training: Training) -> list[tuple[str, torch.nn.Parameter]]:

@@ -16,9 +16,9 @@ import torch
 from sparsescope.core.files import storage_errors
 from sparsescope.core.spec import canonical_json
 from sparsescope.errors import ArtifactError, SparsescopeError, SpecError, SubjectError
-from sparsescope.models import series_file
-from sparsescope.models.architectures import build_model, check_config
-from sparsescope.models.quiet import torch_dtype
+from sparsescope.models.formats import series_file
+from sparsescope.models.structure.architectures import build_model, check_config
+from sparsescope.models.torch_environment import torch_dtype
 from sparsescope.training.data import AdditionData, Data
 from sparsescope.training.loop import Training, run_training, torch_threads
 from sparsescope.training.measure import measure, training_loss
@@ -43,7 +43,7 @@ class _LanguageModel(Training):
         tokens, targets = self.data.batch(step, self.generator)
         loss = training_loss(self.model, tokens, targets, recipe.balance, torch_dtype(recipe.loss_dtype))
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if recipe.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self.optimizer.step()

@@ -1,7 +1,7 @@
 """Write the files of a series: checkpoints while the training runs, everything else when it is finished.
 
 ``series.json`` is moved to its place last, so a folder that has one is complete. What the files mean stands in
-``sparsescope/models/series_file.py``.
+``sparsescope/models/formats/series_file.py``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import torch
 from sparsescope.core.environment import environment
 from sparsescope.core.files import replace_file, sha256_file, storage_errors, sync_path
 from sparsescope.errors import SubjectError
-from sparsescope.metrics.progress import ACCURACY, first_held
-from sparsescope.models import series_file
+from sparsescope.metrics.onsets import ACCURACY, first_held
+from sparsescope.models.formats import series_file
+from sparsescope.models.formats.series_file import copy_weights, probe_digest
 from sparsescope.models.identity import named_tensors, weight_hash
-from sparsescope.models.series_file import copy_weights, probe_digest
 from sparsescope.training.data import Data
 from sparsescope.training.measure import measure
 from sparsescope.training.recipe import ModularAddition, Recipe
-from sparsescope.training.state import Progress
+from sparsescope.training.state import TrainingRecord
 
 # Values of a configuration that say nothing about the model.
 _NOISE = ("transformers_version", "_name_or_path", "id2label", "label2id", "dtype", "output_router_logits")
@@ -71,7 +71,9 @@ def write_checkpoint(folder: Path, model: Any, recipe: Recipe, data: Data, step:
     }
 
 
-def finish(output: Path, folder: Path, recipe: Recipe, data: Data, model: Any, progress: Progress, recipe_text: str) -> None:
+def finish(
+    output: Path, folder: Path, recipe: Recipe, data: Data, model: Any, progress: TrainingRecord, recipe_text: str
+) -> None:
     """Write what belongs to a finished series and move the checkpoints to their place.
 
     Args:
@@ -131,7 +133,7 @@ def finish(output: Path, folder: Path, recipe: Recipe, data: Data, model: Any, p
     shutil.rmtree(folder, ignore_errors=True)  # the series is complete: what a killed run left there must not fail it
 
 
-def _curves(progress: Progress) -> bytes:
+def _curves(progress: TrainingRecord) -> bytes:
     import pandas as pd
 
     frame = pd.DataFrame(progress.curves, columns=["step", "measure", "split", "part", "value"])
@@ -140,7 +142,7 @@ def _curves(progress: Progress) -> bytes:
     return buffer.getvalue()
 
 
-def _events(progress: Progress) -> dict[str, int | None]:
+def _events(progress: TrainingRecord) -> dict[str, int | None]:
     """Steps of memorization and generalization, None where they did not happen."""
     accuracy: dict[str, list[tuple[int, float]]] = {"train": [], "test": []}
     for step, measured, split, _, value in progress.curves:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsescope.core.result import Column
+from sparsescope.core.columns import Column
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
 from sparsescope.viz.sentences import percent, with_interval

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sparsescope.core.result import Column
+from sparsescope.core.columns import Column
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
 from sparsescope.viz.curves import interval_of

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from sparsescope.analysis.activation_sparsity import TABLES
-from sparsescope.core.artifact import Store
 from sparsescope.core.result import Interval, Result
+from sparsescope.core.run_store import Store
 from sparsescope.core.spec import Spec
 
 HOSTILE = (

@@ -8,8 +8,8 @@ import re
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from sparsescope.core.artifact import Store
 from sparsescope.core.result import Result
+from sparsescope.core.run_store import Store
 from sparsescope.core.spec import Spec
 from sparsescope.reporting import explorer
 from sparsescope.reporting.build import render
@@ -48,7 +48,8 @@ def kept(tmp_path, monkeypatch, synthetic):
     maker, reader = Result("maker"), Result("reader")
     maker.artifacts["weights"] = artifacts[0]
     reader.artifacts |= {"own": artifacts[1], "dictionary": artifacts[0]}
-    for result, inputs, command in ((maker, None, MAKES), (reader, {"dictionary": {"id": artifacts[0].id}}, READS)):
+    read = {"dictionary": [{"id": artifacts[0].id, "digest": artifacts[0].digest}]}
+    for result, inputs, command in ((maker, None, MAKES), (reader, read, READS)):
         result.add_scalar("x", 1, "count", "A number.")
         spec = Spec(analysis=result.analysis, version="1", params={}, subject=subject, inputs=inputs)
         store.write(result, spec, seconds=1, environment={}, command=command, preset="quick")

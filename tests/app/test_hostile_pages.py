@@ -7,7 +7,7 @@ import re
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from sparsescope.core.artifact import Store
+from sparsescope.core.run_store import Store
 from sparsescope.reporting import explorer
 
 ESCAPED = re.compile(r"\\[!-/:-@\[-`{-~]")

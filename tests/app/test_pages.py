@@ -13,9 +13,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from sparsescope.core import registry
-from sparsescope.core.artifact import Store
+from sparsescope.core.columns import Column
 from sparsescope.core.registry import Analysis, Registry
-from sparsescope.core.result import Column, Result
+from sparsescope.core.result import Result
+from sparsescope.core.run_store import Store
 from sparsescope.core.spec import Params, Spec
 from sparsescope.reporting import explorer
 
@@ -85,7 +86,7 @@ def test_overview_with_runs(two_runs):
     assert set(newest["model"]) == {"smollm2-135m", "pythia-70m"}
     headline = app.dataframe[0].value
     assert "> 99.99 %" in headline["mean nonzero"].iloc[0]
-    assert "Models and analyses" in words(app)
+    assert "Analyses by model" in words(app)
 
 
 def test_series_of_checkpoints_have_a_matrix_of_their_own(two_runs, home):
@@ -95,7 +96,7 @@ def test_series_of_checkpoints_have_a_matrix_of_their_own(two_runs, home):
     spec = Spec(analysis="grokking", version="1", params={}, subject={"id": "my-series", "weight_hash": "0"})
     Store(home).write(result, spec, seconds=1.0, environment={})
     app = show()
-    assert "Series of checkpoints" in words(app) and "my-series" in words(app)
+    assert "Analyses by series of checkpoints" in words(app) and "my-series" in words(app)
     offered = [code.value for code in app.code]
     assert not any("grokking" in text for text in offered if "my-series" not in text)
     assert not any("my-series" in text for text in offered)

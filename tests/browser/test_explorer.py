@@ -77,7 +77,7 @@ def assert_quiet(watched):
 def test_overview_lists_the_runs_and_a_click_opens_one(watch, served):
     watched = opened(watch, served, "")
     page = watched.page
-    page.get_by_text("Models and analyses").wait_for()
+    page.get_by_text("Analyses by model").wait_for()
     page.get_by_role("link", name="python-docs").last.click()
     page.wait_for_url(re.compile(r"/result\?run=activation_sparsity-"))
     page.locator(".js-plotly-plot .main-svg").first.wait_for()

@@ -13,8 +13,8 @@ from types import ModuleType
 
 import pytest
 
-from sparsescope.core.artifact import Store
-from sparsescope.core.text import display
+from sparsescope.core.escaping import display
+from sparsescope.core.run_store import Store
 from sparsescope.reporting import explorer
 from sparsescope.reporting.build import build
 from sparsescope.reporting.page import figure_page
@@ -102,7 +102,7 @@ def test_hover_text_in_a_report_is_text(watch, reports, hostile_strings):
 def test_the_mouse_over_a_hostile_bar_shows_its_name(watch, hostile_strings, tmp_path):
     import pandas as pd
 
-    from sparsescope.core.result import Column
+    from sparsescope.core.columns import Column
 
     text = hostile_strings.STRINGS["link"]
     frame = pd.DataFrame({"label": [text, "b"], "value": [2.0, 1.0]})

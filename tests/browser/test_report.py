@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sparsescope.core.artifact import Store
+from sparsescope.core.columns import Column
 from sparsescope.core.registry import analyses
-from sparsescope.core.result import Column
+from sparsescope.core.run_store import Store
 from sparsescope.reporting.build import build
 from sparsescope.reporting.page import figure_page
 from sparsescope.viz import theme

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+ROOT = Path(__file__).resolve().parents[2]  # the code under test: the program leaves this folder before it imports it
+FIXTURES = ROOT / "tests" / "fixtures"
 # Does everything in one process: importing takes longer than all the rest.
 PROGRAM = r"""
 import contextlib, io, json, os, shutil, sys
@@ -19,7 +20,7 @@ folder = Path(sys.argv[1])
 os.environ["SPARSESCOPE_HOME"] = str(folder / "runs")
 os.chdir(folder)
 from sparsescope.cli import app
-from sparsescope.cli.guard import execute
+from sparsescope.cli.exit_codes import execute
 
 found = {}
 def sparsescope(name, *words):
@@ -149,7 +150,7 @@ def family(tmp_path_factory):
     folder = tmp_path_factory.mktemp("family")
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(folder)], capture_output=True, text=True, timeout=280,
-        env={**os.environ, "PYTHONPATH": str(FIXTURES / "toy_plugin"), "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": f"{FIXTURES / 'toy_plugin'}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])

@@ -18,7 +18,7 @@ from pathlib import Path
 folder = Path(sys.argv[1])
 os.environ["SPARSESCOPE_HOME"] = str(folder / "runs")
 from sparsescope.cli import app
-from sparsescope.cli.guard import execute
+from sparsescope.cli.exit_codes import execute
 
 found = {}
 def sparsescope(name, *words):
@@ -246,6 +246,9 @@ BROKEN = {
     "broken_missing": "ModuleNotFoundError",
     "broken_kind": "not an Analysis",
     "broken_name": "registered twice",
+    "broken_input": 'say instead inputs=("series",)',
+    "broken_reads_text": 'say instead inputs=("series", "text")',
+    "broken_companions": 'say instead inputs=("series*",)',
 }
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
-from sparsescope.core.artifact import Store
 from sparsescope.core.artifact_store import ArtifactStore
+from sparsescope.core.run_store import Store
 
 CHUNK = bytes(range(256)) * 256  # 64 KiB
 

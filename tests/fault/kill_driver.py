@@ -24,7 +24,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 
 from sparsescope import cli
-from sparsescope.core.artifact import Store
+from sparsescope.core.run_store import Store
 from sparsescope.runner import engine
 from sparsescope.runner import run as runner
 from sparsescope.testing import check_same_numbers

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsescope.core.artifact import Store
 from sparsescope.core.result import Result
+from sparsescope.core.run_store import Store
 from sparsescope.core.spec import Spec
 from sparsescope.errors import ArtifactError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsescope.core.artifact import Store
+from sparsescope.core.run_store import Store
 from sparsescope.runner import engine
 
 RUN = (
@@ -26,7 +26,7 @@ RUN = (
 def command(capsys):
     """Function that runs a command line and returns exit code, standard output and standard error."""
     from sparsescope.cli import app
-    from sparsescope.cli.guard import execute
+    from sparsescope.cli.exit_codes import execute
 
     def call(*words):
         capsys.readouterr()
@@ -58,7 +58,7 @@ def one_thread():
 def stored(tmp_path_factory):
     """A folder with one complete run; tests copy it."""
     from sparsescope.cli import app
-    from sparsescope.cli.guard import execute
+    from sparsescope.cli.exit_codes import execute
 
     folder = tmp_path_factory.mktemp("stored")
     assert execute(app, [*RUN, "--set", "seed=7", "--home", str(folder)]) == 0

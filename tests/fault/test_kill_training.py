@@ -73,7 +73,7 @@ def expected(recipe, tmp_path_factory):
 
 def finished(recipe, output):
     """Train, or go on; the digests of the checkpoints and of the curves."""
-    from sparsescope.models.series_file import SeriesFolder
+    from sparsescope.models.formats.series_file import SeriesFolder
     from sparsescope.training.recipe import read_recipe
     from sparsescope.training.trainer import train
 

@@ -7,7 +7,7 @@ import pytest
 
 from sparsescope.activations.store import ActivationStore, write_store
 from sparsescope.errors import ArtifactError
-from sparsescope.models.series_file import SeriesFolder
+from sparsescope.models.formats.series_file import SeriesFolder
 from sparsescope.training.recipe import read_recipe
 from sparsescope.training.trainer import train
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.functional import layer_norm
 
-from sparsescope.models.bergamot import LAYER_NORM_EPS, sinusoidal_positions
+from sparsescope.models.zoo.bergamot import LAYER_NORM_EPS, sinusoidal_positions
 
 LAYERS, HEADS, END = 2, 8, 0
 

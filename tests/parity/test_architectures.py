@@ -168,8 +168,8 @@ def test_mlp_sites_satisfy_the_equations_of_an_mlp(family: str) -> None:
 def _activate(subject: Subject, mlp: Any, before: torch.Tensor) -> torch.Tensor:
     """Apply the activation of an MLP: its module, or the function that the configuration names."""
     if mlp.activation_path is not None:
-        return subject.model.get_submodule(mlp.activation_path)(before)  # type: ignore[no-any-return]
-    return transformers.activations.ACT2FN[subject.model.config.activation](before)  # type: ignore[no-any-return]
+        return subject.model.get_submodule(mlp.activation_path)(before)
+    return transformers.activations.ACT2FN[subject.model.config.activation](before)
 
 
 @pytest.mark.parametrize("family", MIXTURES)
@@ -245,7 +245,7 @@ def test_the_map_of_transformer_lens_for_shared_experts() -> None:
 def test_the_map_of_transformer_lens_can_stand_in_for_ours(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = load(name)
     assert bridge.block_modules(subject.model) == subject.blocks
-    monkeypatch.setattr("sparsescope.models.roles._MLP_CONTAINERS", ())
+    monkeypatch.setattr("sparsescope.models.structure.roles._MLP_CONTAINERS", ())
     assert wrap(subject.model).blocks == subject.blocks
 
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import sparsescope as ss
-from sparsescope.models import bergamot
-from sparsescope.models.marian_file import MarianFile, read_marian
+from sparsescope.models.formats.marian_file import MarianFile, read_marian
+from sparsescope.models.zoo import bergamot
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

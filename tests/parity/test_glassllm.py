@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from sparsescope.errors import DependencyError, SubjectError
-from sparsescope.models import glass, load
+from sparsescope.models import load
+from sparsescope.models.zoo import glassllm as ours
 
 LANGUAGES = {"glassllm": "en", "glassllm-pt": "pt"}
 TEXTS = {
@@ -44,9 +45,9 @@ def test_logits_are_those_of_the_package(name: str) -> None:
 def test_without_the_permutation_it_is_another_model(name: str) -> None:
     reference_model, reference_tokenizer = package(name)
     ids = np.array([reference_tokenizer.encode(TEXTS[name])])
-    path = glass._package_files() / f"{LANGUAGES[name]}.npz"
+    path = ours._package_files() / f"{LANGUAGES[name]}.npz"
     with torch.no_grad():
-        wrong = glass.glass_model(path, permute=False)(torch.as_tensor(ids)).logits.numpy()
+        wrong = ours.glass_model(path, permute=False)(torch.as_tensor(ids)).logits.numpy()
     assert np.abs(wrong - reference_model.forward(ids).data).max() > 1
 
 
@@ -85,7 +86,7 @@ def test_ids_and_round_trip_on_hostile_text(name: str) -> None:
 
 def test_the_permutation_is_the_one_of_its_definition() -> None:
     rows = torch.arange(8.0)[:, None]  # two heads of size four
-    assert glass.interleaved_to_halves(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert ours.interleaved_to_halves(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
 def test_another_version_is_refused() -> None:
@@ -95,7 +96,7 @@ def test_another_version_is_refused() -> None:
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(glass, "find_spec", lambda name: None)
+    monkeypatch.setattr(ours, "find_spec", lambda name: None)
     with pytest.raises(DependencyError) as caught:
         load("glassllm")
     assert "sparsescope[demo]" in (caught.value.next_step or "")

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, BertModel
 
 import sparsescope as ss
-from sparsescope.models import minilm
+from sparsescope.models.zoo import minilm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from sparsescope.core.artifact import Store
+from sparsescope.core.run_store import Store
 from sparsescope.core.sealed import seal_of
 
 WEIGHTS = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsescope.cli import app, console, listing
-from sparsescope.cli.guard import execute
-from sparsescope.core.artifact import Store
-from sparsescope.core.result import Column
-from sparsescope.core.text import display, well_formed
+from sparsescope.cli.exit_codes import execute
+from sparsescope.core.columns import Column
+from sparsescope.core.escaping import display, well_formed
+from sparsescope.core.run_store import Store
 from sparsescope.errors import SparsescopeError
 from sparsescope.reporting.compare import compare
 from sparsescope.viz import tables

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparsescope.cli import listing
-from sparsescope.core.artifact import Store
-from sparsescope.core.result import Column, Interval, Result, Tensor
+from sparsescope.core.columns import Column
+from sparsescope.core.result import Interval, Result, Tensor
+from sparsescope.core.run_store import Store
 from sparsescope.core.sealed import seal_of
 from sparsescope.core.spec import Spec
 from sparsescope.errors import SparsescopeError

@@ -17,7 +17,10 @@ STUDY = {
     "corpus": "python-docs",
     "tokens": 400,
     "subject": [{"name": "random-llama", "label": "one"}, {"name": "random-opt", "control_of": "random-llama"}],
-    "analysis": [{"name": "activation_sparsity", "params": {"seed": 1}}],
+    "analysis": [
+        {"name": "activation_sparsity", "params": {"seed": 1}},
+        {"name": "activation_sparsity", "id": "other", "params": {"seed": 2}},
+    ],
     "figure": [{"analysis": "activation_sparsity", "table": "per_layer", "where": {"metric": "hoyer"}, "title": "Hoyer"}],
     "finding": [
         {
@@ -27,7 +30,17 @@ STUDY = {
             "subject": "random-llama",
             "relation": "<",
             "value": 1.0,
-        }
+        },
+        {
+            "label": "g",
+            "analysis": "other",
+            "scalar": "mean_hoyer",
+            "subject": "random-opt",
+            "relation": "<=",
+            "times": 1.0,
+            "other_subject": "random-llama",
+            "other_analysis": "activation_sparsity",
+        },
     ],
 }
 

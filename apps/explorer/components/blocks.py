@@ -13,8 +13,9 @@ from components.text import plain
 from pandas.io.formats.style import Styler
 from streamlit.delta_generator import DeltaGenerator
 
+from sparsescope.core.columns import TEXT_KINDS, Column
 from sparsescope.core.registry import View
-from sparsescope.core.result import TEXT_KINDS, Column, Result
+from sparsescope.core.result import Result
 from sparsescope.reporting.artifacts import artifact_lines
 from sparsescope.reporting.depth import left_out
 from sparsescope.reporting.page import figure_page
@@ -72,7 +73,7 @@ def figure(result: Result, view: View, key: str, *, heading_text: bool = True) -
         st.subheader(plain(view.title), anchor=view.name)
     with boundary("draw this figure"):
         drawn = draw(result, view)
-        mode = "dark" if st.context.theme.type == "dark" else "light"
+        mode: theme.Mode = "dark" if st.context.theme.type == "dark" else "light"
         meta = drawn.layout.meta or {}
         alt = str(meta.get("alt") or view.caption)
         shown = theme.restyle(drawn, mode)

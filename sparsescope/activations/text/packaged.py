@@ -15,9 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sparsescope.activations.text.documents import Document
-from sparsescope.core.packages import download_wheel
+from sparsescope.core.packages import cache_dir, download_wheel
 from sparsescope.errors import ArtifactError, DependencyError
-from sparsescope.models.sources import cache_dir
 
 
 def cache_folder() -> Path:

@@ -33,7 +33,7 @@ def probe_corpus(series: CheckpointSeries) -> TokenizedCorpus:
         SpecError: The series carries no probe set, or one that is no text.
         ArtifactError: It is damaged.
     """
-    from sparsescope.models.byte_tokenizer import byte_tokenizer
+    from sparsescope.models.zoo.byte_tokenizer import byte_tokenizer
 
     content = series.trained
     if content is None or content.data.get("kind") != "byte_text":

@@ -14,7 +14,7 @@ from pathlib import Path
 from sparsescope.activations.text.documents import Document
 from sparsescope.activations.text.files import SUFFIXES, from_texts, read_file
 from sparsescope.activations.text.registered import registered_corpora, registered_entries
-from sparsescope.core.text import well_formed
+from sparsescope.core.escaping import well_formed
 from sparsescope.errors import SpecError, SubjectError
 
 _LONGEST_NAME = 1024

@@ -16,7 +16,7 @@ from sparsescope.errors import SubjectError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from sparsescope.activations.text.filling import Encode
+    from sparsescope.activations.text.token_budget import Encode
 
 _PROBE = "a"
 

@@ -12,8 +12,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from sparsescope.core.columns import Column
 from sparsescope.core.registry import Analysis, Citation, View
-from sparsescope.core.result import Column
 from sparsescope.core.spec import Params
 from sparsescope.core.tables import with_interval
 

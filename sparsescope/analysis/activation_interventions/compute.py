@@ -16,10 +16,10 @@ import torch
 from scipy.stats import binomtest
 
 from sparsescope.activations.context import Context
-from sparsescope.activations.edited import EditedPass, EditedPasses, held_out
+from sparsescope.activations.edited_passes import EditedPass, EditedPasses, held_out
 from sparsescope.analysis.activation_interventions import ActivationInterventionsParams
 from sparsescope.core.result import Interval, Result
-from sparsescope.kernels.keep_masks import random_k_mask, top_k_mask
+from sparsescope.kernels.topk_masks import random_k_mask, top_k_mask
 from sparsescope.metrics.calibration import BINS, bin_of, expected_calibration_error, null_calibration_errors, reliability_bins
 from sparsescope.metrics.estimates import BOOTSTRAP, PAIRED_BOOTSTRAP, DocumentBootstrap
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sparsescope.activations.text.tokenized import TokenBatch
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
 
 SITES = "blocks.*.mlp.hook_post"
 
@@ -144,7 +144,7 @@ class _Reporter:
         cells = self.passes.where * BINS + bin_of(one.confidence)
         size = len(self.passes.documents) * BINS
         gap = np.bincount(cells, one.correct - one.confidence.astype(np.float64), size).reshape(-1, BINS)
-        return np.abs(self.draws.totals(gap)).sum(1) / self.draws.totals(self.passes.targets)  # type: ignore[no-any-return]
+        return np.abs(self.draws.totals(gap)).sum(1) / self.draws.totals(self.passes.targets)
 
     def reliability(self, models: dict[str, EditedPass]) -> list[tuple[Any, ...]]:
         """Accuracy against confidence, by bin."""

@@ -22,7 +22,7 @@ from sparsescope.metrics.rank import MEASURES, independent_energy, independent_r
 
 if TYPE_CHECKING:
     from sparsescope.analysis.activation_rank import ActivationRankParams
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
 
 # A spectrum for each fold is the main cost; fewer folds than elsewhere keep it at a few seconds.
 RANK_FOLDS = 5

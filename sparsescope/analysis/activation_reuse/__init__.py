@@ -12,8 +12,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from sparsescope.activations.bound_table import COLUMNS as BOUNDS
+from sparsescope.core.columns import Column
 from sparsescope.core.registry import Analysis, Citation, View
-from sparsescope.core.result import Column
 from sparsescope.core.spec import Params
 from sparsescope.core.tables import JACKKNIFED, PLACE, with_interval
 

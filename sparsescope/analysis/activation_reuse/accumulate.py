@@ -10,15 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from einops import rearrange
 
 from sparsescope.activations.accumulators import MAX_CLUSTERS, DocumentAccumulator, with_room
 from sparsescope.activations.samples import TokenSample, token_keys
-from sparsescope.kernels.use_sets import RULES, count_units, overlaps, union_sizes, use_bits, words_of
+from sparsescope.kernels.active_sets import RULES, active_bits, count_units, overlaps, union_sizes, words_of
 from sparsescope.metrics.jackknife import FOLDS, fold_of
 
 if TYPE_CHECKING:
     from sparsescope.activations.capture import ActivationBatch
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
 
 # Tokens of one document that are put into random order, and tokens of all documents together.
 WITHIN, ACROSS = 128, 2048
@@ -71,7 +72,7 @@ class ReuseAccumulator(DocumentAccumulator):
         self.fold_tokens[fold] += len(rows)
         plans = [(sample, *sample.plan(keys, batch.document)) for sample in (self.sample, self._open_sample)]
         for n, site in enumerate(self.sites):
-            bits = use_bits(batch.values[site.name], rows, self.use_share, self.executor)
+            bits = active_bits(batch.values[site.name], rows, self.use_share, self.executor)
             union, chunks, first, firsts = union_sizes(bits, ends, self.levels)
             overlap, pairs = overlaps(bits, left, left + 1)
             self._open_pairs[n] += pairs
@@ -82,7 +83,7 @@ class ReuseAccumulator(DocumentAccumulator):
                 self.sums["firsts"][cluster] += firsts
             self.fired[n][fold] += count_units(bits, site.width)
             for sample, chosen, slots in plans:
-                sample.parts[str(n)][slots] = bits[:, chosen].transpose(1, 0, 2)
+                sample.parts[str(n)][slots] = rearrange(bits[:, chosen], "rule token word -> token rule word")
 
     def _make_room(self, clusters: int) -> None:
         self.sums = {name: with_room(array, clusters) for name, array in self.sums.items()}
@@ -92,7 +93,8 @@ class ReuseAccumulator(DocumentAccumulator):
         self._open_sample.sort()
         order = np.arange(len(self._open_sample))
         for n in range(len(self.sites)):
-            bits = np.ascontiguousarray(self._open_sample.parts[str(n)].transpose(1, 0, 2))
+            parts = rearrange(self._open_sample.parts[str(n)], "token rule word -> rule token word")
+            bits = np.ascontiguousarray(parts)
             total, pairs = overlaps(bits, order[:-1], order[1:])
             mean = np.divide(total, pairs, out=np.zeros_like(total), where=pairs > 0)
             self.sums["within"][cluster, n] += mean * self._open_pairs[n]

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from einops import rearrange
 
 from sparsescope.activations.bound_table import bound_rows, default_attended, schemes_of
 from sparsescope.core.tables import grid, places
-from sparsescope.kernels.use_sets import RULES, overlaps
+from sparsescope.kernels.active_sets import RULES, overlaps
 from sparsescope.metrics.bounds import Assumptions
 from sparsescope.metrics.estimates import DocumentBootstrap
 from sparsescope.metrics.jackknife import fold_of, jackknife_interval
 from sparsescope.metrics.reuse import gini_of_rates, hot_share, lorenz_curve, union_nulls
-from sparsescope.models.dimensions import read_dimensions
+from sparsescope.models.structure.dimensions import read_dimensions
 
 if TYPE_CHECKING:
     from sparsescope.activations.context import Context
@@ -142,7 +143,8 @@ class Measured:
         left = np.flatnonzero(sample.documents[:-1] != sample.documents[1:])
         across, across_pairs = [], []
         for n in range(len(self.found.sites)):
-            total, count = overlaps(np.ascontiguousarray(sample.parts[str(n)].transpose(1, 0, 2)), left, left + 1)
+            bits = np.ascontiguousarray(rearrange(sample.parts[str(n)], "token rule word -> rule token word"))
+            total, count = overlaps(bits, left, left + 1)
             across.append(_over(total, count))
             across_pairs.append(count)
         columns |= {"across": np.array(across), "across_pairs": np.array(across_pairs)}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from einops import rearrange
 
 from sparsescope.activations.context import Context
 from sparsescope.activations.sparsity_accumulator import SHAPE_BINS, SiteStatistics, SparsityAccumulator
@@ -32,7 +33,7 @@ from sparsescope.metrics.statistics import (
 )
 
 if TYPE_CHECKING:
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
 
 RULES = ("nonzero", "in use")
 ALWAYS_ON = 0.99
@@ -76,7 +77,8 @@ def result(params: ActivationSparsityParams, context: Context, accumulated: Spar
     place, measures = places(sites), {"metric": metrics}
     per_layer = draws.ratio(later_sums, later_counts)
     frame = _long([place, measures], per_layer, later_counts)
-    q05, q50, q95 = np.moveaxis(np.stack([_quantiles(statistics[site.name]) for site in sites]), -1, 0).reshape(3, -1)
+    quantiles = [_quantiles(statistics[site.name]) for site in sites]
+    q05, q50, q95 = rearrange(quantiles, "site metric quantile -> quantile (site metric)")
     sparsity = np.where(frame["metric"].str.startswith("density_"), 1 - frame["mean"], np.nan)
     references = [half_normal_reference(metric) for metric in metrics] * len(sites)
     out.add("per_layer", frame.assign(sparsity=sparsity, q05=q05, q50=q50, q95=q95, reference=references))

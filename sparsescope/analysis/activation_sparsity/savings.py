@@ -14,12 +14,12 @@ import numpy as np
 from sparsescope.activations.bound_table import bound_rows, default_attended, schemes_of
 from sparsescope.analysis.activation_sparsity import ActivationSparsityParams, percent_name
 from sparsescope.metrics.bounds import Assumptions
-from sparsescope.models.dimensions import read_dimensions
+from sparsescope.models.structure.dimensions import read_dimensions
 
 if TYPE_CHECKING:
     from sparsescope.activations.context import Context
     from sparsescope.metrics.estimates import DocumentBootstrap
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
 
 ENERGY_SHARES = (0.9, 0.99)
 

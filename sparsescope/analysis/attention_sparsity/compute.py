@@ -15,8 +15,8 @@ import torch
 
 from sparsescope.activations.context import Context
 from sparsescope.analysis.attention_sparsity import AttentionSparsityParams, percent_name
-from sparsescope.analysis.attention_sparsity.dose import SHORTEST, respond
-from sparsescope.analysis.attention_sparsity.response import add_response
+from sparsescope.analysis.attention_sparsity.critical_sparsity import add_critical_sparsity
+from sparsescope.analysis.attention_sparsity.loss_with_fewer_keys import SHORTEST, losses_with_fewer_keys
 from sparsescope.analysis.attention_sparsity.rows import AttentionStatistics, Sums
 from sparsescope.analysis.attention_sparsity.windows import choose
 from sparsescope.core.result import Result
@@ -44,8 +44,8 @@ def compute(params: AttentionSparsityParams, context: Context) -> Result:
     _scalars(out, params, statistics, draws, causal)
     _notes(out, context, corpus, len(documents), causal)
     some = replace(corpus, documents=corpus.documents[: params.dose_windows])
-    response = respond(context, some, params) if params.dose_windows and _has_loss(context) else None
-    add_response(out, params, response)
+    response = losses_with_fewer_keys(context, some, params) if params.dose_windows and _has_loss(context) else None
+    add_critical_sparsity(out, params, response)
     return out
 
 

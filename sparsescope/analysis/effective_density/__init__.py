@@ -13,8 +13,8 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from sparsescope.activations.bound_table import COLUMNS as BOUNDS
+from sparsescope.core.columns import Column
 from sparsescope.core.registry import Analysis, Citation, View
-from sparsescope.core.result import Column
 from sparsescope.core.spec import Params
 from sparsescope.core.tables import PLACE, ends_of, with_interval
 

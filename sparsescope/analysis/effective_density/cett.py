@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sparsescope.metrics.tolerance import monotone
+from sparsescope.metrics.isotonic_crossing import monotone
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,22 +20,22 @@ import torch
 from sparsescope.activations.bound_table import bound_rows, default_attended, schemes_of
 from sparsescope.activations.capture import capture
 from sparsescope.activations.context import Context
-from sparsescope.activations.edited import EditedPass, EditedPasses, held_out
+from sparsescope.activations.edited_passes import EditedPass, EditedPasses, held_out
 from sparsescope.analysis.effective_density import EffectiveDensityParams
 from sparsescope.analysis.effective_density.cett import CettCurve, cett, cett_curve, column_norms
 from sparsescope.core.result import Result
 from sparsescope.core.tables import grid, places
-from sparsescope.kernels.keep_masks import top_p_mask
+from sparsescope.kernels.topk_masks import top_p_mask
 from sparsescope.metrics.bounds import Assumptions
 from sparsescope.metrics.estimates import PAIRED_BOOTSTRAP, DocumentBootstrap
-from sparsescope.metrics.tolerance import resampled_crossings, tolerance_crossing
-from sparsescope.models.dimensions import read_dimensions
+from sparsescope.metrics.isotonic_crossing import resampled_crossings, tolerance_crossing
+from sparsescope.models.structure.dimensions import read_dimensions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sparsescope.activations.text.tokenized import TokenizedCorpus
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
 
 SITES = "blocks.*.mlp.hook_post"
 MOST_PASSES = 16

@@ -11,8 +11,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from sparsescope.core.columns import Column
 from sparsescope.core.registry import Analysis, Citation, View
-from sparsescope.core.result import Column
 from sparsescope.core.spec import Params
 
 

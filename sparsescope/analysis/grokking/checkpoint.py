@@ -17,7 +17,7 @@ import torch
 from sparsescope.analysis.grokking import MEASURES, GrokkingParams
 from sparsescope.errors import SpecError
 from sparsescope.metrics import fourier
-from sparsescope.metrics.progress import smallest_subset
+from sparsescope.metrics.onsets import smallest_subset
 from sparsescope.metrics.rank import effective_ranks
 from sparsescope.metrics.sparsity import gini
 from sparsescope.models.identity import named_tensors
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sparsescope.models.checkpoints import CheckpointSeries
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
     from sparsescope.models.subject import Subject
 
     Array = NDArray[np.float64]
@@ -132,7 +132,7 @@ def find_keys(subject: Subject, task: Task, params: GrokkingParams) -> tuple[tup
 
 def _embedding(subject: Subject, task: Task) -> Array:
     """Embedding of the residues, [p, d]."""
-    return subject.model.get_input_embeddings().weight.detach().double().cpu().numpy()[: task.modulus]  # type: ignore[no-any-return]
+    return subject.model.get_input_embeddings().weight.detach().double().cpu().numpy()[: task.modulus]
 
 
 def measure(subject: Subject, task: Task | None, keys: Sequence[int], params: GrokkingParams) -> dict[str, NDArray[Any]]:

@@ -18,7 +18,7 @@ from sparsescope.analysis.grokking import checkpoint as one
 from sparsescope.analysis.grokking import tables as make
 from sparsescope.core.result import Interval, Result
 from sparsescope.errors import SpecError
-from sparsescope.metrics.progress import Onsets, find_onsets, kaplan_meier_median, median_range
+from sparsescope.metrics.onsets import Onsets, find_onsets, kaplan_meier_median, median_range
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

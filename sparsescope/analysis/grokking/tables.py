@@ -18,7 +18,7 @@ from sparsescope.analysis.grokking.checkpoint import NAMES
 from sparsescope.core.tables import grid
 from sparsescope.metrics import fourier
 from sparsescope.metrics.changepoints import Segmentation, segment
-from sparsescope.metrics.progress import first_departure, half_way, median_range
+from sparsescope.metrics.onsets import first_departure, half_way, median_range
 from sparsescope.metrics.trends import LEAST_N, correlate
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sparsescope.activations.text.tokenized import TokenizedCorpus
     from sparsescope.models.checkpoints import CheckpointSeries
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
 
 _RULES = ("nonzero", "in use")
 

@@ -16,14 +16,14 @@ from sparsescope.activations.losses import token_losses
 from sparsescope.activations.sparsity_accumulator import SparsityAccumulator
 from sparsescope.errors import SubjectError
 from sparsescope.kernels.row_statistics import SHAPE_MEASURES
-from sparsescope.models.controls import shuffle_mlp_inputs
+from sparsescope.models.variants import make_variant
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sparsescope.activations.text.tokenized import TokenizedCorpus
     from sparsescope.analysis.sparsity_over_training import SparsityOverTrainingParams
-    from sparsescope.models.sites import Site
+    from sparsescope.models.structure.sites import Site
     from sparsescope.models.subject import Subject
 
 ALWAYS_ON = 0.99
@@ -64,7 +64,7 @@ def measure(subject: Subject, corpus: TokenizedCorpus, params: SparsityOverTrain
     found, dead = _densities(subject, corpus, params)
     arrays = {**found, **dead}
     if params.control:
-        control, _ = _densities(shuffle_mlp_inputs(subject, params.seed), corpus, params)
+        control, _ = _densities(make_variant(subject, "shuffled", seed=params.seed), corpus, params)
         arrays |= {f"control_{name}": array for name, array in control.items()}
     if {"causal", "logits"} <= subject.capabilities:
         arrays |= _losses(subject, corpus)

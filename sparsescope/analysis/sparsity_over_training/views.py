@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from sparsescope.core.result import Column, Result
+from sparsescope.core.columns import Column
+from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
 from sparsescope.viz.curves import curve, interval_of

@@ -14,7 +14,7 @@ from sparsescope.core.artifacts import Artifact
 from sparsescope.errors import ArtifactError, SpecError
 
 if TYPE_CHECKING:
-    from sparsescope.core.artifact import Store
+    from sparsescope.core.run_store import Store
 
 
 def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None) -> Artifact:
@@ -44,7 +44,7 @@ def _named(given: str | Path, store: Store | None) -> Artifact:
     path = Path(given)
     if path.is_dir():
         return Artifact(path.resolve().name, path)
-    from sparsescope.core.artifact import home
+    from sparsescope.core.run_store import home
 
     return ArtifactStore(home() if store is None else store.root).open(str(given))
 

@@ -13,7 +13,7 @@ from sparsescope.models.checkpoints import CheckpointSeries, open_series
 from sparsescope.runner.inputs import series_capabilities
 
 if TYPE_CHECKING:
-    from sparsescope.core.artifact import Store
+    from sparsescope.core.run_store import Store
 
 
 def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None) -> CheckpointSeries:
@@ -30,7 +30,7 @@ def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None)
     raise SpecError(
         "this analysis studies a series of checkpoints",
         where="ss.run(subject)",
-        allowed="a name such as 'grokking-relu', a folder, or models.checkpoints.open_series(...)",
+        allowed="a name such as 'grokking-relu', a folder, or ss.open_series(...)",
         got=type(given).__name__,
         next_step='for example: "grokking-relu"',
     )

@@ -11,7 +11,7 @@ from sparsescope.models.subject import Subject
 from sparsescope.models.variants import split_name
 
 if TYPE_CHECKING:
-    from sparsescope.core.artifact import Store
+    from sparsescope.core.run_store import Store
 
 
 def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None) -> Subject:

@@ -11,7 +11,7 @@ from sparsescope.errors import SpecError, SubjectError
 
 if TYPE_CHECKING:
     from sparsescope.activations.text.tokenized import TokenizedCorpus
-    from sparsescope.core.artifact import Store
+    from sparsescope.core.run_store import Store
     from sparsescope.models.subject import Subject
 
 
@@ -24,7 +24,7 @@ def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None)
     """
     reader = _reader(opened)
     text = tokenized(given, reader)
-    _check_context(reader, text)
+    check_context(reader, text)
     return text
 
 
@@ -40,7 +40,7 @@ def carried(opened: Mapping[str, tuple[Any, ...]]) -> TokenizedCorpus | None:
     return None
 
 
-def _check_context(subject: Subject, text: TokenizedCorpus) -> None:
+def check_context(subject: Subject, text: TokenizedCorpus) -> None:
     """Refuse windows that are longer than the model was made for: rotary models would answer, with nonsense."""
     special = text.context - text.window
     limit, longest = subject.max_positions, max(min(len(d) + special, text.context) for d in text.documents)
@@ -56,9 +56,9 @@ def _check_context(subject: Subject, text: TokenizedCorpus) -> None:
 
 def _reader(opened: Mapping[str, tuple[Any, ...]]) -> Subject:
     for subject in opened.get("subject", ())[:1]:
-        return subject  # type: ignore[no-any-return]
+        return subject
     for series in opened.get("series", ())[:1]:
-        return series.subject(series.steps[-1])  # type: ignore[no-any-return]
+        return series.subject(series.steps[-1])
     raise SpecError(
         "a text is read by a model, and there is none beside it",
         where="Analysis.inputs",

@@ -12,7 +12,7 @@ from sparsescope.activations.sparsity_accumulator import SHAPE_BINS, SparsityAcc
 from sparsescope.errors import SpecError
 from sparsescope.metrics import sparsity as m
 from sparsescope.metrics.jackknife import FOLDS, fold_of
-from sparsescope.models.sites import Site
+from sparsescope.models.structure.sites import Site
 from sparsescope.testing import check_accumulator
 
 SITES = (

@@ -8,7 +8,7 @@ import sparsescope as ss
 from sparsescope.activations.capture import capture, tokenized
 from sparsescope.errors import SparsescopeError, SpecError
 from sparsescope.models import registered_subjects
-from sparsescope.runner.run import check_context
+from sparsescope.runner.roles.text import check_context
 
 
 @pytest.mark.slow

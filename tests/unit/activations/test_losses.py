@@ -8,7 +8,7 @@ import torch
 
 import sparsescope as ss
 from sparsescope.activations.context import Context
-from sparsescope.activations.edited import EditedPasses, held_out
+from sparsescope.activations.edited_passes import EditedPasses, held_out
 from sparsescope.activations.losses import token_losses
 from sparsescope.errors import SpecError, SubjectError
 
@@ -67,7 +67,7 @@ def test_a_masked_pass_counts_what_it_keeps(llama, small_corpus):
 def test_a_pass_takes_any_replacement_and_counts_nothing_then(llama, small_corpus):
     """Outputs too; half of a layer switched off by a replacement is the same as by a mask."""
     text = small_corpus.tokenize(llama.tokenizer)
-    passes = EditedPasses(Context(llama, text), text, llama.sites("blocks.*.mlp.hook_post"))
+    passes = EditedPasses(Context.of(subject=llama, text=text), text, llama.sites("blocks.*.mlp.hook_post"))
 
     def half(site, tensor):
         return (torch.arange(tensor.shape[-1]) % 2 == 0).expand_as(tensor)
@@ -75,7 +75,7 @@ def test_a_pass_takes_any_replacement_and_counts_nothing_then(llama, small_corpu
     masked = passes.run("masked", half)
     replaced = passes.run("replaced", replace=lambda site, tensor: tensor * half(site, tensor))
     np.testing.assert_array_equal(masked.nll, replaced.nll)
-    outputs = EditedPasses(Context(llama, text), text, llama.sites("blocks.*.mlp.hook_out"))
+    outputs = EditedPasses(Context.of(subject=llama, text=text), text, llama.sites("blocks.*.mlp.hook_out"))
     silent = outputs.run("silent", replace=lambda site, tensor: torch.zeros_like(tensor))
     nothing = passes.run("nothing", lambda site, tensor: torch.zeros_like(tensor, dtype=torch.bool))
     np.testing.assert_array_equal(silent.nll, nothing.nll)  # random-llama has no biases
@@ -91,7 +91,7 @@ def test_passes_inside_experts_have_a_reference_that_is_recomputed_too(name, sma
     subject = ss.load(name)
     text = small_corpus.tokenize(subject.tokenizer)
     sites = tuple(site for site in subject.sites("blocks.*.*") if site.kind == "experts")
-    passes = EditedPasses(Context(subject, text), text, sites)
+    passes = EditedPasses(Context.of(subject=subject, text=text), text, sites)
     dense = passes.run("dense")
     all_kept = passes.run("all", lambda site, tensor: torch.ones_like(tensor, dtype=torch.bool))
     np.testing.assert_array_equal(dense.nll, all_kept.nll)
@@ -133,7 +133,7 @@ def test_finished_steps_are_not_done_again(llama, small_corpus):
     # What an older version kept of an unedited pass: zeros, which were no counts.
     kept["dense"] |= {"kept": np.zeros((len(text.documents), 3)), "width": np.zeros((len(text.documents), 3), np.int64)}
     assert EditedPasses(context, text, llama.sites("blocks.*.mlp.hook_post"), 2).run("dense").kept is None
-    assert told[-1] == ("masked passes", text.n_tokens, 2 * text.n_tokens)
+    assert told[-1] == ("masked passes", text.n_tokens, 2 * text.n_tokens, "tokens")
 
 
 def test_calibration_and_held_out_documents_are_apart(llama, small_corpus):

@@ -14,7 +14,7 @@ from sparsescope.analysis.activation_rank import ANALYSIS, ActivationRankParams
 from sparsescope.analysis.activation_rank import compute as module
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.metrics import rank as r
-from sparsescope.models.sites import Site
+from sparsescope.models.structure.sites import Site
 from sparsescope.testing import check_accumulator, check_analysis, check_same_numbers
 
 SITE = Site("blocks.0.mlp.hook_post", 0, "mlp.hook_post", "input", "x", 30)

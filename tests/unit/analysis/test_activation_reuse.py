@@ -16,10 +16,10 @@ from sparsescope.analysis.activation_reuse import ANALYSIS, ActivationReuseParam
 from sparsescope.analysis.activation_reuse import compute as module
 from sparsescope.analysis.activation_reuse.accumulate import ReuseAccumulator
 from sparsescope.errors import SpecError, SubjectError
-from sparsescope.kernels.use_sets import RULES, use_bits_reference
+from sparsescope.kernels.active_sets import RULES, active_bits_reference
 from sparsescope.metrics.bounds import dense_cost
-from sparsescope.models.dimensions import read_dimensions
-from sparsescope.models.sites import Site
+from sparsescope.models.structure.dimensions import read_dimensions
+from sparsescope.models.structure.sites import Site
 from sparsescope.testing import check_accumulator, check_analysis, check_same_numbers
 
 SITES = tuple(Site(f"blocks.{n}.mlp.hook_post", n, "mlp.hook_post", "input", "x", width) for n, width in enumerate((50, 70)))
@@ -78,7 +78,7 @@ def test_sums_are_those_of_the_definitions(glass):
     with ss.capture(glass, text, site) as source:
         for batch in source:
             starts = np.append(np.flatnonzero(batch.positions == 0), len(batch.positions))
-            both = use_bits_reference(batch.values[site].numpy(), 0.9)
+            both = active_bits_reference(batch.values[site].numpy(), 0.9)
             windows += [both[:, a + 1 : b] for a, b in pairwise(starts)]
             members.append(both[:, batch.positions > 0])
     rates = np.concatenate(members, axis=1).mean(1)

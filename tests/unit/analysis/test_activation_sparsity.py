@@ -12,7 +12,7 @@ from sparsescope.analysis.activation_sparsity import compute as module
 from sparsescope.errors import SubjectError
 from sparsescope.metrics.bounds import dense_cost
 from sparsescope.metrics.sparsity import half_normal_reference, treves_rolls
-from sparsescope.models.dimensions import read_dimensions
+from sparsescope.models.structure.dimensions import read_dimensions
 from sparsescope.testing import check_analysis, check_same_numbers
 
 SUBJECTS = [

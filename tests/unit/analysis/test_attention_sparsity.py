@@ -11,7 +11,7 @@ import sparsescope as ss
 from sparsescope.analysis.attention_sparsity import ANALYSIS, AttentionSparsityParams
 from sparsescope.analysis.attention_sparsity.rows import length_bins
 from sparsescope.analysis.attention_sparsity.windows import choose
-from sparsescope.core.artifact import Store
+from sparsescope.core.run_store import Store
 from sparsescope.errors import SubjectError
 from sparsescope.metrics import attention as m
 from sparsescope.testing import check_analysis, check_figure, check_same_numbers

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sparsescope as ss
-from sparsescope.activations.edited import EditedPass
+from sparsescope.activations.edited_passes import EditedPass
 from sparsescope.analysis.effective_density import ANALYSIS
 from sparsescope.analysis.effective_density import compute as module
 from sparsescope.analysis.effective_density.cett import cett, cett_curve, column_norms

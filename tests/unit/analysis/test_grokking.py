@@ -19,7 +19,7 @@ from sparsescope.core.registry import analyses
 from sparsescope.core.result import Result
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.metrics import fourier
-from sparsescope.metrics.progress import find_onsets
+from sparsescope.metrics.onsets import find_onsets
 from sparsescope.models.checkpoints import open_series
 from sparsescope.runner.roles.series import identity as series_identity
 from sparsescope.testing import check_analysis, check_figure, check_same_numbers
@@ -368,3 +368,19 @@ def test_a_seed_with_few_checkpoints_counts_by_its_curves_alone():
     leads = table_of("leads", make.leads([few]))
     assert set(leads["measure"]) == {"train_loss", "weight_norm"} and (leads["points"] == 101).all()
     assert set(table_of("aligned", make.aligned([few]))["measure"]) == {"train_accuracy", "test_accuracy", "weight_norm"}
+
+
+def test_a_stored_series_opens_where_nothing_can_be_written(folder, other, tmp_path, monkeypatch):
+    from sparsescope.core import files, publish
+    from sparsescope.core.run_store import Store
+
+    first = ss.run("grokking", folder, store=tmp_path, seeds=(str(other),), **QUICK)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("something was written")
+
+    for module, name in ((Store, "check_writable"), (Store, "write"), (files, "write_file"), (publish, "publish")):
+        monkeypatch.setattr(module, name, refuse)
+    check_same_numbers(first, ss.run("grokking", folder, store=tmp_path, seeds=(str(other),), **QUICK))
+    with pytest.raises(AssertionError, match="was written"):  # what is not stored needs a folder, before anything is computed
+        ss.run("grokking", folder, store=tmp_path, **QUICK)

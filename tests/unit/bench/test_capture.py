@@ -15,7 +15,7 @@ from sparsescope.bench import capture as benchmark
 from sparsescope.bench import peers
 from sparsescope.core.result import Result
 from sparsescope.models.doctor import count_hooks
-from sparsescope.models.sites import Site
+from sparsescope.models.structure.sites import Site
 from sparsescope.runner.run import run
 from sparsescope.testing import check_figure
 

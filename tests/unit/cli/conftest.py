@@ -25,7 +25,7 @@ def one_thread():
 def command(capsys):
     """Function that runs a command line; returns exit code, standard output (parsed with --json) and standard error."""
     from sparsescope.cli import app
-    from sparsescope.cli.guard import execute
+    from sparsescope.cli.exit_codes import execute
 
     def call(*words):
         capsys.readouterr()
@@ -40,8 +40,8 @@ def command(capsys):
 def runs(tmp_path_factory):
     """Folder and ids of a run of glassllm and one of random-llama. Do not write there."""
     from sparsescope.cli import app
-    from sparsescope.cli.guard import execute
-    from sparsescope.core.artifact import Store
+    from sparsescope.cli.exit_codes import execute
+    from sparsescope.core.run_store import Store
 
     folder = tmp_path_factory.mktemp("cli") / "runs"
     ids = []

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from sparsescope.core.artifact import Store
 from sparsescope.core.result import Result
+from sparsescope.core.run_store import Store
 from sparsescope.core.spec import Spec
 
 

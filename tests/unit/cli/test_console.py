@@ -34,6 +34,16 @@ def test_a_terminal_gets_a_bar_on_standard_error(capsys, monkeypatch):
     assert captured.out == "" and "forward pass" in captured.err and "2/2" in captured.err
 
 
+def test_a_bar_follows_a_total_that_grows(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    with console.progress_bar() as show:
+        show("masked passes", 1, 2, "passes")
+        show("masked passes", 3, 3, "passes")
+    shown = capsys.readouterr().err
+    assert "3/3" in shown and "passes" in shown and "tokens" not in shown
+
+
 def test_tables_are_aligned_and_hold_no_control_characters():
     text = console.table(["a", "long heading"], [["x\x1b[31m", 7], ["yy", "\u202e"]])
     lines = text.splitlines()

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from sparsescope.core.artifact import Store
 from sparsescope.core.registry import analyses
+from sparsescope.core.run_store import Store
 
 TEXT = ("--corpus", "python-docs", "--tokens", "700", "--context", "64")
 QUICK = [record.name for record in analyses() if "quick" in record.presets]

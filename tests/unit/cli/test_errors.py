@@ -258,7 +258,7 @@ def _only(records):
 
 
 def test_2_where_a_result_cannot_be_stored_but_reported(command, empty_home, tmp_path, monkeypatch):
-    from sparsescope.core.artifact import Store
+    from sparsescope.core.run_store import Store
     from sparsescope.errors import ArtifactError
 
     def full(self, *args, **kwargs):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparsescope.cli.options import InputOptions, ModelOptions, TextOptions
-from sparsescope.cli.work import Target
+from sparsescope.cli.running import Target
 from sparsescope.models.sources import load
 from sparsescope.training.recipe import Recipe, find_recipe
 from sparsescope.training.trainer import train

@@ -33,7 +33,7 @@ def test_importing_the_package_loads_nothing_heavy():
     "words", [["--help"], ["run", "--help"], ["list"], ["run", "activation_sparsity", "--subject", "nosuch"]]
 )
 def test_no_verb_loads_torch_before_it_needs_it(words):
-    code = f"from sparsescope.cli import app\nfrom sparsescope.cli.guard import execute\nexecute(app, {words!r})"
+    code = f"from sparsescope.cli import app\nfrom sparsescope.cli.exit_codes import execute\nexecute(app, {words!r})"
     found, seconds = imported_by(code)
     assert not [name for name in HEAVY if f"'{name}'" in found], found
     assert seconds < 10

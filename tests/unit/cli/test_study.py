@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import pytest
 
 TOY = """
@@ -70,6 +73,42 @@ def test_1_where_the_file_is_wrong(command, empty_home, toy, tmp_path):
     code, _, err = command("study", "toy", "-o", tmp_path / "no" / "x.html")
     assert code == 1 and "cannot be written there" in err
     assert not empty_home.exists()
+
+
+def test_a_notebook_is_executed_on_the_stored_runs(command, empty_home, toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    path = tmp_path / "toy.ipynb"
+    code, found, err = command("study", "toy", "--notebook", path, "--json")
+    assert code == 0 and found["notebook"] == str(path) and "report" not in found and found["bytes"] == path.stat().st_size
+    assert not (tmp_path / "toy.html").exists() and "executing the notebook" in err
+    by_id = {cell["id"]: cell for cell in json.loads(path.read_text())["cells"]}
+    said = "".join(by_id["study"]["outputs"][0]["text"])
+    assert said.count("was stored already") == 2 and '"toy"' in "".join(by_id["study"]["source"])
+    assert "<b>Holds:</b>" in "".join(by_id["finding-0"]["outputs"][0]["data"]["text/html"])
+
+
+def test_a_notebook_without_runs(command, empty_home, toy, tmp_path):
+    code, out, _ = command("study", "toy", "--notebook", "toy.ipynb", "--no-execute")
+    assert code == 0 and out.strip() == str(tmp_path / "toy.ipynb") and not empty_home.exists()
+    assert all(not cell.get("outputs") for cell in json.loads((tmp_path / "toy.ipynb").read_text())["cells"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--no-execute",), "--notebook FILE.ipynb"),
+        (("--notebook", "x.ipynb", "-o", "x.html", "--no-execute"), "a notebook alone"),
+        (("--notebook", "no/x.ipynb"), "the notebook cannot be written there"),
+        (("--notebook", "x.ipynb", "missing"), "sparsescope[notebook]"),
+    ],
+)
+def test_a_notebook_that_cannot_be(command, empty_home, toy, tmp_path, monkeypatch, words, said):
+    if words[-1] == "missing":
+        monkeypatch.setitem(sys.modules, "nbclient", None)
+        words = words[:-1]
+    code, out, err = command("study", "toy", *words)
+    assert code == 1 and out == "" and said in err
+    assert not empty_home.exists() and not list(tmp_path.glob("x.*"))
 
 
 def test_list_studies(command, empty_home, toy, tmp_path):

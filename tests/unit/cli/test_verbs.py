@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from sparsescope.core.artifact import Store
+from sparsescope.core.run_store import Store
 from sparsescope.reporting import explorer
 
 TEXT = ("--corpus", "python-docs", "--tokens", "400", "--context", "64", "--set", "resamples=100")
@@ -206,10 +206,10 @@ def test_version_and_help(command):
 
 def test_a_report_is_there_before_the_last_analysis(command, home, tmp_path, monkeypatch):
     """The figures of the shared pass are written first; the report grows with every analysis after it."""
-    from sparsescope.cli import work
+    from sparsescope.cli import running
     from sparsescope.reporting import build
 
-    monkeypatch.setattr(work.GrowingReport, "SECONDS", 0.0)
+    monkeypatch.setattr(running.GrowingReport, "SECONDS", 0.0)
     sizes = []
     original = build.build
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from sparsescope.core.artifact import Store
 from sparsescope.core.artifact_store import META_LIMIT, ArtifactStore
 from sparsescope.core.artifacts import Artifact
 from sparsescope.core.publish import HOST
 from sparsescope.core.result import Result
+from sparsescope.core.run_store import Store
 from sparsescope.core.sealed import seal_of
 from sparsescope.core.spec import Spec, canonical_json
 from sparsescope.errors import ArtifactError, SpecError
@@ -353,7 +353,7 @@ def test_a_run_names_what_it_made_and_what_it_read(store):
     made = run_that_made(store).artifacts["weights"]
     reader = Result("toy")
     reader.artifacts |= {"weights": made, "own": keep(store.artifacts, seed=1)}
-    inputs = {"weights": {"id": made.id, "hash": made.digest}}
+    inputs = {"weights": [{"id": made.id, "digest": made.digest}]}
     reading = spec(seed=1, inputs=inputs)
     assert reading.digest != spec(seed=1).digest
     store.write(reader, reading, seconds=1, environment={}, preset="quick")
@@ -376,7 +376,7 @@ def test_a_missing_artifact_is_an_empty_state_with_the_command_that_makes_it(sto
     made = run_that_made(store).artifacts["weights"]
     reader = Result("toy")
     reader.artifacts["dictionary"] = made
-    reading = spec(seed=1, inputs={"dictionary": {"id": made.id}})
+    reading = spec(seed=1, inputs={"dictionary": [{"id": made.id, "digest": made.digest}]})
     store.write(reader, reading, seconds=1, environment={}, command="sparsescope run other")
     assert store.missing_artifacts(spec().run_id) == []
     made.path.rename(made.path.with_name("gone"))

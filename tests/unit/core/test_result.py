@@ -7,7 +7,8 @@ import math
 import pandas as pd
 import pytest
 
-from sparsescope.core.result import Column, Result, format_number
+from sparsescope.core.columns import Column
+from sparsescope.core.result import Result, format_number
 from sparsescope.errors import SpecError
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sparsescope.core.columns import Column, declared_frame
 from sparsescope.core.registry import analyses, benchmarks, find_record
-from sparsescope.core.result import Column, Result
-from sparsescope.core.tables import JACKKNIFED, LAYER, declared_frame, ends_of, grid, with_interval
+from sparsescope.core.result import Result
+from sparsescope.core.tables import JACKKNIFED, LAYER, ends_of, grid, with_interval
 from sparsescope.errors import SpecError
 
 MEAN = Column("mean", "fraction", "Mean.", "x")

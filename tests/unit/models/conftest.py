@@ -42,7 +42,7 @@ def write_tiny_gguf(path: Path, *, pre_tokenizer: str = "smollm", seed: int = 0)
     """
     import gguf
 
-    from sparsescope.models.byte_tokenizer import byte_alphabet
+    from sparsescope.models.zoo.byte_tokenizer import byte_alphabet
 
     generator = np.random.default_rng(seed)
     width, hidden, heads, kv_heads = 64, 96, 4, 2

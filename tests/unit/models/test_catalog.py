@@ -12,7 +12,8 @@ import pytest
 
 from sparsescope.errors import DependencyError, SpecError, SubjectError
 from sparsescope.models import load, registered_subjects
-from sparsescope.models.catalog import ENTRY_POINT_GROUP, resolve
+from sparsescope.models.catalog import resolve
+from sparsescope.models.zoo.registered import ENTRY_POINT_GROUP
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_a_wrong_name_is_refused_at_once_with_near_matches(no_sockets: None) -> 
 @pytest.mark.parametrize("name", ["", "   ", None, 3, object()])
 def test_a_name_that_is_no_text_is_a_spec_error(name: object) -> None:
     with pytest.raises(SpecError, match="loaded by name"):
-        load(name)  # type: ignore[arg-type]
+        load(name)
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "../x/y", "org/..", "gpt2", "org/model?x=1", "-x/y", "a b/c"])
@@ -85,7 +86,7 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
 )
 def test_parameters_are_checked_before_anything_is_loaded(parameters: dict[str, object], field: str, allowed: str) -> None:
     with pytest.raises(SpecError) as caught:
-        load("random-llama", **parameters)  # type: ignore[arg-type]
+        load("random-llama", **parameters)
     assert caught.value.where == field
     assert allowed in (caught.value.allowed or "")
 
@@ -130,7 +131,7 @@ _PLUGIN = """
 from sparsescope.models.catalog import LoadRequest, SubjectEntry
 
 def build(request):
-    from sparsescope.models.random_configs import load_random
+    from sparsescope.models.zoo.random_configs import load_random
     return load_random(LoadRequest("random-gpt2", request.revision, request.dtype))
 
 entry = SubjectEntry("toy-subject", "a toy", "MIT", "nowhere", "float32", build)

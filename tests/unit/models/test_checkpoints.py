@@ -10,10 +10,10 @@ import weakref
 import pytest
 
 from sparsescope.errors import ArtifactError, DependencyError, SpecError, SubjectError
-from sparsescope.models.catalog import LoadRequest
 from sparsescope.models.checkpoints import CheckpointSeries, open_series
-from sparsescope.models.random_configs import load_random
+from sparsescope.models.entries import LoadRequest
 from sparsescope.models.sources import load
+from sparsescope.models.zoo.random_configs import load_random
 
 RECIPE = {
     "name": "tiny",

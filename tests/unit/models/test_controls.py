@@ -10,7 +10,7 @@ import transformers
 
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.models import Subject, controls, load, wrap
-from sparsescope.models.controls import shuffle_mlp_inputs
+from sparsescope.models.variants import make_variant
 
 
 def state(subject: Subject) -> dict[str, torch.Tensor]:
@@ -39,7 +39,7 @@ def test_only_mlp_inputs_change_and_keep_their_entries(name: str, changed: set[s
             if key.endswith("bias"):
                 parameter.fill_(0.25)  # so that a bias set to zero can be told
     before = state(subject)
-    control = shuffle_mlp_inputs(subject)
+    control = make_variant(subject, "shuffled")
     after = state(control)
     touched = {key for key in before if not torch.equal(before[key], after[key])}
     assert {next((end for end in changed if key.endswith(end)), key) for key in touched} == changed
@@ -60,7 +60,7 @@ def test_fused_gate_and_up_are_permuted_apart() -> None:
         num_key_value_heads=2, pad_token_id=0,
     )  # fmt: skip
     subject = wrap(transformers.Phi3ForCausalLM(config))
-    control = shuffle_mlp_inputs(subject)
+    control = make_variant(subject, "shuffled")
     for role in ("gate", "in"):
         name = f"weight:blocks.1.mlp.{role}.weight"
         assert_permuted(control.parameter(name), subject.parameter(name))
@@ -68,7 +68,7 @@ def test_fused_gate_and_up_are_permuted_apart() -> None:
 
 def test_the_seed_decides() -> None:
     subject = load("random-opt")
-    first, again, other = (shuffle_mlp_inputs(subject, seed) for seed in (0, 0, 3))
+    first, again, other = (make_variant(subject, "shuffled", seed=seed) for seed in (0, 0, 3))
     assert first.identity == again.identity
     assert other.identity.weight_hash != first.identity.weight_hash
     assert (first.id, other.id) == ("shuffled:random-opt", "shuffled:random-opt@3")
@@ -80,19 +80,19 @@ def test_the_seed_decides() -> None:
 
 def test_by_name_it_is_the_control_of_the_loaded_subject() -> None:
     by_name = load("shuffled:random-opt@3", dtype="bfloat16")
-    by_hand = shuffle_mlp_inputs(load("random-opt", dtype="bfloat16"), 3)
+    by_hand = make_variant(load("random-opt", dtype="bfloat16"), "shuffled", seed=3)
     assert by_name.identity == by_hand.identity
     assert by_name.source == "shuffled:random-opt@3" and by_name.unchanged
     of_seed_5 = load("shuffled:random-opt@5@0")
     assert (of_seed_5.id, of_seed_5.revision) == ("shuffled:random-opt", "seed-5")
-    assert of_seed_5.identity == shuffle_mlp_inputs(load("random-opt@5")).identity
+    assert of_seed_5.identity == make_variant(load("random-opt@5"), "shuffled").identity
     assert of_seed_5.identity == load("shuffled:random-opt", revision="5").identity
 
 
-@pytest.mark.parametrize("seed", [-1, 1.0, True, "1"])
+@pytest.mark.parametrize("seed", [-1, 1.5, "one", None])
 def test_a_seed_is_a_number(seed: Any) -> None:
     with pytest.raises(SpecError, match="seed"):
-        shuffle_mlp_inputs(load("random-opt"), seed)
+        make_variant(load("random-opt"), "shuffled", seed=seed)
 
 
 def test_packed_weights_are_refused_before_anything_is_changed() -> None:

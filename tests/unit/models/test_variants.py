@@ -20,7 +20,7 @@ from sparsescope.testing import check_variant
 PLUGIN = """
 import hashlib
 from sparsescope.core.spec import Params
-from sparsescope.models.roles import submodule
+from sparsescope.models.structure.roles import submodule
 from sparsescope.models.variants import VariantKind
 
 class ClippedParams(Params):

@@ -12,9 +12,10 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 
-from sparsescope.core.artifact import Store
+from sparsescope.core.columns import Column
 from sparsescope.core.registry import analyses
-from sparsescope.core.result import Column, Result
+from sparsescope.core.result import Result
+from sparsescope.core.run_store import Store
 from sparsescope.errors import ArtifactError, SpecError
 from sparsescope.reporting import build, page
 from sparsescope.reporting.sections import origin_text, section

@@ -7,7 +7,8 @@ import math
 import pandas as pd
 import pytest
 
-from sparsescope.core.result import Column, Interval, Result
+from sparsescope.core.columns import Column
+from sparsescope.core.result import Interval, Result
 from sparsescope.errors import SpecError
 from sparsescope.reporting.compare import ABSENT, compare, format_delta
 

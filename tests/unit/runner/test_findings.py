@@ -14,20 +14,21 @@ from sparsescope.runner.findings import check
 from sparsescope.runner.study import Declaration, Study, StudyFinding, StudyResult, StudyRun
 
 
-def outcome(**numbers):
-    """Subjects by name with their scalars ``{name: (value, low, high)}`` or ``{name: value}``."""
-    subjects = [{"name": name} for name in numbers]
+def outcome(*, ids=("a",), **numbers):
+    """Subjects by name with their scalars ``{name: (value, low, high)}`` or ``{name: value}``; by ``subject_id`` with several."""
+    subjects = [{"name": name} for name in dict.fromkeys(name.partition("_")[0] for name in numbers)]
+    analyses = [{"name": "a"} if id == "a" else {"name": "a", "id": id} for id in ids]
     declared = Declaration.model_validate(
-        {"name": "toy", "title": "t", "question": "q", "subject": subjects, "analysis": [{"name": "a"}]}
+        {"name": "toy", "title": "t", "question": "q", "subject": subjects, "analysis": analyses}
     )
     runs = []
-    for subject in declared.subjects:
+    for subject, id in itertools.product(declared.subjects, ids):
         result = Result("a")
-        for name, given_value in numbers[subject.name].items():
+        for name, given_value in numbers.get(f"{subject.name}_{id}", numbers.get(subject.name, {})).items():
             value, *ends = given_value if isinstance(given_value, tuple) else (given_value,)
             interval = Interval(*ends, 0.95, "bootstrap", 12) if ends else None
             result.add_scalar(name, value, "fraction" if name != "odd" else "bytes", "d", interval=interval)
-        runs.append(StudyRun(subject, "a", result))
+        runs.append(StudyRun(subject, "a", result, id=id))
     return StudyResult(Study(Path("study.toml"), declared), runs)
 
 
@@ -102,6 +103,19 @@ def test_a_ratio_does_not_depend_on_the_unit(a, b, scale):
 def test_what_cannot_be_checked_says_why(numbers, rest, said):
     found = check(claim("<", **rest), outcome(**numbers))
     assert found.status == "not checked" and said in found.measured
+
+
+def test_two_runs_of_one_analysis_with_other_parameters():
+    numbers = outcome(
+        ids=("a", "wide"), x_a={"s": (0.2, 0.19, 0.21)}, x_wide={"s": (0.1, 0.09, 0.11)}, y={"s": (0.4, 0.39, 0.41)}
+    )
+    found = check(claim("<", times=3.0, other_analysis="wide"), numbers)
+    assert (found.status, found.value, found.decided, found.n) == ("holds", 2.0, True, 12)
+    assert found.claim == "s of x (a) below 3 × that of x (wide)" and "20.00 %" in found.measured and "10.00 %" in found.measured
+    crossed = check(claim("<", times=0.5, other_subject="y", other_analysis="wide"), numbers)
+    assert crossed.status == "does not hold" and crossed.value == 0.5 and crossed.claim.endswith("that of y (wide)")
+    assert check(claim("<", analysis="wide", value=0.15), numbers).claim == "s of x (wide) below 15.00 %"
+    assert check(claim("<", value=0.15), outcome(x={"s": 0.2})).claim == "s of x below 15.00 %", "one run needs no id"
 
 
 def test_a_subject_that_failed_leaves_its_claims_unchecked():

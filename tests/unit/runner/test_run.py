@@ -9,7 +9,7 @@ import pytest
 
 import sparsescope as ss
 from sparsescope.activations.sparsity_accumulator import SparsityAccumulator
-from sparsescope.core.artifact import Store
+from sparsescope.core.run_store import Store
 from sparsescope.errors import ArtifactError, SpecError, SubjectError
 from sparsescope.runner import engine
 from sparsescope.runner.run import Request, run, run_many
@@ -185,6 +185,15 @@ def test_progress_reaches_its_end_and_the_global_generators_are_untouched(llama,
     assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert torch.equal(torch_state, torch.random.get_rng_state())
     np.testing.assert_array_equal(numpy_state, np.random.get_state()[1])
+
+
+def test_a_phase_says_what_it_counts(llama, small_corpus):
+    seen = []
+    run("attention_sparsity", llama, small_corpus, progress=lambda *told: seen.append(told), dose_windows=1)
+    units = {phase.split(": ")[-1]: unit for phase, _, _, unit in seen}
+    assert units == {"attention rows": "tokens", "losses": "passes"}
+    losses = [(done, total) for phase, done, total, _ in seen if phase.endswith("losses")]
+    assert losses == [(done, len(losses) - 1) for done in range(len(losses))] and len(losses) > 3
 
 
 def test_the_reproduce_command_makes_the_same_run(glass, tmp_path):

@@ -7,7 +7,7 @@ import math
 import pytest
 
 import sparsescope as ss
-from sparsescope.core.artifact import Store
+from sparsescope.core.run_store import Store
 from sparsescope.errors import SpecError
 from sparsescope.runner import study as studies
 from sparsescope.runner.study import load_study
@@ -115,6 +115,21 @@ def test_a_whole_file_is_read(tmp_path):
         ('corpus = "python-docs"', 'corpus = "absent.txt"', "corpus", "study's folder"),
         ('name = "random-opt"', 'name = "../model.gguf"', "subject[0].name", "inside"),
         ('name = "random-opt"', 'name = "shuffled:/model"', "subject[0].name", "inside"),
+        ('name = "activation_sparsity"', 'id = "tight"\nname = "activation_sparsity"', "figure[0].analysis", "tight"),
+        ('name = "activation_sparsity"', 'id = ""\nname = "activation_sparsity"', "analysis[0].id", "at least 1"),
+        ("value = [0.4, 0.6]", 'other_analysis = "activation_sparsity"', "finding[0]", "come together"),
+        (
+            'relation = "between"\nvalue = [0.4, 0.6]',
+            'relation = "<"\ntimes = 1.0\nother_analysis = "activation_sparsity"',
+            "finding[0]",
+            "with itself",
+        ),
+        (
+            'relation = "between"\nvalue = [0.4, 0.6]',
+            'relation = "<"\ntimes = 1.0\nother_analysis = "activation_sparse"',
+            "finding[0].other_analysis",
+            "did you mean 'activation_sparsity'",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_file_key_and_what_is_allowed(tmp_path, old, new, where, said):
@@ -144,6 +159,25 @@ def test_too_many_runs_and_double_names(tmp_path):
     assert "must differ" in refused(tmp_path, HEAD + SUBJECTS + SUBJECTS + ANALYSIS).what
     chain = '[[subject]]\nname = "random-gpt2"\ncontrol_of = "shuffled:random-opt"\n'
     assert "control of a control" in refused(tmp_path, HEAD + SUBJECTS + chain + ANALYSIS).what
+
+
+def test_one_analysis_twice_needs_two_ids_and_other_parameters(tmp_path):
+    tight = ANALYSIS.replace("params", 'id = "tight"\nparams').replace("resamples = 100", "use_share = 0.5")
+    study = load_study(write(tmp_path, HEAD + SUBJECTS + ANALYSIS + tight))
+    check_study(study)
+    assert [entry.id for entry in study.declared.analyses] == ["activation_sparsity", "tight"]
+    assert [study.suffix(entry.id) for entry in study.declared.analyses] == [" (activation_sparsity)", " (tight)"]
+    assert "2 subjects x 2 analyses = 4 runs" in cost_text(study)
+    double = refused(tmp_path, HEAD + SUBJECTS + ANALYSIS + ANALYSIS)
+    assert "must differ" in double.what and "analysis.id" in double.where
+    same = refused(tmp_path, HEAD + SUBJECTS + ANALYSIS + ANALYSIS.replace("params", 'id = "tight"\nparams'))
+    assert "same parameters for random-opt" in same.what and "'tight'" in same.got
+    own = 'params = { tight = { use_share = 0.1, resamples = 100 } }\n[[subject]]\nname = "shuffled'
+    loose = tight.replace("use_share = 0.5", "seed = 1")
+    subjects = SUBJECTS.replace('[[subject]]\nname = "shuffled', own)
+    check_study(load_study(write(tmp_path, HEAD + subjects + ANALYSIS + loose)))
+    unknown = refused(tmp_path, HEAD + subjects.replace("tight =", "tigth =") + ANALYSIS + loose)
+    assert "subject[0].params.tigth" in unknown.where and "did you mean 'tight'" in unknown.message()
 
 
 def test_no_path_leaves_the_folder(tmp_path):
@@ -188,6 +222,26 @@ def test_every_study_of_the_repository_is_valid():
         study = load_study(path)
         check_study(study)
         assert study.declared.name == path.parent.name and study.narrative and study.declared.findings
+
+
+def test_runs_of_one_analysis_are_found_by_their_ids(tmp_path):
+    both = ANALYSIS + ANALYSIS.replace("params", 'id = "half the tokens"\nparams').replace("100", "100, use_share = 0.5")
+    compared = 'relation = "<="\ntimes = 1.0\nother_analysis = "half the tokens"\n'
+    finding = FINDING.replace('relation = "between"\nvalue = [0.4, 0.6]\n', compared)
+    own = 'params = { "half the tokens" = { use_share = 0.7 } }\n'
+    subjects = SUBJECTS.replace('label = "OPT"\n', 'label = "OPT"\n' + own)
+    outcome = ss.study(write(tmp_path, HEAD + subjects + both + FIGURE + finding), store=tmp_path / "runs")
+    assert [(run.subject.name, run.id) for run in outcome.runs[:2]] == [
+        ("random-opt", "activation_sparsity"), ("random-opt", "half the tokens"),
+    ]  # fmt: skip
+    shares = [run.result.provenance["params"]["use_share"] for run in outcome.runs]
+    assert shares == [0.9, 0.7, 0.9, 0.5]
+    assert outcome.result("random-opt", "half the tokens") is outcome.runs[1].result
+    assert set(outcome.frame()["id"]) == {"activation_sparsity", "half the tokens"}
+    assert set(outcome.frame()["analysis"]) == {"activation_sparsity"}
+    page = ss.report(outcome, tmp_path / "page.html").read_text()
+    assert page.count("OPT: Activation sparsity (half the tokens)") >= 2
+    assert "<h3>Activation sparsity (half the tokens)</h3>" in page and "OPT (half the tokens)" in page
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from sparsescope.activations.text.documents import CorpusEntry, Document
 from sparsescope.errors import ArtifactError
 from sparsescope.models.checkpoints import open_series
-from sparsescope.models.series_file import SeriesFolder
+from sparsescope.models.formats.series_file import SeriesFolder
 from sparsescope.training import byte_text
 from sparsescope.training.measure import measure, training_loss
 from sparsescope.training.recipe import Recipe
@@ -81,7 +81,7 @@ def test_other_texts_are_other_work(recipe, tmp_path, monkeypatch):
 
 
 def test_the_balancing_loss_is_added_with_its_weight(recipe):
-    from sparsescope.models.architectures import build_model
+    from sparsescope.models.structure.architectures import build_model
 
     model = build_model("OlmoeForCausalLM", recipe.model.values)
     tokens = torch.randint(3, 259, (4, 16), generator=torch.Generator().manual_seed(0))
@@ -92,7 +92,7 @@ def test_the_balancing_loss_is_added_with_its_weight(recipe):
 
 
 def test_losses_by_domain_weigh_alike_and_follow_the_definition(recipe):
-    from sparsescope.models.architectures import build_model
+    from sparsescope.models.structure.architectures import build_model
 
     model = build_model("OlmoeForCausalLM", recipe.model.values)
     examples = byte_text.ByteTextData(recipe.data).examples(whole=True)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sparsescope.cli import app
-from sparsescope.cli.guard import execute
+from sparsescope.cli.exit_codes import execute
 from sparsescope.errors import ArtifactError, SpecError, SubjectError
-from sparsescope.models.series_file import SeriesFolder
+from sparsescope.models.formats.series_file import SeriesFolder
 from sparsescope.training.recipe import read_recipe
 from sparsescope.training.trainer import PARTIAL, train
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sparsescope.core.result import Column
+from sparsescope.core.columns import Column
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
 from sparsescope.viz.curves import curve, interval_of

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparsescope.core.result import COLUMN_KINDS, TEXT_KINDS, Column
+from sparsescope.core.columns import COLUMN_KINDS, TEXT_KINDS, Column
 from sparsescope.reporting.page import figure_json
 from sparsescope.viz.figure import MAX_MARKS, mark_count
 from sparsescope.viz.generic import draw_table

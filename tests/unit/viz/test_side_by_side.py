@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from sparsescope.core.result import Column
+from sparsescope.core.columns import Column
 from sparsescope.testing import check_figure
 from sparsescope.viz import theme
 from sparsescope.viz.side_by_side import Axes, Line, compare_lines

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsescope.core.result import Column
+from sparsescope.core.columns import Column
 from sparsescope.viz.tables import csv, format_cell, format_rows, guard, heading
 
 

@@ -1,7 +1,7 @@
 """Figures of ``attention_sparsity``: functions of the stored result that say their finding in the title."""
 
-from sparsescope.analysis.attention_sparsity.views.dose import dose_response
 from sparsescope.analysis.attention_sparsity.views.heads import entropy_grid, sink_grid
+from sparsescope.analysis.attention_sparsity.views.loss_with_fewer_keys import dose_response
 from sparsescope.analysis.attention_sparsity.views.places import mass_profile, structure
 from sparsescope.analysis.attention_sparsity.views.rows import coverage, entropy_by_length, output_error
 

@@ -1,0 +1,1 @@
+"""How models are stored: folders, the hub, GGUF, Marian, series of checkpoints, wheels; read with every field checked."""

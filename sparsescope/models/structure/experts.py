@@ -1,0 +1,129 @@
+"""The hidden layer of one expert, recomputed from the tokens routed to it, and the output with hidden layers replaced.
+
+transformers 5 stores all experts of a layer in 3-D tensors and runs them in one fused module, so
+there is no module whose input is the hidden layer of an expert. Its input and the routing are
+known at the module, hence the hidden layer is ``act(gate(x)) * up(x)`` on the routed rows.
+The sum over experts of ``weight * down(hidden)`` is the output of the module, so hidden layers can be replaced as well.
+
+Shapes: T = batch * pos tokens, K = experts per token, E = experts, d = d_model, f = width of one expert.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch.nn.functional import linear
+
+
+def is_fused(module: Any) -> bool:
+    """Tell whether a module is a fused expert module ``forward(x, top_k_index, top_k_weights)``.
+
+    Those without routing arguments (Llama 4, which runs every expert on every token) are not.
+    """
+    down = getattr(module, "down_proj", None)
+    if not isinstance(down, torch.Tensor) or down.ndim != 3:
+        return False
+    if not any(isinstance(getattr(module, name, None), torch.Tensor) for name in ("gate_up_proj", "up_proj")):
+        return False
+    parameters = inspect.signature(module.forward).parameters.values()
+    return sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters) >= 3
+
+
+def is_gated(module: Any) -> bool:
+    """Tell whether the experts of a fused module are gated MLPs."""
+    return bool(getattr(module, "has_gate", hasattr(module, "gate_up_proj")))
+
+
+def is_transposed(module: Any) -> bool:
+    """Tell whether the 3-D tensors are [E, in, out] instead of [E, out, in]."""
+    return bool(getattr(module, "is_transposed", False))
+
+
+def sizes(module: Any) -> tuple[int, int]:
+    """Return the number of experts E and the width f of one expert."""
+    shape = module.down_proj.shape  # [E, d, f], or [E, f, d] when transposed
+    return int(shape[0]), int(shape[1 if is_transposed(module) else 2])
+
+
+def expert_hidden(
+    module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, experts: tuple[int, ...]
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Recompute the hidden layer of some experts.
+
+    Args:
+        module: Fused expert module.
+        hidden_states: Its input, [T, d] or [batch, pos, d].
+        top_k_index: Experts of each token, int64 [T, K].
+        experts: The experts wanted.
+
+    Yields:
+        For every wanted expert with at least one token: its number, the input of its second
+        matrix [n_routed, f], and the rows int64 [n_routed] as ascending indices into T.
+    """
+    with torch.no_grad():
+        flat, routing = rearrange(hidden_states, "... d -> (...) d"), rearrange(top_k_index, "... k -> (...) k")
+        for expert in experts:
+            rows = (routing == expert).any(dim=-1).nonzero().squeeze(-1)
+            if rows.numel():
+                yield expert, _hidden(module, flat[rows], expert), rows
+
+
+def expert_output(
+    module: Any,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+    replace: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Compute what a fused expert module gives when the hidden layers of its experts are replaced.
+
+    With a replacement that changes nothing it is the output of the module up to rounding: the sums run in another order.
+
+    Args:
+        module: Fused expert module.
+        hidden_states: Its input, [T, d] or [batch, pos, d].
+        top_k_index: Experts of each token, int64 [T, K].
+        top_k_weights: Their weights, [T, K].
+        replace: Gets expert, hidden layer [n_routed, f] and rows int64 [n_routed], for every expert with at least one
+            token, and returns the hidden layer that goes on.
+
+    Returns:
+        The output of the module, shaped like ``hidden_states``.
+    """
+    flat, routing = rearrange(hidden_states, "... d -> (...) d"), rearrange(top_k_index, "... k -> (...) k")
+    weights = rearrange(top_k_weights, "... k -> (...) k")
+    total = torch.zeros_like(flat)
+    for expert in range(sizes(module)[0]):
+        chosen = routing == expert
+        rows = chosen.any(dim=-1).nonzero().squeeze(-1)
+        if not rows.numel():
+            continue
+        hidden = replace(expert, _hidden(module, flat[rows], expert), rows)
+        out = _matrix(module, "down_proj", hidden, expert)
+        if getattr(module, "has_post_expert_norm", False):
+            out = module.post_expert_norm(out)
+        share = (weights * chosen).sum(dim=-1)[rows, None]
+        total.index_add_(0, rows, (out * share).to(total.dtype))
+    return total.reshape(hidden_states.shape)
+
+
+def _hidden(module: Any, states: torch.Tensor, expert: int) -> torch.Tensor:
+    """Return the hidden layer [n, f] of one expert for the inputs [n, d]."""
+    before = _matrix(module, "gate_up_proj" if is_gated(module) else "up_proj", states, expert)
+    if not is_gated(module):
+        return module.act_fn(before)
+    if hasattr(module, "_apply_gate"):  # the gating of this architecture, with its clamps
+        return module._apply_gate(before)
+    gate, up = before.chunk(2, dim=-1)
+    return module.act_fn(gate) * up
+
+
+def _matrix(module: Any, name: str, states: torch.Tensor, expert: int) -> torch.Tensor:
+    """Apply one matrix of an expert, with its bias where there is one."""
+    weight = getattr(module, name)[expert]
+    biases = getattr(module, f"{name}_bias", None)
+    return linear(states, weight.T if is_transposed(module) else weight, None if biases is None else biases[expert])

@@ -1,0 +1,346 @@
+"""A study as a notebook: what the shipped ones hold, that they run, what strings of a study can do (nothing), what is refused."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from markdown_it import MarkdownIt
+
+import sparsescope as ss
+from sparsescope.errors import DependencyError, SparsescopeError, SpecError
+from sparsescope.reporting import notebook as notebooks
+from sparsescope.reporting.narrative import narrative_markdown, plain_markdown
+from sparsescope.reporting.notebook import execute_notebook, study_notebook, write_notebook
+from sparsescope.runner.study import Declaration, Study, StudyResult, StudyRun, load_study
+
+ROOT = Path(__file__).resolve().parents[3]
+STUDIES = sorted(path.parent.name for path in (ROOT / "analyses").glob("*/study.toml"))
+MODELS = {"bergamot-en-pt": "random-opt", "minilm-l6": "random-gpt2", "smollm2-135m": "random-llama"}
+PER_LAYER = {"analysis": "activation_sparsity", "table": "per_layer"}
+ABOVE = {"analysis": "activation_sparsity", "relation": ">"}
+FEW = {"tokens": "300", "context": "64"}
+
+
+def declared(**changes):
+    values = {
+        "name": "toy", "title": "Toy", "question": "Which?",
+        "subject": [{"name": "m1", "label": "First"}, {"name": "m2"}], "analysis": [{"name": "activation_sparsity"}],
+        "figure": [
+            PER_LAYER | {"where": {"metric": "gini"}, "title": "Gini", "caption": "How."},
+            PER_LAYER | {"where": {"metric": "absent"}, "title": "Nothing"},
+        ],
+        "finding": [ABOVE | {"label": "dense", "scalar": "mean_gini", "subject": "m1", "value": 0}],
+    }  # fmt: skip
+    return Declaration.model_validate(values | changes)
+
+
+def cells(made, kind):
+    return [cell for cell in made.cells if cell.cell_type == kind]
+
+
+def shown(cell):
+    """What a code cell shows, by MIME type."""
+    return {mime: data for output in cell.outputs for mime, data in output.get("data", {}).items()}
+
+
+# -- the shipped notebooks ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_shipped_notebook_is_what_the_command_writes(name, tmp_path):
+    shipped = ROOT / "analyses" / name / f"{name}.ipynb"
+    # In another folder, where the study has the same name because it comes with sparsescope.
+    again = write_notebook(load_study(shipped.parent), tmp_path / "x.ipynb", execute=False)
+    told = f"write it again: sparsescope study {name} --notebook analyses/{name}/{name}.ipynb --no-execute"
+    assert again.read_text() == shipped.read_text(), told
+    made = nbformat.read(shipped, as_version=4)
+    nbformat.validate(made)
+    study = load_study(shipped.parent).declared
+    figures = [cell.source for cell in cells(made, "code") if "ss.figure" in cell.source]
+    findings = [cell.source for cell in cells(made, "code") if ".findings[" in cell.source]
+    assert len(figures) == len(study.figures) and len(findings) == len(study.findings)
+    assert not any(cell.outputs or cell.execution_count for cell in cells(made, "code"))
+
+
+def thinned(source, target):
+    """Copy a series with its first and its last checkpoint."""
+    target.mkdir()
+    series = json.loads((source / "series.json").read_text())
+    series["checkpoints"] = [series["checkpoints"][0], series["checkpoints"][-1]]
+    (target / "series.json").write_text(json.dumps(series))
+    for name in (*series["files"], *(checkpoint["file"] for checkpoint in series["checkpoints"])):
+        shutil.copyfile(source / name, target / name)
+
+
+def on_a_small_budget(name, folder):
+    """Copy a study and its shipped notebook, with random models, few checkpoints, few tokens and few samples.
+
+    A model that is not shipped becomes a random one of the same activation function; of a series the first and the last
+    checkpoint stay.
+    """
+    home = folder / "analyses" / name
+    home.mkdir(parents=True)
+    study, notebook = ((ROOT / "analyses" / name / file).read_text() for file in ("study.toml", f"{name}.ipynb"))
+    swaps = dict(MODELS)
+    for subject in load_study(ROOT / "analyses" / name).declared.subjects:
+        if (ROOT / "data" / "models" / subject.name).is_dir():
+            thinned(ROOT / "data" / "models" / subject.name, home / subject.name)
+            swaps[subject.name] = f"./{subject.name}"
+    for old, new in swaps.items():
+        study = re.sub(rf'"(shuffled:)?{old}"', rf'"\g<1>{new}"', study)
+        notebook = re.sub(rf'\\"(shuffled:)?{old}\\"', rf'\\"\g<1>{new}\\"', notebook)
+    study = re.sub(r"^params\.grokking = \{.*?\}$", "", study, flags=re.M | re.S)
+    study = re.sub(r"^(tokens|context) = .*$", lambda found: f"{found[1]} = {FEW[found[1]]}", study, flags=re.M)
+    if name == "lazy_neurons_emerge":  # a short text in place of the one that the series carry
+        study = study.replace("[[subject]]", '[[subject]]\ncorpus = "python-docs"').replace(
+            "question =", "tokens = 300\nquestion ="
+        )
+    few = "surrogates = 19, draws = 100" if name == "grokking" else "resamples = 100"
+    study = re.sub(r"(\[\[analysis\]\]\nname = .*)", rf"\1\nparams = {{ {few} }}", study)
+    (home / "study.toml").write_text(study)
+    (home / f"{name}.ipynb").write_text(notebook)
+    return home / f"{name}.ipynb"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_shipped_notebook_runs(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    path = on_a_small_budget(name, tmp_path)
+    made = nbformat.read(path, as_version=4)
+    execute_notebook(made, path.parent, tmp_path / "runs")
+    study = load_study(path.parent).declared
+    runs = len(study.subjects) * len(study.analyses)
+    assert len(list((tmp_path / "runs").glob("*/manifest.json"))) == runs, "the runs of the copy, each of them"
+    by_id = {cell.id: cell for cell in cells(made, "code")}
+    assert "failed" not in "".join(output.text for output in by_id["study"].outputs)
+    assert all(shown(cell) or cell.id == "study" for cell in by_id.values())
+    for index in range(len(study.figures)):
+        bundle = shown(by_id[f"figure-{index}"])
+        assert bundle["application/vnd.plotly.v1+json"]["layout"]["title"]["text"] and "Plotly.newPlot" in bundle["text/html"]
+    drawn = [
+        trace for i in range(len(study.figures)) for trace in figure(by_id[f"figure-{i}"])["data"] if trace.get("showlegend")
+    ]
+    assert len(drawn) >= len(study.subjects)
+    for index, finding in enumerate(study.findings):
+        html = shown(by_id[f"finding-{index}"])["text/html"]
+        assert re.match(r"<p><b>(Holds|Does not hold|Not checked):</b>", html), finding.label
+    checked = [shown(by_id[f"finding-{i}"])["text/html"] for i in range(len(study.findings))]
+    assert sum("Not checked" in html for html in checked) <= len(checked) // 2
+    for index in range(runs):
+        assert figure(by_id[f"result-{index}"])["data"], "a result draws its first view"
+    whole = json.dumps(made)
+    assert str(tmp_path) not in whole and str(Path.home()) not in whole and "Traceback" not in whole
+
+
+def figure(cell):
+    return shown(cell)["application/vnd.plotly.v1+json"]
+
+
+# -- execution ------------------------------------------------------------------------------------
+
+STUDY = """
+name = "toy"
+title = "Two subjects"
+question = "Which?"
+corpus = "python-docs"
+tokens = 300
+context = 64
+[[subject]]
+name = "random-opt"
+label = '''<img src=x onerror=alert(1)> $x$'''
+[[subject]]
+name = "nobody/nothing"
+[[analysis]]
+name = "activation_sparsity"
+params = { resamples = 100 }
+[[figure]]
+analysis = "activation_sparsity"
+table = "per_layer"
+title = '''"), __import__("os").system("touch hacked"), ("'''
+[[finding]]
+label = "The second is sparse"
+analysis = "activation_sparsity"
+scalar = "mean_nonzero"
+subject = "nobody/nothing"
+relation = "<"
+value = 1
+"""
+
+
+def test_a_notebook_of_a_failed_subject_and_hostile_words(tmp_path, monkeypatch):
+    """One kernel for all of it: what failed is said, nothing is injected, no module is taken from the folder of the notebook."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "study.toml").write_text(STUDY)
+    for module in ("sparsescope", "ipykernel_launcher", "torch", "traitlets"):
+        (tmp_path / f"{module}.py").write_text("from pathlib import Path\nPath('hacked').touch()\nraise SystemExit\n")
+    path = write_notebook(load_study(tmp_path / "study.toml"), tmp_path / "toy.ipynb", home=tmp_path / "runs")
+    assert not (tmp_path / "hacked").exists()
+    by_id = {cell.id: cell for cell in cells(nbformat.read(path, as_version=4), "code")}
+    assert by_id["study"].source.endswith('study = ss.study("study.toml", say=print)')
+    numbers = shown(by_id["numbers"])["text/html"]
+    assert "These runs failed" in numbers and "nobody/nothing" in numbers
+    assert "&lt;img src=x" in numbers and "<img" not in numbers and "$" not in numbers
+    assert "was not measured" in shown(by_id["finding-0"])["text/html"]
+    assert "was not measured" in figure(by_id["figure-0"])["layout"]["title"]["text"] + json.dumps(figure(by_id["figure-0"]))
+    assert "text/html" in shown(by_id["result-0"]) and not by_id["result-1"].outputs, "None shows nothing"
+
+
+def test_a_cell_that_fails_is_an_error_with_its_words(tmp_path):
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    with pytest.raises(SparsescopeError, match="division by zero"):
+        execute_notebook(made, tmp_path, tmp_path / "runs")
+
+
+# -- words of a study -----------------------------------------------------------------------------
+
+
+def test_names_in_code_cells_are_literals(hostile_strings):
+    from sparsescope.core.escaping import well_formed
+
+    strings = [well_formed(text)[:200] for text in hostile_strings.STRINGS.values() if text]
+    base = declared().figures[0].model_dump()
+    figures, subjects = [base | {"title": text} for text in strings[:60]], [{"name": text} for text in strings]
+    study = Study(Path("study.toml"), declared(figure=figures, subject=subjects, finding=[]), "")
+    made = study_notebook(study, Path.cwd())
+    allowed = {ast.Module, ast.Import, ast.alias, ast.Assign, ast.Expr, ast.Call, ast.Attribute, ast.Name, ast.Load, ast.Store,
+               ast.Constant, ast.keyword}  # fmt: skip
+    first = []
+    for cell in cells(made, "code"):
+        nodes = list(ast.walk(ast.parse(cell.source)))
+        assert {type(node) for node in nodes} <= allowed
+        assert all(line.isprintable() for line in cell.source.split("\n"))
+        first += [next(a.value for a in node.args if isinstance(a, ast.Constant)) for node in nodes if isinstance(node, ast.Call)]
+    assert first[1:] == [entry.title for entry in study.declared.figures] + [entry.name for entry in study.declared.subjects]
+
+
+def rendered(markdown):
+    """Markdown as the most lenient reader shows it: with HTML, images and any link."""
+    return MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
+
+
+def test_words_in_markdown_cells_stay_words(hostile_strings):
+    for name, text in hostile_strings.STRINGS.items():
+        for made in (plain_markdown(text), narrative_markdown(text)):
+            html = rendered(made)
+            tags = set(re.findall(r"<(/?\w+)", html))
+            assert not {tag.strip("/") for tag in tags} & {
+                "script",
+                "img",
+                "a",
+                "svg",
+                "iframe",
+                "style",
+                "b",
+                "meta",
+                "input",
+            }, name
+            assert "$" not in made and not re.search(r"\\[(\[]", html) and "\u202e" not in made and "\0" not in made
+        assert rendered(f"x {plain_markdown(text)}").count("<") == 2, f"{name}: one paragraph and nothing in it"
+
+
+@pytest.mark.parametrize(
+    "text", ["# a", "- a", "+ a", "1. a", "2) a", "* a", "> a", "---", "===", "```", "| a | b |", "a *b* _c_ `d`"]
+)
+def test_plain_text_is_no_markdown(text):
+    from html import unescape
+
+    assert unescape(rendered(plain_markdown(text))) == f"<p>{text}</p>\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "gone"),
+    [
+        (
+            "# Title\n\n## Part\n\nSome *words* and `a < b`.",
+            "<h2>Part</h2>\n<p>Some <em>words</em> and <code>a &lt; b</code>",
+            "Title",
+        ),
+        ("[x](https://good.example)", 'href="https://good.example"', "javascript"),
+        ("[x](#part) and [y]\n\n[y]: https://good.example", 'href="https://good.example"', "javascript"),
+        ("[x](javascript:alert(1))", "[x] (javascript", "href"),
+        ("[x]( \n javascript:alert(1))", "[x] (", "href"),
+        ("[x](\\\n<javascript:alert(1)>)", "[x]", "href"),
+        ("[x][y]\n\n[y]: javascript:alert(1)", "[x][y]", "href"),
+        ("![x](https://evil.example/x.png)", "! <a", "<img"),
+        ("![x][y]\n\n[y]: https://evil.example/x.png", "! <a", "<img"),
+        ("\\<script>alert(1)</script>", "script", "<script"),
+        ("\\![x](https://evil.example/x.png)", "x", "<img"),
+        ("```\n<i>\n```\n\n    <b>", "‹i&gt;", "<i>"),
+        ("<https://good.example> <a@b.c>", "‹https", "<a"),
+        ("\\\\(x\\\\) $y$ \\begin{z}", "＼＼(x", "\\begin"),
+        ("| a | b |\n|---|---|\n| 1 | 2 |\n\n- one", "<td>1</td>", "Title"),
+    ],
+)
+def test_the_narrative_keeps_its_words_and_loses_its_markup(text, kept, gone):
+    html = rendered(narrative_markdown(text))
+    assert kept in html and gone not in html
+
+
+# -- figures and packages -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outcome(synthetic):
+    study = Study(Path("study.toml"), declared(), "")
+    first, second = study.declared.subjects
+    return StudyResult(
+        study,
+        [
+            StudyRun(first, "activation_sparsity", synthetic.activation_result("m1", layers=6)),
+            StudyRun(second, "activation_sparsity", error=SpecError("too little memory")),
+        ],
+    )
+
+
+def test_a_declared_figure_by_title_and_by_place(outcome):
+    assert ss.figure(outcome, "Gini").to_json() == ss.figure(outcome).to_json() == ss.figure(outcome, 0).to_json()
+    assert {trace.name for trace in ss.figure(outcome).data if trace.showlegend} == {"First"}
+    assert "has rows for this figure" in ss.figure(outcome, "Nothing").to_json()
+
+
+@pytest.mark.parametrize(("which", "said"), [("Gin", "'Gini'"), (2, "0 to 1"), (-1, "0 to 1")])
+def test_a_figure_that_is_not_declared(outcome, which, said):
+    with pytest.raises(SpecError, match=said):
+        ss.figure(outcome, which)
+
+
+def test_an_outcome_shows_itself(outcome):
+    html = outcome._repr_html_()
+    assert "<th>First</th>" in html and "too little memory" in html and "<td>" in html
+    assert repr(outcome) == "StudyResult(toy: 1 of 2 runs)"
+    assert outcome.findings[0]._repr_html_().startswith("<p><b>Holds:</b> mean gini of First above 0.<br>Measured: ")
+
+
+def test_figures_of_one_title_are_told_apart():
+    same = [entry.model_dump() | {"title": "Same"} for entry in declared().figures]
+    made = study_notebook(Study(Path("study.toml"), declared(figure=same), ""), Path.cwd())
+    assert [cell.source for cell in cells(made, "code") if "figure(" in cell.source] == [
+        "ss.figure(study, 0)",
+        "ss.figure(study, 1)",
+    ]
+
+
+def test_a_study_is_named_by_its_path_where_it_has_no_name(tmp_path):
+    home = tmp_path / "analyses" / "toy"
+    for folder, said in ((home, '"toy"'), (tmp_path, '"toy"'), (tmp_path.parent, f'"{tmp_path.name}/analyses/toy/study.toml"')):
+        assert f"ss.study({said}," in study_notebook(written(home), folder).cells[2].source
+
+
+def written(home):
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "study.toml").write_text(STUDY)
+    return load_study(home)
+
+
+@pytest.mark.parametrize("missing", ["nbformat", "nbclient", "ipykernel"])
+def test_without_the_packages(missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(DependencyError, match=r"sparsescope\[notebook\]"):
+        notebooks.check_packages()
