@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from sparsescope.core.artifact import Store
+from sparsescope.core.run_store import Store
 from sparsescope.core.registry import analyses
 from sparsescope.core.result import Result
 from sparsescope.core.spec import Spec
