@@ -40,7 +40,7 @@ def depth_of(results: Sequence[Result]) -> str:
         return ""
     which = "All of it comes" if quick == len(results) else f"{quick} of {len(results)} analyses come"
     return (
-        f"{which} from quick presets: fewer tokens, fewer passes and coarser grids, so intervals are wider. What each leaves out "
+        f"{which} from quick presets: coarser grids and less held-out text, so intervals are wider. What each leaves out "
         "stands with its parameters; the same command with --depth full runs the whole analyses."
     )
 

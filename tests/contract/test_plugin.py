@@ -45,6 +45,7 @@ sparsescope("show", "show", "mean_activation", "--json")
 sparsescope("doctor", "doctor", "--json")
 sparsescope("plain", "run", "mean_activation", "--subject", "random-llama", *corpus, "--json")
 sparsescope("other", "run", "mean_activation", "--subject", "random-llama", *corpus, "--set", "absolute=true", "--json")
+sparsescope("quick", "run", "mean_activation", "--subject", "random-llama", *corpus, "--preset", "quick", "--json")
 sparsescope("wrong", "run", "mean_activation", "--subject", "random-llama", *corpus, "--set", "absolut=true")
 for name in ("scaled@0.5:random-llama", "scaled@0.25:random-llama", "scaled:random-llama"):
     sparsescope(name, "run", "mean_activation", "--subject", name, *corpus, "--json")
@@ -219,6 +220,21 @@ def test_a_variant_is_in_reports_studies_and_the_explorer(toy):
     assert of_study["random-llama"]["run"] == found["plain"]["json"]["run"]
     assert not found["scaled page"]["exceptions"]
     assert "scaled(factor=0.5) of random-llama" in found["scaled page"]["words"]
+
+
+def test_its_presets_are_those_of_every_analysis(toy):
+    found, folder = toy
+    shown = {(row["preset"], row["parameter"]): row["value"] for row in found["show"]["json"]["presets"]}
+    assert shown == {("quick", "sites"): "blocks.0.mlp.hook_post", ("magnitudes", "absolute"): True}
+    quick = found["quick"]["json"]["provenance"]
+    assert quick["preset"] == "quick" and quick["params"] == {"sites": "blocks.0.mlp.hook_post", "absolute": False}
+    assert found["other"]["json"]["provenance"]["preset"] == "magnitudes", "the label says what the parameters are"
+    ran = {run["run"]: run["preset"] for run in found["report"]["json"]["runs"]}
+    assert ran.get(found["plain"]["json"]["run"]) == "", "a stored run of the defaults was not taken"
+    scaled = {run["run"].rsplit("-", 1)[0]: run["preset"] for run in found["scaled report"]["json"]["runs"]}
+    assert scaled["mean_activation"] == "" and scaled["effective_density"] == "quick"
+    page = (folder / "scaled.html").read_text()
+    assert "analyses come from quick presets" in page and "--depth full runs the whole analysis" in page
 
 
 def test_it_keeps_the_contract(toy):

@@ -142,7 +142,7 @@ ANALYSIS = Analysis(
     tables=TABLES,
     headline=("loss_rise_top_k", "loss_rise_random_k", "ece_dense", "ece_top_k", "robustness_excess"),
     requires=frozenset({"mlp_hidden", "causal", "logits"}),
-    presets={"quick": {"densities": (0.5, 0.25, 0.125), "corruption": (0.05, 0.2), "tokens": 2560}},
+    presets={"quick": {"densities": (0.5, 0.25), "corruption": (0.2,), "tokens": 3072}},
     citations=(
         Citation("Li et al. 2023, The Lazy Neuron Phenomenon", "https://arxiv.org/abs/2210.06313"),
         Citation("Guo et al. 2017, On Calibration of Modern Neural Networks", "https://arxiv.org/abs/1706.04599"),

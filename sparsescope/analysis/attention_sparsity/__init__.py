@@ -234,14 +234,7 @@ ANALYSIS = Analysis(
     ),
     requires=frozenset({"attention"}),
     presets={
-        "quick": {
-            "windows": 16,
-            "every": 16,
-            "dose_windows": 6,
-            "dose_shares": (0.8, 0.9, 0.95, 0.99),
-            "dose_widths": (64, 128, 192),
-            "dose_random": (0.99,),
-        },
+        "quick": {"windows": 16, "dose_shares": (0.9, 0.95, 0.99), "dose_widths": (64, 192), "dose_random": (0.99,)},
     },
     citations=(
         Citation("Gu et al. 2024, When Attention Sink Emerges in Language Models", "https://arxiv.org/abs/2410.10781"),

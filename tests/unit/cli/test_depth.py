@@ -85,4 +85,4 @@ def test_show_lists_presets(command):
     listed = {row["parameter"]: row["value"] for row in found["presets"] if row["preset"] == "quick"}
     assert listed.keys() == analyses().get("effective_density").presets["quick"].keys()
     text = command("show", "effective_density")[1]
-    assert re.search(r"^presets$", text, re.MULTILINE) and re.search(r"^quick +tokens +\d+$", text, re.MULTILINE)
+    assert re.search(r"^presets$", text, re.MULTILINE) and re.search(r"^quick +tolerance +0.1$", text, re.MULTILINE)
