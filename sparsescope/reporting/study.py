@@ -10,6 +10,7 @@ import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -155,7 +156,7 @@ def colors(outcome: StudyResult) -> dict[str, int]:
 
 def _figure(declared: StudyFigure, key: str, outcome: StudyResult) -> FigureBlock:
     """Draw a declared figure, with the drawn numbers below it; one that cannot be drawn says why."""
-    texts = {"key": key, "title": declared.title, "caption": declared.caption, "formula": "", "citation": ""}
+    texts: dict[str, Any] = {"key": key, "title": declared.title, "caption": declared.caption, "formula": "", "citation": ""}
     try:
         lines, axes, remarks = _lines(declared, outcome)
         figure = compare_lines(lines, axes, title=declared.title, caption=declared.caption, remarks=remarks)
