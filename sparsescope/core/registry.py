@@ -87,7 +87,7 @@ class View:
         choices = self.choices(result)
         if value is None and choices:
             return choices[0]
-        given = value.item() if hasattr(value, "item") else value
+        given = value.item() if getattr(value, "shape", None) == () else value  # a number of numpy
         for choice in choices:
             if type(given) in (type(choice), int) and given == choice:
                 return choice
@@ -96,7 +96,7 @@ class View:
             if self.select
             else f"view {self.name} takes no value",
             where=f"view {self.name} of {result.analysis}",
-            allowed=[*choices[:20], *(["..."] if len(choices) > 20 else [])] if self.select else "no select",
+            allowed=[*map(repr, choices[:20]), *(["..."] if len(choices) > 20 else [])] if self.select else "no select",
             got="no value, and the table has none" if value is None else repr(value)[:200],
             next_step="choose one of View.choices(result)" if choices else None,
         )

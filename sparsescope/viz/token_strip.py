@@ -41,6 +41,8 @@ def is_text(frame: pd.DataFrame, columns: Sequence[Column]) -> bool:
         return False
     if set(kinds) & (INDEX_KINDS - _PLACES) or "metric" in kinds or "site" in kinds:
         return False
+    if any(frame[column.name].isna().all() for column in columns if column.kind == "document"):
+        return False
     place = [column.name for column in columns if column.kind in {"document", "position"}]
     return not ("position" in kinds and bool(frame[place].duplicated().any()))
 
@@ -123,8 +125,8 @@ class Scale:
         if not len(finite):
             return cls(math.nan, math.nan, math.nan)
         low, high = float(finite.min()), float(finite.max())
-        inner_low, inner_high = (float(end) for end in np.percentile(finite, [_PERCENT, 100 - _PERCENT]))
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
+            inner_low, inner_high = (float(end) for end in np.percentile(finite, [_PERCENT, 100 - _PERCENT]))
             span = inner_high - inner_low
         if 0 < span < math.inf:
             low = inner_low if inner_low - low > (_FAR_OUT - 1) * span else low
@@ -166,9 +168,12 @@ def _document(table: str, frame: pd.DataFrame, column: Column, asked: Any) -> tu
     chosen = there[0] if asked is None and there else asked
     if chosen not in there:
         raise SpecError(
-            "there is no such document", where=f"table {table}", allowed=[*there[:20], *(["..."] if len(there) > 20 else [])],
-            got=repr(asked)[:200], next_step="leave document out for the first one",
-        )  # fmt: skip
+            "there is no such document",
+            where=f"table {table}",
+            allowed=[*map(repr, there[:20]), *(["..."] if len(there) > 20 else [])],
+            got=repr(asked)[:200],
+            next_step="leave document out for the first one",
+        )
     return frame[frame[column.name] == chosen], format_cell(chosen, column)
 
 
