@@ -18,8 +18,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import sparsescope as ss
-from sparsescope.core.artifact import Store, home
 from sparsescope.core.result import Result
+from sparsescope.core.run_store import Store, home
 from sparsescope.reporting import explorer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,9 @@ Each ``check_*`` raises ``AssertionError`` with what is wrong. They are what the
 from __future__ import annotations
 
 import json
+import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from sparsescope.models.checkpoints import CheckpointSeries
     from sparsescope.models.subject import Subject
     from sparsescope.models.variants import VariantKind
+    from sparsescope.viz.panel import Panel
 
 
 def check_subject(subject: Subject) -> None:
@@ -194,11 +197,17 @@ def _check_views(record: Analysis, result: Result) -> None:
     """Check that every view of a result can be drawn."""
     for view in record.views:
         assert view.table in result.tables, f"view {view.name} shows table {view.table}, which is not there"
-        check_figure(record.draw(view.name, result), view.name)
+        for value in view.choices(result)[:3] or [None]:
+            check_figure(record.draw(view.name, result, value), view.name)
 
 
 def check_figure(figure: Any, name: str = "figure") -> None:
-    """Check that a figure has a title, axis titles, alt text, valid JSON and only SVG traces."""
+    """Check that a figure has a title, axis titles, alt text, valid JSON and only SVG traces; of a panel see ``check_panel``."""
+    from sparsescope.viz.panel import Panel
+
+    if isinstance(figure, Panel):
+        check_panel(figure, name)
+        return
     described = json.loads(figure.to_json())
     assert described["layout"].get("title", {}).get("text"), f"{name} has no title"
     meta = described["layout"].get("meta") or {}
@@ -208,6 +217,19 @@ def check_figure(figure: Any, name: str = "figure") -> None:
         for axis in ("xaxis", "yaxis"):
             titles = [v.get("title", {}).get("text") for k, v in described["layout"].items() if k.startswith(axis)]
             assert any(titles), f"{name} has no title on any {axis}"
+
+
+def check_panel(panel: Panel, name: str = "panel") -> None:
+    """Check that a panel has a title and alt text, that every mark says what it is, and that its page allows one script only."""
+    assert panel.title.strip(), f"{name} has no title"
+    assert panel.alt.strip(), f"{name} has no alt text"
+    tags = [tag for top in panel.body for tag in top]
+    silent = [tag for tag in tags if "data-mark" in tag.attributes and not tag.attributes.get("title", "").strip()]
+    assert not silent, f"{name} has {len(silent)} marks that say nothing without the script"
+    elements = Counter(re.findall(r"<([a-z]+)", panel.html()))
+    expected = Counter(tag.name for tag in tags) + Counter(("div", "p", "b", "p"))
+    assert elements == expected, f"{name} has elements out of its texts: {elements - expected}"
+    assert panel.page().count("<script") == 1, f"{name} has a script of its own"
 
 
 def check_same_numbers(a: Result, b: Result, *, rtol: float = 0.0) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sparsescope.core.columns import Column
     from sparsescope.core.result import Result
+    from sparsescope.viz.panel import Panel
 
 NAME_PATTERN = r"[a-z][a-z0-9_]{0,63}"
 #: The depth of an analysis: its defaults, or its preset ``quick``, where it declares one.
@@ -55,6 +56,7 @@ class View:
         formula: The definition, as text.
         table: The table with the numbers of the figure.
         citation: Where the definition comes from.
+        select: Column of the table; the function then draws one of its values, ``(Result, value) -> Figure``.
     """
 
     name: str
@@ -63,6 +65,45 @@ class View:
     table: str
     formula: str = ""
     citation: str = ""
+    select: str = ""
+
+    def choices(self, result: Result) -> list[Any]:
+        """What may be chosen: the values of the column ``select``, in the order of the table; empty of a view that has none.
+
+        Raises:
+            SpecError: The table is not there, or has no such column.
+        """
+        if not self.select:
+            return []
+        known = {name: frame for name, frame in result.tables.items() if name == self.table}
+        columns = [column.name for name in known for column in result.columns[name]]
+        if self.select not in columns:
+            raise unknown_name(f"column of {self.table}", self.select, columns, next_step=f"correct View.select of {self.name}")
+        values: list[Any] = known[self.table][self.select].dropna().unique().tolist()
+        return values
+
+    def chosen(self, result: Result, value: Any = None) -> Any:
+        """The value to draw: the given one, or the first where none is given.
+
+        Raises:
+            SpecError: The view takes no value, or its column does not have this one.
+        """
+        choices = self.choices(result)
+        if value is None and choices:
+            return choices[0]
+        given = value.item() if getattr(value, "shape", None) == () else value  # a number of numpy
+        for choice in choices:
+            if type(given) in (type(choice), int) and given == choice:
+                return choice
+        raise SpecError(
+            f"view {self.name} has nothing for this value of {self.select}"
+            if self.select
+            else f"view {self.name} takes no value",
+            where=f"view {self.name} of {result.analysis}",
+            allowed=[*map(repr, choices[:20]), *(["..."] if len(choices) > 20 else [])] if self.select else "no select",
+            got="no value, and the table has none" if value is None else repr(value)[:200],
+            next_step="choose one of View.choices(result)" if choices else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +118,8 @@ class Analysis:
         params: Parameter model.
         compute: Module with either ``accumulator(params, context)`` and ``result(params, context,
             accumulator)`` (fed in the shared forward pass) or ``compute(params, context)``.
-        view_module: Module with one function ``(Result) -> Figure`` for each entry of ``views``.
+        view_module: Module with one function ``(Result) -> Figure | Panel`` for each entry of ``views``; of a view that
+            selects, ``(Result, value)``.
         views: The figures, in reading order; empty for the generic ones.
         tables: Columns of every table that a result may have, by name; ``Result.add`` fills them.
         headline: Names of the scalars shown first.
@@ -158,17 +200,26 @@ class Analysis:
         """Import and return the compute module (this may import torch)."""
         return importlib.import_module(self.compute)
 
-    def draw(self, name: str | None, result: Result) -> go.Figure:
+    def draw(self, name: str | None, result: Result, select: Any = None) -> go.Figure | Panel:
         """Draw the view ``name`` (the first when None) of a result.
 
+        Args:
+            name: Name of the view.
+            result: What is drawn.
+            select: Value of the column ``View.select``; the first when None.
+
         Raises:
-            SpecError: If there is no such view.
+            SpecError: If there is no such view, or it has nothing for the value.
         """
-        known = [view.name for view in self.views]
-        name = name or (known[0] if known else None)
+        known = {view.name: view for view in self.views}
+        name = name or next(iter(known), None)
         if name not in known:
             raise unknown_name("view", str(name), known, next_step=f"see: sparsescope show {self.name}")
-        return getattr(importlib.import_module(self.view_module), name)(result)
+        view = known[name]
+        draw = getattr(importlib.import_module(self.view_module), view.name)
+        if view.select or select is not None:
+            return draw(result, view.chosen(result, select))
+        return draw(result)
 
 
 class Registry:
@@ -202,6 +253,11 @@ class Registry:
                 got=", ".join(sorted(taken) or sorted(record.filled_by)),
             )
         _check_presets(record)
+        for view in record.views:
+            columns = [column.name for column in record.tables.get(view.table, ())]
+            if view.select and columns and view.select not in columns:
+                where = f"view {view.name} of {record.name}"
+                raise unknown_name(f"column of {view.table}", view.select, columns, next_step=f"correct View.select: {where}")
         if record.name in self._records:
             raise SpecError(
                 f"analysis {record.name!r} is registered twice",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from sparsescope.core.artifacts import Artifact
+    from sparsescope.viz.panel import Panel
 
 Direction = Literal["higher", "lower", "none"]
 Severity = Literal["info", "warning", "error"]
@@ -217,15 +218,19 @@ class Result:
         """The name of the stored run, or None for a result that is only in memory."""
         return self.provenance.get("run_id")
 
-    def view(self, name: str | None = None) -> go.Figure:
+    def view(self, name: str | None = None, *, select: Any = None) -> go.Figure | Panel:
         """Draw one of the views of the analysis; the first when no name is given.
 
+        Args:
+            name: Name of the view.
+            select: Of a view that shows one value of a column (``View.select``), which one; the first when None.
+
         Raises:
-            SpecError: If the analysis has no view of that name.
+            SpecError: If the analysis has no view of that name, or the view has nothing for the value.
         """
         from sparsescope.core.registry import find_record
 
-        return find_record(self.analysis).draw(name, self)
+        return find_record(self.analysis).draw(name, self, select)
 
     def _ipython_display_(self) -> None:
         """Draw the result in a notebook: headline numbers, then the first view, which shares one plotly per page."""
@@ -241,7 +246,7 @@ class Result:
         figure = self._first_figure()
         return self._summary_html() + ("" if figure is None else figure.to_html(full_html=False, include_plotlyjs=True))
 
-    def _first_figure(self) -> go.Figure | None:
+    def _first_figure(self) -> go.Figure | Panel | None:
         """The first view; None where there is none, or the package that made the result is not installed.
 
         A run that others made may lack what the view needs; its numbers are shown all the same.

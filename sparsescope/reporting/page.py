@@ -1,6 +1,6 @@
 """The shell of every HTML file that sparsescope writes: one file, no network, no script but its own.
 
-The policy is ``default-src 'none'``; the two scripts (plotly's packaged bundle and ``page.js``) are allowed
+The policy is ``default-src 'none'``; the three scripts (plotly's packaged bundle, ``page.js`` and that of panels) are allowed
 by the SHA-256 of their text, so an injected script does not run. Data travel in ``application/json`` blocks,
 which browsers do not execute, with ``< > &`` and the JavaScript line separators escaped. Only inline styles
 are allowed freely: plotly sets them.
@@ -8,8 +8,6 @@ are allowed freely: plotly sets them.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from functools import cache
 from typing import Any
@@ -19,7 +17,7 @@ import plotly.offline
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from sparsescope.viz import theme
+from sparsescope.viz import panel, theme
 from sparsescope.viz.tokens import display
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
@@ -40,18 +38,16 @@ def figure_json(figure: go.Figure) -> str:
 
 
 @cache
-def scripts() -> tuple[str, str]:
-    """Return the text of the two scripts: plotly's bundle and the code that draws the figures."""
+def scripts() -> tuple[str, str, str]:
+    """Return the text of the three scripts: plotly's bundle, the code that draws the figures, and that of panels."""
     loader = environment().loader
     own = loader.get_source(environment(), "page.js")[0] if loader else ""
-    return plotly.offline.get_plotlyjs().replace("\r", ""), own.replace("\r", "")
+    return plotly.offline.get_plotlyjs().replace("\r", ""), own.replace("\r", ""), panel.script()
 
 
 def policy() -> str:
     """Return the content security policy with the hashes of ``scripts()``."""
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts())
-    rest = "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
-    return f"default-src 'none'; script-src {hashes}; {rest}"
+    return panel.policy(*scripts()) + "; img-src data: blob:"
 
 
 def theme_data(name: str) -> dict[str, Any]:
@@ -93,7 +89,7 @@ def environment() -> Environment:
 
 def render(template: str, *, name: str, **context: Any) -> str:
     """Render a page template with the scripts, the policy and the theme."""
-    bundle, own = scripts()
+    bundle, own, of_panels = scripts()
     page = (
         environment()
         .get_template(template)
@@ -101,6 +97,8 @@ def render(template: str, *, name: str, **context: Any) -> str:
             policy=policy(),
             bundle=Markup(bundle),  # noqa: S704  a file of the plotly package
             own=Markup(own),  # noqa: S704  a file of this package
+            panel=Markup(of_panels),  # noqa: S704  a file of this package
+            panel_css=Markup(panel.css()),  # noqa: S704  made of files and constants of this package
             theme=theme_data(name),
             **context,
         )
@@ -108,7 +106,7 @@ def render(template: str, *, name: str, **context: Any) -> str:
     return page.encode("utf-8", "replace").decode()
 
 
-def figure_page(figure: go.Figure, *, title: str, source: str = "") -> str:
+def figure_page(figure: go.Figure | panel.Panel, *, title: str, source: str = "") -> str:
     """Return one figure as a self-contained HTML page.
 
     Args:
@@ -116,6 +114,8 @@ def figure_page(figure: go.Figure, *, title: str, source: str = "") -> str:
         title: Title of the page.
         source: Where the numbers come from, for example the id of the run.
     """
+    if isinstance(figure, panel.Panel):
+        return figure.page(source=source)
     meta = figure.layout.meta or {}
     return render(
         "figure.html",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pandas as pd
+from markupsafe import Markup
 
 from sparsescope.core.columns import Column
 from sparsescope.core.registry import Analysis, View, find_record
@@ -23,9 +24,14 @@ from sparsescope.reporting import page
 from sparsescope.reporting.artifacts import ArtifactLine, artifact_lines
 from sparsescope.reporting.depth import left_out
 from sparsescope.viz import generic
-from sparsescope.viz.tables import csv, format_rows, heading, numeric
+from sparsescope.viz.panel import Panel
+from sparsescope.viz.tables import csv, format_cell, format_rows, heading, numeric
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 ROWS_SHOWN = 800  # 30 layers with 13 measures in two domains are 780 rows: a report shows every layer
+CHOICES_SHOWN = 3  # of a view that shows one value of a column
 CSV_BUDGET = 1_500_000  # bytes of inlined downloads in one report; beyond its share a table offers the rows shown
 _PLAIN_IN_URL = ",.:;/_-[]()=@!~*'|"
 _LOG = logging.getLogger(__name__)
@@ -61,6 +67,7 @@ class FigureBlock:
     table: TableBlock | None
     table_key: str
     problem: str = ""
+    panel: Markup | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +127,26 @@ def views_of(result: Result) -> tuple[View, ...]:
     if declared:
         return declared
     return tuple(
-        View(name, name.replace("_", " ").capitalize(), "Default figure of this table.", table=name) for name in result.tables
-    )
+        View(
+            name, name.replace("_", " ").capitalize(), "Default figure of this table.", table=name,
+            select=generic.select_column(result, name),
+        )
+        for name in result.tables
+    )  # fmt: skip
 
 
-def draw(result: Result, view: View) -> Any:
-    """Draw a view of ``views_of``: the declared figure or the generic one."""
+def draw(result: Result, view: View, value: Any = None) -> go.Figure | Panel:
+    """Draw a view of ``views_of``, the declared figure or the generic one, for one value of its column ``select``."""
     record = record_of(result)
     if any(view.name == known.name for known in record.views):
-        return record.draw(view.name, result)
-    return generic.draw(result, view.table)
+        return record.draw(view.name, result, value)
+    return generic.draw(result, view.table, view.chosen(result, value) if view.select else None)
+
+
+def choice_text(result: Result, view: View, value: Any) -> str:
+    """A value of the column that a view selects by, as people read it, for example ``layer 3``."""
+    column = next(column for column in result.columns[view.table] if column.name == view.select)
+    return f"{view.select.replace('_', ' ')} {format_cell(value, column)}"
 
 
 def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = ROWS_SHOWN) -> Section:
@@ -149,7 +166,7 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
         # A table that belongs to several figures stands below the first of them.
         block = None if view.table in shown else table_block(result, view.table, f"{key}-t-{view.table}", each, rows)
         shown.add(view.table)
-        figures.append(_figure(result, view, f"{key}-{index}", block, f"{key}-t-{view.table}"))
+        figures += _figures(result, view, f"{key}-{index}", block, f"{key}-t-{view.table}")
     headline = [result.scalars[name] for name in record.headline if name in result.scalars] or list(result.scalars.values())[:8]
     others = [scalar for scalar in result.scalars.values() if scalar not in headline]
     origin = result.provenance
@@ -251,7 +268,26 @@ def _table_comment(result: Result, name: str) -> str:
     return f"sparsescope {result.analysis}, table {name}, run {result.run_id or 'not stored'}, subject {subject}"
 
 
-def _figure(result: Result, view: View, key: str, table: TableBlock | None, table_key: str) -> FigureBlock:
+def _figures(result: Result, view: View, key: str, table: TableBlock | None, table_key: str) -> list[FigureBlock]:
+    """The figure of a view; of one that selects, a figure for each of the first values."""
+    try:
+        choices = view.choices(result)
+    except SpecError:  # the figure says it
+        choices = []
+    if not choices:
+        return [_figure(result, view, key, table, table_key)]
+    blocks = []
+    for number, value in enumerate(choices[:CHOICES_SHOWN]):
+        texts = {"title": f"{view.title}: {choice_text(result, view, value)}"}
+        if number == 0 and len(choices) > CHOICES_SHOWN:
+            more = f"Shown for the first {CHOICES_SHOWN} of {len(choices):,} values of {view.select}; the explorer shows each."
+            texts["caption"] = f"{view.caption} {more}".strip()
+        place = key if number == 0 else f"{key}-{number}"
+        blocks.append(_figure(result, replace(view, **texts), place, None if number else table, table_key, value))
+    return blocks
+
+
+def _figure(result: Result, view: View, key: str, table: TableBlock | None, table_key: str, value: Any = None) -> FigureBlock:
     texts: dict[str, Any] = {
         "key": key,
         "title": view.title,
@@ -262,7 +298,9 @@ def _figure(result: Result, view: View, key: str, table: TableBlock | None, tabl
         "table_key": table_key,
     }
     try:
-        figure = draw(result, view)
+        figure = draw(result, view, value)
+        if isinstance(figure, Panel):
+            return FigureBlock(**texts, alt=figure.alt, height=0, json="", panel=Markup(figure.html()))  # noqa: S704  escaped
         meta = figure.layout.meta or {}
         return FigureBlock(
             **texts,

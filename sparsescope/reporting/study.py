@@ -10,7 +10,7 @@ import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -202,7 +202,7 @@ def _problem(error: SpecError) -> str:
 
 def _figure(declared: StudyFigure, key: str, outcome: StudyResult) -> FigureBlock:
     """Draw a declared figure, with the drawn numbers below it; one that cannot be drawn says why."""
-    texts = {"key": key, "title": declared.title, "caption": declared.caption, "formula": "", "citation": ""}
+    texts: dict[str, Any] = {"key": key, "title": declared.title, "caption": declared.caption, "formula": "", "citation": ""}
     try:
         drawn, lines, axes = _compared(declared, outcome)
     except SpecError as error:

@@ -2,14 +2,15 @@
 
 Used for analyses that declare no views and for tables without one. The first index column (layer, step,
 position, ...) goes on x, the first measured column on y; a text column with few values gives the colors; two
-index columns give a heat map; without an index there are bars by label, or a histogram. Never more than
+index columns give a heat map; without an index there are bars by label, or a histogram. Tokens in the order of a text
+are shown as that text (``token_strip``). Never more than
 ``figure.MAX_MARKS`` marks: what is thinned or summarized is said in the subtitle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ import pandas as pd
 from sparsescope.core.columns import Column
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
+from sparsescope.viz import token_strip as strip
 from sparsescope.viz.curves import interval_of
 from sparsescope.viz.tables import format_cell, heading, is_share, missing
 from sparsescope.viz.tokens import display
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from sparsescope.core.result import Result
+    from sparsescope.viz.panel import Panel
 
 _X_ORDER = ("layer", "step", "position", "threshold", "head", "expert", "feature", "neuron", "token")
 _Y_KINDS = ("fraction", "value", "seconds", "bytes", "flops", "count")
@@ -33,9 +36,24 @@ _MAX_LINES, _MAX_BARS, _MAX_CELLS_AXIS = 8, 30, 90
 _Y_NAMES = ("mean", "value", "median", "rate")
 
 
-def draw(result: Result, table: str) -> go.Figure:
-    """Draw the default figure of one table of a result."""
+def draw(result: Result, table: str, value: Any = None) -> go.Figure | Panel:
+    """Draw the default figure of one table of a result; of a table of tokens in order, the text.
+
+    Args:
+        result: What is drawn.
+        table: Name of the table.
+        value: Value of the column ``select_column``, where there is one; the first when None.
+    """
+    if strip.is_text(result.tables[table], result.columns[table]):
+        return strip.token_strip(result, table, document=value)
     return draw_table(table, result.tables[table], result.columns[table])
+
+
+def select_column(result: Result, table: str) -> str:
+    """The column of which the default figure shows one value: the document of a table of tokens. Empty where it shows all."""
+    frame, columns = result.tables[table], result.columns[table]
+    documents = [column.name for column in columns if column.kind == "document"]
+    return documents[0] if documents and strip.is_text(frame, columns) else ""
 
 
 def draw_table(name: str, frame: pd.DataFrame, columns: Sequence[Column]) -> go.Figure:

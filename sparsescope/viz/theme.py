@@ -17,6 +17,7 @@ import plotly.colors as pc
 import plotly.graph_objects as go
 
 Mode = Literal["light", "dark"]
+Hue = Literal["blue", "vermilion"]
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
 
 BACKGROUND = {"light": "#ffffff", "dark": "#11151a"}
@@ -66,6 +67,19 @@ def ramp_scale() -> list[list[Any]]:
     table = _ramp_table("light")
     stops = range(0, _RAMP_STEPS, 7)
     return [[i / (_RAMP_STEPS - 1), table[i]] for i in stops]
+
+
+def shades(mode: Mode, hue: Hue, count: int) -> list[tuple[str, str]]:
+    """Return ``count`` steps from the background to a color, each with an ink that is read on it (4.5:1 at least)."""
+    begin, end = BACKGROUND[mode], CATEGORIES[mode][("blue", "vermilion").index(hue)]
+    first, last = (tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in (begin, end))
+    found = []
+    for step in range(1, count + 1):
+        mixed = (round(a + (b - a) * step / count) for a, b in zip(first, last, strict=True))
+        background = "#{:02x}{:02x}{:02x}".format(*mixed)
+        inks = (INK[mode], BACKGROUND[mode], "#000000", "#ffffff")
+        found.append((background, next(ink for ink in inks if contrast(ink, background) >= 4.5)))
+    return found
 
 
 def rgba(color: str, alpha: float) -> str:

@@ -96,6 +96,28 @@ def test_hover_text_in_a_report_is_text(watch, reports, hostile_strings):
     assert_quiet(watched)
 
 
+def test_a_strip_of_hostile_tokens_is_text(watch, reports, hostile_strings):
+    watched = opened(watch, reports[0])
+    panel = watched.page.locator(".panel").first
+    panel.scroll_into_view_if_needed()
+    marks, readout = panel.locator("[data-mark]"), panel.locator("[data-readout]")
+    assert marks.count() == len(hostile_strings.STRINGS)
+    assert panel.locator("script, img, a, svg, iframe, style").count() == 0
+    assert readout.text_content().startswith("Point at a token")
+    for index, text in enumerate(hostile_strings.STRINGS.values()):
+        marks.nth(index).evaluate("n => n.dispatchEvent(new PointerEvent('pointerover', {bubbles: true}))")
+        said = readout.text_content()
+        assert said.startswith(display(text, spaces=True, limit=60, markup=False)[:60] or "(empty)")
+        assert f"position {index}" in said and readout.locator("*").count() == 0
+    marks.nth(0).click()
+    marks.nth(2).hover()
+    assert readout.text_content().startswith(hostile_strings.STRINGS["script"].replace(" ", "·")[:40]), "a click keeps it"
+    watched.page.keyboard.press("Escape")
+    watched.page.keyboard.press("ArrowRight")
+    assert readout.text_content().startswith("<!--<script>-->")
+    assert_quiet(watched)
+
+
 def test_the_mouse_over_a_hostile_bar_shows_its_name(watch, hostile_strings, tmp_path):
     import pandas as pd
 
@@ -166,7 +188,12 @@ def test_the_explorer_shows_hostile_runs(watch, port, home, name):
     watched.page.locator("h1").first.wait_for()
     assert watched.page.locator("[data-testid=stException]").count() == 0
     assert "could not" not in watched.page.locator("[data-testid=stApp]").inner_text()
-    assert watched.page.locator("img[src*=evil], img[src=x], iframe, object, embed, [onerror], [onload]").count() == 0
+    assert watched.page.locator("img[src*=evil], img[src=x], object, embed, [onerror], [onload]").count() == 0
+    for frame in watched.page.locator("iframe").all():
+        inside = frame.content_frame
+        inside.locator("[data-mark]").nth(2).hover()
+        assert "<" in inside.locator("[data-readout]").text_content()
+        assert inside.locator("img, a, svg, iframe, [onerror], [onload]").count() == 0 and inside.locator("script").count() == 1
     links = watched.page.evaluate("[...document.querySelectorAll('a[href]')].map(n => n.getAttribute('href'))")
     assert not [link for link in links if not re.match(rf"(http://{explorer.ADDRESS}:{port})?/?(result|compare|$)|#|\?", link)]
     assert_quiet(watched)

@@ -149,7 +149,7 @@ def test_hostile_strings_do_nothing(watch, hostile):
     watched = opened(watch, hostile)
     page = watched.page
     assert page.evaluate("document.querySelectorAll('img').length") == 0
-    assert page.locator("script:not([type])").count() == 2
+    assert page.locator("script:not([type])").count() == 3
     assert "{{7*7}}" in page.locator("main").inner_text()
     for plot in page.locator(".plot").all():
         plot.scroll_into_view_if_needed()

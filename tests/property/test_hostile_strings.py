@@ -8,6 +8,7 @@ import json
 import re
 import unicodedata
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -20,8 +21,9 @@ from sparsescope.core.escaping import display, well_formed
 from sparsescope.core.run_store import Store
 from sparsescope.errors import SparsescopeError
 from sparsescope.reporting.compare import compare
+from sparsescope.testing import check_panel
 from sparsescope.viz import tables
-from sparsescope.viz.generic import draw_table
+from sparsescope.viz.generic import draw, draw_table
 
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
@@ -118,6 +120,51 @@ def test_notebooks_get_text(home):
         assert not [c for c in shown if unicodedata.category(c) in HIDDEN and c not in "\u200c\u200d"]
         assert set(re.findall(r"<(\w+)", shown)) == {"h4", "table", "tr", "td", "ul", "li"}
         assert "\x1b" not in repr(Store(home).open(run_id))
+
+
+def test_token_strips_hold_no_markup(hostile_strings):
+    from html.parser import HTMLParser
+
+    class Seen(HTMLParser):
+        def __init__(self, text):
+            super().__init__()
+            self.tags, self.names, self.words, self.values = [], set(), "", []
+            self.feed(text)
+
+        def handle_starttag(self, tag, attrs):
+            self.tags.append(tag)
+            self.names |= {name for name, _ in attrs}
+            self.values += [value or "" for _, value in attrs]
+
+        def handle_data(self, data):
+            self.words += data
+
+    texts = list(hostile_strings.STRINGS.values())
+    for trick in texts:
+        columns = (
+            Column(f"{well_formed(trick)}document", "document", trick), Column("position", "position", trick),
+            Column(f"{well_formed(trick)}text", "token_text", trick),
+            Column(f"{well_formed(trick)}value", "value", trick, trick[:500]),
+        )  # fmt: skip
+        many = len(texts)
+        cells = pd.Series([trick] * many, dtype=object), range(many), pd.Series(texts, dtype=object), np.arange(many)
+        frame = pd.DataFrame({column.name: values for column, values in zip(columns, cells, strict=True)})
+        made = hostile_strings.result()
+        made.provenance["subject"]["id"] = trick
+        made.add_table("strip", frame, columns)
+        panel = draw(made, "strip")
+        check_panel(panel)
+        seen = Seen(panel.html())
+        assert set(seen.tags) == {"div", "p", "b", "span", "br"}
+        assert seen.names <= {"class", "title", "tabindex", "role", "aria-label", "aria-live", "data-mark", "data-readout"}
+        for text in (seen.words, *seen.values):
+            assert not [c for c in text if unicodedata.category(c) in HIDDEN and c not in "\u200c\u200d"]
+            text.encode()
+        page = Seen(panel.page())
+        assert page.tags.count("script") == page.tags.count("style") == page.tags.count("title") == 1
+        assert not set(page.tags) & {"img", "svg", "a", "iframe", "link", "base", "form"}
+        shown = panel._repr_html_()
+        assert re.findall(r"<(\w+)", shown) == ["iframe"]
 
 
 def test_figures_hold_no_markup(hostile_strings):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 from components.boundary import boundary
 from components.text import plain
@@ -19,8 +21,9 @@ from sparsescope.core.result import Result
 from sparsescope.reporting.artifacts import artifact_lines
 from sparsescope.reporting.depth import left_out
 from sparsescope.reporting.page import figure_page
-from sparsescope.reporting.sections import Card, card, draw, flat, origin_rows, record_of, table_csv
+from sparsescope.reporting.sections import Card, card, choice_text, draw, flat, origin_rows, record_of, table_csv
 from sparsescope.viz import theme
+from sparsescope.viz.panel import Panel
 from sparsescope.viz.tables import format_cell, heading, is_share
 from sparsescope.viz.tokens import display
 
@@ -72,13 +75,8 @@ def figure(result: Result, view: View, key: str, *, heading_text: bool = True) -
     if heading_text:
         st.subheader(plain(view.title), anchor=view.name)
     with boundary("draw this figure"):
-        drawn = draw(result, view)
-        mode: theme.Mode = "dark" if st.context.theme.type == "dark" else "light"
-        meta = drawn.layout.meta or {}
-        alt = str(meta.get("alt") or view.caption)
-        shown = theme.restyle(drawn, mode)
-        shown.update_layout(paper_bgcolor=_CLEAR, plot_bgcolor=_CLEAR)  # the page has its own background
-        st.plotly_chart(shown, theme=None, key=f"figure-{key}", config=_CHART, alt=alt)
+        drawn = draw(result, view, _choice(result, view, key))
+        alt = _show(drawn, view, key)
         st.caption(plain(view.caption, limit=2000))
         row = st.container(horizontal=True)
         if view.formula or view.citation:
@@ -97,19 +95,43 @@ def figure(result: Result, view: View, key: str, *, heading_text: bool = True) -
             icon=":material/download:",
             help="The figure as one page that works offline. For SVG use the camera in the figure.",
         )
-        row.download_button(
-            "JSON",
-            lambda: str(drawn.to_json()).encode(),
-            f"{name}.json",
-            "application/json",
-            key=f"json-{key}",
-            on_click="ignore",
-            icon=":material/download:",
-            help="The figure as plotly JSON.",
-        )
+        if not isinstance(drawn, Panel):
+            row.download_button(
+                "JSON",
+                lambda: str(drawn.to_json()).encode(),
+                f"{name}.json",
+                "application/json",
+                key=f"json-{key}",
+                on_click="ignore",
+                icon=":material/download:",
+                help="The figure as plotly JSON.",
+            )
     if view.table in result.tables:
         with st.expander(f"Table {plain(view.table)}: {len(result.tables[view.table]):,} rows"):
             table(result, view.table, f"{key}-table")
+
+
+def _choice(result: Result, view: View, key: str) -> Any:
+    """Ask which value a view shall show; None of a view that shows all."""
+    choices = view.choices(result)
+    if not choices:
+        return None
+    texts = [display(choice_text(result, view, value), limit=120, markup=False) for value in choices]
+    label = plain(view.select.replace("_", " ").capitalize())
+    return choices[st.selectbox(label, range(len(choices)), key=f"select-{key}", format_func=lambda index: texts[index])]
+
+
+def _show(drawn: go.Figure | Panel, view: View, key: str) -> str:
+    """Put a figure or a panel on the page, in its colors; return what it says to people who do not see it."""
+    mode: theme.Mode = "dark" if st.context.theme.type == "dark" else "light"
+    if isinstance(drawn, Panel):
+        st.iframe(drawn.page(mode, framed=True), height=drawn.height, alt=drawn.alt)  # its policy lets no script run but its own
+        return drawn.alt
+    alt = str((drawn.layout.meta or {}).get("alt") or view.caption)
+    shown = theme.restyle(drawn, mode)
+    shown.update_layout(paper_bgcolor=_CLEAR, plot_bgcolor=_CLEAR)  # the page has its own background
+    st.plotly_chart(shown, theme=None, key=f"figure-{key}", config=_CHART, alt=alt)
+    return alt
 
 
 def table(result: Result, name: str, key: str) -> None:

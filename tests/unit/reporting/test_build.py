@@ -83,7 +83,7 @@ def test_scripts_are_allowed_by_their_hash_and_nothing_else(parsed):
     assert directives["base-uri"] == directives["form-action"] == "'none'"
     assert "unsafe" not in directives["script-src"]
     run = [text for kind, _, text in parsed.scripts if kind == "text/javascript"]
-    assert len(run) == 2
+    assert len(run) == 3
     hashes = {f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in run}
     assert set(directives["script-src"].split()) == hashes
 
@@ -188,7 +188,7 @@ def hostile_result(synthetic):
 def test_hostile_strings_stay_text(synthetic):
     text = build.render([hostile_result(synthetic)], title=synthetic.HOSTILE[0])
     parsed = Page(text)
-    assert [kind for kind, _, _ in parsed.scripts].count("text/javascript") == 2
+    assert [kind for kind, _, _ in parsed.scripts].count("text/javascript") == 3
     assert "img" not in parsed.tags
     assert "<img src=x" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
     assert "{{7*7}}" in parsed.text, "a template expression in data is not evaluated"
@@ -242,7 +242,7 @@ def test_several_results_share_one_bundle_and_are_put_side_by_side(synthetic, tm
     second = synthetic.store_result(tmp_path, synthetic.activation_result("pythia-70m", layers=3, seed=2), weight="2e" * 32)
     text = build.render([Store(tmp_path).open(run_id) for run_id in (first, second)])
     parsed = Page(text)
-    assert [kind for kind, _, _ in parsed.scripts].count("text/javascript") == 2
+    assert [kind for kind, _, _ in parsed.scripts].count("text/javascript") == 3
     assert "Sparse structure of 2 models" in parsed.text
     assert "side by side" in parsed.text
     ids = parsed.values("id")
@@ -301,7 +301,7 @@ def test_downloads_keep_to_their_budget(stored):
 def test_one_figure_as_a_page(stored):
     figure = stored.view("frequency")
     parsed = Page(page.figure_page(figure, title="<b>x", source="run r"))
-    assert len(parsed.scripts) == 4
+    assert len(parsed.scripts) == 5
     assert figure.layout.meta["alt"] in parsed.values("aria-label")
 
 

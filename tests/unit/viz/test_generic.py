@@ -12,9 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsescope.core.columns import COLUMN_KINDS, TEXT_KINDS, Column
+from sparsescope.core.result import Result
 from sparsescope.reporting.page import figure_json
+from sparsescope.testing import check_panel
 from sparsescope.viz.figure import MAX_MARKS, mark_count
-from sparsescope.viz.generic import draw_table
+from sparsescope.viz.generic import draw, draw_table
+from sparsescope.viz.token_strip import is_text
 
 NUMBERS = st.one_of(st.floats(width=64), st.integers(-(2**40), 2**40), st.just(float("nan")), st.just(float("inf")), st.none())
 TEXTS = st.one_of(st.text(max_size=8), st.sampled_from(["<b>", "=cmd()", "\u202e", "a", "b"]), st.none())
@@ -44,6 +47,16 @@ def check(figure):
 @given(tables())
 def test_any_table_gives_a_valid_figure(table):
     check(draw_table("any <b>table</b>", *table))
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@given(tables().filter(lambda table: is_text(*table)))
+def test_any_table_of_tokens_gives_a_valid_panel(table):
+    made = Result("any")
+    made.add_table("t", *table)
+    panel = draw(made, "t")
+    check_panel(panel)
+    assert sum("data-mark" in tag.attributes for top in panel.body for tag in top) <= len(table[0])
 
 
 def columns(*pairs):
