@@ -228,6 +228,7 @@ ANALYSIS = Analysis(
         ),
     ),
     tables=TABLES,
+    statements="sparsescope.analysis.attention_sparsity.statements",
     headline=(
         "mean_entropy_normalized", "mean_density_top_90", "mean_sparsity_top_90", "share_sink_heads", "mean_share_local_16",
         "mean_density_output",

@@ -154,6 +154,7 @@ ANALYSIS = Analysis(
         ),
     ),
     tables=TABLES,
+    statements="sparsescope.analysis.effective_density.statements",
     headline=("density_cett_ppl_1", "sparsity_cett_ppl_1", "critical_sparsity_top_p", "dense_perplexity"),
     requires=frozenset({"mlp_hidden", "causal", "logits"}),
     citations=(
