@@ -123,7 +123,7 @@ def defined(result: Result, *names: str) -> list[Scalar] | None:
 
 
 def nearest(result: Result, prefix: str, wanted: float) -> str | None:
-    """The name of the defined scalar ``prefix + number`` whose number is next to ``wanted``: a parameter may have chosen others."""
+    """The defined scalar ``prefix + number`` whose number is next to ``wanted``: a parameter may have chosen others."""
     numbers = {}
     for name, scalar in result.scalars.items():
         if name.startswith(prefix) and math.isfinite(scalar.value):
@@ -145,7 +145,7 @@ def rows(result: Result, table: str, **where: Any) -> pd.DataFrame | None:
 
 
 def by_layer(frame: pd.DataFrame | None, column: str, unit: str = "fraction") -> str:
-    """``from 5.10 % in layer 3 to 31.00 % in layer 0``, of the mean over the sites of a layer; empty for fewer than two layers."""
+    """``from 5.10 % in layer 3 to 31.00 % in layer 0``, of means over the sites of a layer; empty for fewer than two layers."""
     if frame is None or not {"layer", column} <= set(frame.columns):
         return ""
     values = frame.groupby("layer")[column].mean().dropna()

@@ -54,9 +54,7 @@ def _perplexity(result: Result) -> list[Statement]:
 
 def _accuracy(result: Result) -> list[Statement]:
     """The rule that can switch more units off."""
-    found = [
-        (rule, result.scalars[f"critical_sparsity_{rule}"]) for rule in _RULES if defined(result, f"critical_sparsity_{rule}")
-    ]
+    found = [(rule, known[0]) for rule in _RULES if (known := defined(result, f"critical_sparsity_{rule}"))]
     if not found:
         return []
     rule, critical = max(found, key=lambda item: item[1].value)

@@ -53,16 +53,16 @@ def _density(result: Result) -> list[Statement]:
     first, last, change = found
     share = _SHARE.search(first.definition)
     what = "that are not zero" if exact else f"that hold {share[1] if share else 'the stated'} % of a token's energy"
-    text = f"From step {_step(first)} to step {_step(last)} the share of hidden units {what} {_course(change)} from {said(first)} to "
-    text += f"{said(last)} ({basis(change)}, one training run)."
+    text = (
+        f"From step {_step(first)} to step {_step(last)} the share of hidden units {what} {_course(change)} from {said(first)} "
+        f"to {said(last)} ({basis(change)}, one training run)."
+    )
     control = defined(result, f"{stem}_control_last")
     if control is not None:
-        text += f" The last checkpoint with shuffled input weights has {said_value(control[0])}: "
-        text += (
-            "learned directions and thresholds make the difference."
-            if _beyond(last, control[0])
-            else "no difference from it is shown."
+        beyond = (
+            "learned directions and thresholds make the difference" if _beyond(last, control[0]) else "no difference is shown"
         )
+        text += f" With shuffled input weights the last checkpoint has {said_value(control[0])}: {beyond}."
     named = (last.name, first.name, *([control[0].name] if control else []), "dead_last")
     return [Statement(text, "density", named)]
 
@@ -107,8 +107,8 @@ def _push(result: Result) -> list[Statement]:
     first, last = found
     reading = {1: "descent shrinks active units", -1: "descent grows active units", 0: "no direction is shown"}
     text = (
-        f"The mean gradient along active units, relative to its size, is {said(first)} at the first checkpoint ({reading[_sign(first)]}) and "
-        f"{said(last)} at the last ({reading[_sign(last)]}; {basis(last)})."
+        f"The mean gradient along active units, relative to its size, is {said(first)} at the first checkpoint "
+        f"({reading[_sign(first)]}) and {said(last)} at the last ({reading[_sign(last)]}; {basis(last)})."
     )
     return [Statement(text, "push", ("push_first", "push_last"))]
 
