@@ -91,7 +91,7 @@ def words(name: str) -> str:
 
 
 def said(scalar: Scalar) -> str:
-    """A number with its interval in brackets, for example ``31.20 % [30.90 %, 31.52 %]``."""
+    """A number with its interval in brackets, for example ``31.20 % [30.90, 31.52]``."""
     return said_value(scalar) + said_interval(scalar)
 
 
@@ -101,9 +101,12 @@ def said_value(scalar: Scalar) -> str:
 
 
 def said_interval(scalar: Scalar) -> str:
-    """`` [30.90 %, 31.52 %]`` with a blank in front; empty where there is none."""
-    ends = scalar.interval
-    return "" if ends is None else f" [{format_number(ends.low, scalar.unit)}, {format_number(ends.high, scalar.unit)}]"
+    """`` [30.90, 31.52]`` with a blank in front, in the unit of the number; empty where there is none."""
+    if scalar.interval is None:
+        return ""
+    unit = " %" if scalar.unit == "fraction" else " s" if scalar.unit == "seconds" else f" {scalar.unit}"
+    ends = (format_number(end, scalar.unit).removesuffix(unit) for end in (scalar.interval.low, scalar.interval.high))
+    return f" [{', '.join(ends)}]"
 
 
 def basis(scalar: Scalar, units: str = "documents") -> str:

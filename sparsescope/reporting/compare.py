@@ -23,6 +23,7 @@ from sparsescope.core.result import (
     Result,
     format_number,
 )
+from sparsescope.core.statements import title_of
 from sparsescope.errors import SpecError
 from sparsescope.reporting.sections import flat
 
@@ -46,6 +47,7 @@ class ScalarChange:
 
     Attributes:
         name: Name of the scalar.
+        title: What people read in its place.
         unit: Its unit.
         direction: Which direction is better.
         definition: What it is.
@@ -61,6 +63,7 @@ class ScalarChange:
     """
 
     name: str
+    title: str
     unit: str
     direction: Direction
     definition: str
@@ -194,6 +197,7 @@ def _scalar(name: str, a: Result, b: Result) -> ScalarChange:
         apart = intervals[0].high < intervals[1].low or intervals[1].high < intervals[0].low
     return ScalarChange(
         name,
+        title_of(a.analysis, known),
         known.unit,
         known.direction,
         known.definition,

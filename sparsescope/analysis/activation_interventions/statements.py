@@ -35,7 +35,7 @@ def _loss(result: Result) -> list[Statement]:
     top, random = found
     text = (
         f"Keeping the largest {_kept(top)} of the hidden units on every token changes the loss by {said(top)}, "
-        f"keeping as many at random by {said(random)} ({basis(top)}). {_ranking(top, random)}"
+        f"as many random ones by {said(random)} ({basis(top)}): {_ranking(top, random)}."
     )
     return [Statement(text, "loss_curve", ("loss_rise_top_k", "loss_rise_random_k"))]
 
@@ -43,10 +43,10 @@ def _loss(result: Result) -> list[Statement]:
 def _ranking(top: Scalar, random: Scalar) -> str:
     """Whether the ranking by size is worth anything, as far as the intervals tell."""
     if top.interval is None or random.interval is None:
-        return "Without intervals this is no finding."
+        return "without intervals this is no finding"
     if top.interval.high < random.interval.low:
-        return "So size tells which units matter."
-    return "The intervals overlap, so that size tells which units matter is not shown here."
+        return "size tells which units matter"
+    return "that size tells which units matter is not shown"
 
 
 def _calibration(result: Result) -> list[Statement]:

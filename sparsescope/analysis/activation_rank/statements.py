@@ -24,10 +24,9 @@ def statements(result: Result) -> list[Statement]:
     if found is None:
         return []
     rank, ratio = found
-    sample = f"{said_value(result.scalars['tokens'])} sampled tokens" if "tokens" in result.scalars else "sampled tokens"
     text = (
-        f"The {sample} of a layer spread over about {said(rank)} directions (participation ratio, {basis(rank)}), "
-        f"{said_value(ratio)} times as many as independent noise{_reading(rank, ratio)}."
+        f"The tokens of a layer spread over about {said(rank)} directions ({basis(rank)}), {said_value(ratio)} times as many as "
+        f"independent noise{_reading(rank, ratio)}."
     )
     out = [Statement(text, "ranks", names)]
     if spread := by_layer(rows(result, "ranks", metric="participation"), "mean", ""):
@@ -35,8 +34,8 @@ def statements(result: Result) -> list[Statement]:
     if others := defined(result, "mean_stable_rank", "mean_entropy_rank"):
         stable, entropy = others
         text = (
-            f"Weighing the largest direction alone gives {said(stable)} (stable rank), counting small ones too {said(entropy)} "
-            "(entropy rank). All of them grow with the sample: compare equal samples only."
+            f"That is the participation ratio; weighing the largest direction alone gives {said(stable)} (stable rank), counting "
+            f"small ones too {said(entropy)} (entropy rank). All grow with the sample: compare equal samples only."
         )
         out.append(Statement(text, "ranks", (stable.name, entropy.name)))
     return out

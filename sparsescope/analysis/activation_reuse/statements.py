@@ -42,10 +42,10 @@ def _chunk(result: Result, suffix: str, idle: str) -> list[Statement]:
         return []
     token, chunk, ratio = found
     text = (
-        f"{said_value(token)} of the hidden units are idle on a token ({idle}), and {said(chunk)} stay idle over 8 tokens "
-        f"in a row ({basis(chunk)}). The 8 tokens need {said(ratio)} times as many units as independent ones: {_reading(ratio)}."
+        f"Eight tokens in a row need {said(ratio)} times as many units as independent tokens would ({basis(ratio)}): "
+        f"{_reading(ratio)}. {said_value(token)} of the units are idle on one token, {said_value(chunk)} on all eight ({idle})."
     )
-    return [Statement(text, "union_density", (names[1], names[0], names[2]))]
+    return [Statement(text, "union_density", (names[2], names[0], names[1]))]
 
 
 def _reading(ratio: Scalar) -> str:

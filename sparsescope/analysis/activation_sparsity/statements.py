@@ -49,8 +49,8 @@ def _of_zeros(result: Result) -> list[Statement]:
     """A model with exact zeros (ReLU)."""
     nonzero, zero = result.scalars["mean_nonzero"], result.scalars["mean_zero_sparsity"]
     text = (
-        f"On a token {said(nonzero)} of the hidden units are not zero, on average over layers ({basis(nonzero)}): the other "
-        f"{said(zero)} could be skipped without any change of the output."
+        f"{said(nonzero)} of the hidden units are not zero on a token, on average over layers ({basis(nonzero)}): the other "
+        f"{said_value(zero)} could be skipped without any change of the output."
     )
     out = [Statement(text, "per_layer", ("mean_nonzero", "mean_zero_sparsity"))]
     if spread := by_layer(rows(result, "per_layer", metric="density_nonzero"), "mean"):
@@ -70,18 +70,18 @@ def _of_energy(result: Result) -> list[Statement]:
     if not name:
         return []
     held, percent = result.scalars[name], name.rpartition("_")[2]
-    zeros = result.scalars.get("mean_nonzero")
-    none = f" {said_value(zeros)} of the units are not zero, so hardly any can be skipped for free." if zeros is not None else ""
     text = (
-        f"The strongest {said(held)} of the hidden units hold {percent} % of a token's energy, on average over layers "
-        f"({basis(held)}).{none}"
+        f"{said(held)} of the hidden units hold {percent} % of a token's energy (squared activations), on average over layers "
+        f"({basis(held)})."
     )
     out = [Statement(text, "per_layer", (name, name.replace("density", "sparsity")))]
     if spread := by_layer(rows(result, "per_layer", metric=name.removeprefix("mean_")), "mean"):
         out.append(Statement(f"By layer, that share of units runs {spread}.", "per_layer"))
     if bound := defined(result, f"bound_weight_bytes_saved_energy_{percent}"):
-        text = (
-            f"Leaving out the other units saves at most {said(bound[0])} of the weight bytes that one decoded token reads, and "
+        zeros = result.scalars.get("mean_nonzero")
+        text = f"{said_value(zeros)} of the units are not exactly zero, so hardly any can be skipped for free. " if zeros else ""
+        text += (
+            f"Leaving out the weak ones saves at most {said(bound[0])} of the weight bytes that one decoded token reads, and "
             "changes the output by an amount that is not measured here: a bound on counts, not a speed."
         )
         named = (bound[0].name, nearest(result, "mean_density_l1_", 90) or "", "dead_units_in_use", "mean_gini")

@@ -50,13 +50,12 @@ def _keys(result: Result) -> list[Statement]:
     if name is None:
         return []
     density, percent = result.scalars[name], name.rpartition("_")[2]
-    text = f"A query puts {percent} % of its attention on {said(density)} of the keys it may see"
+    text = f"A query puts {percent} % of its attention on {said(density)} of the keys that it may see ({basis(density)})"
     table = rows(result, "per_layer", metric=name.removeprefix("mean_"))
     null = float(table["null"].mean()) if table is not None and "null" in table else math.nan
     if math.isfinite(null):
-        text += ", on average over layers and heads; scores of the same spread without structure give "
-        text += format_number(null, "fraction")
-    return [Statement(f"{text} ({basis(density)}).", "coverage", (name, "mean_entropy_normalized"))]
+        text += f"; scores of the same spread without structure need {format_number(null, 'fraction')}"
+    return [Statement(f"{text}.", "coverage", (name, "mean_entropy_normalized"))]
 
 
 def _dropping(result: Result) -> list[Statement]:

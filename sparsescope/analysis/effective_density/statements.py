@@ -40,8 +40,8 @@ def _perplexity(result: Result) -> list[Statement]:
         return []
     density, percent = result.scalars[name], name.rpartition("_")[2]
     kept = result.scalars.get(name.replace("density", "sparsity"))
-    text = f"Perplexity rises by {percent} % when {said(density)} of the hidden units stay on, chosen token by token"
-    text += f", and the other {said_value(kept)} are switched off ({basis(density)})." if kept else f" ({basis(density)})."
+    text = f"Perplexity rises by {percent} % when {said(density)} of the hidden units stay on ({basis(density)}), "
+    text += "chosen token by token."
     if _censored(result, "CETT", f"perplexity +{percent} %"):
         text += " That rise was not met within the levels tried: the number is only a bound."
     elif _misfit(result):
@@ -60,7 +60,7 @@ def _accuracy(result: Result) -> list[Statement]:
     rule, critical = max(found, key=lambda item: item[1].value)
     keep = (result.provenance.get("params") or {}).get("keep_score", 0.99)
     text = (
-        f"{100 * keep:g} % of the accuracy of the next token is left with {said(critical)} of the hidden units switched off "
+        f"{said(critical)} of the hidden units can be switched off with {100 * keep:g} % of the accuracy of the next token left "
         f"({_RULES[rule]}, {basis(critical)})."
     )
     if (table := rows(result, "effective", rule=_RULES[rule])) is not None:
