@@ -66,11 +66,11 @@ def _robustness(result: Result) -> list[Statement]:
     if found is None:
         return []
     excess, ends = found[0], found[0].interval
-    text = f"On corrupted input the loss of the sparse model rises by {said(excess)} more than that of the untouched one"
     if ends is None:
         reading = "without an interval this is no finding"
     elif ends.low <= 0 <= ends.high:
         reading = "a difference in robustness is not shown"
     else:
-        reading = "it is less robust" if excess.value > 0 else "it is more robust"
+        reading = f"the sparse model is {'less' if excess.value > 0 else 'more'} robust"
+    text = f"Corrupted input raises the loss of the sparse model by {said(excess)} relative to the untouched one"
     return [Statement(f"{text} ({basis(excess)}): {reading}.", "robustness", ("robustness_excess",))]

@@ -21,6 +21,8 @@ TITLES = {
     "mean_error_top_{}": "Output error, {} % of a row kept",
     "mean_density_output": "Keys that the output needs",
     "mean_sparsity_output": "Keys that the output does without",
+    "mean_density_output_{}": "Keys that the output needs, error {} %",
+    "mean_sparsity_output_{}": "Keys that the output does without, error {} %",
     "mean_share_columns": "Weight on the heaviest 1 % of keys",
     "mean_share_diagonals": "Weight on the heaviest 1 % of distances",
     "mean_gini_received": "Gini index of attention received",

@@ -40,15 +40,15 @@ def _perplexity(result: Result) -> list[Statement]:
         return []
     density, percent = result.scalars[name], name.rpartition("_")[2]
     kept = result.scalars.get(name.replace("density", "sparsity"))
+    criterion = f"perplexity +{percent} %"
     text = f"Perplexity rises by {percent} % when {said(density)} of the hidden units stay on ({basis(density)}), "
     text += "chosen token by token."
-    if _censored(result, "CETT", f"perplexity +{percent} %"):
+    if _censored(result, "CETT", criterion):
         text += " That rise was not met within the levels tried: the number is only a bound."
     elif _misfit(result):
         text += " Do not rely on it: switching units off lowers the perplexity of this text, which the model fits badly."
-    other = nearest(result, "density_top_p_ppl_", float(percent))
-    if other is not None and not _misfit(result):
-        text += f" Chosen by magnitude alone (top-p), {said_value(result.scalars[other])} are needed."
+    elif (other := defined(result, f"density_top_p_ppl_{percent}")) and not _censored(result, "top-p", criterion):
+        text += f" Chosen by magnitude alone (top-p), {said_value(other[0])} are needed."
     return [Statement(text, "loss_curve", (name, *([kept.name] if kept else [])))]
 
 
