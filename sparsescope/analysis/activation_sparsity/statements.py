@@ -79,7 +79,7 @@ def _of_energy(result: Result) -> list[Statement]:
         out.append(Statement(f"By layer, that share of units runs {spread}.", "per_layer"))
     if bound := defined(result, f"bound_weight_bytes_saved_energy_{percent}"):
         zeros = defined(result, "mean_nonzero")
-        text = f"{said_value(zeros[0])} of the units are not exactly zero, so hardly any can be skipped for free. " if zeros else ""
+        text = f"{said_value(zeros[0])} of the units are not zero, so hardly any can be skipped for free. " if zeros else ""
         text += (
             f"Leaving out the weak ones saves at most {said(bound[0])} of the weight bytes that one decoded token reads, and "
             "changes the output by an amount that is not measured here: a bound on counts, not a speed."
