@@ -6,15 +6,15 @@ from sparsescope.core.result import Result
 from sparsescope.core.statements import Statement, basis, defined, said
 
 TITLES = {
-    "capture_ratio": "Time to copy, relative to the bare pass",
-    "statistics_ratio": "Time with every statistic, relative to the bare pass",
-    "shards_ratio": "Time to store bfloat16 shards, relative to the bare pass",
-    "shards_full_ratio": "Time to store float32 shards, relative to the bare pass",
-    "logits_ratio": "Time with logits, relative to the bare pass",
+    "capture_ratio": "Copying, time / bare pass",
+    "statistics_ratio": "Every statistic, time / bare pass",
+    "shards_ratio": "bfloat16 shards, time / bare pass",
+    "shards_full_ratio": "float32 shards, time / bare pass",
+    "logits_ratio": "Logits, time / bare pass",
     "speedup_over_plain_hooks": "Speed-up over plain hooks",
     "speedup_over_transformer_lens": "Speed-up over TransformerLens, lean",
     "speedup_over_transformer_lens_default": "Speed-up over TransformerLens",
-    "peak_memory_growth": "Growth of the peak memory with the text",
+    "peak_memory_growth": "Peak memory, long / short text",
 }
 
 

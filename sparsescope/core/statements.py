@@ -81,6 +81,18 @@ def title_of(analysis: str, scalar: Scalar) -> str:
     return words(scalar.name)
 
 
+def definition_of(result: Result, scalar: Scalar) -> str:
+    """The definition of a scalar, in which other scalars of the result have their titles in place of their names."""
+    names = sorted((name for name in result.scalars if "_" in name), key=len, reverse=True)
+    if not names:
+        return scalar.definition
+
+    def titled(match: re.Match[str]) -> str:
+        return f'"{title_of(result.analysis, result.scalars[match[0]])}"'
+
+    return re.sub(rf"(?<![\w.])(?:{'|'.join(map(re.escape, names))})(?!\w)", titled, scalar.definition)
+
+
 def words(name: str) -> str:
     """An identifier as words: ``mean_gini`` -> ``Mean gini``."""
     text = name.replace("_", " ").strip()

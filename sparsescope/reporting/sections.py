@@ -17,7 +17,7 @@ import pandas as pd
 from sparsescope.core.registry import Analysis, View, find_record
 from sparsescope.core.result import Column, Note, Result, Scalar, format_number
 from sparsescope.core.spec import Params, variant_of
-from sparsescope.core.statements import headline_of, title_of, words
+from sparsescope.core.statements import definition_of, headline_of, title_of, words
 from sparsescope.errors import SpecError
 from sparsescope.reporting import page
 from sparsescope.reporting.artifacts import ArtifactLine, artifact_lines
@@ -162,8 +162,8 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
         corpus=str((origin.get("corpus") or {}).get("name", "")),
         run_id=str(result.run_id or "not stored"),
         findings=findings_of(result, anchors),
-        cards=[card(result.analysis, scalar) for scalar in headline],
-        others=[card(result.analysis, scalar) for scalar in others],
+        cards=[card(result, scalar) for scalar in headline],
+        others=[card(result, scalar) for scalar in others],
         warnings=sorted((note for note in result.notes if note.severity != "info"), key=lambda note: note.severity),
         notes=[note for note in result.notes if note.severity == "info"],
         figures=figures,
@@ -177,14 +177,15 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
     )
 
 
-def card(analysis: str, scalar: Scalar) -> Card:
-    """Format one scalar of an analysis."""
+def card(result: Result, scalar: Scalar) -> Card:
+    """Format one scalar of a result."""
     interval = ""
     if scalar.interval is not None:
         i = scalar.interval
         low, high = format_number(i.low, scalar.unit), format_number(i.high, scalar.unit)
         interval = f"{100 * i.level:g} % interval {low} to {high}, n = {i.n} ({i.method})"
-    return Card(title_of(analysis, scalar), format_number(scalar.value, scalar.unit), interval, scalar.definition)
+    title, definition = title_of(result.analysis, scalar), definition_of(result, scalar)
+    return Card(title, format_number(scalar.value, scalar.unit), interval, definition)
 
 
 def table_block(result: Result, name: str, key: str, budget: int, shown: int = ROWS_SHOWN) -> TableBlock:

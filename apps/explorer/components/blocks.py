@@ -60,8 +60,8 @@ def headline(result: Result) -> None:
     for start in range(0, len(first), _PER_ROW):
         places = st.columns(_PER_ROW)
         for place, scalar in zip(places, first[start : start + _PER_ROW], strict=False):
-            _card(place, card(result.analysis, scalar))
-    rest = [card(result.analysis, scalar) for scalar in result.scalars.values() if scalar not in first]
+            _card(place, card(result, scalar))
+    rest = [card(result, scalar) for scalar in result.scalars.values() if scalar not in first]
     if rest:
         with st.expander(f"{len(rest)} further numbers"):
             rows = [(c.label, c.value, c.interval, c.definition) for c in rest]

@@ -158,12 +158,12 @@ with boundary("list the runs"):
     if not every:
         _empty()
     if good:
+        _findings(good)
         counts = st.columns(4)
         counts[0].metric("Runs", f"{len(good):,}", border=True)
         counts[1].metric("Models", f"{len({run.subject for run in good}):,}", border=True)
         counts[2].metric("Analyses", f"{len({run.analysis for run in good}):,}", border=True)
         counts[3].metric("Runs with warnings", f"{sum(run.warnings > 0 for run in good):,}", border=True)
-        _findings(good)
         _coverage(good)
         _headlines(good)
         _newest(good)

@@ -8,11 +8,11 @@ from sparsescope.core.result import Result, Scalar
 from sparsescope.core.statements import Statement, basis, defined, rows, said
 
 TITLES = {
-    "loss_rise_top_k": "Rise of the loss, largest units kept",
-    "loss_rise_random_k": "Rise of the loss, random units kept",
-    "ece_dense": "Calibration error, untouched model",
-    "ece_top_k": "Calibration error, largest units kept",
-    "robustness_excess": "Further rise of the loss on corrupted input",
+    "loss_rise_top_k": "Loss rise, largest units kept",
+    "loss_rise_random_k": "Loss rise, random units kept",
+    "ece_dense": "Calibration error, untouched",
+    "ece_top_k": "Calibration error, sparse",
+    "robustness_excess": "Excess loss on corrupted input",
 }
 _KEPT = re.compile(r"with ([\d.]+) of the units")
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 from sparsescope.core.result import Result, Scalar
 from sparsescope.core.statements import Statement, basis, defined, said, said_value
 
-_RULES = {"nonzero": "nonzero", "in_use": "in use"}
+_RULES = {"nonzero": "nonzero", "in_use": "energy"}
 TITLES = {
     f"{stem}_{suffix}": f"{title} ({rule})"
     for suffix, rule in _RULES.items()
     for stem, title in {
         "token_sparsity": "Units idle on a token",
-        "chunk_sparsity": "Units idle on 8 tokens in a row",
-        "union_ratio_8": "Units of 8 tokens / of independent ones",
-        "neighbor_overlap": "Overlap of neighboring tokens",
-        "neighbor_overlap_within": "Overlap within a document, shuffled",
+        "chunk_sparsity": "Units idle over 8 tokens",
+        "union_ratio_8": "Reuse ratio, 8 tokens",
+        "neighbor_overlap": "Overlap of neighbors",
+        "neighbor_overlap_within": "Overlap in a document",
         "neighbor_overlap_across": "Overlap across documents",
         "hot_share": "Units with 80 % of the firings",
-        "gini_of_use": "Gini coefficient of use",
+        "gini_of_use": "Gini of use",
     }.items()
 } | {"tokens": "Tokens", "documents": "Documents"}
 _FEW_ZEROS = 0.02

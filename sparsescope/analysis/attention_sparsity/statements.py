@@ -35,9 +35,9 @@ TITLES = {
     "windows": "Windows",
     "documents": "Documents",
     "loss": "Loss of the untouched model",
-    "critical_sparsity_top_p": "Keys dropped at the tolerated loss (top-p)",
-    "critical_sparsity_local": "Keys dropped at the tolerated loss (local)",
-    "critical_sparsity_random": "Keys dropped at the tolerated loss (random)",
+    "critical_sparsity_top_p": "Critical sparsity (top-p)",
+    "critical_sparsity_local": "Critical sparsity (local)",
+    "critical_sparsity_random": "Critical sparsity (random)",
 }
 _RULES = {"top-p": "lightest first", "local": "most distant first", "random": "at random"}
 

@@ -9,14 +9,14 @@ from sparsescope.core.result import Result
 from sparsescope.core.statements import Statement, basis, by_layer, defined, nearest, rows, said, said_value
 
 TITLES = {
-    "density_cett_ppl_{}": "Units needed at perplexity +{} % (CETT)",
-    "sparsity_cett_ppl_{}": "Units off at perplexity +{} % (CETT)",
-    "density_top_p_ppl_{}": "Units needed at perplexity +{} % (top-p)",
-    "sparsity_top_p_ppl_{}": "Units off at perplexity +{} % (top-p)",
-    "critical_sparsity_cett": "Units off before accuracy falls (CETT)",
-    "critical_sparsity_top_p": "Units off before accuracy falls (top-p)",
-    "dense_perplexity": "Perplexity of the untouched model",
-    "dense_accuracy": "Accuracy of the untouched model",
+    "density_cett_ppl_{}": "Units needed, perplexity +{} % (CETT)",
+    "sparsity_cett_ppl_{}": "Units off, perplexity +{} % (CETT)",
+    "density_top_p_ppl_{}": "Units needed, perplexity +{} % (top-p)",
+    "sparsity_top_p_ppl_{}": "Units off, perplexity +{} % (top-p)",
+    "critical_sparsity_cett": "Critical sparsity (CETT)",
+    "critical_sparsity_top_p": "Critical sparsity (top-p)",
+    "dense_perplexity": "Perplexity, untouched model",
+    "dense_accuracy": "Accuracy, untouched model",
 }
 _RULES = {"cett": "CETT", "top_p": "top-p"}
 

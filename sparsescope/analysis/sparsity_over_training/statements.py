@@ -11,26 +11,26 @@ from sparsescope.core.result import Result, Scalar
 from sparsescope.core.statements import Statement, basis, defined, said, said_value
 
 TITLES = {
-    f"{stem}_{part}": f"{what} {when}"
-    for stem, what in {"nonzero": "Units that are not zero", "density_energy": "Units that hold the energy"}.items()
+    f"{stem}_{part}": f"{what}, {when}"
+    for stem, what in {"nonzero": "Nonzero units", "density_energy": "Energy set"}.items()
     for part, when in {
-        "first": "at the first checkpoint",
-        "last": "at the last checkpoint",
-        "control_first": "at the first checkpoint, shuffled",
-        "control_last": "at the last checkpoint, shuffled",
-        "change": "(change)",
-        "lowest": "at their fewest",
-        "lowest_step": "at their fewest: step",
+        "first": "first checkpoint",
+        "last": "last checkpoint",
+        "control_first": "first, shuffled",
+        "control_last": "last, shuffled",
+        "change": "last minus first",
+        "lowest": "smallest",
+        "lowest_step": "step of the smallest",
     }.items()
 } | {
-    "dead_first": "Units that never fired at the first checkpoint",
-    "dead_last": "Units that never fired at the last checkpoint",
-    "loss_first": "Loss at the first checkpoint",
-    "loss_last": "Loss at the last checkpoint",
-    "unigram_margin": "Gain on a unigram model, worst domain",
-    "trigram_margin": "Gain on a trigram model, worst domain",
-    "push_first": "Gradient on active units, first checkpoint",
-    "push_last": "Gradient on active units, last checkpoint",
+    "dead_first": "Dead units, first checkpoint",
+    "dead_last": "Dead units, last checkpoint",
+    "loss_first": "Loss, first checkpoint",
+    "loss_last": "Loss, last checkpoint",
+    "unigram_margin": "Least gain on a unigram model",
+    "trigram_margin": "Least gain on a trigram model",
+    "push_first": "Gradient on active units, first",
+    "push_last": "Gradient on active units, last",
     "documents": "Documents",
 }
 _NEARLY_ALL = 0.98

@@ -60,7 +60,7 @@ def test_old_runs_have_sentences_with_their_numbers_and_titles(name):
             if ends is not None and f"{format_number(scalar.value, scalar.unit)} [" in statement.text:
                 assert format_number(ends.low, scalar.unit).split(" ")[0] in statement.text
     titles = {scalar.name: title_of(result.analysis, scalar) for scalar in result.scalars.values()}
-    assert not [title for title in titles.values() if "_" in title or len(title) > 60]
+    assert not [title for title in titles.values() if "_" in title or len(title) > 42]
     assert not [n for n, title in titles.items() if title == words(n) and "_" in n and n != "key_frequencies"]
     assert len(set(titles.values())) == len(titles), "two numbers have one title"
     assert 2 <= len(headline_of(result)) <= 8
@@ -87,7 +87,7 @@ def test_a_model_without_zeros_is_not_headed_by_a_count_of_them():
     assert [scalar.name for scalar in headline_of(relu)][:2] == ["mean_nonzero", "mean_zero_sparsity"]
     assert "(no interval)" in texts(gated)[0] and "n = 7 documents" in texts(relu)[0]
     assert "from 9.23 % in layer 2 to 28.31 % in layer 0" in texts(relu)[1]
-    assert "(in use)" in title_of("activation_reuse", headline_of(opened("activation_reuse"))[0])
+    assert "(energy)" in title_of("activation_reuse", headline_of(opened("activation_reuse"))[0])
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_statements_that_fail_are_replaced_by_numbers(monkeypatch, caplog):
 
 def test_a_title_that_was_stored_is_kept():
     scalar = Scalar("density_cett_ppl_0.5", 0.1, "fraction", "none", "d")
-    assert title_of("effective_density", scalar) == "Units needed at perplexity +0.5 % (CETT)"
+    assert title_of("effective_density", scalar) == "Units needed, perplexity +0.5 % (CETT)"
     assert title_of("effective_density", replace(scalar, title="Mine")) == "Mine"
     assert title_of("effective_density", replace(scalar, name="of_another_release")) == "Of another release"
 
