@@ -186,6 +186,7 @@ def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus
     if record.tables:
         assert set(result.tables) <= set(record.tables), f"not declared: {sorted(set(result.tables) - set(record.tables))}"
     assert set(record.headline) <= set(result.scalars), "a headline scalar is missing"
+    check_statements(stored)
     try:
         run(record.name, subject, corpus, no_such_parameter=1, **more)
     except SpecError:
@@ -199,6 +200,28 @@ def _check_views(record: Analysis, result: Result) -> None:
         assert view.table in result.tables, f"view {view.name} shows table {view.table}, which is not there"
         for value in view.choices(result)[:3] or [None]:
             check_figure(record.draw(view.name, result, value), view.name)
+
+
+def check_statements(result: Result) -> None:
+    """Check what a result says: one to three sentences in words, each of a figure and numbers that are there."""
+    import importlib
+    import re
+
+    from sparsescope.core.registry import find_record
+    from sparsescope.core.statements import MOST, statements_of
+
+    record = find_record(result.analysis)
+    own = importlib.import_module(record.statements).statements(result) if record.statements else None
+    said = statements_of(result)
+    assert 1 <= len(said if own is None else own) <= MOST, f"{record.name} says {len(said)} things, not 1 to {MOST}"
+    for statement in own or said:
+        assert statement.text.strip().endswith("."), f"no sentence: {statement.text!r}"
+        identifier = re.search(r"\b[a-z0-9]+_[a-z0-9_]+", statement.text)
+        assert identifier is None, f"an identifier, {identifier and identifier[0]}, stands where words belong: {statement.text!r}"
+        views = {"", *(view.name for view in record.views)}
+        assert statement.view in views, f"there is no view {statement.view!r}: {statement.text!r}"
+    named = {name for statement in said for name in statement.scalars}
+    assert not named or named & set(result.scalars), f"it names no number that is there: {sorted(named)}"
 
 
 def check_figure(figure: Any, name: str = "figure") -> None:

@@ -94,6 +94,7 @@ ANALYSIS = Analysis(
         ),
     ),
     tables=TABLES,
+    statements="sparsescope.bench.statements",
     headline=("capture_ratio", "statistics_ratio", "shards_ratio", "speedup_over_plain_hooks", "speedup_over_transformer_lens"),
     measures_time=True,
 )

@@ -138,7 +138,7 @@ def run(
     if json:
         console.out_json(listing.outcome_json(outcome))
         return
-    console.out(listing.headline(outcome))
+    console.out(listing.findings(outcome))
     console.out(str(outcome.path))
 
 
@@ -202,7 +202,7 @@ def report(
 
     path = build(results, output).resolve()
     if json:
-        runs = [listing.run_json(result) for result in results]
+        runs = [listing.result_json(result) for result in results]
         console.out_json({"report": str(path), "bytes": path.stat().st_size, "runs": runs, "failed": len(failed)})
     else:
         for result in results:

@@ -198,6 +198,7 @@ def _parameters(model: type[Params]) -> list[dict[str, Any]]:
 
 def _describe_run(result: Result) -> dict[str, Any]:
     from sparsescope.core.result import format_scalar
+    from sparsescope.core.statements import statements_of, title_of
     from sparsescope.reporting.artifacts import artifact_lines
 
     origin = result.provenance
@@ -210,7 +211,11 @@ def _describe_run(result: Result) -> dict[str, Any]:
         "seconds": origin["seconds"],
         "preset": origin["preset"],
         "parameters": [{"name": name, "value": value} for name, value in origin["params"].items()],
-        "scalars": [{"name": s.name, "value": format_scalar(s), "definition": s.definition} for s in result.scalars.values()],
+        "statements": [{"statement": statement.text, "view": statement.view} for statement in statements_of(result)],
+        "scalars": [
+            {"name": s.name, "title": title_of(result.analysis, s), "value": format_scalar(s), "definition": s.definition}
+            for s in result.scalars.values()
+        ],
         "tables": [{"name": name, "rows": len(frame)} for name, frame in result.tables.items()],
         "notes": [asdict(note) for note in result.notes],
         "artifacts": [asdict(line) for line in artifact_lines(result)],
@@ -312,13 +317,13 @@ def comparison_text(found: Comparison) -> str:
         parts.append(f"{title}\n" + (table(["name", "a", "b"], [[d.name, d.a, d.b] for d in rows]) if rows else "  none"))
     changes = [
         [
-            change.name, format_number(change.a, change.unit), format_number(change.b, change.unit),
+            change.title, format_number(change.a, change.unit), format_number(change.b, change.unit),
             format_number(change.delta, change.unit),
             {True: "yes", False: "no", None: "no interval"}[change.apart],
         ]
         for change in found.scalars
     ]  # fmt: skip
-    parts.insert(1, "numbers\n" + table(["name", "a", "b", "b - a", "intervals apart"], changes))
+    parts.insert(1, "numbers\n" + table(["number", "a", "b", "b - a", "intervals apart"], changes))
     return "\n\n".join([*parts, *found.notes])
 
 
@@ -358,11 +363,14 @@ def study_text(outcome: StudyResult) -> str:
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
     """What became of a request, as plain values."""
+    from sparsescope.core.statements import statements_of
+
     result = outcome.result
     return {
         "run": outcome.spec.run_id,
         "path": str(outcome.path),
         "stored_before": outcome.stored,
+        "statements": [] if result is None else [asdict(statement) for statement in statements_of(result)],
         "scalars": {} if result is None else {name: asdict(scalar) for name, scalar in result.scalars.items()},
         "notes": [] if result is None else [asdict(note) for note in result.notes],
         "tables": {} if result is None else {name: len(frame) for name, frame in result.tables.items()},
@@ -370,27 +378,45 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def headline(outcome: Outcome) -> str:
-    """The headline numbers of a result as text."""
-    from sparsescope.core.registry import analyses
+def result_json(result: Result) -> dict[str, Any]:
+    """One result of a report as plain values."""
+    from sparsescope.core.statements import statements_of
+
+    said = [statement.text for statement in statements_of(result)]
+    origin = result.provenance
+    about = {"run": result.run_id, "subject": origin["subject"].get("id"), "preset": origin.get("preset") or ""}
+    return {**about, "statements": said}
+
+
+def findings(outcome: Outcome) -> str:
+    """What a run found: sentences, the numbers that fit them, warnings, and how many notes there are."""
     from sparsescope.core.result import format_scalar
+    from sparsescope.core.statements import headline_of, statements_of, title_of
 
     result = outcome.result
     if result is None:
         return ""
-    names = analyses().get(result.analysis).headline or tuple(result.scalars)
-    rows = [[name, format_scalar(result.scalars[name])] for name in names if name in result.scalars]
-    notes = "".join(f"\n{note.severity}: {note.message}" for note in result.notes)
-    return table(["measure", "value"], rows) + notes
+    said = [f"- {statement.text}" for statement in statements_of(result)]
+    rows = [[title_of(result.analysis, scalar), format_scalar(scalar)] for scalar in headline_of(result)]
+    warned = [f"{note.severity}: {note.message}" for note in result.notes if note.severity != "info"]
+    info = len(result.notes) - len(warned)
+    more = [f"{info} notes on method, precision and cost; see: sparsescope show {result.run_id}"] if info else []
+    return "\n".join([_about(result), *said, "", table(["number", "value"], rows), *warned, *more])
 
 
 def summary(result: Result) -> str:
-    """One line about a result in a report."""
-    preset = f", {label} preset" if (label := result.provenance.get("preset")) else ""
-    return f"{result.analysis} of {result.provenance['subject']['id']}: {result.run_id or 'not stored'}{preset}"
+    """The first finding of a result in a report."""
+    from sparsescope.core.statements import statements_of
+
+    said = statements_of(result)
+    return f"{_about(result)}: {said[0].text if said else 'no number'}"
 
 
-def run_json(result: Result) -> dict[str, Any]:
-    """The same as plain values."""
-    origin = result.provenance
-    return {"run": result.run_id, "subject": origin["subject"].get("id"), "preset": origin.get("preset") or ""}
+def _about(result: Result) -> str:
+    """What was measured on which model and text."""
+    from sparsescope.reporting.sections import record_of
+
+    subject, corpus = result.provenance.get("subject") or {}, result.provenance.get("corpus") or {}
+    tokens = f" on {corpus['tokens']:,} tokens of {corpus.get('name')}" if isinstance(corpus.get("tokens"), int) else ""
+    preset = f" ({label} preset)" if (label := result.provenance.get("preset")) else ""
+    return f"{record_of(result).title} of {subject.get('id', 'a model in memory')}{tokens}{preset}"

@@ -122,7 +122,9 @@ class Analysis:
             selects, ``(Result, value)``.
         views: The figures, in reading order; empty for the generic ones.
         tables: Columns of every table that a result may have, by name; ``Result.add`` fills them.
-        headline: Names of the scalars shown first.
+        headline: Names of the scalars shown first, where the statements name none.
+        statements: Module with ``statements(result)``, what a result shows in plain sentences, and ``TITLES``, what people read
+            in place of the names of the scalars; see ``core/statements.py``. It imports neither torch nor plotly.
         requires: Capabilities that its inputs must have, all together.
         citations: Sources of the definitions.
         measures_time: Whether device, backend and threads join the digest.
@@ -146,6 +148,7 @@ class Analysis:
     views: tuple[View, ...] = ()
     tables: Mapping[str, tuple[Column, ...]] = field(default_factory=dict, hash=False)
     headline: tuple[str, ...] = ()
+    statements: str = ""
     requires: frozenset[str] = frozenset()
     citations: tuple[Citation, ...] = ()
     measures_time: bool = False

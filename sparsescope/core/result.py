@@ -264,20 +264,50 @@ class Result:
             return None
 
     def _summary_html(self) -> str:
-        """Title, numbers and notes."""
-        rows = "".join(
-            f"<tr><td title='{cell_html(s.definition, 800)}'>{cell_html(s.name)}</td>"
-            f"<td style='text-align:right'>{cell_html(format_scalar(s))}</td></tr>"
-            for s in self.scalars.values()
+        """What was measured, what was found, the numbers and the warnings; the other numbers and the notes folded."""
+        from sparsescope.core.statements import headline_of, statements_of, title_of
+
+        def table(scalars: Iterable[Scalar]) -> str:
+            rows = "".join(
+                f"<tr><td style='text-align:left' title='{cell_html(s.definition, 800)}'>"
+                f"{cell_html(title_of(self.analysis, s))}</td>"
+                f"<td style='text-align:right'>{cell_html(format_scalar(s))}</td></tr>"
+                for s in scalars
+            )
+            return f"<table>{rows}</table>"
+
+        def notes(found: list[Note]) -> str:
+            lines = "".join(f"<li>{cell_html(n.severity)}: {cell_html(n.message, 800)}</li>" for n in found)
+            return f"<ul>{lines}</ul>" if found else ""
+
+        def folded(what: str, content: str) -> str:
+            return f"<details><summary>{what}</summary>{content}</details>"
+
+        first = headline_of(self)
+        others = [scalar for scalar in self.scalars.values() if scalar not in first]
+        said = "".join(f"<li>{cell_html(statement.text, 2000)}</li>" for statement in statements_of(self))
+        info = [note for note in self.notes if note.severity == "info"]
+        title = cell_html(f"{_title_of_analysis(self.analysis)} · {self.provenance.get('subject', {}).get('id', 'in memory')}")
+        return (
+            f"<h4>{title}</h4><ul>{said}</ul>{notes([note for note in self.notes if note not in info])}{table(first)}"
+            + (folded(f"{len(others)} further numbers", table(others)) if others else "")
+            + (folded("notes on method, precision and cost", notes(info)) if info else "")
         )
-        notes = "".join(f"<li>{cell_html(n.severity)}: {cell_html(n.message, 800)}</li>" for n in self.notes)
-        title = cell_html(f"{self.analysis} · {self.provenance.get('subject', {}).get('id', 'in memory')}")
-        return f"<h4>{title}</h4><table>{rows}</table><ul>{notes}</ul>"
 
     def __repr__(self) -> str:
         subject = display(self.provenance.get("subject", {}).get("id", "?"), limit=200, markup=False)
         tables = ", ".join(f"{name}[{len(frame)}]" for name, frame in self.tables.items())
         return f"Result({self.analysis}, subject={subject}, scalars={list(self.scalars)}, tables={tables})"
+
+
+def _title_of_analysis(name: str) -> str:
+    """Its title, or its name where the package that made the result is not installed."""
+    from sparsescope.core.registry import find_record
+
+    try:
+        return find_record(name).title
+    except SpecError:
+        return name
 
 
 def format_number(value: float, unit: str) -> str:

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from sparsescope.core.files import replace_file
 from sparsescope.core.result import Result, format_scalar
+from sparsescope.core.statements import headline_of, title_of
 from sparsescope.errors import SpecError
 from sparsescope.reporting import page
 from sparsescope.reporting.depth import depth_of
+from sparsescope.reporting.head import measured, warnings_of
 from sparsescope.reporting.sections import CSV_BUDGET, Section, record_of, section
 from sparsescope.reporting.study import render_study
 from sparsescope.runner.study import StudyResult
@@ -60,11 +62,14 @@ def render(results: Sequence[Result] | StudyResult, *, title: str | None = None)
         )
     sections = [section(result, f"s{index}", budget=CSV_BUDGET // len(results)) for index, result in enumerate(results)]
     subjects = list(dict.fromkeys(entry.subject for entry in sections))
-    heading = title or ("Sparse structure of " + (subjects[0] if len(subjects) == 1 else f"{len(subjects)} models"))
+    what = sections[0].title if len({entry.title for entry in sections}) == 1 else "Sparse structure"
+    heading = title or f"{what} of " + (subjects[0] if len(subjects) == 1 else f"{len(subjects)} models")
     return page.render(
         "report.html",
         name="report",
         title=heading,
+        measured=measured(results),
+        warnings=warnings_of(results),
         sections=sections,
         labels=_labels(sections),
         origins=_origins(sections),
@@ -91,12 +96,12 @@ def _across(results: Sequence[Result]) -> list[tuple[str, list[str], list[list[s
         if len(members) < 2:
             continue
         record = record_of(members[0])
-        names = [n for n in record.headline or tuple(members[0].scalars)[:8] if any(n in m.scalars for m in members)]
+        titles = {s.name: title_of(name, s) for member in members for s in headline_of(member)}
         rows = []
         for member in members:
             found = member.scalars
-            rows.append([_name(member), *(format_scalar(found[n]) if n in found else "–" for n in names)])
-        tables.append((record.title or name, [n.replace("_", " ") for n in names], rows))
+            rows.append([_name(member), *(format_scalar(found[n]) if n in found else "–" for n in titles)])
+        tables.append((record.title or name, list(titles.values()), rows))
     return tables
 
 

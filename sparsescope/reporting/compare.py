@@ -16,6 +16,7 @@ import pandas as pd
 
 from sparsescope.core.columns import INDEX_KINDS, TEXT_KINDS, Column
 from sparsescope.core.result import Direction, Interval, Result, format_number
+from sparsescope.core.statements import title_of
 from sparsescope.errors import SpecError
 from sparsescope.reporting.sections import flat
 
@@ -39,6 +40,7 @@ class ScalarChange:
 
     Attributes:
         name: Name of the scalar.
+        title: What people read in its place.
         unit: Its unit.
         direction: Which direction is better.
         definition: What it is.
@@ -54,6 +56,7 @@ class ScalarChange:
     """
 
     name: str
+    title: str
     unit: str
     direction: Direction
     definition: str
@@ -187,6 +190,7 @@ def _scalar(name: str, a: Result, b: Result) -> ScalarChange:
         apart = intervals[0].high < intervals[1].low or intervals[1].high < intervals[0].low
     return ScalarChange(
         name,
+        title_of(a.analysis, known),
         known.unit,
         known.direction,
         known.definition,

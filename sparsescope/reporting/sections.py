@@ -19,10 +19,12 @@ from sparsescope.core.columns import Column
 from sparsescope.core.registry import Analysis, View, find_record
 from sparsescope.core.result import Note, Result, Scalar, format_number
 from sparsescope.core.spec import Params, variant_of
+from sparsescope.core.statements import definition_of, headline_of, title_of, words
 from sparsescope.errors import SpecError
 from sparsescope.reporting import page
 from sparsescope.reporting.artifacts import ArtifactLine, artifact_lines
 from sparsescope.reporting.depth import left_out
+from sparsescope.reporting.head import Finding, findings_of
 from sparsescope.viz import generic
 from sparsescope.viz.panel import Panel
 from sparsescope.viz.tables import csv, format_cell, format_rows, heading, numeric
@@ -90,9 +92,11 @@ class Section:
     subject: str
     corpus: str
     run_id: str
+    findings: list[Finding]
     cards: list[Card]
     others: list[Card]
-    notes: list[Note]
+    warnings: list[Note]
+    notes: list[Note]  # of protocol: cost, bisection, precision
     figures: list[FigureBlock]
     tables: list[TableBlock]
     origin: list[tuple[str, str]]
@@ -110,7 +114,7 @@ def record_of(result: Result) -> Analysis:
         return find_record(result.analysis)
     except SpecError:
         pass  # a result outlives the package that made it
-    title = result.analysis.replace("_", " ").capitalize()
+    title = words(result.analysis)
     return Analysis(
         result.analysis,
         "?",
@@ -128,7 +132,7 @@ def views_of(result: Result) -> tuple[View, ...]:
         return declared
     return tuple(
         View(
-            name, name.replace("_", " ").capitalize(), "Default figure of this table.", table=name,
+            name, words(name), "Default figure of this table.", table=name,
             select=generic.select_column(result, name),
         )
         for name in result.tables
@@ -162,12 +166,14 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
     each = budget // max(len(result.tables), 1)
     figures: list[FigureBlock] = []
     shown: set[str] = set()
+    anchors: dict[str, tuple[str, str]] = {}
     for index, view in enumerate(views_of(result)):
         # A table that belongs to several figures stands below the first of them.
         block = None if view.table in shown else table_block(result, view.table, f"{key}-t-{view.table}", each, rows)
         shown.add(view.table)
+        anchors[view.name] = (f"{key}-{index}", view.title)
         figures += _figures(result, view, f"{key}-{index}", block, f"{key}-t-{view.table}")
-    headline = [result.scalars[name] for name in record.headline if name in result.scalars] or list(result.scalars.values())[:8]
+    headline = headline_of(result)
     others = [scalar for scalar in result.scalars.values() if scalar not in headline]
     origin = result.provenance
     return Section(
@@ -177,9 +183,11 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
         subject=str(origin.get("subject", {}).get("id", "in memory")),
         corpus=str((origin.get("corpus") or {}).get("name", "")),
         run_id=str(result.run_id or "not stored"),
-        cards=[card(scalar) for scalar in headline],
-        others=[card(scalar) for scalar in others],
-        notes=sorted(result.notes, key=lambda note: ("error", "warning", "info").index(note.severity)),
+        findings=findings_of(result, anchors),
+        cards=[card(result, scalar) for scalar in headline],
+        others=[card(result, scalar) for scalar in others],
+        warnings=sorted((note for note in result.notes if note.severity != "info"), key=lambda note: note.severity),
+        notes=[note for note in result.notes if note.severity == "info"],
         figures=figures,
         tables=[table_block(result, name, f"{key}-t-{name}", each, rows) for name in result.tables if name not in shown],
         origin=origin_rows(result),
@@ -192,14 +200,15 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
     )
 
 
-def card(scalar: Scalar) -> Card:
-    """Format one scalar."""
+def card(result: Result, scalar: Scalar) -> Card:
+    """Format one scalar of a result."""
     interval = ""
     if scalar.interval is not None:
         i = scalar.interval
         low, high = format_number(i.low, scalar.unit), format_number(i.high, scalar.unit)
         interval = f"{100 * i.level:g} % interval {low} to {high}, n = {i.n} ({i.method})"
-    return Card(scalar.name.replace("_", " "), format_number(scalar.value, scalar.unit), interval, scalar.definition)
+    title, definition = title_of(result.analysis, scalar), definition_of(result, scalar)
+    return Card(title, format_number(scalar.value, scalar.unit), interval, definition)
 
 
 def table_block(result: Result, name: str, key: str, budget: int, shown: int = ROWS_SHOWN) -> TableBlock:

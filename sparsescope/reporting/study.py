@@ -17,8 +17,10 @@ import pandas as pd
 
 from sparsescope.core.columns import INDEX_KINDS, Column
 from sparsescope.core.result import Result, Scalar, format_number
+from sparsescope.core.statements import headline_of, title_of
 from sparsescope.errors import SpecError, near_matches, unknown_name
 from sparsescope.reporting import page
+from sparsescope.reporting.head import Finding, findings_of
 from sparsescope.reporting.narrative import narrative_html
 from sparsescope.reporting.sections import (
     CSV_BUDGET,
@@ -46,9 +48,10 @@ _HARD_SPACE = "\N{NO-BREAK SPACE}"
 
 @dataclass(frozen=True, slots=True)
 class Across:
-    """Headline numbers of one analysis: a row for each number, a column for each subject."""
+    """What one analysis found: the first finding of each subject, and a row for each number, a column for each subject."""
 
     title: str
+    said: list[tuple[str, Finding]]  # name of the subject
     subjects: list[tuple[str, bool]]  # name, whether it is a control
     rows: list[tuple[str, str, list[tuple[str, str]]]]  # number, definition, cells of value and interval
 
@@ -108,17 +111,30 @@ def across(outcome: StudyResult) -> list[Across]:
         runs = [run for run in outcome.runs if run.id == analysis.id and run.result is not None]
         if not runs or runs[0].result is None:
             continue
-        record = record_of(runs[0].result)
+        results = [run.result for run in runs if run.result is not None]
+        record = record_of(results[0])
         scalars = {run.subject.name: run.result.scalars for run in runs if run.result is not None}
         present = {name: s for found in scalars.values() for name, s in found.items()}
-        names = [name for name in record.headline if name in present] or list(present)[:8]
+        names = dict.fromkeys(scalar.name for result in results for scalar in headline_of(result))
         subjects = [(run.subject.title, run.subject.control_of is not None) for run in runs]
         rows = []
         for name in names:
             cells = [_cell(scalars[run.subject.name].get(name)) for run in runs]
-            rows.append((name.replace("_", " "), present[name].definition, cells))
-        tables.append(Across(record.title + outcome.study.suffix(analysis.id), subjects, rows))
+            rows.append((title_of(analysis.name, present[name]), present[name].definition, cells))
+        said = [(run.subject.title, found[0]) for run, found in _said(runs, outcome) if found]
+        tables.append(Across(record.title + outcome.study.suffix(analysis.id), said, subjects, rows))
     return tables
+
+
+def _said(runs: Sequence[StudyRun], outcome: StudyResult) -> list[tuple[StudyRun, list[Finding]]]:
+    """What each run found; links lead to the run, which is folded, since its figures are drawn when it is opened."""
+    done = [run for run in outcome.runs if run.result is not None]
+    found = []
+    for run in runs:
+        if run.result is not None:
+            key = f"s{next(index for index, other in enumerate(done) if other is run)}"
+            found.append((run, findings_of(run.result, {view.name: (key, view.title) for view in record_of(run.result).views})))
+    return found
 
 
 def _cell(scalar: Scalar | None) -> tuple[str, str]:

@@ -159,7 +159,7 @@ def _placed(frame: pd.DataFrame, steps: StepAxis) -> pd.DataFrame:
 
 def _style(figure: go.Figure, lines: Sequence[Line], axes: Axes, percent: bool, steps: StepAxis | None) -> None:
     """Axis titles and forms, and a legend that has room."""
-    x_title = f"relative {axes.x.name} (0 first, 1 last)" if axes.relative else heading(axes.x).replace("_", " ")
+    x_title = f"relative {axes.x.name} (0 first, 1 last)" if axes.relative else heading(axes.x)
     if axes.x.kind in {"layer", "head", "expert"} and not axes.relative and not axes.log_x:
         fig.integer_axis(figure, [v for line in lines for v in line.frame["x"]], x_title)
     figure.update_xaxes(title_text=display(x_title), type="log" if axes.log_x else "linear")
@@ -169,7 +169,7 @@ def _style(figure: go.Figure, lines: Sequence[Line], axes: Axes, percent: bool, 
         figure.update_xaxes(exponentformat="none", separatethousands=True)
     if axes.relative:
         figure.update_xaxes(range=[-0.03, 1.03])
-    y_title = axes.y_title or heading(axes.y).replace("_", " ")
+    y_title = axes.y_title or heading(axes.y)
     figure.update_yaxes(title_text=display(y_title), tickformat=".4~%" if percent else None)
     figure.update_yaxes(type="log", exponentformat="power") if axes.log_y else figure.update_yaxes(rangemode="tozero")
     rows = -(-len(lines) // 3)  # about three names fit a row on a page
@@ -200,7 +200,7 @@ def _seen(lines: Sequence[Line], axes: Axes, percent: bool) -> str:
     if len(own) < 2:
         return ""
     ranked = sorted(own, key=lambda line: float(np.nanmedian(_numbers(line.frame["y"]))))
-    what = (axes.y_title or heading(axes.y)).replace("_", " ")
+    what = axes.y_title or heading(axes.y)
     low, high = (f"{line.name} ({_range(line, axes, percent)})" for line in (ranked[0], ranked[-1]))
     return f"{what[:1].upper()}{what[1:]}: lowest in {low}, highest in {high}"
 

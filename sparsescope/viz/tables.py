@@ -61,6 +61,8 @@ def format_cell(value: Any, column: Column, metric: object = None) -> str:
         return _MISSING
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
+    if column.kind == "metric":
+        value = str(value).replace("_", " ")  # an identifier in the data, words to a reader
     if column.kind in TEXT_KINDS or not isinstance(value, int | float | np.integer | np.floating):
         return display(value, spaces=column.kind == "token_text", limit=160, markup=False)
     if isinstance(value, float | np.floating) and math.isinf(value):
@@ -92,8 +94,9 @@ def format_bytes(value: float) -> str:
 
 
 def heading(column: Column) -> str:
-    """Return the column heading with its unit, for example ``mean_magnitude (activation)``."""
-    return f"{column.name} ({column.unit})" if column.unit else column.name
+    """Return the column heading in words with its unit, for example ``mean magnitude (activation)``."""
+    name = column.name.replace("_", " ")
+    return f"{name} ({column.unit})" if column.unit else name
 
 
 def format_rows(frame: pd.DataFrame, columns: Sequence[Column], limit: int | None = None) -> list[list[str]]:

@@ -17,11 +17,23 @@ from streamlit.delta_generator import DeltaGenerator
 
 from sparsescope.core.columns import TEXT_KINDS, Column
 from sparsescope.core.registry import View
-from sparsescope.core.result import Result
+from sparsescope.core.result import Note, Result
+from sparsescope.core.statements import headline_of
 from sparsescope.reporting.artifacts import artifact_lines
 from sparsescope.reporting.depth import left_out
+from sparsescope.reporting.head import Finding, findings_of
 from sparsescope.reporting.page import figure_page
-from sparsescope.reporting.sections import Card, card, choice_text, draw, flat, origin_rows, record_of, table_csv
+from sparsescope.reporting.sections import (
+    Card,
+    card,
+    choice_text,
+    draw,
+    flat,
+    origin_rows,
+    record_of,
+    table_csv,
+    views_of,
+)
 from sparsescope.viz import theme
 from sparsescope.viz.panel import Panel
 from sparsescope.viz.tables import format_cell, heading, is_share
@@ -38,16 +50,33 @@ _CHART = {
 }
 
 
+def findings(result: Result) -> None:
+    """Say what the result shows; each sentence leads to its figure on this page."""
+    titles = {view.name: (view.name, view.title) for view in views_of(result)}
+    for finding in findings_of(result, titles):
+        st.markdown(sentence(finding) + (f" [{plain(finding.figure)}](#{finding.anchor})" if finding.anchor else ""))
+
+
+def sentence(finding: Finding) -> str:
+    """A finding as Markdown: numbers bold, intervals grey."""
+    shapes = {"number": "**{}**", "interval": ":gray[{}]", "basis": ":gray[{}]", "": "{}"}
+    return "".join(shapes[kind].format(_word(text)) for text, kind in finding.parts)
+
+
+def _word(text: str) -> str:
+    """Foreign text for the middle of a line; blanks at its ends stay."""
+    inner = text.strip()
+    return text.replace(inner, plain(inner, limit=4000)) if inner else text
+
+
 def headline(result: Result) -> None:
     """Show the headline numbers as cards and the others in a table."""
-    record = record_of(result)
-    first = [result.scalars[name] for name in record.headline if name in result.scalars]
-    first = first or list(result.scalars.values())[:8]
+    first = headline_of(result)
     for start in range(0, len(first), _PER_ROW):
         places = st.columns(_PER_ROW)
         for place, scalar in zip(places, first[start : start + _PER_ROW], strict=False):
-            _card(place, card(scalar))
-    rest = [card(scalar) for scalar in result.scalars.values() if scalar not in first]
+            _card(place, card(result, scalar))
+    rest = [card(result, scalar) for scalar in result.scalars.values() if scalar not in first]
     if rest:
         with st.expander(f"{len(rest)} further numbers"):
             rows = [(c.label, c.value, c.interval, c.definition) for c in rest]
@@ -62,11 +91,20 @@ def _card(place: DeltaGenerator, content: Card) -> None:
 
 
 def notes(result: Result) -> None:
-    """Show what the reader of the numbers has to know."""
-    shapes = {"error": st.error, "warning": st.warning, "info": st.info}
-    for note in sorted(result.notes, key=lambda note: list(shapes).index(note.severity)):
-        place = f" ({plain(note.place)})" if note.place else ""
-        shapes[note.severity](plain(note.message, limit=800) + place)
+    """Show what the reader of the numbers has to know: warnings open, notes of protocol folded."""
+    shapes = {"error": st.error, "warning": st.warning}
+    info = [note for note in result.notes if note.severity == "info"]
+    for note in sorted((n for n in result.notes if n not in info), key=lambda note: list(shapes).index(note.severity)):
+        shapes[note.severity](_note(note))
+    if info:
+        with st.expander(f"{len(info)} notes on method, precision and cost"):
+            for note in info:
+                st.markdown(_note(note))
+
+
+def _note(note: Note) -> str:
+    place = f" ({plain(note.place.replace('_', ' '))})" if note.place else ""
+    return plain(note.message, limit=800) + place
 
 
 @st.fragment
@@ -107,7 +145,7 @@ def figure(result: Result, view: View, key: str, *, heading_text: bool = True) -
                 help="The figure as plotly JSON.",
             )
     if view.table in result.tables:
-        with st.expander(f"Table {plain(view.table)}: {len(result.tables[view.table]):,} rows"):
+        with st.expander(f"Table {plain(view.table.replace('_', ' '))}: {len(result.tables[view.table]):,} rows"):
             table(result, view.table, f"{key}-table")
 
 
@@ -165,10 +203,7 @@ def show_frame(frame: pd.DataFrame, columns: Sequence[Column], key: str) -> None
     if len(frame) > _SENT_ROWS:
         st.caption(f"Showing {_SENT_ROWS:,} of {len(frame):,} rows. The downloads have all.")
         frame = frame.head(_SENT_ROWS)
-    config = {
-        c.name: st.column_config.Column(display(heading(c).replace("_", " "), markup=False), help=plain(c.description))
-        for c in columns
-    }
+    config = {c.name: st.column_config.Column(display(heading(c), markup=False), help=plain(c.description)) for c in columns}
     shown: object = frame
     if 0 < frame.size <= _STYLED_CELLS and frame.columns.is_unique and frame.index.is_unique:
         shown = _styled(frame, columns)

@@ -33,7 +33,7 @@ def _scalars(comparison: Comparison, only_differences: bool) -> None:
     st.subheader("Numbers")
     rows = [
         {
-            "number": change.name.replace("_", " "),
+            "number": change.title,
             "a": format_number(change.a, change.unit),
             "b": format_number(change.b, change.unit),
             "b - a": format_delta(change),
@@ -55,7 +55,7 @@ def _tables(comparison: Comparison, only_differences: bool) -> None:
     st.subheader("Tables")
     for entry in comparison.tables:
         frame = entry.changed() if only_differences else entry.frame
-        with st.expander(f"{plain(entry.name)}: {len(frame):,} rows"):
+        with st.expander(f"{plain(entry.name.replace('_', ' '))}: {len(frame):,} rows"):
             st.caption(plain(entry.summary()))
             blocks.show_frame(frame, entry.columns, f"compare-{entry.name}")
             comment = f"sparsescope compare {comparison.a} {comparison.b}, table {entry.name}"

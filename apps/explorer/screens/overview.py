@@ -1,4 +1,4 @@
-"""The runs: what was measured on which model, the newest first, and what could not be read."""
+"""The runs: what was found, what was measured on which model, the newest first, and what could not be read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pandas as pd
 import shell
 import state
 import streamlit as st
+from components.blocks import sentence
 from components.boundary import boundary
 from components.text import plain
 
@@ -16,6 +17,8 @@ from sparsescope.core.inputs import NOT_KNOWN
 from sparsescope.core.registry import analyses
 from sparsescope.core.result import format_scalar
 from sparsescope.core.roles import roles
+from sparsescope.core.statements import title_of
+from sparsescope.reporting.head import findings_of
 from sparsescope.viz.tokens import display
 
 _NEWEST = 200
@@ -101,6 +104,21 @@ def _newest(found: Sequence[state.Run]) -> None:
         shell.go("result", run=str(frame["run"].iloc[selected[0]]))
 
 
+def _findings(found: Sequence[state.Run]) -> None:
+    """The first finding of the newest run of every analysis of a model; its title opens the run."""
+    st.subheader("What was found")
+    subjects = list(dict.fromkeys(run.subject for run in found))
+    subject = state.choose("Model", subjects, "model") if len(subjects) > 1 else subjects[0]
+    newest = {run.analysis: run for run in reversed(found) if run.subject == subject}
+    known = [record.name for record in analyses() if record.name in newest]
+    for name in dict.fromkeys([*known, *newest]):
+        left, right = st.columns([1, 4])
+        left.page_link(shell.pages()["result"], label=plain(state.title_of(name)), query_params={"run": newest[name].run_id})
+        with right, boundary("say what this run found"):
+            said = findings_of(state.open_result(newest[name].run_id), {})
+            st.markdown(sentence(said[0]) if said else "–")
+
+
 def _headlines(found: Sequence[state.Run]) -> None:
     """Headline numbers of the newest run of every model, one table for each analysis."""
     for name in dict.fromkeys(run.analysis for run in found):
@@ -111,7 +129,7 @@ def _headlines(found: Sequence[state.Run]) -> None:
         for subject, run in runs.items():
             scalars = {scalar.name: scalar for scalar in run.scalars}
             shown = [n for n in wanted if n in scalars] or list(scalars)[:6]
-            rows.append({"model": subject} | {n.replace("_", " "): format_scalar(scalars[n]) for n in shown})
+            rows.append({"model": subject} | {title_of(name, scalars[n]): format_scalar(scalars[n]) for n in shown})
         if rows:
             st.subheader(plain(f"{state.title_of(name)}: headline numbers"))
             st.dataframe(pd.DataFrame(rows).fillna("–"), hide_index=True)
@@ -141,6 +159,7 @@ with boundary("list the runs"):
     if not every:
         _empty()
     if good:
+        _findings(good)
         counts = st.columns(4)
         counts[0].metric("Runs", f"{len(good):,}", border=True)
         counts[1].metric("Models", f"{len({run.subject for run in good}):,}", border=True)

@@ -41,8 +41,9 @@ def _page() -> None:
     record = state.record_of(run.analysis)
     if record:
         st.caption(plain(record.summary))
-    blocks.headline(result)
+    blocks.findings(result)
     blocks.notes(result)
+    blocks.headline(result)
     if not result.tables:
         st.info("This run has no tables.")
     for name, entry in views.items():
@@ -53,7 +54,7 @@ def _page() -> None:
     if further and view == _ALL:
         st.subheader("Further tables")
         for name in further:
-            with st.expander(f"Table {plain(name)}: {len(result.tables[name]):,} rows"):
+            with st.expander(f"Table {plain(name.replace('_', ' '))}: {len(result.tables[name]):,} rows"):
                 blocks.table(result, name, f"{run_id}-{name}-further")
     st.download_button(
         "Report of this run (HTML)",

@@ -80,6 +80,7 @@ ANALYSIS = Analysis(
         ),
     ),
     tables=TABLES,
+    statements="sparsescope.analysis.activation_rank.statements",
     headline=("mean_entropy_rank", "mean_stable_rank", "mean_participation"),
     requires=frozenset({"mlp_hidden"}),
     citations=(

@@ -171,6 +171,7 @@ ANALYSIS = Analysis(
         ),
     ),
     tables=TABLES,
+    statements="sparsescope.analysis.activation_reuse.statements",
     headline=(
         "token_sparsity_nonzero", "chunk_sparsity_nonzero", "token_sparsity_in_use", "chunk_sparsity_in_use",
         "union_ratio_8_in_use", "neighbor_overlap_in_use", "hot_share_in_use",

@@ -228,6 +228,7 @@ ANALYSIS = Analysis(
         ),
     ),
     tables=TABLES,
+    statements="sparsescope.analysis.activation_sparsity.statements",
     headline=(
         "mean_nonzero", "mean_zero_sparsity", "mean_density_energy_90", "mean_sparsity_energy_90", "mean_density_l1_90",
         "mean_sparsity_l1_90", "mean_gini", "mean_hoyer",

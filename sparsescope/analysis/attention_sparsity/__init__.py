@@ -201,7 +201,7 @@ ANALYSIS = Analysis(
             "mass_profile",
             "Where the mass is",
             "Mean mass of a row by place, by layer: first key (sink), keys 2-4, previous key, the query itself, the rest of the "
-            "keys less than 16 away, and everything else. With t_min of 20 or more the parts do not overlap.",
+            "keys less than 16 away, and everything else. Of rows with 20 keys or more the parts do not overlap.",
             table="per_layer",
             formula="sums of A_ij over keys j, averaged over rows and heads",
         ),
@@ -228,6 +228,7 @@ ANALYSIS = Analysis(
         ),
     ),
     tables=TABLES,
+    statements="sparsescope.analysis.attention_sparsity.statements",
     headline=(
         "mean_entropy_normalized", "mean_density_top_90", "mean_sparsity_top_90", "share_sink_heads", "mean_share_local_16",
         "mean_density_output",

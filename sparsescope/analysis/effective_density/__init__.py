@@ -154,6 +154,7 @@ ANALYSIS = Analysis(
         ),
     ),
     tables=TABLES,
+    statements="sparsescope.analysis.effective_density.statements",
     headline=("density_cett_ppl_1", "sparsity_cett_ppl_1", "critical_sparsity_top_p", "dense_perplexity"),
     requires=frozenset({"mlp_hidden", "causal", "logits"}),
     # As many documents as in full: intervals of fewer would be too narrow, and fewer passes save as much.

@@ -236,6 +236,7 @@ ANALYSIS = Analysis(
         ),
     ),
     tables=TABLES,
+    statements="sparsescope.analysis.grokking.statements",
     headline=("memorized_step", "generalized_step", "onset_ratio", "neurons_explained"),
     requires=frozenset({"curves", "pairs"}),
     citations=(

@@ -148,6 +148,7 @@ ANALYSIS = Analysis(
         ),
     ),
     tables=TABLES,
+    statements="sparsescope.analysis.sparsity_over_training.statements",
     headline=(
         "nonzero_first", "nonzero_last", "nonzero_change", "nonzero_control_last", "density_energy_first",
         "density_energy_last", "density_energy_change", "loss_last", "trigram_margin", "push_first",

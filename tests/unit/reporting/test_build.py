@@ -243,7 +243,7 @@ def test_several_results_share_one_bundle_and_are_put_side_by_side(synthetic, tm
     text = build.render([Store(tmp_path).open(run_id) for run_id in (first, second)])
     parsed = Page(text)
     assert [kind for kind, _, _ in parsed.scripts].count("text/javascript") == 3
-    assert "Sparse structure of 2 models" in parsed.text
+    assert "Activation sparsity of 2 models" in parsed.text
     assert "side by side" in parsed.text
     ids = parsed.values("id")
     assert len(ids) == len(set(ids)), "anchors are unique"
