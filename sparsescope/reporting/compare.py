@@ -25,7 +25,7 @@ from sparsescope.core.result import (
 )
 from sparsescope.core.statements import title_of
 from sparsescope.errors import SpecError
-from sparsescope.reporting.sections import flat
+from sparsescope.reporting.sections import flat, record_of
 
 ABSENT = "(absent)"
 _ORDER = "row"
@@ -118,6 +118,7 @@ class Comparison:
     """Everything that differs between two results of one analysis."""
 
     analysis: str
+    title: str
     a: str
     b: str
     settings: tuple[Difference, ...]
@@ -150,6 +151,7 @@ def compare(a: Result, b: Result) -> Comparison:
         notes.append("the two runs come from different versions of the analysis: numbers may differ by method")
     return Comparison(
         analysis=a.analysis,
+        title=record_of(a).title,
         a=a.run_id or "a (not stored)",
         b=b.run_id or "b (not stored)",
         settings=_differences(_settings(a), _settings(b)),
