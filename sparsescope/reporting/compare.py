@@ -23,7 +23,7 @@ from sparsescope.core.result import (
     Result,
     format_number,
 )
-from sparsescope.core.statements import title_of
+from sparsescope.core.statements import definition_of, title_of
 from sparsescope.errors import SpecError
 from sparsescope.reporting.sections import flat, record_of
 
@@ -202,7 +202,7 @@ def _scalar(name: str, a: Result, b: Result) -> ScalarChange:
         title_of(a.analysis, known),
         known.unit,
         known.direction,
-        known.definition,
+        definition_of(b if second else a, known),
         low,
         high,
         delta,
