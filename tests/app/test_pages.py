@@ -67,6 +67,29 @@ def words(app):
     return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)
 
 
+def test_a_view_that_selects_has_a_box_and_a_panel_its_frame(home):
+    made = Result("not_installed")
+    columns = (
+        Column("document", "document", "Document."), Column("position", "position", "Position."),
+        Column("text", "token_text", "Token."), Column("norm", "value", "Norm."),
+    )  # fmt: skip
+    rows = [(name, n, f" <b>{name}{n}", float(n)) for name in ("one", "t`wo") for n in range(3)]
+    made.add_table("tokens", pd.DataFrame(rows, columns=[column.name for column in columns]), columns)
+    spec = Spec(analysis=made.analysis, version="1", params={}, subject={"id": "m"}, corpus=None)
+    Store(home).write(made, spec, seconds=1.0, environment={}, command="sparsescope run not_installed")
+    app = show("result", run=spec.run_id)
+    (box,) = [box for box in app.selectbox if box.label == "Document"]
+    assert box.options == ["document one", "document t`wo"]
+    for chosen, name in ((None, "one"), (1, "t`wo")):
+        if chosen is not None:
+            app = box.set_value(chosen).run()
+        (frame,) = [element.proto for element in app.get("iframe")]
+        assert f"·&lt;b&gt;{name}2" in frame.srcdoc and frame.srcdoc.count("<script") == 1
+        assert "default-src 'none'; script-src 'sha256-" in frame.srcdoc and 'data-theme="light"' in frame.srcdoc
+        assert "3 tokens of document" in str(frame) and name in str(frame)
+    assert not app.exception and not charts(app)
+
+
 def test_overview_without_runs_shows_the_command(home):
     app = show()
     assert [code.value for code in app.code] == [FIRST]
