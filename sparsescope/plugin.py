@@ -55,8 +55,9 @@ from sparsescope.activations.text.documents import CorpusEntry, Document
 from sparsescope.core.artifacts import Artifact
 from sparsescope.core.columns import Column
 from sparsescope.core.inputs import Known
+from sparsescope.core.numbers import Interval, Scalar
 from sparsescope.core.registry import Analysis, Citation, View
-from sparsescope.core.result import Interval, Note, Result, Scalar, Tensor
+from sparsescope.core.result import Note, Result, Tensor
 from sparsescope.core.roles import Role
 from sparsescope.core.spec import Params
 from sparsescope.core.tables import places, with_interval

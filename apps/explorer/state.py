@@ -16,8 +16,9 @@ from components.text import plain
 
 from sparsescope.core.inputs import Known
 from sparsescope.core.manifest import MANIFEST, RUN_ID
+from sparsescope.core.numbers import Scalar
 from sparsescope.core.registry import Analysis, find_record
-from sparsescope.core.result import Result, Scalar
+from sparsescope.core.result import Result
 from sparsescope.core.roles import known, roles
 from sparsescope.core.run_store import Store, home
 from sparsescope.errors import SparsescopeError, SpecError

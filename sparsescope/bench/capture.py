@@ -297,7 +297,7 @@ def _variants(result: Result, names: list[str], wanted: dict[str, str], seconds:
     import numpy as np
     import pandas as pd
 
-    from sparsescope.core.result import Interval
+    from sparsescope.core.numbers import Interval
 
     ratios = seconds / seconds[:1]
     low, middle, high = np.percentile(ratios, [25, 50, 75], axis=1)
@@ -322,7 +322,7 @@ def _speedups(result: Result, differences: dict[str, float], ours: Any, theirs: 
     """Table and scalars of the other ways; ``ours`` is [repeat], ``theirs`` is [way, repeat], in seconds."""
     import numpy as np
 
-    from sparsescope.core.result import Interval
+    from sparsescope.core.numbers import Interval
 
     repeats = len(ours)
     rows = []

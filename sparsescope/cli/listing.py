@@ -197,7 +197,7 @@ def _parameters(model: type[Params]) -> list[dict[str, Any]]:
 
 
 def _describe_run(result: Result) -> dict[str, Any]:
-    from sparsescope.core.result import format_scalar
+    from sparsescope.core.numbers import format_scalar
     from sparsescope.core.statements import statements_of, title_of
     from sparsescope.reporting.artifacts import artifact_lines
 
@@ -310,7 +310,7 @@ def comparison_json(found: Comparison) -> dict[str, Any]:
 
 def comparison_text(found: Comparison) -> str:
     """A comparison as text: settings, numbers, environment."""
-    from sparsescope.core.result import format_number
+    from sparsescope.core.numbers import format_number
 
     parts = [f"{found.title}\n  a  {found.a}\n  b  {found.b}"]
     for title, rows in (("settings that differ", found.settings), ("environment that differs", found.environment)):
@@ -390,7 +390,7 @@ def result_json(result: Result) -> dict[str, Any]:
 
 def findings(outcome: Outcome) -> str:
     """What a run found: sentences, the numbers that fit them, warnings, and how many notes there are."""
-    from sparsescope.core.result import format_scalar
+    from sparsescope.core.numbers import format_scalar
     from sparsescope.core.statements import headline_of, statements_of, title_of
 
     result = outcome.result

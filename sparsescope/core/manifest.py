@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from sparsescope.core.columns import Column
-from sparsescope.core.result import Note, Scalar
+from sparsescope.core.numbers import Scalar
+from sparsescope.core.result import Note
 from sparsescope.core.sealed import ID, NAME, FileEntry, Form, Migration, Sealed, Strict
 from sparsescope.core.spec import Spec
 

@@ -23,7 +23,8 @@ from sparsescope.core.columns import Column
 from sparsescope.core.escaping import well_formed, well_formed_values
 from sparsescope.core.files import sha256_file, storage_errors, sync_path, write_file
 from sparsescope.core.manifest import MANIFEST, SCHEMA_VERSION, ArtifactIds, Manifest, TableEntry, TensorEntry
-from sparsescope.core.result import Note, Result, Scalar
+from sparsescope.core.numbers import Scalar
+from sparsescope.core.result import Note, Result
 from sparsescope.core.sealed import NAME, FileEntry, sealed_bytes
 from sparsescope.core.spec import Spec
 from sparsescope.core.tensor_header import read_header

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from sparsescope.core.numbers import Scalar, format_number
 from sparsescope.core.registry import Analysis, find_record
-from sparsescope.core.result import Result, Scalar, format_number
 from sparsescope.errors import SpecError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from sparsescope.core.result import Result
 
 MOST = 3  # sentences of one result
 _FALLBACK_HEADLINE = 8

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from sparsescope.core.result import Interval
+from sparsescope.core.numbers import Interval
 from sparsescope.metrics.statistics import bootstrap_weights
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from itertools import groupby
 from pathlib import Path
 
 from sparsescope.core.files import replace_file
-from sparsescope.core.result import Result, format_scalar
+from sparsescope.core.numbers import format_scalar
+from sparsescope.core.result import Result
 from sparsescope.core.statements import headline_of, title_of
 from sparsescope.errors import SpecError
 from sparsescope.reporting import page

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from sparsescope.core.columns import INDEX_KINDS, TEXT_KINDS, Column
-from sparsescope.core.result import Direction, Interval, Result, format_number
+from sparsescope.core.numbers import Direction, Interval, format_number
+from sparsescope.core.result import Result
 from sparsescope.core.statements import definition_of, title_of
 from sparsescope.errors import SpecError
 from sparsescope.reporting.sections import flat, record_of

@@ -16,8 +16,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from sparsescope.core.columns import Column
+from sparsescope.core.numbers import Scalar, format_number
 from sparsescope.core.registry import Analysis, View, find_record
-from sparsescope.core.result import Note, Result, Scalar, format_number
+from sparsescope.core.result import Note, Result
 from sparsescope.core.spec import Params, variant_of
 from sparsescope.core.statements import definition_of, headline_of, title_of, words
 from sparsescope.errors import SpecError

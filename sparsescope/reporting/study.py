@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from sparsescope.core.columns import INDEX_KINDS, Column
-from sparsescope.core.result import Result, Scalar, format_number
+from sparsescope.core.numbers import Scalar, format_number
+from sparsescope.core.result import Result
 from sparsescope.core.statements import headline_of, title_of
 from sparsescope.errors import SpecError, near_matches, unknown_name
 from sparsescope.reporting import page

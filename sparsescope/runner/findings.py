@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sparsescope.core.result import Result, Scalar, format_number
+from sparsescope.core.numbers import Scalar, format_number
+from sparsescope.core.result import Result
 from sparsescope.errors import near_matches
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sparsescope.core.escaping import cell_html
+from sparsescope.core.numbers import format_scalar
 from sparsescope.core.registry import find_record
-from sparsescope.core.result import format_scalar
 from sparsescope.errors import SpecError
 
 if TYPE_CHECKING:

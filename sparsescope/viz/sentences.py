@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sparsescope.core.result import Result, format_number
+from sparsescope.core.numbers import format_number
+from sparsescope.core.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd

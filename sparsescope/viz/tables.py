@@ -19,7 +19,7 @@ import pandas as pd
 
 from sparsescope.core.columns import INDEX_KINDS, TEXT_KINDS, Column
 from sparsescope.core.escaping import well_formed
-from sparsescope.core.result import format_number
+from sparsescope.core.numbers import format_number
 from sparsescope.viz.tokens import display
 
 # Some spreadsheets drop blanks in front and treat full-width forms as the ASCII characters.

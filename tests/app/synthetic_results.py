@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from sparsescope.analysis.activation_sparsity import TABLES
-from sparsescope.core.result import Interval, Result
+from sparsescope.core.numbers import Interval
+from sparsescope.core.result import Result
 from sparsescope.core.run_store import Store
 from sparsescope.core.spec import Spec
 

@@ -17,7 +17,8 @@ import pytest
 
 from sparsescope.cli import listing
 from sparsescope.core.columns import Column
-from sparsescope.core.result import Interval, Result, Tensor
+from sparsescope.core.numbers import Interval
+from sparsescope.core.result import Result, Tensor
 from sparsescope.core.run_store import Store
 from sparsescope.core.sealed import seal_of
 from sparsescope.core.spec import Spec

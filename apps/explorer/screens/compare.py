@@ -12,7 +12,7 @@ from components import blocks
 from components.boundary import boundary
 from components.text import plain
 
-from sparsescope.core.result import format_number
+from sparsescope.core.numbers import format_number
 from sparsescope.reporting.compare import Comparison, Difference, TableComparison, compare, format_delta
 from sparsescope.reporting.sections import views_of
 from sparsescope.viz.tables import csv

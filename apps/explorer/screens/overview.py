@@ -14,8 +14,8 @@ from components.boundary import boundary
 from components.text import plain
 
 from sparsescope.core.inputs import NOT_KNOWN
+from sparsescope.core.numbers import format_scalar
 from sparsescope.core.registry import analyses
-from sparsescope.core.result import format_scalar
 from sparsescope.core.roles import roles
 from sparsescope.core.statements import title_of
 from sparsescope.reporting.head import findings_of

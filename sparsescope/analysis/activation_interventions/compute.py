@@ -18,7 +18,8 @@ from scipy.stats import binomtest
 from sparsescope.activations.context import Context
 from sparsescope.activations.edited_passes import EditedPass, EditedPasses, held_out
 from sparsescope.analysis.activation_interventions import ActivationInterventionsParams
-from sparsescope.core.result import Interval, Result
+from sparsescope.core.numbers import Interval
+from sparsescope.core.result import Result
 from sparsescope.kernels.topk_masks import random_k_mask, top_k_mask
 from sparsescope.metrics.calibration import BINS, bin_of, expected_calibration_error, null_calibration_errors, reliability_bins
 from sparsescope.metrics.estimates import BOOTSTRAP, PAIRED_BOOTSTRAP, DocumentBootstrap

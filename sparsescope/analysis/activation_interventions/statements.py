@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from sparsescope.core.result import Result, Scalar
+from sparsescope.core.numbers import Scalar
+from sparsescope.core.result import Result
 from sparsescope.core.statements import Statement, basis, defined, rows, said
 
 TITLES = {

@@ -13,7 +13,8 @@ import pandas as pd
 
 from sparsescope.activations.context import Context
 from sparsescope.activations.samples import ActivationSample, sites_within
-from sparsescope.core.result import Interval, Result
+from sparsescope.core.numbers import Interval
+from sparsescope.core.result import Result
 from sparsescope.core.tables import grid, places
 from sparsescope.errors import SubjectError
 from sparsescope.metrics.estimates import note_few_documents

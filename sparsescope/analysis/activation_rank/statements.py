@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sparsescope.core.result import Result, Scalar
+from sparsescope.core.numbers import Scalar
+from sparsescope.core.result import Result
 from sparsescope.core.statements import Statement, basis, by_layer, defined, rows, said, said_value
 
 TITLES = {

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from sparsescope.activations.context import Context
 from sparsescope.analysis.activation_reuse.accumulate import ReuseAccumulator
 from sparsescope.analysis.activation_reuse.tables import CHUNK, Measured
-from sparsescope.core.result import Interval, Result
+from sparsescope.core.numbers import Interval
+from sparsescope.core.result import Result
 from sparsescope.errors import SubjectError
 from sparsescope.metrics.estimates import note_few_documents
 from sparsescope.metrics.jackknife import JACKKNIFE, jackknife_interval

@@ -5,7 +5,8 @@ The rule 'nonzero' speaks only where there are exact zeros; of SwiGLU and GELU t
 
 from __future__ import annotations
 
-from sparsescope.core.result import Result, Scalar
+from sparsescope.core.numbers import Scalar
+from sparsescope.core.result import Result
 from sparsescope.core.statements import Statement, basis, defined, said, said_value
 
 _RULES = {"nonzero": "nonzero", "in_use": "energy"}

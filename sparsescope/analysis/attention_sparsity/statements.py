@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from sparsescope.core.result import Result, format_number
+from sparsescope.core.numbers import format_number
+from sparsescope.core.result import Result
 from sparsescope.core.statements import Statement, basis, defined, nearest, rows, said, said_value
 
 TITLES = {

@@ -16,7 +16,8 @@ import pandas as pd
 from sparsescope.analysis.grokking import GrokkingParams
 from sparsescope.analysis.grokking import checkpoint as one
 from sparsescope.analysis.grokking import tables as make
-from sparsescope.core.result import Interval, Result
+from sparsescope.core.numbers import Interval
+from sparsescope.core.result import Result
 from sparsescope.errors import SpecError
 from sparsescope.metrics.onsets import Onsets, find_onsets, kaplan_meier_median, median_range
 

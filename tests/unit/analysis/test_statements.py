@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 
 import sparsescope as ss
+from sparsescope.core.numbers import Interval, Scalar, format_number
 from sparsescope.core.registry import analyses, benchmarks, find_record
-from sparsescope.core.result import Interval, Result, Scalar, format_number
+from sparsescope.core.result import Result
 from sparsescope.core.statements import MOST, headline_of, statements_of, title_of, words
 from sparsescope.testing import check_statements
 

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from sparsescope.core.columns import Column
-from sparsescope.core.result import Result, format_number
+from sparsescope.core.numbers import format_number
+from sparsescope.core.result import Result
 from sparsescope.errors import SpecError
 
 

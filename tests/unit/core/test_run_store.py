@@ -15,7 +15,8 @@ import pytest
 
 from sparsescope.core.columns import Column
 from sparsescope.core.manifest import MIGRATIONS, SCHEMA_VERSION
-from sparsescope.core.result import Interval, Result, Tensor
+from sparsescope.core.numbers import Interval
+from sparsescope.core.result import Result, Tensor
 from sparsescope.core.run_store import Store, open_run
 from sparsescope.core.sealed import seal_of
 from sparsescope.core.spec import Spec

@@ -7,7 +7,8 @@ import warnings
 import numpy as np
 import pytest
 
-from sparsescope.core.result import Interval, Result
+from sparsescope.core.numbers import Interval
+from sparsescope.core.result import Result
 from sparsescope.metrics.estimates import PAIRED_BOOTSTRAP, DocumentBootstrap, note_few_documents
 from sparsescope.metrics.statistics import bootstrap_weights
 

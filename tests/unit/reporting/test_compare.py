@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from sparsescope.core.columns import Column
-from sparsescope.core.result import Interval, Result
+from sparsescope.core.numbers import Interval
+from sparsescope.core.result import Result
 from sparsescope.errors import SpecError
 from sparsescope.reporting.compare import ABSENT, compare, format_delta
 

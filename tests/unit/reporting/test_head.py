@@ -7,8 +7,9 @@ import re
 
 import pytest
 
+from sparsescope.core.numbers import Interval, Scalar
 from sparsescope.core.registry import find_record
-from sparsescope.core.result import Interval, Note, Result, Scalar
+from sparsescope.core.result import Note, Result
 from sparsescope.core.statements import Statement
 from sparsescope.reporting import build
 from sparsescope.reporting.head import findings_of, measured, parts_of, warnings_of

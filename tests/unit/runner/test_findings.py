@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsescope.core.result import Interval, Result
+from sparsescope.core.numbers import Interval
+from sparsescope.core.result import Result
 from sparsescope.runner.findings import check
 from sparsescope.runner.study import Declaration, Study, StudyFinding, StudyResult, StudyRun
 
