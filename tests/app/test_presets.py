@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from sparsescope.core.run_store import Store
 from sparsescope.core.registry import analyses
 from sparsescope.core.result import Result
+from sparsescope.core.run_store import Store
 from sparsescope.core.spec import Spec
 from sparsescope.reporting import explorer
 
