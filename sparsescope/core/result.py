@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -341,8 +341,3 @@ def format_scalar(scalar: Scalar) -> str:
         i = scalar.interval
         text += f" [{format_number(i.low, scalar.unit)}, {format_number(i.high, scalar.unit)}], n = {i.n}"
     return text
-
-
-def columns_by_kind(columns: tuple[Column, ...], kinds: Mapping[str, Any] | frozenset[str] | set[str]) -> list[Column]:
-    """Return the columns whose kind is among ``kinds``, in table order."""
-    return [column for column in columns if column.kind in kinds]
