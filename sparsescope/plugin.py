@@ -38,8 +38,9 @@ entry point group           record
 
 An analysis gets a ``Context`` and gives a ``Result``. One that reads activations in the shared forward pass
 has an ``Accumulator`` (``DocumentAccumulator`` is a base for it), which is fed ``ActivationBatch`` objects;
-``DocumentBootstrap`` gives an ``Estimate`` with its ``Interval`` over documents. ``sparsescope.testing`` holds
-records to their contracts; ``CONTRIBUTING.md`` has the recipes step by step.
+``DocumentBootstrap`` gives an ``Estimate`` with its ``Interval`` over documents. The module of
+``Analysis.statements`` says what a result shows, as ``Statement`` objects. ``sparsescope.testing`` holds records
+to their contracts; ``CONTRIBUTING.md`` has the recipes step by step.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.result import Note, Result, Tensor
 from sparsescope.core.roles import Role
 from sparsescope.core.spec import Params
+from sparsescope.core.statements import Statement
 from sparsescope.core.tables import places, with_interval
 from sparsescope.errors import SparsescopeError, SpecError, SubjectError
 from sparsescope.metrics.estimates import DocumentBootstrap, Estimate
@@ -106,6 +108,7 @@ __all__ = [
     "Scalar",
     "SparsescopeError",
     "SpecError",
+    "Statement",
     "Subject",
     "SubjectEntry",
     "SubjectError",

@@ -31,6 +31,29 @@ def glass():
 
 
 @pytest.fixture(scope="session")
+def tiny_series(tmp_path_factory):
+    """The folder ``tiny`` of a series of three checkpoints, trained in a moment; a test that damages it takes a copy."""
+    from sparsescope.training.recipe import Recipe
+    from sparsescope.training.trainer import train
+
+    recipe = {
+        "name": "tiny",
+        "title": "A tiny run",
+        "license": "Apache-2.0",
+        "steps": 8,
+        "checkpoints": [0, 2, 8],
+        "log_every": 4,
+        "model": {
+            "architecture": "ModularTransformerForCausalLM",
+            "config": {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2},
+        },
+        "data": {"kind": "modular_addition", "modulus": 7, "train_fraction": 0.5},
+        "optimizer": {"learning_rate": 1e-2, "weight_decay": 1.0},
+    }
+    return train(Recipe.model_validate(recipe), tmp_path_factory.mktemp("series") / "tiny")
+
+
+@pytest.fixture(scope="session")
 def texts():
     """Six documents of different words in two domains."""
     from sparsescope.activations.corpus import Document

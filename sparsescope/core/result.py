@@ -8,7 +8,7 @@ its interval and n. Tables are pandas frames in ``Result.tables``; what their co
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -255,8 +255,3 @@ def _title_of_analysis(name: str) -> str:
         return find_record(name).title
     except SpecError:
         return name
-
-
-def columns_by_kind(columns: tuple[Column, ...], kinds: Mapping[str, Any] | frozenset[str] | set[str]) -> list[Column]:
-    """Return the columns whose kind is among ``kinds``, in table order."""
-    return [column for column in columns if column.kind in kinds]

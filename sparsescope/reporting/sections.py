@@ -413,8 +413,3 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         else:
             rows.append((label, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
     return rows
-
-
-def columns_text(columns: Sequence[Column]) -> list[tuple[str, str]]:
-    """Return heading and description of each column."""
-    return [(heading(column), column.description) for column in columns]

@@ -17,8 +17,6 @@ import torch
 if TYPE_CHECKING:
     from sparsescope.training.recipe import ModularAddition
 
-EVALUATION_ROWS = 4096
-
 
 @dataclass(frozen=True, slots=True)
 class Examples:

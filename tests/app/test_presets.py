@@ -30,7 +30,7 @@ def test_pages_say_the_preset(run_id):
     app.run()
     assert "quick" in next(frame.value for frame in app.dataframe if "preset" in frame.value.columns)["preset"].tolist()
     app.query_params["run"] = run_id
-    app.switch_page("pages/result.py").run()
+    app.switch_page("screens/result.py").run()
     assert not app.exception, [element.message for element in app.exception]
     said = [element.value.replace("\\", "") for element in app.caption if "quick preset" in element.value]
     assert said and "2 of 5 densities" in said[0] and "--depth full" in said[0]

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 SEED = 20250117
@@ -15,18 +9,9 @@ KILLS = 30
 
 
 @pytest.fixture(scope="module")
-def trials(tmp_path_factory):
+def trials(driven):
     """One record for each killed process; see artifact_kill_driver.py."""
-    driver = Path(__file__).with_name("artifact_kill_driver.py")
-    done = subprocess.run(
-        [sys.executable, str(driver), str(tmp_path_factory.mktemp("kill")), str(SEED), str(KILLS)],
-        capture_output=True, text=True, timeout=200, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    records = [json.loads(line) for line in done.stdout.splitlines()]
-    for record in records:
-        print(record)
-    return records
+    return driven("artifact_kill_driver", SEED, KILLS)
 
 
 def test_the_kills_hit_the_writing(trials):

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 SEED = 20250117
@@ -15,19 +9,9 @@ KILLS = 30
 
 
 @pytest.fixture(scope="module")
-def trials(tmp_path_factory):
+def trials(driven):
     """One record for each disturbed process; see kill_driver.py."""
-    home = tmp_path_factory.mktemp("kill")
-    driver = Path(__file__).with_name("kill_driver.py")
-    done = subprocess.run(
-        [sys.executable, str(driver), str(home), str(SEED), str(KILLS)],
-        capture_output=True, text=True, timeout=280, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    records = [json.loads(line) for line in done.stdout.splitlines()]
-    for record in records:
-        print({key: value for key, value in record.items() if key != "said"})
-    return records
+    return driven("kill_driver", SEED, KILLS)
 
 
 @pytest.fixture(scope="module")

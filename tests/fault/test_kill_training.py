@@ -17,18 +17,9 @@ KILLS = 12
 
 
 @pytest.fixture(scope="module")
-def trials(tmp_path_factory):
+def trials(driven):
     """One record for each killed process; see train_driver.py."""
-    driver = Path(__file__).with_name("train_driver.py")
-    done = subprocess.run(
-        [sys.executable, str(driver), str(tmp_path_factory.mktemp("kill")), str(SEED), str(KILLS)],
-        capture_output=True, text=True, timeout=280, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    records = [json.loads(line) for line in done.stdout.splitlines()]
-    for record in records:
-        print(record)
-    return records
+    return driven("train_driver", SEED, KILLS)
 
 
 def test_the_kills_hit_steps_and_the_writing_of_the_series(trials):

@@ -7,35 +7,14 @@ import pytest
 from sparsescope.cli.options import InputOptions, ModelOptions, TextOptions
 from sparsescope.cli.running import Target
 from sparsescope.models.sources import load
-from sparsescope.training.recipe import Recipe, find_recipe
-from sparsescope.training.trainer import train
-
-RECIPE = {
-    "name": "tiny",
-    "title": "A tiny run",
-    "license": "Apache-2.0",
-    "steps": 8,
-    "checkpoints": [0, 2, 8],
-    "log_every": 4,
-    "model": {
-        "architecture": "ModularTransformerForCausalLM",
-        "config": {"vocab_size": 6, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2},
-    },
-    "data": {"kind": "modular_addition", "modulus": 5, "train_fraction": 0.5},
-    "optimizer": {"learning_rate": 1e-2, "weight_decay": 1.0},
-}
+from sparsescope.training.recipe import find_recipe
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return train(Recipe.model_validate(RECIPE), tmp_path_factory.mktemp("series") / "tiny")
-
-
-def test_run_and_report_open_the_same_run(command, folder, tmp_path, empty_home):
-    code, found, _ = command("run", "grokking", "--subject", folder, "--json")
+def test_run_and_report_open_the_same_run(command, tiny_series, tmp_path, empty_home):
+    code, found, _ = command("run", "grokking", "--subject", tiny_series, "--json")
     assert code == 0 and found["run"].startswith("grokking-")
     out = tmp_path / "report.html"
-    code, report, _ = command("report", folder, "--output", out, "--json")
+    code, report, _ = command("report", tiny_series, "--output", out, "--json")
     assert code == 0 and [run["run"] for run in report["runs"]] == [found["run"]]
     text = out.read_text()
     assert "From memorizing to generalizing" in text and "Frequencies, checkpoint by checkpoint" in text
@@ -52,8 +31,8 @@ def test_a_report_about_a_model_has_no_analysis_of_series():
     assert "activation_sparsity" in names and "grokking" not in names and "sparsity_over_training" not in names
 
 
-def test_what_a_report_about_a_series_holds_depends_on_what_its_models_read(folder):
-    assert fitting(folder) == {"grokking"}
+def test_what_a_report_about_a_series_holds_depends_on_what_its_models_read(tiny_series):
+    assert fitting(tiny_series) == {"grokking"}
     names = fitting("lazy-relu")
     assert "sparsity_over_training" in names and "activation_sparsity" in names and "grokking" not in names
 
@@ -62,12 +41,12 @@ def test_a_folder_of_checkpoints_is_a_series_and_no_model(words):
     assert fitting(words) == {"sparsity_over_training"}
 
 
-def test_what_has_no_meaning_for_a_series_is_refused(command, folder, empty_home):
-    code, _, error = command("run", "grokking", "--subject", folder, "--revision", "step-2")
+def test_what_has_no_meaning_for_a_series_is_refused(command, tiny_series, empty_home):
+    code, _, error = command("run", "grokking", "--subject", tiny_series, "--revision", "step-2")
     assert code == 1 and "--revision" in error and "no meaning" in error
     code, _, error = command("run", "grokking", "--subject", "grokking-rely")
     assert code == 1 and "grokking-relu" in error
-    code, _, error = command("run", "grokking", "--subject", folder, "--set", "accuracy=2")
+    code, _, error = command("run", "grokking", "--subject", tiny_series, "--set", "accuracy=2")
     assert code == 1 and "accuracy" in error
 
 

@@ -15,29 +15,6 @@ from sparsescope.models.entries import LoadRequest
 from sparsescope.models.sources import load
 from sparsescope.models.zoo.random_configs import load_random
 
-RECIPE = {
-    "name": "tiny",
-    "title": "A tiny run",
-    "license": "Apache-2.0",
-    "steps": 8,
-    "checkpoints": [0, 2, 8],
-    "log_every": 4,
-    "model": {
-        "architecture": "ModularTransformerForCausalLM",
-        "config": {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2},
-    },
-    "data": {"kind": "modular_addition", "modulus": 7, "train_fraction": 0.5},
-    "optimizer": {"learning_rate": 1e-2, "weight_decay": 1.0},
-}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    from sparsescope.training.recipe import Recipe
-    from sparsescope.training.trainer import train
-
-    return train(Recipe.model_validate(RECIPE), tmp_path_factory.mktemp("series") / "tiny")
-
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
@@ -52,13 +29,13 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def copy(trained, tmp_path):
+def copy(tiny_series, tmp_path):
     """A copy of the trained series that a test may damage."""
-    return shutil.copytree(trained, tmp_path / "copy")
+    return shutil.copytree(tiny_series, tmp_path / "copy")
 
 
-def test_a_trained_series_gives_subjects_in_order(trained):
-    series = open_series(trained)
+def test_a_trained_series_gives_subjects_in_order(tiny_series):
+    series = open_series(tiny_series)
     assert series.steps == (0, 2, 8) and len(series) == 3 and "tiny" in repr(series)
     hashes = []
     for checkpoint, subject in series:
@@ -70,46 +47,46 @@ def test_a_trained_series_gives_subjects_in_order(trained):
     assert series.subject(8).identity.weight_hash == hashes[2]
 
 
-def test_the_folder_of_a_training_run_is_a_model_too(trained):
-    series = open_series(trained)
-    last, second = load(trained), load(f"{trained}@step-2")
+def test_the_folder_of_a_training_run_is_a_model_too(tiny_series):
+    series = open_series(tiny_series)
+    last, second = load(tiny_series), load(f"{tiny_series}@step-2")
     assert last.id == "tiny" and last.revision == "step-8" and second.revision == "step-2"
     assert last.identity.weight_hash == series.subject(8).identity.weight_hash
     assert second.identity.weight_hash == series.subject(2).identity.weight_hash
     with pytest.raises(SpecError, match="no checkpoint of step 3"):
-        load(trained, revision="step-3")
+        load(tiny_series, revision="step-3")
     with pytest.raises(SpecError, match="named by its step"):
-        load(trained, revision="main")
+        load(tiny_series, revision="main")
 
 
-def test_a_folder_with_the_name_of_a_shipped_series_is_itself(trained, tmp_path, monkeypatch):
+def test_a_folder_with_the_name_of_a_shipped_series_is_itself(tiny_series, tmp_path, monkeypatch):
     """Also where the working directory holds it: its checkpoints are never those of the registered model."""
-    shutil.copytree(trained, tmp_path / "lazy-relu")
+    shutil.copytree(tiny_series, tmp_path / "lazy-relu")
     monkeypatch.chdir(tmp_path)
     found = open_series("./lazy-relu")
-    assert found.subject(8).identity.weight_hash == open_series(trained).subject(8).identity.weight_hash
+    assert found.subject(8).identity.weight_hash == open_series(tiny_series).subject(8).identity.weight_hash
     assert found.name == found.subject(8).id == "lazy-relu" and not found.shipped and open_series("lazy-relu").shipped
 
 
-def test_the_series_keeps_no_subject(trained):
+def test_the_series_keeps_no_subject(tiny_series):
     alive = []
-    for _, subject in open_series(trained):
+    for _, subject in open_series(tiny_series):
         alive.append(weakref.ref(subject.model))
         del subject
         gc.collect()
     assert all(found() is None for found in alive)
 
 
-def test_finished_steps_are_not_loaded(trained):
-    assert [checkpoint.step for checkpoint, _ in open_series(trained).subjects(done=[0, 8])] == [2]
+def test_finished_steps_are_not_loaded(tiny_series):
+    assert [checkpoint.step for checkpoint, _ in open_series(tiny_series).subjects(done=[0, 8])] == [2]
 
 
-def test_probe_set_is_fixed_by_its_digest(trained, copy):
+def test_probe_set_is_fixed_by_its_digest(tiny_series, copy):
     from safetensors.numpy import load_file, save_file
 
     from sparsescope.core.files import sha256_file
 
-    probe = open_series(trained).probe()
+    probe = open_series(tiny_series).probe()
     assert probe.tokens.shape == (49, 3) and (probe.tokens[:, :2].sum(1) % 7 == probe.fields["answer"]).all()
     assert probe.fields["train"].sum() == 24
     arrays = load_file(copy / "probe.safetensors")
@@ -213,8 +190,8 @@ def test_branches_that_are_no_checkpoints_are_left_out(monkeypatch):
     assert open_series("allenai/OLMoE-1B-7B-0924", form="stage1-stepN-tokensMB").steps == (1,)
 
 
-def test_steps_and_names_that_are_not_there_are_named(trained):
-    series = open_series(trained)
+def test_steps_and_names_that_are_not_there_are_named(tiny_series):
+    series = open_series(tiny_series)
     with pytest.raises(SpecError, match="no checkpoint of step 3"):
         series.subject(3)
     with pytest.raises(SubjectError, match="unknown checkpoint series 'grokking-rely'"):

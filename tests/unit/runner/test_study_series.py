@@ -10,23 +10,7 @@ from sparsescope.errors import SpecError
 from sparsescope.runner.study import load_study
 from sparsescope.runner.study_checks import check_study
 from sparsescope.runner.study_run import cost_text, study
-from sparsescope.training.recipe import Recipe
-from sparsescope.training.trainer import train
 
-RECIPE = {
-    "name": "tiny",
-    "title": "A tiny run",
-    "license": "Apache-2.0",
-    "steps": 8,
-    "checkpoints": [0, 2, 8],
-    "log_every": 4,
-    "model": {
-        "architecture": "ModularTransformerForCausalLM",
-        "config": {"vocab_size": 6, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2},
-    },
-    "data": {"kind": "modular_addition", "modulus": 5, "train_fraction": 0.5},
-    "optimizer": {"learning_rate": 1e-2, "weight_decay": 1.0},
-}
 STUDY = """
 name = "toy"
 title = "A series"
@@ -55,11 +39,6 @@ value = 1
 """
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return train(Recipe.model_validate(RECIPE), tmp_path_factory.mktemp("series") / "tiny")
-
-
 def write(folder, trained, params: str):
     shutil.copytree(trained, folder / "tiny", dirs_exist_ok=True)
     path = folder / "study.toml"
@@ -67,8 +46,8 @@ def write(folder, trained, params: str):
     return path
 
 
-def test_a_study_of_a_series_runs_and_judges(trained, tmp_path):
-    path = write(tmp_path, trained, "{ accuracy = 0.5 }")
+def test_a_study_of_a_series_runs_and_judges(tiny_series, tmp_path):
+    path = write(tmp_path, tiny_series, "{ accuracy = 0.5 }")
     outcome = study(path, store=tmp_path / "runs")
     assert not outcome.failed
     (run,) = outcome.runs
@@ -83,13 +62,13 @@ def test_a_study_of_a_series_runs_and_judges(trained, tmp_path):
     ("params", "message"),
     [("{ acuracy = 0.5 }", "acuracy"), ("{ seeds = ['../elsewhere'] }", "registered series"), ("{ accuracy = 3 }", "accuracy")],
 )
-def test_parameters_of_a_subject_are_checked_and_lead_nowhere_else(trained, tmp_path, params, message):
+def test_parameters_of_a_subject_are_checked_and_lead_nowhere_else(tiny_series, tmp_path, params, message):
     with pytest.raises(SpecError, match=message):
-        check_study(load_study(write(tmp_path, trained, params)))
+        check_study(load_study(write(tmp_path, tiny_series, params)))
 
 
-def test_parameters_of_an_analysis_that_is_not_there(trained, tmp_path):
-    path = write(tmp_path, trained, "{}")
+def test_parameters_of_an_analysis_that_is_not_there(tiny_series, tmp_path):
+    path = write(tmp_path, tiny_series, "{}")
     path.write_text(path.read_text().replace("params.grokking", "params.groking"))
     with pytest.raises(SpecError, match="analysis of this study"):
         check_study(load_study(path))
