@@ -28,7 +28,7 @@ class Tell(Protocol):
 
 
 class Keep(Protocol):
-    """Opens a writer for an artifact; see ``core.artifacts.ArtifactStore.keep``."""
+    """Opens a writer for an artifact; see ``core.artifact_store.ArtifactStore.keep``."""
 
     def __call__(self, kind: str, name: str = "", **facts: Any) -> AbstractContextManager[ArtifactWriter]:
         """Keep files of this kind; they are ``Result.artifacts[name]`` (the kind where no name is given)."""

@@ -27,7 +27,7 @@ from sparsescope.cli.options import (
     with_options,
 )
 from sparsescope.cli.running import GrowingReport, Target, check_output, given_inputs, raise_if_failed, run_requests
-from sparsescope.errors import DependencyError, SpecError, unknown_name
+from sparsescope.errors import DependencyError, SparsescopeError, SpecError, unknown_name
 
 if TYPE_CHECKING:
     from sparsescope.core.result import Result
@@ -166,7 +166,6 @@ def report(
     from sparsescope.core.manifest import RUN_ID
     from sparsescope.core.registry import FULL, QUICK
     from sparsescope.core.result import Note
-    from sparsescope.core.run_store import Store
 
     if depth not in (QUICK, FULL):
         raise unknown_name("depth", depth, (QUICK, FULL), next_step="leave --depth out for quick")
@@ -174,15 +173,24 @@ def report(
     found = {name: Target(name, model, text, more) for name in targets if not RUN_ID.fullmatch(Path(name).name)}
     if fallback is not None:
         ModelOptions(model.dtype, model.device).check(fallback)
+    stored = {name: listing.open_run(name, home) for name in targets if name not in found}  # one that is not there fails now
+    if not found and (given := [*more.inputs, *text.changed, *model.changed]):
+        raise SpecError("these options have no meaning for stored runs", where=", ".join(given), next_step="leave them out")
     results: list[Result] = []
     failed: list[Outcome] = []
+    lost: list[SparsescopeError] = []
     for place, target in enumerate(targets):
-        if target not in found:
-            folder = Path(target)
-            store = Store(folder.resolve().parent) if folder.is_dir() else Store(home)
-            results.append(store.open(folder.name))
+        if target in stored:
+            results.append(stored[target])
             continue
-        inputs, wanted, notice = found[target].open(fallback)
+        try:
+            inputs, wanted, notice = found[target].open(fallback)
+        except SparsescopeError as error:
+            if len(targets) == 1:
+                raise
+            lost.append(error)  # what was computed of the others is not lost with it
+            console.say(f"{target} is left out\n{error}")
+            continue
         growing = GrowingReport(output, results, len(results) + len(wanted) + len(targets) - place - 1)
         requests = [(record.name, dict(record.presets.get(depth, {}))) for record in wanted]
         for outcome in run_requests(requests, inputs, home, batch_tokens, rather_full=True, done=growing.add):
@@ -194,6 +202,8 @@ def report(
                 results.append(outcome.result)
     if not results and len(failed) == 1 and failed[0].error is not None:
         raise failed[0].error
+    if not results and lost:
+        raise lost[0]
     for outcome in failed:
         console.say(f"{outcome.spec.analysis} failed\n{outcome.error}")
     if not results:
@@ -203,12 +213,12 @@ def report(
     path = build(results, output).resolve()
     if json:
         runs = [listing.result_json(result) for result in results]
-        console.out_json({"report": str(path), "bytes": path.stat().st_size, "runs": runs, "failed": len(failed)})
+        console.out_json({"report": str(path), "bytes": path.stat().st_size, "runs": runs, "failed": len(failed) + len(lost)})
     else:
         for result in results:
             console.say(listing.summary(result))
         console.out(str(path))
-    if failed:
+    if failed or lost:
         raise typer.Exit(2)
 
 

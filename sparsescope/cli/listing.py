@@ -312,7 +312,7 @@ def comparison_text(found: Comparison) -> str:
     """A comparison as text: settings, numbers, environment."""
     from sparsescope.core.result import format_number
 
-    parts = [f"{found.analysis}\n  a  {found.a}\n  b  {found.b}"]
+    parts = [f"{found.title}\n  a  {found.a}\n  b  {found.b}"]
     for title, rows in (("settings that differ", found.settings), ("environment that differs", found.environment)):
         parts.append(f"{title}\n" + (table(["name", "a", "b"], [[d.name, d.a, d.b] for d in rows]) if rows else "  none"))
     changes = [
@@ -405,11 +405,11 @@ def findings(outcome: Outcome) -> str:
 
 
 def summary(result: Result) -> str:
-    """The first finding of a result in a report."""
+    """What a result in a report is, and its first finding."""
     from sparsescope.core.statements import statements_of
 
     said = statements_of(result)
-    return f"{_about(result)}: {said[0].text if said else 'no number'}"
+    return f"{_about(result)}, {result.run_id or 'not stored'}\n  {said[0].text if said else 'no number'}"
 
 
 def _about(result: Result) -> str:

@@ -166,10 +166,12 @@ def with_options(**defaults: object) -> Callable[[Callable[..., None]], Callable
         groups = {name: hints[name] for name in given if hints[name] in (ModelOptions, TextOptions, InputOptions)}
         parameters: list[inspect.Parameter] = []
         members: dict[str, list[str]] = {}
+        ours = {name for name in given if name not in groups}
+        ours |= {entry.name for group in groups.values() if group is not InputOptions for entry in fields(group)}
         for name, parameter in given.items():
             added = _options(groups[name], defaults) if name in groups else [parameter.replace(annotation=hints[name])]
-            taken = {entry.name for entry in parameters}
-            added = [entry for entry in added if entry.name not in taken]  # a role of a package hides no option of ours
+            if groups.get(name) is InputOptions:  # a role of a package hides no option of ours
+                added = [entry for entry in added if entry.name not in ours]
             members[name] = [entry.name for entry in added]
             parameters += [entry.replace(kind=inspect.Parameter.KEYWORD_ONLY) for entry in added]
 

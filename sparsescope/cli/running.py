@@ -147,6 +147,11 @@ class Target:
         from sparsescope.core.roles import role
 
         read = {name for record in self.fitting(self._known) for name in record.roles}
+        if self._known and "subject" not in read and self.model.changed:
+            raise SpecError(
+                f"these options have no meaning for {self.name}", where=", ".join(self.model.changed),
+                got="checkpoints of a series are computed on the CPU in float32", next_step="leave them out",
+            )  # fmt: skip
         inputs: dict[str, Any] = {"text": self.text, **self.more.inputs}
         found, notice = [], ""
         for name in [entry.role for entry in self._known if entry.role in read]:

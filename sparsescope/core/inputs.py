@@ -98,15 +98,18 @@ def why_not(inputs: Iterable[Input], requires: frozenset[str], known: Iterable[K
         if len(there) > 1 and not wanted.repeated:
             return f"it reads one {wanted.role.replace('_', ' ')}, and {len(there)} are given"
         read += there
-    # A text beside nothing but a text needs nothing: what it needs, it needs from the models.
-    givers = [entry for entry in read if not entry.needs] or read
     has = frozenset[str]().union(*(entry.has for entry in read))
+    missing = _surely_missing(requires - has, read)
+    # What an input needs, it needs from those that it comes after: a text is read by the model before it.
+    for place, entry in enumerate(read):
+        missing |= _surely_missing(entry.needs - has, read[:place])
+    if missing:
+        names = ", ".join(dict.fromkeys(entry.name for entry in read if not entry.needs)) or "what is given"
+        return f"it needs {', '.join(sorted(missing)).replace('_', ' ')}, and {names} has none"
     needs = requires.union(*(entry.needs for entry in read)) - has
-    if not needs:
-        return None
-    open_ended = [entry for entry in givers if not entry.whole]
-    certain = needs if not open_ended else {need for need in needs if all(need in entry.lacks for entry in open_ended)}
-    if certain:
-        names = ", ".join(dict.fromkeys(entry.name for entry in givers)) or "what is given"
-        return f"it needs {', '.join(sorted(certain)).replace('_', ' ')}, and {names} has none"
-    return NOT_KNOWN
+    return NOT_KNOWN if needs else None
+
+
+def _surely_missing(needs: frozenset[str], givers: list[Known]) -> set[str]:
+    """What none of these can have."""
+    return {need for need in needs if all(entry.whole or need in entry.lacks for entry in givers)}

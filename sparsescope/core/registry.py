@@ -192,7 +192,7 @@ class Analysis:
         """Say whether it can read what is there, without opening it.
 
         Args:
-            known: What is known of each input; ``runner.inputs.known`` says it of a name.
+            known: What is known of each input; ``core.roles.known`` says it of a name.
 
         Returns:
             None if it fits, the reason if it does not, or ``NOT_KNOWN`` where only loading tells.
@@ -247,6 +247,12 @@ class Registry:
             raise SpecError(f"this is a {type(record).__name__}, not an Analysis", got=repr(record)[:80])
         if not re.fullmatch(NAME_PATTERN, record.name):
             raise SpecError("analysis name is malformed", allowed=NAME_PATTERN, got=record.name)
+        required = [name for name, found in record.params.model_fields.items() if found.is_required()]
+        if required:
+            raise SpecError(
+                "a parameter of an analysis has no default", where=f"parameters of {record.name}", got=", ".join(required),
+                next_step="give it one: a report runs with the defaults; what must be given is an input, see Analysis.inputs",
+            )  # fmt: skip
         taken = {*record.params.model_fields} & {*record.roles}
         if taken or not {*record.filled_by.values()} <= {*record.roles}:
             raise SpecError(

@@ -87,6 +87,8 @@ def roles() -> Mapping[str, Role]:
             role = point.load()
             if not isinstance(role, Role) or not re.fullmatch(ROLE_NAME, role.name) or role.name != point.name:
                 raise TypeError(f"{point.value} is no Role of the name {point.name!r}")
+            if role.slot != "inputs" or role.option:
+                raise TypeError("the fields slot and option are those of built-in roles; leave them out")
         except Exception as error:  # a broken plug-in must not break the others
             role = Role(point.name, point.name, f"cannot be imported: {error}", opener="")
         found[point.name] = role

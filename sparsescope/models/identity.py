@@ -168,6 +168,11 @@ def _functions(module: torch.nn.Module) -> list[list[str]]:
     return [[name, value.__qualname__] for name, value in sorted(held.items())]
 
 
+def has_foreign_hooks(model: Any) -> bool:
+    """Whether hooks or replaced methods that no library put there change what the modules compute; see ``config_hash``."""
+    return any(_foreign(module) for module in model.modules())
+
+
 def _foreign(module: torch.nn.Module) -> list[str]:
     """Names of the forward hooks of a module, and of a method in place of its forward, that come from no library we know."""
     held = [("before", hook) for hook in module._forward_pre_hooks.values()]

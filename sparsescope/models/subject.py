@@ -22,7 +22,7 @@ import torch
 from sparsescope.core.variant import Variant, arguments_text
 from sparsescope.errors import SpecError, SubjectError, unknown_name
 from sparsescope.models.identity import SubjectIdentity as SubjectIdentity
-from sparsescope.models.identity import config_hash, fingerprint, named_tensors, weight_hash
+from sparsescope.models.identity import config_hash, fingerprint, has_foreign_hooks, named_tensors, weight_hash
 from sparsescope.models.structure import parameters as _parameters
 from sparsescope.models.structure import sites as _sites
 from sparsescope.models.structure.edits import Replace, edit
@@ -394,6 +394,14 @@ class Subject:
                 where="Subject.with_variant(of)",
                 got=f"{of.id}, which has the very model of the variant",
                 next_step="change the model of subject.copy(), and give the subject as `of`",
+            )
+        if not adds and has_foreign_hooks(self.model):
+            raise SpecError(
+                "a variant with hooks or methods of its own must say what it adds",
+                where=f"with_variant({kind!r}, adds=...)",
+                allowed="a hash of all that they compute with: thresholds, masks, factors",
+                got="an empty one",
+                next_step="without it two variants with other contents would be one run",
             )
         try:
             plain = json.loads(json.dumps(dict(parameters), allow_nan=False))

@@ -16,9 +16,9 @@ import pandas as pd
 
 from sparsescope.core.columns import INDEX_KINDS, TEXT_KINDS, Column
 from sparsescope.core.result import Direction, Interval, Result, format_number
-from sparsescope.core.statements import title_of
+from sparsescope.core.statements import definition_of, title_of
 from sparsescope.errors import SpecError
-from sparsescope.reporting.sections import flat
+from sparsescope.reporting.sections import flat, record_of
 
 ABSENT = "(absent)"
 _ORDER = "row"
@@ -111,6 +111,7 @@ class Comparison:
     """Everything that differs between two results of one analysis."""
 
     analysis: str
+    title: str
     a: str
     b: str
     settings: tuple[Difference, ...]
@@ -143,6 +144,7 @@ def compare(a: Result, b: Result) -> Comparison:
         notes.append("the two runs come from different versions of the analysis: numbers may differ by method")
     return Comparison(
         analysis=a.analysis,
+        title=record_of(a).title,
         a=a.run_id or "a (not stored)",
         b=b.run_id or "b (not stored)",
         settings=_differences(_settings(a), _settings(b)),
@@ -193,7 +195,7 @@ def _scalar(name: str, a: Result, b: Result) -> ScalarChange:
         title_of(a.analysis, known),
         known.unit,
         known.direction,
-        known.definition,
+        definition_of(b if second else a, known),
         low,
         high,
         delta,

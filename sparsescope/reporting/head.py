@@ -82,7 +82,7 @@ def _model(subject: Mapping[str, Any]) -> str:
     if subject.get("n_parameters"):
         parts.append(f"{subject['n_parameters'] / 1e6:,.1f} M parameters")
     if subject.get("n_layers"):
-        parts.append(f"{subject['n_layers']} layers")
+        parts.append(f"{subject['n_layers']} layer{'s' if subject['n_layers'] != 1 else ''}")
     return ", ".join(parts)
 
 
@@ -93,5 +93,8 @@ def _text(corpus: Mapping[str, Any]) -> str:
 
 
 def warnings_of(results: Sequence[Result]) -> list[str]:
-    """What limits how sure the findings are: every warning once."""
-    return list(dict.fromkeys(note.message for result in results for note in result.notes if note.severity != "info"))
+    """What limits how sure the findings are: every warning once, also where several analyses word the same cause differently."""
+    found: dict[str, str] = {}
+    for note in (note for result in results for note in result.notes if note.severity != "info"):
+        found.setdefault(note.message.partition(":")[0], note.message)
+    return list(found.values())

@@ -88,6 +88,12 @@ def checked_input(study: Study, text: str) -> str | Path:
     if text.startswith(PREFIX):
         declared_recipe(study, text.removeprefix(PREFIX))
         return text
-    if text.startswith((".", "/", "~", "\\")) or (study.folder / text).exists():
+    if "/" in text or "\\" in text or text.startswith((".", "~")) or (study.folder / text).exists():
         return inside(study.folder, text, where=f"{study.path}: inputs")
+    if Path(text).exists():
+        # A file of the working directory that happens to have this name: what a study means must not depend on it.
+        raise SpecError(
+            "this input is a file outside of the study", where=f"{study.path}: inputs", got=repr(text),
+            next_step="copy it into the folder of the study, or run it from another directory",
+        )  # fmt: skip
     return text

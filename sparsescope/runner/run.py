@@ -25,7 +25,7 @@ from sparsescope.core.roles import role
 from sparsescope.core.run_files import artifact_ids
 from sparsescope.core.run_store import Store
 from sparsescope.core.spec import Params, Spec, make_params
-from sparsescope.errors import ArtifactError, SparsescopeError, SubjectError
+from sparsescope.errors import ArtifactError, SparsescopeError, SpecError, SubjectError
 from sparsescope.runner.command import reproduce_command
 from sparsescope.runner.engine import ProgressCallback, kept_steps, one_pass
 from sparsescope.runner.inputs import open_inputs, refuse_unread
@@ -126,7 +126,12 @@ def run(
     given = {name: more.pop(name) for name in record.roles if name in more}
     for option, value in (("subject", subject), ("corpus", corpus)):
         if value is not None:
-            given.setdefault(next((n for n in record.roles if role(n).flag == f"--{option}"), _PLAIN[option]), value)
+            name = next((n for n in record.roles if role(n).flag == f"--{option}" and n not in given), _PLAIN[option])
+            if name in given:
+                raise SpecError(
+                    f"the {role(name).title} is given twice", where=f"ss.run({option}, {name}=...)", got="two of them"
+                )
+            given[name] = value
     refuse_unread(record, given)
     request = Request(analysis, record.preset(preset) | more)
     outcome = run_many([request], given, store=store, progress=progress, batch_tokens=batch_tokens)[0]
@@ -208,8 +213,8 @@ def _with_named(record: Analysis, params: Params, inputs: Mapping[str, Any]) -> 
     found = dict(inputs)
     for parameter, name in record.filled_by.items():
         given = found.get(name)
-        first = [] if given is None else given if isinstance(given, list) else [given]
-        found[name] = [*first, *getattr(params, parameter)]
+        if given is not None:  # without the one under study, those beside it are nothing
+            found[name] = [*(given if isinstance(given, list | tuple) else [given]), *getattr(params, parameter)]
     return found
 
 
@@ -222,12 +227,12 @@ def _spec(record: Analysis, params: Params, context: Context, again: bool) -> Sp
         if kind.slot != "inputs" and kind.slot not in slots and values:
             slots[kind.slot] = kind.functions().identity(*values)
         elif values:
-            others[name] = [kind.functions().identity(value) for value in values]
+            others[name] = [_with_digest(kind.functions().identity(value)) for value in values]
     timing = None
     if record.measures_time:
         import torch
 
-        timing = {"device": str(slots["subject"].get("device")), "threads": torch.get_num_threads()}
+        timing = {"device": str(slots.get("subject", {}).get("device")), "threads": torch.get_num_threads()}
         if again:
             timing["measured"] = datetime.now(UTC).isoformat(timespec="seconds")
     return Spec(
@@ -239,6 +244,14 @@ def _spec(record: Analysis, params: Params, context: Context, again: bool) -> Sp
         timing=timing,
         inputs=others or None,
     )
+
+
+def _with_digest(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity with a digest of its own: a model or a series that stands beside the one under study gets one here."""
+    if "digest" in identity:
+        return identity
+    beside = Spec(analysis="input", version="1", params={}, subject=identity)
+    return {**identity, "digest": beside.digest}
 
 
 def _open_stored(job: _Job, home: Store | None) -> None:
@@ -264,7 +277,7 @@ def _open_stored(job: _Job, home: Store | None) -> None:
 
 def _lacks(job: _Job, missing: frozenset[str]) -> SubjectError:
     return SubjectError(
-        f"{job.record.name} needs what this {role(job.record.roles[0]).title} does not have",
+        f"{job.record.name} needs what this {role(job.record.roles[0]).title if job.record.roles else 'run'} does not have",
         where=str(job.outcome.spec.subject.get("id", job.record.name)),
         allowed=f"inputs with {', '.join(sorted(job.record.requires))}",
         got=f"no {', '.join(sorted(missing))}",
@@ -297,6 +310,12 @@ class _Work:
 
         @contextmanager
         def keep(kind: str, name: str = "", **facts: Any) -> Iterator[ArtifactWriter]:
+            if (name or kind) in made or (name or kind).partition(".")[0] in job.record.roles:
+                raise SpecError(
+                    f"an artifact of the name {name or kind!r} is there already, or is an input",
+                    where=f"context.keep in {job.record.compute}",
+                    next_step='give it a name of its own: context.keep(kind, "NAME", ...)',
+                )
             with kept.keep(kind, **{"made_by": spec.run_id, **facts}) as writer:
                 yield writer
             made[name or kind] = writer.artifact
@@ -326,18 +345,23 @@ def _shared_pass(jobs: list[_Job], work: _Work, events: list[dict[str, Any]]) ->
             module = job.record.compute_module()
             if hasattr(module, "accumulator"):
                 streaming[job.digest] = module.accumulator(job.params, job.context)
-    if not streaming:
-        return streaming
-    context = by_digest[next(iter(streaming))].context  # all read the same model and text
-    sites = {site.name: site for accumulator in streaming.values() for site in accumulator.sites}
-    source = LiveSource(context.subject, context.corpus, tuple(sites.values()), batch_tokens=work.batch_tokens)
-    try:
-        failures = one_pass(source, streaming, store=work.store, progress=work.progress, events=events)
-    except SparsescopeError as error:
-        failures = dict.fromkeys(streaming, error)
-    for digest, failure in failures.items():
-        with _failure_of(by_digest[digest], work.alone):
-            raise failure
+    passes: dict[
+        tuple[int, int], dict[str, Any]
+    ] = {}  # by model and text: all but an analysis that reads a text of its own share
+    for digest, accumulator in streaming.items():
+        context = by_digest[digest].context
+        passes.setdefault((id(context.subject), id(context.corpus)), {})[digest] = accumulator
+    for shared in passes.values():
+        context = by_digest[next(iter(shared))].context
+        sites = {site.name: site for accumulator in shared.values() for site in accumulator.sites}
+        source = LiveSource(context.subject, context.corpus, tuple(sites.values()), batch_tokens=work.batch_tokens)
+        try:
+            failures = one_pass(source, shared, store=work.store, progress=work.progress, events=events)
+        except SparsescopeError as error:
+            failures = dict.fromkeys(shared, error)
+        for digest, failure in failures.items():
+            with _failure_of(by_digest[digest], work.alone):
+                raise failure
     return streaming
 
 

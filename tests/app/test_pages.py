@@ -67,6 +67,29 @@ def words(app):
     return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)
 
 
+def test_a_view_that_selects_has_a_box_and_a_panel_its_frame(home):
+    made = Result("not_installed")
+    columns = (
+        Column("document", "document", "Document."), Column("position", "position", "Position."),
+        Column("text", "token_text", "Token."), Column("norm", "value", "Norm."),
+    )  # fmt: skip
+    rows = [(name, n, f" <b>{name}{n}", float(n)) for name in ("one", "t`wo") for n in range(3)]
+    made.add_table("tokens", pd.DataFrame(rows, columns=[column.name for column in columns]), columns)
+    spec = Spec(analysis=made.analysis, version="1", params={}, subject={"id": "m"}, corpus=None)
+    Store(home).write(made, spec, seconds=1.0, environment={}, command="sparsescope run not_installed")
+    app = show("result", run=spec.run_id)
+    (box,) = [box for box in app.selectbox if box.label == "Document"]
+    assert box.options == ["document one", "document t`wo"]
+    for chosen, name in ((None, "one"), (1, "t`wo")):
+        if chosen is not None:
+            app = box.set_value(chosen).run()
+        (frame,) = [element.proto for element in app.get("iframe")]
+        assert f"·&lt;b&gt;{name}2" in frame.srcdoc and frame.srcdoc.count("<script") == 1
+        assert "default-src 'none'; script-src 'sha256-" in frame.srcdoc and 'data-theme="light"' in frame.srcdoc
+        assert "3 tokens of document" in str(frame) and name in str(frame)
+    assert not app.exception and not charts(app)
+
+
 def test_overview_without_runs_shows_the_command(home):
     app = show()
     assert [code.value for code in app.code] == [FIRST]
@@ -85,7 +108,7 @@ def test_overview_with_runs(two_runs):
     assert set(newest["run"]) == set(two_runs)
     assert set(newest["model"]) == {"smollm2-135m", "pythia-70m"}
     headline = app.dataframe[0].value
-    assert "> 99.99 %" in headline["mean nonzero"].iloc[0]
+    assert "> 99.99 %" in headline["Units that are not exactly zero"].iloc[0]
     assert "Analyses by model" in words(app)
 
 
@@ -207,7 +230,7 @@ def test_hostile_strings_are_no_markdown(home, synthetic):
         run_id = synthetic.store_result(home, result, weight=f"{len(text):02d}" * 32)
     for app in (show(), show("result", run=run_id)):
         raw = " ".join(str(e.value) for kind in ("title", "markdown", "caption", "warning") for e in app.get(kind))
-        bare = re.sub(r"\\.", "", raw)  # without what a backslash escapes
+        bare = re.sub(r"\\.|\]\(#\w+\)", "", raw)  # without what a backslash escapes, and links to figures of the page
         for mark in ("<", "](", "{{"):
             assert mark not in bare
     assert "{{7*7}}" in words(app)

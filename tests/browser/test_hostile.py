@@ -20,7 +20,7 @@ from sparsescope.viz.generic import draw_table
 READY = "[data-testid=stApp][data-test-script-state=notRunning][data-test-connection-state=CONNECTED]"
 # Streamlit asks for its health below the path of a page before it finds the root; it is on this machine.
 HARMLESS = re.compile(r"Failed to load resource: the server responded with a status of 404")
-TAGS = "[...document.querySelectorAll('*')].filter(n => {outside}n.closest('.plot')).map(n => n.localName)"
+TAGS = "[...document.querySelectorAll('*')].filter(n => {outside}n.closest('.plot, .panel')).map(n => n.localName)"
 
 HOVER = """n => n._fullData.forEach((trace, i) => {
   if (trace.hoverinfo !== 'skip') window.Plotly.Fx.hover(n, [{curveNumber: i, pointNumber: 1}]);
@@ -72,7 +72,7 @@ def test_a_report_has_the_elements_of_a_harmless_one(watch, reports):
     assert outside[0] == outside[1]
     assert outside[0]["script"] >= 8 and outside[0]["img"] == outside[0]["iframe"] == 0
     inside = [set(entry.page.evaluate(TAGS.format(outside=""))) for entry in pages]
-    assert inside[0] <= inside[1]
+    assert inside[0] - inside[1] <= {"br"}, "a token with a line feed breaks the text"
     names = "[...new Set([...document.querySelectorAll('*')].flatMap(n => n.getAttributeNames()))]"
     assert not [name for name in pages[0].page.evaluate(names) if name.startswith("on")]
     links = pages[0].page.evaluate("[...document.links].map(n => n.protocol)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,7 @@ name = "mean_activation"
 (folder / "README.md").write_text("Nothing.")
 sparsescope("study", "study", str(folder / "study.toml"), "-o", str(folder / "study.html"), "--json")
 sparsescope("drawn", "run", "positive_share", "--subject", "random-llama", *corpus, "--json")
+sparsescope("tokens", "run", "token_norms", "--subject", "random-llama", *corpus, "--json")
 sparsescope("report", "report", "random-llama", *corpus, "-o", str(folder / "report.html"), "--json")
 runs = [json.loads(found[name]["out"])["run"] for name in ("plain", "other", "drawn", "scaled@0.5:random-llama")]
 sparsescope("compare", "compare", *runs[:2], "--json")
@@ -86,11 +88,14 @@ def page(**query):
     return {
         "exceptions": [element.message for element in test.exception], "words": words,
         "charts": [json.loads(chart.spec)["layout"]["title"]["text"] for chart in charts], "alts": [c.alt for c in charts],
+        "boxes": {box.label: box.options for box in test.selectbox},
+        "frames": [element.proto.srcdoc for element in test.get("iframe")],
         "columns": [list(frame.value.columns) for frame in test.dataframe], "metrics": [m.value for m in test.metric],
     }
 
 found["overview"], found["plain page"], found["drawn page"] = page(), page(run=runs[0]), page(run=runs[2])
 found["scaled page"] = page(run=runs[3])
+found["tokens page"] = page(run=json.loads(found["tokens"]["out"])["run"])
 
 if "--contract" in sys.argv:
     import sparsescope as ss
@@ -100,7 +105,7 @@ if "--contract" in sys.argv:
     subject = ss.load("random-llama")
     check_variant(registered_variants()["scaled"], subject, factor=0.5)
     text = ss.corpus(["some words about " + w * 40 for w in ("foxes ", "dogs ", "wizards ")], context=32, deduplicate=False)
-    for name in ("mean_activation", "positive_share"):
+    for name in ("mean_activation", "positive_share", "token_norms"):
         check_analysis(analyses().get(name), subject, text)
     from toy_sparsity.mean import Means
     from sparsescope.activations.capture import capture
@@ -182,6 +187,17 @@ def test_it_is_in_the_explorer(toy):
     assert len(plain["metrics"]) == 1
     assert len(drawn["charts"]) == 1 and "The toy draws its own figure" in drawn["charts"][0]
     assert "Positive activations by layer" in drawn["words"] and "3 bars between" in drawn["alts"][0]
+
+
+def test_numbers_of_tokens_are_shown_as_text(toy):
+    found, folder = toy
+    report = re.sub(r"<script.*?</script>", "", (folder / "report.html").read_text(), flags=re.S)
+    assert "Some tokens get more from the layer than others" in report and report.count('class="panel"') == 6
+    assert "Norm of each token: document " in report and 'data-mark=""' in report
+    shown = found["tokens page"]
+    assert not shown["exceptions"] and not shown["charts"] and len(shown["frames"]) == 2
+    assert all(frame.count("<script") == 1 and "position 5" in frame for frame in shown["frames"])
+    assert len(shown["boxes"]["Document"]) > 1
 
 
 def test_a_variant_is_listed_and_described(toy):

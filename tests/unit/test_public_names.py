@@ -58,7 +58,7 @@ def test_a_result_displays_in_ipython_with_one_figure(llama, small_corpus, monke
     monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", fake)
     ss.run("activation_sparsity", llama, small_corpus)._ipython_display_()
-    assert "Gini coefficient" in shown[0] and len(shown[0]) < 100_000
+    assert "Gini coefficient" in shown[0] and "hold 90 % of a token" in shown[0] and len(shown[0]) < 100_000
     assert shown[1].layout.title.text
 
 

@@ -9,9 +9,9 @@ from sparsescope.core.result import Result
 from sparsescope.core.statements import Statement, basis, by_layer, defined, nearest, rows, said, said_value
 
 TITLES = {
-    "density_cett_ppl_{}": "Units needed, perplexity +{} % (CETT)",
+    "density_cett_ppl_{}": "Units at perplexity +{} % (CETT)",
     "sparsity_cett_ppl_{}": "Units off, perplexity +{} % (CETT)",
-    "density_top_p_ppl_{}": "Units needed, perplexity +{} % (top-p)",
+    "density_top_p_ppl_{}": "Units at perplexity +{} % (top-p)",
     "sparsity_top_p_ppl_{}": "Units off, perplexity +{} % (top-p)",
     "critical_sparsity_cett": "Critical sparsity (CETT)",
     "critical_sparsity_top_p": "Critical sparsity (top-p)",

@@ -1,1 +1,1 @@
-"""How the built-in roles of inputs are opened; ``runner/inputs.py`` says what these modules have."""
+"""How the built-in roles of inputs are opened; ``core/roles.py`` says what these modules have."""

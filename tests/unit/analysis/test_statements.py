@@ -217,7 +217,7 @@ def test_statements_that_fail_are_replaced_by_numbers(monkeypatch, caplog):
 
 def test_a_title_that_was_stored_is_kept():
     scalar = Scalar("density_cett_ppl_0.5", 0.1, "fraction", "none", "d")
-    assert title_of("effective_density", scalar) == "Units needed, perplexity +0.5 % (CETT)"
+    assert title_of("effective_density", scalar) == "Units at perplexity +0.5 % (CETT)"
     assert title_of("effective_density", replace(scalar, title="Mine")) == "Mine"
     assert title_of("effective_density", replace(scalar, name="of_another_release")) == "Of another release"
 

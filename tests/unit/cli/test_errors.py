@@ -235,7 +235,7 @@ def test_2_where_one_analysis_fails_and_another_works(command, empty_home, toys,
     code, out, err = command(*REPORT, "-o", target)
     assert code == 2 and out == f"{target}\n" and target.exists()
     assert "zz_toy failed" in err and said in err and "Traceback" not in err
-    assert "activation_sparsity of random-llama" in err
+    assert "Activation sparsity of random-llama" in err
     code, found, _ = command(*REPORT, "-o", target, "--json")
     names = {run["run"].rsplit("-", 1)[0] for run in found["runs"]}
     assert code == 2 and found["failed"] == 1 and "activation_sparsity" in names and "zz_toy" not in names

@@ -75,7 +75,8 @@ def test_run_prints_numbers_and_path_on_standard_output_and_progress_elsewhere(c
     assert code == 0
     path = out.splitlines()[-1]
     assert Store(empty_home).run_ids() == [path.rsplit("/", 1)[-1]]
-    assert "mean_density_energy_90" in out and "loading" not in out and "forward pass" not in out
+    assert out.startswith("Activation sparsity of random-llama on 400 tokens") and "hold 90 % of a token's energy" in out
+    assert "Units that hold 90 % of the energy" in out and "loading" not in out and "forward pass" not in out
     assert "loading random-llama" in err
     assert re.search(r"^forward pass: 400 of 400 tokens", err, re.MULTILINE)
     assert "\x1b" not in err and "\r" not in err, "no terminal, so plain lines"
@@ -108,7 +109,7 @@ def test_report_of_stored_runs(command, home, runs, tmp_path):
     target = tmp_path / "both.html"
     code, out, err = command("report", *runs[1:], "-o", target)
     assert code == 0 and out == f"{target}\n", "standard output carries the path only"
-    assert "activation_sparsity of glassllm" in err
+    assert "Activation sparsity of glassllm on 400 tokens" in err
     page = target.read_text()
     assert "glassllm" in page and "random-llama" in page
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=[\"']?https?:", page), "the report loads something"
@@ -152,7 +153,7 @@ def test_report_falls_back_with_a_notice(command, empty_home, tmp_path, monkeypa
 
 def test_compare(command, home, runs):
     code, out, _ = command("compare", runs[1], runs[2])
-    assert code == 0 and "mean_density_energy_90" in out and "subject.id" in out and "intervals apart" in out
+    assert code == 0 and "Units that hold 90 % of the energy" in out and "subject.id" in out and "intervals apart" in out
     code, found, _ = command("compare", runs[1], runs[2], "--json")
     assert code == 0 and {"scalars", "settings", "environment", "tables"} <= set(found)
     settings = {row["name"]: (row["a"], row["b"]) for row in found["settings"]}

@@ -42,5 +42,5 @@ def test_notebook_repr_escapes_hostile_names_and_draws(llama, small_corpus):
     result.provenance["subject"]["id"] = "<script>alert(1)</script>"
     page = result._repr_html_()
     assert "<script>alert(1)" not in page.split("plotly")[0]
-    assert "mean_gini" in page
+    assert "Gini coefficient" in page and "<details>" in page and "mean_gini" not in page.split("plotly")[0]
     assert "Plotly.newPlot" in page

@@ -259,7 +259,7 @@ def test_sections_of_one_model_are_told_apart_by_corpus(synthetic, tmp_path):
         results.append(Store(tmp_path).open(run_id))
     text = Page(build.render(results)).text
     for name in ("docs", "code"):
-        assert text.count(f"Activation sparsity · smollm2-135m · {name}") == 2, "in the contents and above"
+        assert text.count(f"Activation sparsity · smollm2-135m · {name}") == 3, "in the contents, beside its finding and above"
 
 
 def test_build_writes_atomically_and_names_the_path(stored, tmp_path, monkeypatch):

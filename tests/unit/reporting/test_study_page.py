@@ -108,10 +108,13 @@ def test_numbers_stand_side_by_side(outcome, parsed):
     table = across(outcome)[0]
     assert table.subjects == [("First", False), ("First shuffled", True), ("Second", False)]
     names = [name for name, _, _ in table.rows]
-    assert "mean nonzero" in names and all(len(cells) == 3 for _, _, cells in table.rows)
-    value, interval = table.rows[names.index("mean density energy 90")][2][0]
+    assert "Units that are not exactly zero" not in names, "it says nothing about these models"
+    assert names and all(len(cells) == 3 for _, _, cells in table.rows)
+    value, interval = table.rows[names.index("Units that hold 90 % of the energy")][2][0]
     scalar = outcome.results[0].scalars["mean_density_energy_90"]
     assert value == f"{100 * scalar.value:.2f} %" and interval.endswith(f"n = {scalar.interval.n}".replace(" ", "\xa0"))
+    assert [name for name, _ in table.said] == ["First", "First shuffled", "Second"]
+    assert all(finding.anchor in parsed.values("id") for _, finding in table.said)
     assert "Models and text" in parsed.text
 
 

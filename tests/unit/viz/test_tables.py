@@ -52,7 +52,7 @@ def test_a_fraction_is_a_percentage_only_where_its_metric_is_a_share():
 def test_rows_are_formatted_with_the_metric_of_their_row():
     frame = pd.DataFrame({"metric": ["gini", "density_l1_50"], "mean": [0.5, 0.5]})
     columns = (Column("metric", "metric", ""), Column("mean", "fraction", ""))
-    assert format_rows(frame, columns) == [["gini", "0.5000"], ["density_l1_50", "50.00 %"]]
+    assert format_rows(frame, columns) == [["gini", "0.5000"], ["density l1 50", "50.00 %"]]
     assert format_rows(frame, columns, 1) == [["gini", "0.5000"]]
     assert format_rows(frame.head(0), columns) == []
 
