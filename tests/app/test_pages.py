@@ -109,7 +109,7 @@ def test_overview_with_runs(two_runs):
     assert set(newest["model"]) == {"smollm2-135m", "pythia-70m"}
     headline = app.dataframe[0].value
     assert "> 99.99 %" in headline["Units that are not exactly zero"].iloc[0]
-    assert "Analyses by model" in words(app)
+    assert "Analyses by model" in words(app) and "What was found" in words(app)
 
 
 def test_series_of_checkpoints_have_a_matrix_of_their_own(two_runs, home):

@@ -99,7 +99,7 @@ def test_hostile_names_do_nothing(watch, served):
 def test_a_table_downloads_as_csv(watch, served):
     watched = opened(watch, served, f"result?run={served[1]}&view=unit_use")
     page = watched.page
-    page.get_by_text("Table unit_use").first.click()
+    page.get_by_text("Table unit use").first.click()
     with page.expect_download() as started:
         page.get_by_role("button", name="CSV").first.click()
     text = Path(started.value.path()).read_text()

@@ -126,7 +126,7 @@ def test_definitions_appear_on_hover_and_on_focus(watch, report):
 
 def test_the_csv_downloads_and_reads_back(watch, report):
     page = opened(watch, report).page
-    page.locator("summary", has_text="unit_use").click()
+    page.locator("summary", has_text="unit use").click()
     with page.expect_download() as started:
         page.locator("details[open] a[download]").click()
     text = Path(started.value.path()).read_text()

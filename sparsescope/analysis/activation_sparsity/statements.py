@@ -52,7 +52,7 @@ def _of_zeros(result: Result) -> list[Statement]:
         f"{said(nonzero)} of the hidden units are not zero on a token, on average over layers ({basis(nonzero)}): the other "
         f"{said_value(zero)} could be skipped without any change of the output."
     )
-    out = [Statement(text, "per_layer", ("mean_nonzero", "mean_zero_sparsity"))]
+    out = [Statement(text, "per_layer", ("mean_nonzero", "mean_zero_sparsity", _energy(result), "mean_gini", "dead_units"))]
     if spread := by_layer(rows(result, "per_layer", metric="density_nonzero"), "mean"):
         out.append(Statement(f"By layer, the share of units that are not zero runs {spread}.", "per_layer"))
     if bound := defined(result, "bound_weight_bytes_saved_nonzero"):
@@ -60,7 +60,7 @@ def _of_zeros(result: Result) -> list[Statement]:
             f"Skipping the zeros saves at most {said(bound[0])} of the weight bytes that one decoded token reads: a bound on "
             "counts, not a speed."
         )
-        out.append(Statement(text, "upper_bounds", (bound[0].name, "dead_units", _energy(result), "mean_gini")))
+        out.append(Statement(text, "upper_bounds", (bound[0].name,)))
     return out
 
 
@@ -74,7 +74,8 @@ def _of_energy(result: Result) -> list[Statement]:
         f"{said(held)} of the hidden units hold {percent} % of a token's energy (squared activations), on average over layers "
         f"({basis(held)})."
     )
-    out = [Statement(text, "per_layer", (name, name.replace("density", "sparsity")))]
+    named = (name, name.replace("density", "sparsity"), nearest(result, "mean_density_l1_", 90) or "", "mean_gini")
+    out = [Statement(text, "per_layer", (*named, "dead_units_in_use"))]
     if spread := by_layer(rows(result, "per_layer", metric=name.removeprefix("mean_")), "mean"):
         out.append(Statement(f"By layer, that share of units runs {spread}.", "per_layer"))
     if bound := defined(result, f"bound_weight_bytes_saved_energy_{percent}"):
@@ -84,8 +85,7 @@ def _of_energy(result: Result) -> list[Statement]:
             f"Leaving out the weak ones saves at most {said(bound[0])} of the weight bytes that one decoded token reads, and "
             "changes the output by an amount that is not measured here: a bound on counts, not a speed."
         )
-        named = (bound[0].name, nearest(result, "mean_density_l1_", 90) or "", "dead_units_in_use", "mean_gini")
-        out.append(Statement(text, "upper_bounds", named))
+        out.append(Statement(text, "upper_bounds", (bound[0].name,)))
     return out
 
 
