@@ -112,23 +112,25 @@ class Panel:
         head = (tag("p", tag("b", self.title), class_="panel-title"), tag("p", self.subtitle, class_="panel-subtitle"))
         return tag("div", *head, *self.body, class_="panel", role="group", aria_label=self.alt).html()
 
-    def page(self, mode: theme.Mode | None = None, *, framed: bool = False, source: str = "") -> str:
+    def page(self, mode: theme.Mode | None = None, *, framed: bool = False, clear: bool = False, source: str = "") -> str:
         """The panel as a page of its own that loads nothing and runs no script but its own.
 
         Args:
             mode: Light or dark; None follows the system.
-            framed: It is shown in a frame of the height ``height``: the background is that of the page around it.
+            framed: It is shown in a frame of the height ``height``, and what does not fit scrolls inside of the panel.
+            clear: The background is that of the page around the frame, which has the colors of ``mode``.
             source: Where the numbers come from, for the foot of the page.
         """
         form = "" if mode is None else f' data-theme="{mode}"'
-        body = '<body class="framed">' if framed else "<body>"
+        classes = " ".join(name for name, wanted in (("framed", framed), ("clear", clear)) if wanted)
         foot = tag("p", self.caption + (f" {source}" if source else ""), class_="panel-foot").html() if source else ""
         return (
             f'<!doctype html><html lang="en"{form}><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{policy(script())}">'
             f'<meta name="referrer" content="no-referrer"><title>{escaped(self.title)}</title>'
             f"<style>{page_css()}{css()}</style></head>"
-            f"{body}{self.html()}{foot}<script>{script()}</script></body></html>"
+            f'<body class="{classes}">{self.html()}'
+            f"{foot}<script>{script()}</script></body></html>"
         )
 
     def to_html(self, full_html: bool = True, **options: Any) -> str:
@@ -136,7 +138,8 @@ class Panel:
         if full_html:
             return self.page()
         # Without the right to the origin of the notebook: its page is out of reach for whatever runs in the frame.
-        page = html.escape(self.page(framed=True), quote=True)
+        # Light, as figures are in a notebook: whether the page around it is dark cannot be known.
+        page = html.escape(self.page("light", framed=True), quote=True)
         return (
             f'<iframe sandbox="allow-scripts" title="{escaped(self.alt)}" srcdoc="{page}" '
             f'style="width:100%;height:{self.height}px;border:0"></iframe>'
@@ -173,7 +176,7 @@ def page_css() -> str:
         colors[mode]["accent"] = theme.CATEGORIES[mode][0]
     return _schemes(colors) + (
         f"body {{ margin: 0; padding: .5rem; background: var(--bg); color: var(--ink); font: 16px/1.55 {theme.FONT}; }}\n"
-        "body.framed { background: transparent; padding: .15rem; }\n"
+        "body.clear { background: transparent; padding: .15rem; }\n"
     )
 
 

@@ -163,7 +163,9 @@ def _show(drawn: go.Figure | Panel, view: View, key: str) -> str:
     """Put a figure or a panel on the page, in its colors; return what it says to people who do not see it."""
     mode: theme.Mode = "dark" if st.context.theme.type == "dark" else "light"
     if isinstance(drawn, Panel):
-        st.iframe(drawn.page(mode, framed=True), height=drawn.height, alt=drawn.alt)  # its policy lets no script run but its own
+        st.iframe(
+            drawn.page(mode, framed=True, clear=True), height=drawn.height, alt=drawn.alt
+        )  # its policy lets no script run but its own
         return drawn.alt
     alt = str((drawn.layout.meta or {}).get("alt") or view.caption)
     shown = theme.restyle(drawn, mode)

@@ -54,7 +54,7 @@ def test_a_notebook_gets_a_frame_without_its_origin():
     assert re.findall(r"<(\w+)", shown) == ["iframe"] and 'sandbox="allow-scripts"' in shown
     assert some().to_html() == some().page()
     inside = unescape(re.search(r'srcdoc="([^"]*)"', shown).group(1))
-    assert inside == some().page(framed=True)
+    assert inside == some().page("light", framed=True), "its own background: that of the notebook is not known"
 
 
 def test_the_script_sets_text_and_builds_no_markup():
