@@ -77,7 +77,8 @@ def assert_quiet(watched):
 def test_overview_lists_the_runs_and_a_click_opens_one(watch, served):
     watched = opened(watch, served, "")
     page = watched.page
-    page.get_by_text("Models and analyses").wait_for()
+    page.get_by_text("What was found").wait_for()
+    page.get_by_text("Analyses by model").wait_for()
     page.get_by_role("link", name="python-docs").last.click()
     page.wait_for_url(re.compile(r"/result\?run=activation_sparsity-"))
     page.locator(".js-plotly-plot .main-svg").first.wait_for()
@@ -90,7 +91,7 @@ def test_a_deep_link_draws_every_view_with_alt_text(watch, served):
     page.wait_for_url(re.compile(rf"/result\?run={served[1]}"))
     views = analyses().get("activation_sparsity").views
     page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot').length === {len(views)}", timeout=30_000)
-    assert page.get_by_text("> 99.99 %").first.is_visible()
+    assert page.get_by_text("of a token's energy").first.is_visible()
     assert page.locator("[aria-label*='Line chart of density by layer']").count() >= 1
     assert_quiet(watched)
 
