@@ -57,6 +57,10 @@ def test_a_link_to_a_run_may_be_the_first_that_a_new_server_is_asked_for(browser
 def test_overview_lists_the_runs_and_a_click_opens_one(watch, served):
     watched = opened(watch, served, "")
     page = watched.page
+<<<<<<< HEAD
+=======
+    page.get_by_text("What was found").wait_for()
+>>>>>>> wt-says
     page.get_by_text("Analyses by model").wait_for()
     page.get_by_role("link", name="python-docs").last.click()
     page.wait_for_url(re.compile(r"/result\?run=activation_sparsity-"))
@@ -70,7 +74,7 @@ def test_a_deep_link_draws_every_view_with_alt_text(watch, served):
     page.wait_for_url(re.compile(rf"/result\?run={served[1]}"))
     views = analyses().get("activation_sparsity").views
     page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot').length === {len(views)}", timeout=30_000)
-    assert page.get_by_text("> 99.99 %").first.is_visible()
+    assert page.get_by_text("of a token's energy").first.is_visible()
     assert page.locator("[aria-label*='Line chart of density by layer']").count() >= 1
     assert_quiet(watched)
 
