@@ -57,10 +57,7 @@ def test_a_link_to_a_run_may_be_the_first_that_a_new_server_is_asked_for(browser
 def test_overview_lists_the_runs_and_a_click_opens_one(watch, served):
     watched = opened(watch, served, "")
     page = watched.page
-<<<<<<< HEAD
-=======
     page.get_by_text("What was found").wait_for()
->>>>>>> wt-says
     page.get_by_text("Analyses by model").wait_for()
     page.get_by_role("link", name="python-docs").last.click()
     page.wait_for_url(re.compile(r"/result\?run=activation_sparsity-"))
