@@ -156,7 +156,7 @@ def config_hash(model: Any) -> str:
         [path, type(module).__qualname__, module.extra_repr(), _functions(module)] for path, module in model.named_modules()
     ]
     facts = [computing(model.config.to_diff_dict()), modules]
-    foreign = [[path, *_foreign(module)] for path, module in model.named_modules() if _foreign(module)]
+    foreign = foreign_hooks(model)
     if foreign:
         facts.append(foreign)
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
@@ -168,9 +168,9 @@ def _functions(module: torch.nn.Module) -> list[list[str]]:
     return [[name, value.__qualname__] for name, value in sorted(held.items())]
 
 
-def has_foreign_hooks(model: Any) -> bool:
-    """Whether hooks or replaced methods that no library put there change what the modules compute; see ``config_hash``."""
-    return any(_foreign(module) for module in model.modules())
+def foreign_hooks(model: Any) -> list[list[str]]:
+    """Path of each module with hooks or replaced methods that no library put there, and their names; see ``config_hash``."""
+    return [[path, *_foreign(module)] for path, module in model.named_modules() if _foreign(module)]
 
 
 def _foreign(module: torch.nn.Module) -> list[str]:

@@ -22,7 +22,7 @@ import torch
 from sparsescope.core.variant import Variant, arguments_text
 from sparsescope.errors import SpecError, SubjectError, unknown_name
 from sparsescope.models.identity import SubjectIdentity as SubjectIdentity
-from sparsescope.models.identity import config_hash, fingerprint, has_foreign_hooks, named_tensors, weight_hash
+from sparsescope.models.identity import config_hash, fingerprint, foreign_hooks, named_tensors, weight_hash
 from sparsescope.models.structure import parameters as _parameters
 from sparsescope.models.structure import sites as _sites
 from sparsescope.models.structure.edits import Replace, edit
@@ -395,7 +395,9 @@ class Subject:
                 got=f"{of.id}, which has the very model of the variant",
                 next_step="change the model of subject.copy(), and give the subject as `of`",
             )
-        if not adds and has_foreign_hooks(self.model):
+        hooks = foreign_hooks(self.model)
+        declared = of.variant is not None and of.variant.beyond_weights and hooks == foreign_hooks(of.model)
+        if not adds and hooks and not declared:
             raise SpecError(
                 "a variant with hooks or methods of its own must say what it adds",
                 where=f"with_variant({kind!r}, adds=...)",

@@ -90,7 +90,7 @@ def study_notebook(study: Study, folder: Path) -> NotebookNode:
         text(f"finding-{index}-text", f"{heading}### {plain_markdown(finding.label)}")
         code(f"finding-{index}", f"study.findings[{index}]")
     text("results", _RESULTS)
-    for index, (subject, analysis) in enumerate((s.name, a.name) for s in declared.subjects for a in declared.analyses):
+    for index, (subject, analysis) in enumerate((s.name, a.id) for s in declared.subjects for a in declared.analyses):
         code(f"result-{index}", f"study.result({_literal(subject)}, {_literal(analysis)})")
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return make.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})

@@ -6,26 +6,25 @@ from typing import TYPE_CHECKING
 
 from sparsescope.core.escaping import cell_html
 from sparsescope.core.numbers import format_scalar
-from sparsescope.core.registry import find_record
-from sparsescope.errors import SpecError
+from sparsescope.core.statements import headline_of, title_of
 
 if TYPE_CHECKING:
+    from sparsescope.core.result import Result
     from sparsescope.runner.findings import CheckedFinding
-    from sparsescope.runner.study import StudyResult, StudyRun
+    from sparsescope.runner.study import StudyResult
 
 _LONGEST = 4000
-_FEW = 8
 
 
 def numbers_html(outcome: StudyResult) -> str:
     """Return the headline numbers side by side: a table for each analysis, a column for each subject; failed runs below."""
     tables = []
     for analysis in outcome.study.declared.analyses:
-        runs = [run for run in outcome.runs if run.analysis == analysis.name and run.result is not None]
-        if runs:
-            tables.append(_table(analysis.name, runs))
+        results = {run.subject.title: run.result for run in outcome.runs if run.id == analysis.id and run.result is not None}
+        if results:
+            tables.append(_table(analysis.id or analysis.name, results))
     failed = "".join(
-        f"<li>{cell_html(run.subject.title)}, {cell_html(run.analysis)}: {cell_html(run.error.what, _LONGEST)}</li>"
+        f"<li>{cell_html(run.subject.title)}, {cell_html(run.id)}: {cell_html(run.error.what, _LONGEST)}</li>"
         for run in outcome.failed
         if run.error is not None
     )
@@ -42,20 +41,15 @@ def finding_html(verdict: CheckedFinding) -> str:
     )
 
 
-def _table(analysis: str, runs: list[StudyRun]) -> str:
-    """Headline numbers of one analysis."""
-    found = {run.subject.title: run.result.scalars for run in runs if run.result is not None}
-    present = {name: scalar for scalars in found.values() for name, scalar in scalars.items()}
-    try:
-        headline = find_record(analysis).headline
-    except SpecError:  # the package that made the runs is not installed
-        headline = ()
-    names = [name for name in headline if name in present] or list(present)[:_FEW]
-    head = "".join(f"<th>{cell_html(title)}</th>" for title in found)
-    rows = "".join(
-        f"<tr><td title='{cell_html(present[name].definition, _LONGEST)}'>{cell_html(name.replace('_', ' '))}</td>"
-        + "".join(f"<td>{cell_html(format_scalar(scalars[name])) if name in scalars else '–'}</td>" for scalars in found.values())
-        + "</tr>"
-        for name in names
-    )
-    return f"<h4>{cell_html(analysis)}</h4><table><tr><th></th>{head}</tr>{rows}</table>"
+def _table(heading: str, results: dict[str, Result]) -> str:
+    """Headline numbers of one analysis, a column for each subject."""
+    names = dict.fromkeys(scalar.name for result in results.values() for scalar in headline_of(result))
+    present = {name: (result, scalar) for result in results.values() for name, scalar in result.scalars.items()}
+    rows = ""
+    for name in names:
+        result, scalar = present[name]
+        cells = [format_scalar(found.scalars[name]) if name in found.scalars else "–" for found in results.values()]
+        title = f"<td title='{cell_html(scalar.definition, _LONGEST)}'>{cell_html(title_of(result.analysis, scalar))}</td>"
+        rows += f"<tr>{title}{''.join(f'<td>{cell_html(cell)}</td>' for cell in cells)}</tr>"
+    head = "".join(f"<th>{cell_html(title)}</th>" for title in results)
+    return f"<h4>{cell_html(heading)}</h4><table><tr><th></th>{head}</tr>{rows}</table>"

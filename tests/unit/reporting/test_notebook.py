@@ -103,7 +103,14 @@ def on_a_small_budget(name, folder):
             "question =", "tokens = 300\nquestion ="
         )
     few = "surrogates = 19, draws = 100" if name == "grokking" else "resamples = 100"
-    study = re.sub(r"(\[\[analysis\]\]\nname = .*)", rf"\1\nparams = {{ {few} }}", study)
+    first, *blocks = study.split("[[analysis]]")
+    blocks = [
+        block.replace("params = {", f"params = {{ {few},", 1)
+        if "params = {" in block.partition("\n[[")[0]
+        else f"\nparams = {{ {few} }}{block}"
+        for block in blocks
+    ]
+    study = "[[analysis]]".join([first, *blocks])
     (home / "study.toml").write_text(study)
     (home / f"{name}.ipynb").write_text(notebook)
     return home / f"{name}.ipynb"
