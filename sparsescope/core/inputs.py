@@ -99,15 +99,17 @@ def why_not(inputs: Iterable[Input], requires: frozenset[str], known: Iterable[K
             return f"it reads one {wanted.role.replace('_', ' ')}, and {len(there)} are given"
         read += there
     has = frozenset[str]().union(*(entry.has for entry in read))
-    missing = _surely_missing(requires - has, read)
     # What an input needs, it needs from those that it comes after: a text is read by the model before it.
-    for place, entry in enumerate(read):
-        missing |= _surely_missing(entry.needs - has, read[:place])
+    asked = [(requires, read), *((entry.needs, read[:place]) for place, entry in enumerate(read))]
+    missing, names = set[str](), list[str]()
+    for needs, givers in asked:
+        if lacking := _surely_missing(needs - has, givers):
+            missing |= lacking
+            names += [entry.name for entry in givers if not entry.needs]
     if missing:
-        names = ", ".join(dict.fromkeys(entry.name for entry in read if not entry.needs)) or "what is given"
-        return f"it needs {', '.join(sorted(missing)).replace('_', ' ')}, and {names} has none"
-    needs = requires.union(*(entry.needs for entry in read)) - has
-    return NOT_KNOWN if needs else None
+        whose = ", ".join(dict.fromkeys(names)) or "what is given"
+        return f"it needs {', '.join(sorted(missing)).replace('_', ' ')}, and {whose} has none"
+    return NOT_KNOWN if requires.union(*(entry.needs for entry in read)) - has else None
 
 
 def _surely_missing(needs: frozenset[str], givers: list[Known]) -> set[str]:

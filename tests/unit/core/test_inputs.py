@@ -59,3 +59,9 @@ def test_an_optional_input_may_be_absent_and_counts_where_it_is_there():
     code = known("dictionary", has=["code"], whole=True, name="d")
     assert why_not(declared, frozenset({"code"}), [known(whole=True), code]) is None
     assert why_not(declared, frozenset({"code"}), [known(whole=True)]) == "it needs code, and m has none"
+
+
+def test_what_a_text_needs_comes_from_the_model_before_it():
+    model, words = known(lacks=["tokenizer"]), Known("word_list", "words.txt")
+    declared = declared_inputs(("subject", "text", "word_list"))
+    assert why_not(declared, NONE, [model, TEXT, words]) == "it needs tokenizer, and m has none"

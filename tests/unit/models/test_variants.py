@@ -282,3 +282,14 @@ def test_hooks_of_a_pass_are_no_change() -> None:
     before = subject.identity
     with subject.attach(subject.sites("blocks.*.mlp.hook_post"), lambda *_: None):
         assert subject.identity == before
+
+
+def test_a_variant_with_hooks_says_what_it_adds() -> None:
+    subject = load("random-llama")
+    changed = subject.copy()
+    changed.model.model.layers[1].mlp.register_forward_hook(_Clip())
+    with pytest.raises(SpecError, match="must say what it adds"):
+        changed.with_variant("clipped", {"to": 1e-4}, of=subject)
+    one = changed.with_variant("clipped", {"to": 1e-4}, of=subject, adds="a")
+    pruned = one.copy().with_variant("pruned", {}, of=one)  # its weights say what it did, its parent what the hooks do
+    assert pruned.variant is not None and [kind.kind for kind in pruned.variant.chain] == ["pruned", "clipped"]
