@@ -215,13 +215,17 @@ class Subject:
         return output.logits if logits else output.last_hidden_state
 
     def forward_through(self, layer: int, input_ids: Any, attention_mask: Any = None) -> None:
-        """Run the blocks up to ``layer`` and nothing after them, for hooks that look at them; there is no output.
+        """Run the blocks up to ``layer``, and none after it, for hooks that look at them; there is no output.
 
         Args:
             layer: Number of the last block that is run.
             input_ids: As in ``forward``.
             attention_mask: As in ``forward``.
         """
+
+        if layer == self.n_layers - 1:  # what comes after the last block is next to nothing
+            self.forward(input_ids, attention_mask)
+            return
 
         def stop(module: Any, args: tuple[Any, ...], output: Any) -> None:
             raise _Stopped
