@@ -222,7 +222,6 @@ class Subject:
             input_ids: As in ``forward``.
             attention_mask: As in ``forward``.
         """
-
         if layer == self.n_layers - 1:  # what comes after the last block is next to nothing
             self.forward(input_ids, attention_mask)
             return

@@ -292,8 +292,8 @@ class StudyResult:
                         "n": ends.n if ends else None, "run": run.result.run_id if run.result else None,
                     }
                 )  # fmt: skip
-        names = ("subject", "label", "control_of", "analysis", "id", "scalar", "value", "unit", "low", "high", "n", "run")
-        return pd.DataFrame(rows, columns=list(names))
+        names = "subject label control_of analysis id scalar value unit low high n run"
+        return pd.DataFrame(rows, columns=names.split())
 
 
 def studies(start: Path | None = None) -> dict[str, Path]:
