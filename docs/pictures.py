@@ -1,7 +1,9 @@
-"""Makes the pictures of the README from stored runs: the first screen of a report and one page of the explorer.
+"""Makes the pictures of the README from stored runs: the first screen of a report and one
+page of the explorer.
 
-``make pictures`` runs this. Nothing is computed: the runs of a model must be there (``make report``). Both pictures are
-what a browser of 1280 x 720 shows, at twice its resolution, in a palette: the files stay small in the repository.
+``make pictures`` runs this. Nothing is computed: the runs of a model must be there (``make report``). Both
+pictures are what a browser of 1280 x 720 shows, at twice its resolution, in a palette: the files stay small
+in the repository.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def picture(page: Page) -> bytes:
 
 def opened(browser: Browser, address: str, ready: str) -> Page:
     """A page of a light theme, once something is there."""
-    page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]}, device_scale_factor=SCALE, color_scheme="light")
+    page = browser.new_page(
+        viewport={"width": SIZE[0], "height": SIZE[1]}, device_scale_factor=SCALE, color_scheme="light"
+    )
     page.goto(address)
     page.wait_for_selector(ready, timeout=60_000)
     return page
@@ -57,27 +61,35 @@ def opened(browser: Browser, address: str, ready: str) -> Page:
 
 def main() -> None:
     """Write ``report.png`` and ``explorer.png`` beside this file."""
-    given = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    given = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     given.add_argument("--subject", default="smollm2-135m", help="model whose stored runs are shown")
-    given.add_argument("--analysis", default="activation_sparsity", help="analysis whose run the explorer shows")
+    given.add_argument(
+        "--analysis", default="activation_sparsity", help="analysis whose run the explorer shows"
+    )
     given.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder of the pictures")
     options = given.parse_args()
     results = stored(options.subject)
     shown = {result.analysis: result for result in results}.get(options.analysis)
     if shown is None:
-        sys.exit(f"no stored run of {options.analysis} on {options.subject} in {home()}; make report leaves one")
+        sys.exit(
+            f"no stored run of {options.analysis} on {options.subject} in {home()}; make report leaves one"
+        )
     chromium = BROWSERS["get"](os.environ, Path.home(), root=os.geteuid() == 0)
     with (
         tempfile.TemporaryDirectory() as folder,
         sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=str(chromium), args=["--no-sandbox", "--disable-gpu"]) as browser,
+        playwright.chromium.launch(
+            executable_path=str(chromium), args=["--no-sandbox", "--disable-gpu"]
+        ) as browser,
     ):
         report = ss.report(results, Path(folder) / "report.html")
         pictures = {"report.png": picture(opened(browser, report.as_uri(), "html[data-drawn]"))}
         with BROWSERS["served"](home(), Path(folder) / "server.log") as port:
             page = opened(browser, explorer.address(port, shown.run_id), ".main-svg")
             page.wait_for_selector(IDLE)
-            page.locator(".js-plotly-plot").first.evaluate("figure => figure.scrollIntoView({block: 'center'})")
+            page.locator(".js-plotly-plot").first.evaluate(
+                "figure => figure.scrollIntoView({block: 'center'})"
+            )
             pictures["explorer.png"] = picture(page)
     for name, data in pictures.items():
         (options.output / name).write_bytes(data)

@@ -13,7 +13,8 @@ and compares them with no edit elsewhere. Declarations import no torch, and neit
         name="positive_share", version="1", title="Share of positive activations",
         summary="How many activations of a layer are above a threshold.",
         params=ShareParams, compute="toy_sparsity.share", view_module="toy_sparsity.views",
-        tables={"shares": (Column("layer", "layer", "Layer."), Column("share", "fraction", "Share above it."))},
+        tables={"shares": (Column("layer", "layer", "Layer."),
+                           Column("share", "fraction", "Share above it."))},
         views=(View("shares", "Positive activations by layer", "One bar for each layer.", table="shares"),),
     )
 
@@ -39,8 +40,8 @@ entry point group           record
 An analysis gets a ``Context`` and gives a ``Result``. One that reads activations in the shared forward pass
 has an ``Accumulator`` (``DocumentAccumulator`` is a base for it), which is fed ``ActivationBatch`` objects;
 ``DocumentBootstrap`` gives an ``Estimate`` with its ``Interval`` over documents. The module of
-``Analysis.statements`` says what a result shows, as ``Statement`` objects. ``sparsescope.testing`` holds records
-to their contracts; ``CONTRIBUTING.md`` has the recipes step by step.
+``Analysis.statements`` says what a result shows, as ``Statement`` objects. ``sparsescope.testing`` holds
+records to their contracts; ``CONTRIBUTING.md`` has the recipes step by step.
 """
 
 from __future__ import annotations

@@ -43,7 +43,9 @@ def check_subject(subject: Subject) -> None:
     sites = [site for site in subject.sites("blocks.*.*") if site.kind != "experts"]
     for failure in (None, RuntimeError, KeyboardInterrupt):
 
-        def callback(site: Any, tensor: Any, rows: Any, failure: type[BaseException] | None = failure) -> None:
+        def callback(
+            site: Any, tensor: Any, rows: Any, failure: type[BaseException] | None = failure
+        ) -> None:
             assert tensor.shape[-1] == site.width, f"{site.name} is {tensor.shape[-1]} wide, not {site.width}"
             if failure is not None and site.layer == subject.n_layers - 1:
                 raise failure("on purpose")
@@ -63,8 +65,12 @@ def check_subject(subject: Subject) -> None:
 def check_source(source: ActivationSource) -> None:
     """Check that a source gives the same batches every time and from any place on, as many as it says."""
     whole = [_copied(batch) for batch in source]
-    assert [batch["index"] for batch in whole] == list(range(source.n_batches)), "batches are not numbered from 0"
-    assert sum(len(batch["token_ids"]) for batch in whole) == source.n_tokens, "another number of tokens than it says"
+    assert [batch["index"] for batch in whole] == list(range(source.n_batches)), (
+        "batches are not numbered from 0"
+    )
+    assert sum(len(batch["token_ids"]) for batch in whole) == source.n_tokens, (
+        "another number of tokens than it says"
+    )
     names = [site.name for site in source.sites]
     for start in sorted({0, 1, len(whole) // 2, len(whole) - 1, len(whole)}):
         rest = [_copied(batch) for batch in source.batches(start)]
@@ -72,22 +78,29 @@ def check_source(source: ActivationSource) -> None:
         for batch, other in zip(whole[start:], rest, strict=True):
             assert sorted(batch["values"]) == sorted(names), f"batch {batch['index']} has other sites"
             for key, value in batch.items():
-                np.testing.assert_equal(other[key], value, err_msg=f"{key} of batch {batch['index']}, read from {start} on")
-    assert json.loads(json.dumps(source.fingerprint)) == source.fingerprint, "the fingerprint does not survive JSON"
+                np.testing.assert_equal(
+                    other[key], value, err_msg=f"{key} of batch {batch['index']}, read from {start} on"
+                )
+    assert json.loads(json.dumps(source.fingerprint)) == source.fingerprint, (
+        "the fingerprint does not survive JSON"
+    )
 
 
 def _copied(batch: ActivationBatch) -> dict[str, Any]:
     """What a batch holds; its memory is used again."""
     values = {name: value.float().cpu().numpy().copy() for name, value in batch.values.items()}
-    found = {name: getattr(batch, name) for name in ("index", "document", "domain", "token_ids", "positions", "rows")}
+    found = {
+        name: getattr(batch, name)
+        for name in ("index", "document", "domain", "token_ids", "positions", "rows")
+    }
     return {**found, "values": values}
 
 
 def check_variant(kind: VariantKind, subject: Subject, **params: Any) -> Subject:
     """Check a registered kind of variant on a subject and return what it made.
 
-    The subject stays as it is; made twice the variant is the same; its name means the same variant; where the model computes
-    something else, and no weights say so, the variant says that it adds something.
+    The subject stays as it is; made twice the variant is the same; its name means the same variant; where the
+    model computes something else, and no weights say so, the variant says that it adds something.
 
     Args:
         kind: The kind.
@@ -108,18 +121,25 @@ def check_variant(kind: VariantKind, subject: Subject, **params: Any) -> Subject
     assert made.variant is not None and made.variant.parent == before[0].as_parent(), "it says another parent"
     assert made.identity == again.identity == made.copy().identity, "made again, or copied, it is another"
     asked, bare = read_name(made.id)
-    assert asked[0].kind is kind and bare == read_name(subject.id)[1], f"its name {made.id!r} does not name it"
-    assert asked[0].params.model_dump(mode="json") == made.variant.parameters, f"{made.id!r} means other parameters"
+    assert asked[0].kind is kind and bare == read_name(subject.id)[1], (
+        f"its name {made.id!r} does not name it"
+    )
+    assert asked[0].params.model_dump(mode="json") == made.variant.parameters, (
+        f"{made.id!r} means other parameters"
+    )
     if made.identity.weight_hash == before[0].weight_hash and not torch.equal(made.forward(ids), before[2]):
-        assert made.variant.adds, "it computes something else with the same weights, and does not say what it adds"
+        assert made.variant.adds, (
+            "it computes something else with the same weights, and does not say what it adds"
+        )
     return made
 
 
 def check_accumulator(make: Callable[[], Accumulator], batches: Sequence[ActivationBatch]) -> None:
     """Check the laws of an accumulator on a stream of batches of at least two documents.
 
-    Any split at a document boundary gives, merged in order, the state of the whole stream: integers bit for bit,
-    floats to 1e-12 relative; merged in the other order, its totals; a saved and restored state goes on exactly.
+    Any split at a document boundary gives, merged in order, the state of the whole stream: integers
+    bit for bit, floats to 1e-12 relative; merged in the other order, its totals; a saved and restored
+    state goes on exactly.
     """
     documents = list(dict.fromkeys(batch.document for batch in batches))
     assert len(documents) >= 2, "give at least two documents"
@@ -144,11 +164,13 @@ def check_accumulator(make: Callable[[], Accumulator], batches: Sequence[Activat
     _same_state(resumed, whole, "restored state")
 
 
-def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus: Corpus | None = None, **more: Any) -> Result:
+def check_analysis(
+    record: Analysis, subject: Subject | CheckpointSeries, corpus: Corpus | None = None, **more: Any
+) -> Result:
     """Check a registered analysis end to end and return its result.
 
-    Runs twice and compares; stores, reopens and compares; draws every view, also of every preset; asks for definitions and
-    unknown parameters.
+    Runs twice and compares; stores, reopens and compares; draws every view, also of every preset; asks for
+    definitions and unknown parameters.
 
     Args:
         record: The analysis.
@@ -169,8 +191,12 @@ def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus
         _check_views(record, stored)  # here, because a view may read what the run left in the folder
         for preset in record.presets:
             other = run(record.name, subject, corpus, store=folder, preset=preset, **more)
-            assert other.provenance["preset"] == preset and other.run_id != result.run_id, f"preset {preset} is no run of its own"
-            assert set(record.headline) <= set(other.scalars), f"a headline scalar is missing from preset {preset}"
+            assert other.provenance["preset"] == preset and other.run_id != result.run_id, (
+                f"preset {preset} is no run of its own"
+            )
+            assert set(record.headline) <= set(other.scalars), (
+                f"a headline scalar is missing from preset {preset}"
+            )
             _check_views(record, other)
         for tensor in stored.tensors.values():
             _ = tensor.array  # read when first used
@@ -181,10 +207,16 @@ def check_analysis(record: Analysis, subject: Subject | CheckpointSeries, corpus
     for scalar in result.scalars.values():
         assert scalar.definition.strip(), f"scalar {scalar.name} has no definition"
     for name, columns in result.columns.items():
-        assert list(result.tables[name].columns) == [column.name for column in columns], f"columns of table {name}"
-        assert all(column.description.strip() for column in columns), f"a column of table {name} has no description"
+        assert list(result.tables[name].columns) == [column.name for column in columns], (
+            f"columns of table {name}"
+        )
+        assert all(column.description.strip() for column in columns), (
+            f"a column of table {name} has no description"
+        )
     if record.tables:
-        assert set(result.tables) <= set(record.tables), f"not declared: {sorted(set(result.tables) - set(record.tables))}"
+        assert set(result.tables) <= set(record.tables), (
+            f"not declared: {sorted(set(result.tables) - set(record.tables))}"
+        )
     assert set(record.headline) <= set(result.scalars), "a headline scalar is missing"
     check_statements(stored)
     try:
@@ -203,7 +235,9 @@ def _check_views(record: Analysis, result: Result) -> None:
 
 
 def check_statements(result: Result) -> None:
-    """Check what a result says: one to three sentences in words, each of a figure and numbers that are there."""
+    """Check what a result says: one to three sentences in words, each of a figure and
+    numbers that are there.
+    """
     import importlib
     import re
 
@@ -213,11 +247,15 @@ def check_statements(result: Result) -> None:
     record = find_record(result.analysis)
     own = importlib.import_module(record.statements).statements(result) if record.statements else None
     said = statements_of(result)
-    assert 1 <= len(said if own is None else own) <= MOST, f"{record.name} says {len(said)} things, not 1 to {MOST}"
+    assert 1 <= len(said if own is None else own) <= MOST, (
+        f"{record.name} says {len(said)} things, not 1 to {MOST}"
+    )
     for statement in own or said:
         assert statement.text.strip().endswith("."), f"no sentence: {statement.text!r}"
         identifier = re.search(r"\b[a-z0-9]+_[a-z0-9_]+", statement.text)
-        assert identifier is None, f"an identifier, {identifier and identifier[0]}, stands where words belong: {statement.text!r}"
+        assert identifier is None, (
+            f"an identifier, {identifier and identifier[0]}, stands where words belong: {statement.text!r}"
+        )
         views = {"", *(view.name for view in record.views)}
         assert statement.view in views, f"there is no view {statement.view!r}: {statement.text!r}"
     named = {name for statement in said for name in statement.scalars}
@@ -225,7 +263,9 @@ def check_statements(result: Result) -> None:
 
 
 def check_figure(figure: Any, name: str = "figure") -> None:
-    """Check that a figure has a title, axis titles, alt text, valid JSON and only SVG traces; of a panel see ``check_panel``."""
+    """Check that a figure has a title, axis titles, alt text, valid JSON and only SVG traces; of a
+    panel see ``check_panel``.
+    """
     from sparsescope.viz.panel import Panel
 
     if isinstance(figure, Panel):
@@ -235,19 +275,27 @@ def check_figure(figure: Any, name: str = "figure") -> None:
     assert described["layout"].get("title", {}).get("text"), f"{name} has no title"
     meta = described["layout"].get("meta") or {}
     assert meta.get("alt"), f"{name} has no alt text"
-    assert not [trace["type"] for trace in described["data"] if "gl" in trace["type"]], f"{name} has WebGL traces"
+    assert not [trace["type"] for trace in described["data"] if "gl" in trace["type"]], (
+        f"{name} has WebGL traces"
+    )
     if described["data"]:
         for axis in ("xaxis", "yaxis"):
-            titles = [v.get("title", {}).get("text") for k, v in described["layout"].items() if k.startswith(axis)]
+            titles = [
+                v.get("title", {}).get("text") for k, v in described["layout"].items() if k.startswith(axis)
+            ]
             assert any(titles), f"{name} has no title on any {axis}"
 
 
 def check_panel(panel: Panel, name: str = "panel") -> None:
-    """Check that a panel has a title and alt text, that every mark says what it is, and that its page allows one script only."""
+    """Check that a panel has a title and alt text, that every mark says what it is, and that its page
+    allows one script only.
+    """
     assert panel.title.strip(), f"{name} has no title"
     assert panel.alt.strip(), f"{name} has no alt text"
     tags = [tag for top in panel.body for tag in top]
-    silent = [tag for tag in tags if "data-mark" in tag.attributes and not tag.attributes.get("title", "").strip()]
+    silent = [
+        tag for tag in tags if "data-mark" in tag.attributes and not tag.attributes.get("title", "").strip()
+    ]
     assert not silent, f"{name} has {len(silent)} marks that say nothing without the script"
     elements = Counter(re.findall(r"<([a-z]+)", panel.html()))
     expected = Counter(tag.name for tag in tags) + Counter(("div", "p", "b", "p"))
@@ -261,7 +309,8 @@ def check_same_numbers(a: Result, b: Result, *, rtol: float = 0.0) -> None:
     Args:
         a: One result.
         b: The other.
-        rtol: Relative tolerance of floats; 0 asks for equal bits. Counts and texts are always compared exactly.
+        rtol: Relative tolerance of floats; 0 asks for equal bits. Counts and texts are
+            always compared exactly.
     """
     import pandas as pd
 
@@ -279,7 +328,9 @@ def check_same_numbers(a: Result, b: Result, *, rtol: float = 0.0) -> None:
         pd.testing.assert_frame_equal(frame, b.tables[name], obj=f"table {name}", **close)
     assert list(a.tensors) == list(b.tensors), "other tensors"
     for name, tensor in a.tensors.items():
-        np.testing.assert_allclose(tensor.array, b.tensors[name].array, rtol=rtol, atol=0, err_msg=f"tensor {name}")
+        np.testing.assert_allclose(
+            tensor.array, b.tensors[name].array, rtol=rtol, atol=0, err_msg=f"tensor {name}"
+        )
 
 
 def _fed(make: Callable[[], Accumulator], batches: Sequence[ActivationBatch]) -> Accumulator:
@@ -289,7 +340,9 @@ def _fed(make: Callable[[], Accumulator], batches: Sequence[ActivationBatch]) ->
     return accumulator
 
 
-def _through_json(state: tuple[dict[str, np.ndarray], dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _through_json(
+    state: tuple[dict[str, np.ndarray], dict[str, Any]],
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What a state becomes on its way over a disk."""
     arrays, meta = state
     return {name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(meta))

@@ -12,7 +12,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell ignores Ctrl-C in what it starts in the background; tests of interrupts, and their processes, must not inherit it.
+    # A shell ignores Ctrl-C in what it starts in the background; tests of interrupts, and their processes,
+    # must not inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -32,7 +33,9 @@ def glass():
 
 @pytest.fixture(scope="session")
 def tiny_series(tmp_path_factory):
-    """The folder ``tiny`` of a series of three checkpoints, trained in a moment; a test that damages it takes a copy."""
+    """The folder ``tiny`` of a series of three checkpoints, trained in a moment; a test that
+    damages it takes a copy.
+    """
     from sparsescope.training.recipe import Recipe
     from sparsescope.training.trainer import train
 
@@ -61,7 +64,11 @@ def texts():
     sentence = "the quick brown fox jumps over a lazy dog while seven wizards box with gloves made of velvet"
     words = sentence.split()
     return [
-        Document(f"doc{n}", "fox" if n % 2 else "dog", " ".join(words[(n * 7 + i * (n + 2)) % len(words)] for i in range(60)))
+        Document(
+            f"doc{n}",
+            "fox" if n % 2 else "dog",
+            " ".join(words[(n * 7 + i * (n + 2)) % len(words)] for i in range(60)),
+        )
         for n in range(6)
     ]
 
@@ -85,7 +92,9 @@ def helper(name, folder):
 
 @pytest.fixture(scope="session")
 def synthetic():
-    """The module with ``activation_result``, ``store_result`` and the hostile strings (tests/app/synthetic_results.py)."""
+    """The module with ``activation_result``, ``store_result`` and the
+    hostile strings (tests/app/synthetic_results.py).
+    """
     return helper("synthetic_results", "app")
 
 

@@ -8,7 +8,8 @@ from typing import NoReturn
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-# A folder "pages" would be served by Streamlit itself, without the frame of the app, until somebody opens the app.
+# A folder "pages" would be served by Streamlit itself, without the frame of the app, until
+# somebody opens the app.
 _FOLDER = Path(__file__).parent / "screens"
 
 
@@ -16,8 +17,12 @@ def pages() -> dict[str, StreamlitPage]:
     """Return the pages by name; the names are part of every shared link."""
     return {
         "overview": st.Page(_FOLDER / "overview.py", title="Runs", icon=":material/grid_view:", default=True),
-        "result": st.Page(_FOLDER / "result.py", title="Result", icon=":material/show_chart:", url_path="result"),
-        "compare": st.Page(_FOLDER / "compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"),
+        "result": st.Page(
+            _FOLDER / "result.py", title="Result", icon=":material/show_chart:", url_path="result"
+        ),
+        "compare": st.Page(
+            _FOLDER / "compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"
+        ),
     }
 
 

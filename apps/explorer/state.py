@@ -46,7 +46,13 @@ class Run:
     def label(self) -> str:
         """Name in lists: model, analysis, corpus, preset, time, the start of the digest."""
         preset = self.preset and f"{self.preset} preset"
-        parts = (self.subject, title_of(self.analysis), self.corpus, preset, self.created[:16].replace("T", " "))
+        parts = (
+            self.subject,
+            title_of(self.analysis),
+            self.corpus,
+            preset,
+            self.created[:16].replace("T", " "),
+        )
         return " · ".join([*(part for part in parts if part), self.run_id.rsplit("-", 1)[-1][:6]])
 
 
@@ -98,13 +104,18 @@ def record_of(analysis: str) -> Analysis | None:
 
 
 def studied(analysis: str) -> str:
-    """Return the role of what an analysis studies: the first that it reads; a model where its package is not installed."""
+    """Return the role of what an analysis studies: the first that it reads; a model where its
+    package is not installed.
+    """
     record = record_of(analysis)
-    return record.roles[0] if record is not None and record.roles and record.roles[0] in roles() else "subject"
+    return (
+        record.roles[0] if record is not None and record.roles and record.roles[0] in roles() else "subject"
+    )
 
 
 def known_of(subject: str, found: Sequence[Run]) -> list[Known]:
-    """Say what is known of what was studied, for ``Analysis.fits``: by its name, and by the runs that there are of it.
+    """Say what is known of what was studied, for ``Analysis.fits``: by its name, and by the runs
+    that there are of it.
 
     Args:
         subject: Its name.
@@ -150,7 +161,9 @@ def choose(
     if st.session_state.get(key) not in options:
         st.session_state.pop(key, None)
         if asked is not None and asked not in options:
-            st.warning(f"The link asks for {key} {plain(asked[:80])}, which is not here. The default is shown.")
+            st.warning(
+                f"The link asks for {key} {plain(asked[:80])}, which is not here. The default is shown."
+            )
         st.session_state[key] = asked if asked in options else options[default]
     value = container.selectbox(label, options, key=key, format_func=name)
     if st.query_params.get(key) != value:

@@ -1,9 +1,9 @@
 """Mergeable streaming statistics over activation batches.
 
-An accumulator is the unit that shares a forward pass with others and that is fanned out over workers: ``update`` takes
-a batch, ``merge`` adds what another worker saw on other documents, ``state``/``restore`` carry it over a restart.
-Statistics are summed by document, so that sums of a split stream are those of the whole stream: counts bit for bit, float64
-to the last digits. Shapes: C documents (clusters).
+An accumulator is the unit that shares a forward pass with others and that is fanned out over workers:
+``update`` takes a batch, ``merge`` adds what another worker saw on other documents, ``state``/``restore``
+carry it over a restart. Statistics are summed by document, so that sums of a split stream are those of the
+whole stream: counts bit for bit, float64 to the last digits. Shapes: C documents (clusters).
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ class Accumulator(Protocol):
 class DocumentAccumulator:
     """The base of accumulators that read a stream of whole documents, one after the other.
 
-    It knows which documents were seen and which one is open, refuses what cannot be merged, and keeps the executor and the
-    places of documents in arrays by document. A statistic defines ``_take`` and, where it has something to do, ``_close``,
-    ``_make_room`` and ``finish``; and ``_join``, ``_arrays`` and ``_load`` for merging and for its state.
+    It knows which documents were seen and which one is open, refuses what cannot be merged, and keeps the
+    executor and the places of documents in arrays by document. A statistic defines ``_take`` and, where it
+    has something to do, ``_close``, ``_make_room`` and ``finish``; and ``_join``, ``_arrays`` and ``_load``
+    for merging and for its state.
 
     Args:
         sites: Sites to measure.
@@ -66,7 +67,8 @@ class DocumentAccumulator:
 
     Attributes:
         documents: Numbers of the documents that were seen.
-        clusters: Place of each (domain, document) in arrays by document; documents beyond ``MAX_CLUSTERS`` share places.
+        clusters: Place of each (domain, document) in arrays by document; documents beyond
+            ``MAX_CLUSTERS`` share places.
     """
 
     def __init__(self, sites: Sequence[Site], measure: tuple[Any, ...], threads: int | None = None) -> None:
@@ -141,7 +143,8 @@ class DocumentAccumulator:
         self._load({name: array.copy() for name, array in arrays.items()})
 
     def by_document(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Places in the order of documents, with their domains and document numbers (modulo ``MAX_CLUSTERS``), int64 [C] each.
+        """Places in the order of documents, with their domains and document numbers (modulo
+        ``MAX_CLUSTERS``), int64 [C] each.
 
         In this order nothing depends on how streams were split and merged.
         """
@@ -181,7 +184,9 @@ class DocumentAccumulator:
         """Hold at least as many documents in arrays by document."""
 
     def _join(self, other: Self, places: list[tuple[int, int]]) -> None:
-        """Add the sums of ``other``; ``places`` are pairs of an own place and one of ``other`` for the same document."""
+        """Add the sums of ``other``; ``places`` are pairs of an own place and one of ``other`` for
+        the same document.
+        """
         raise NotImplementedError
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -194,7 +199,9 @@ class DocumentAccumulator:
 
 
 def with_room(array: np.ndarray, clusters: int) -> np.ndarray:
-    """The array by document with room for ``clusters``; room doubles, so that a long stream is not copied each time."""
+    """The array by document with room for ``clusters``; room doubles, so that a long stream is
+    not copied each time.
+    """
     if clusters <= len(array):
         return array
     spare = max(2 * len(array), clusters, 16) - len(array)

@@ -1,7 +1,7 @@
 """Upper bounds on what a measured density could save, as table rows with intervals.
 
-Shared by the analyses that measure densities. A bound is linear in the densities of the layers, so its interval comes
-from the same resamples of documents. Shapes: L layers, B resamples.
+Shared by the analyses that measure densities. A bound is linear in the densities of the layers, so its
+interval comes from the same resamples of documents. Shapes: L layers, B resamples.
 """
 
 from __future__ import annotations
@@ -14,26 +14,41 @@ import numpy as np
 
 from sparsescope.core.columns import Column
 from sparsescope.core.tables import with_interval
-from sparsescope.metrics.bounds import SCHEMES, Assumptions, ModelDimensions, Scheme, amdahl_bound, upper_bounds
+from sparsescope.metrics.bounds import (
+    SCHEMES,
+    Assumptions,
+    ModelDimensions,
+    Scheme,
+    amdahl_bound,
+    upper_bounds,
+)
 from sparsescope.metrics.estimates import DocumentBootstrap
 
-_SAVED = Column("saved_model", "fraction", "Upper bound on the share of the cost of the whole model that is saved.")
+_SAVED = Column(
+    "saved_model", "fraction", "Upper bound on the share of the cost of the whole model that is saved."
+)
 COLUMNS: tuple[Column, ...] = (
     Column(
         "rule",
         "label",
-        "Which units count as active: 'nonzero' (skipping the others changes nothing), or the smallest set with a share of "
-        "the energy (skipping the others changes the output).",
+        "Which units count as active: 'nonzero' (skipping the others changes nothing), or the smallest set "
+        "with a share of the energy (skipping the others changes the output).",
     ),
     Column("scheme", "label", "When the active units are known; see the assumptions."),
     Column("quantity", "label", "What is counted: FLOPs (2 for a multiply-add) or weight bytes read."),
     Column("together", "count", "Tokens that are decoded for one reading of the weights."),
-    Column("density", "fraction", "Share of hidden units that are active on a token, or on any of the tokens together."),
+    Column(
+        "density",
+        "fraction",
+        "Share of hidden units that are active on a token, or on any of the tokens together.",
+    ),
     Column("dense", "value", "Cost of one decoded token of the dense model, in the quantity of the row."),
     Column("mlp_share", "fraction", "Share of the measured MLPs in it."),
     Column("saved_mlp", "fraction", "Upper bound on the share of the cost of these MLPs that is saved."),
     *with_interval(_SAVED, clause=" of saved_model"),
-    Column("amdahl", "value", "1 / (1 - saved_model): how many times smaller the count can get. It is no speed."),
+    Column(
+        "amdahl", "value", "1 / (1 - saved_model): how many times smaller the count can get. It is no speed."
+    ),
     Column("attended", "value", "Assumed mean number of attended positions.", "tokens"),
     Column("bytes_per_weight", "value", "Assumed size of a stored weight.", "bytes"),
     Column("assumptions", "label", "Everything that the bound rests on."),
@@ -70,15 +85,17 @@ def bound_rows(
         layers: Measured layers, [L].
         densities: Their densities, [L]; of the union where ``assumptions.together`` is more than one.
         replicates: The same in each resample, [B, L]; NaN where a resample has no token of a layer.
-        assumptions: What is assumed. With ``together`` more than one only the bytes are bounded: the arithmetic is that of
-            each token.
+        assumptions: What is assumed. With ``together`` more than one only the bytes are bounded: the
+            arithmetic is that of each token.
         draws: Of the replicates; gives the interval.
         documents: Number of documents.
     """
     a = assumptions
     dense, saving = _coefficients(model, tuple(layers), a)
     ideal = _coefficients(
-        model, tuple(layers), Assumptions("ideal predictor", a.attended, a.bytes_per_weight, together=a.together)
+        model,
+        tuple(layers),
+        Assumptions("ideal predictor", a.attended, a.bytes_per_weight, together=a.together),
     )
     rows = []
     for index, quantity in enumerate(("FLOPs", "weight bytes")):
@@ -119,10 +136,12 @@ def _coefficients(
 ) -> tuple[tuple[float, float], np.ndarray]:
     """What each layer saves: cost of the dense model, and [quantity, 2, L] shares of it.
 
-    The first is saved when all units of the layer are active (by inputs, or less than 0 for a predictor), the second is saved
-    in addition when none is; between them the bound is linear.
+    The first is saved when all units of the layer are active (by inputs, or less than 0 for a predictor), the
+    second is saved in addition when none is; between them the bound is linear.
     """
     full = [upper_bounds(model, {layer: 1.0}, assumptions, {layer: 1.0}) for layer in layers]
     empty = [upper_bounds(model, {layer: 0.0}, assumptions, {layer: 0.0}) for layer in layers]
-    ends = np.array([[[both[index].saved_model for both in bounds] for bounds in (full, empty)] for index in range(2)])
+    ends = np.array(
+        [[[both[index].saved_model for both in bounds] for bounds in (full, empty)] for index in range(2)]
+    )
     return (full[0][0].dense, full[0][1].dense), np.stack([ends[:, 0], ends[:, 1] - ends[:, 0]], axis=1)

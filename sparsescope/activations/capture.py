@@ -1,8 +1,9 @@
 """Activations of a running model, batch by batch, in bounded memory.
 
 ``capture`` gives an ``ActivationSource``: iterating it runs the model over the corpus once and yields one
-``ActivationBatch`` per forward pass. Padding never gets out: values are the rows of real tokens only. Hooks are removed
-when the iteration ends, however it ends, and the model computes exactly what it computes without them.
+``ActivationBatch`` per forward pass. Padding never gets out: values are the rows of real tokens only.
+Hooks are removed when the iteration ends, however it ends, and the model computes exactly what it
+computes without them.
 Shapes: values [token, width]; at expert sites only the tokens routed there, with ``rows`` saying which.
 """
 
@@ -41,8 +42,8 @@ class ActivationBatch:
         domain: Index of its domain.
         token_ids: int64 [token].
         positions: int32 [token], position in the window; 0 is the first token of a window.
-        values: For each site, [token, width], or [routed, width] at an expert site. The memory is used again for the
-            next batch: copy what you keep.
+        values: For each site, [token, width], or [routed, width] at an expert site. The memory is used again
+            for the next batch: copy what you keep.
         rows: For each expert site, int64 [routed] indices into ``token_ids``; dense sites are not listed.
     """
 
@@ -70,7 +71,9 @@ class ActivationSource(Protocol):
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for a state that was stored in the middle of one source to go on with another."""
+        """What must be equal for a state that was stored in the middle of one source to
+        go on with another.
+        """
 
     def batches(self, start: int = 0) -> Iterator[ActivationBatch]:
         """Yield the batches from number ``start`` on, without the work of those before."""
@@ -107,7 +110,9 @@ class LiveSource:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What decides which rows are in which batch; the model is named by the run that the state belongs to."""
+        """What decides which rows are in which batch; the model is named by the run that
+        the state belongs to.
+        """
         found: dict[str, Any] = {
             "batch_tokens": self.batch_tokens,
             "padding_side": self.padding_side,
@@ -161,22 +166,30 @@ class LiveSource:
             self.subject.forward_through(
                 self._last_layer,
                 torch.from_numpy(tokens.input_ids).to(self.subject.device),
-                None if tokens.attention_mask.all() else torch.from_numpy(tokens.attention_mask).to(self.subject.device),
+                None
+                if tokens.attention_mask.all()
+                else torch.from_numpy(tokens.attention_mask).to(self.subject.device),
             )
         for site in self.sites:
             if site.name not in batch.values:  # an expert that no token of this batch was routed to
                 dtype = self.dtype or self.subject.torch_dtype
-                batch.values[site.name] = torch.empty((0, site.width), dtype=dtype, device=self.subject.device)
+                batch.values[site.name] = torch.empty(
+                    (0, site.width), dtype=dtype, device=self.subject.device
+                )
                 batch.rows[site.name] = np.empty(0, np.int64)
         return batch
 
     def _copy(self, site: Site, values: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:
-        """Copy the chosen rows into the buffer of the site, which is allocated once and grows when it must."""
+        """Copy the chosen rows into the buffer of the site, which is allocated once and
+        grows when it must.
+        """
         rows = len(values) if chosen is None else len(chosen)
         buffer = self._buffers.get(site.name)
         if buffer is None or len(buffer) < rows:
             # Dense sites see up to batch_tokens rows; allocating that at once avoids growing step by step.
-            size = max(rows, min(self.batch_tokens, 2 * rows) if site.kind == "experts" else self.batch_tokens)
+            size = max(
+                rows, min(self.batch_tokens, 2 * rows) if site.kind == "experts" else self.batch_tokens
+            )
             buffer = torch.empty((size, site.width), dtype=self.dtype or values.dtype, device=values.device)
             self._buffers[site.name] = buffer
         target = buffer[:rows]
@@ -235,7 +248,8 @@ def capture(
 
 
 def tokenized(corpus: Corpus | TokenizedCorpus, subject: Subject) -> TokenizedCorpus:
-    """Return the corpus as the subject's tokenizer sees it, in windows that the model takes unless a context was given.
+    """Return the corpus as the subject's tokenizer sees it, in windows that the model takes unless a
+    context was given.
 
     Raises:
         SpecError: If either is something else, for example a name that has not been loaded.
@@ -246,12 +260,20 @@ def tokenized(corpus: Corpus | TokenizedCorpus, subject: Subject) -> TokenizedCo
 
     if not isinstance(subject, Subject):
         step = "ss.load(name), or ss.wrap(model, tokenizer) for a model in memory"
-        raise SpecError("this is not a subject", where="subject", allowed="a Subject", got=repr(subject)[:80], next_step=step)
+        raise SpecError(
+            "this is not a subject",
+            where="subject",
+            allowed="a Subject",
+            got=repr(subject)[:80],
+            next_step=step,
+        )
     if isinstance(corpus, TokenizedCorpus):
         return corpus
     if not isinstance(corpus, Corpus):
         step = "ss.corpus(name, file or list of texts)"
-        raise SpecError("this is not a corpus", where="corpus", allowed="a Corpus", got=repr(corpus)[:80], next_step=step)
+        raise SpecError(
+            "this is not a corpus", where="corpus", allowed="a Corpus", got=repr(corpus)[:80], next_step=step
+        )
     return corpus.tokenize(subject.tokenizer, subject.max_positions)
 
 
@@ -280,6 +302,7 @@ def _refuse_non_finite(values: torch.Tensor, site: Site, batch: ActivationBatch)
         "an activation is not finite",
         where=f"{site.name}, batch {batch.index}, document {batch.document}",
         allowed="finite values",
-        got=f"{len(bad)} of {values.numel()} entries; the first is {float(values[row, unit])} at token {row}, unit {unit}",
+        got=f"{len(bad)} of {values.numel()} entries; the first is {float(values[row, unit])} at "
+        f"token {row}, unit {unit}",
         next_step="try dtype='float32'; check the weights with: sparsescope doctor --subject ...",
     )

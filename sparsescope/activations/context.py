@@ -55,13 +55,15 @@ class Context:
     """The inputs of a run, opened, and what a run offers to an analysis.
 
     Attributes:
-        inputs: What was opened, by role. An analysis finds the roles that it declares; an optional one that was not given is
-            an empty tuple.
-        progress: Call it as ``progress(phase, done, total)`` during long work, in ``Analysis.unit``; a phase that counts
-            something else gives its unit as a fourth argument.
-        step: ``step(name, make)`` returns the arrays that ``make()`` returns. In a stored run the arrays of a finished step
-            are kept, so that a run that was killed goes on after its last step. Names are file names.
-        keep: ``with keep(kind, format=...) as writer:`` leaves files for other runs, such as a trained dictionary.
+        inputs: What was opened, by role. An analysis finds the roles that it declares; an optional one that
+            was not given is an empty tuple.
+        progress: Call it as ``progress(phase, done, total)`` during long work, in ``Analysis.unit``; a phase
+            that counts something else gives its unit as a fourth argument.
+        step: ``step(name, make)`` returns the arrays that ``make()`` returns. In a stored run the
+            arrays of a finished step are kept, so that a run that was killed goes on after its last
+            step. Names are file names.
+        keep: ``with keep(kind, format=...) as writer:`` leaves files for other runs, such as
+            a trained dictionary.
     """
 
     inputs: Mapping[str, tuple[Any, ...]]

@@ -60,7 +60,8 @@ class Corpus:
         license: License of the text, all domains together.
         budget: Text tokens wanted; None for all.
         seed: Draws the order of documents.
-        context: Longest window, special tokens included; None until a model says what it takes (``tokenize``).
+        context: Longest window, special tokens included; None until a model says what
+            it takes (``tokenize``).
         bos: ``"auto"``, ``"always"`` or ``"never"``.
         min_tokens: Documents with fewer tokens are left out.
         max_document_tokens: Most tokens of one document; None for the default rule.
@@ -69,8 +70,8 @@ class Corpus:
         notes: What a reader of results should know.
 
     Attributes:
-        digest: SHA-256 of texts, ids, domains and every argument that changes the tokens; as long as the context is open,
-            with the one that ``tokenize`` takes without a model.
+        digest: SHA-256 of texts, ids, domains and every argument that changes the tokens; as long as the
+            context is open, with the one that ``tokenize`` takes without a model.
     """
 
     name: str
@@ -125,7 +126,9 @@ class Corpus:
             "digest": self.digest,
         }
 
-    def tokenize(self, tokenizer: PreTrainedTokenizerBase | None, max_positions: int | None = None) -> TokenizedCorpus:
+    def tokenize(
+        self, tokenizer: PreTrainedTokenizerBase | None, max_positions: int | None = None
+    ) -> TokenizedCorpus:
         """Draw documents and tokenize them until the budget is met.
 
         The budget is split evenly over domains; what one lacks goes to the others. The total is exactly
@@ -133,8 +136,9 @@ class Corpus:
 
         Args:
             tokenizer: A Hugging Face tokenizer (``subject.tokenizer``); it is not changed.
-            max_positions: What the model takes (``subject.max_positions``), None for no limit or no model. A context that
-                was not given is this, 256 at most; everything that is hashed has that number, as if it had been given.
+            max_positions: What the model takes (``subject.max_positions``), None for no limit or no model. A
+                context that was not given is this, 256 at most; everything that is hashed has that number, as
+                if it had been given.
 
         Raises:
             SubjectError: If there is no tokenizer, the context has no room for text, or no document is left.
@@ -256,8 +260,8 @@ def corpus(
             path if it has one of these suffixes or a path separator, and a name otherwise.
         tokens: Text tokens wanted, split evenly over domains; None for all there are.
         seed: Draws the order of documents.
-        context: Longest window in tokens, special tokens included; longer documents give several windows. None for what
-            the model takes that will read them, 256 at most.
+        context: Longest window in tokens, special tokens included; longer documents give several windows.
+            None for what the model takes that will read them, 256 at most.
         bos: Special tokens of every window: ``"auto"`` those that the tokenizer itself adds, ``"always"`` at
             least a BOS (or CLS), ``"never"`` none.
         min_tokens: Documents with fewer tokens are left out.

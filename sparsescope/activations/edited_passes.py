@@ -1,9 +1,11 @@
-"""Losses of a model whose activations are changed, with what was kept where units are switched off, and what passes cost.
+"""Losses of a model whose activations are changed, with what was kept where units are switched off,
+and what passes cost.
 
-Each pass runs the model over the same held-out documents with another rule, so every difference is paired by token.
-A rule is applied to every position; the kept share leaves out the first position of a window, as all statistics do.
-A pass without a rule is the reference of the others: where the sites are hidden layers of experts, whose edits compute the
-mixture once more, it takes that recomputation too, so that the edit alone makes the difference.
+Each pass runs the model over the same held-out documents with another rule, so every difference is paired by
+token. A rule is applied to every position; the kept share leaves out the first position of a window, as all
+statistics do. A pass without a rule is the reference of the others: where the sites are hidden layers of
+experts, whose edits compute the mixture once more, it takes that recomputation too, so that the edit alone
+makes the difference.
 
 Shapes: D documents with targets, L sites; sums are [D] or [D, L].
 """
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
     from sparsescope.activations.text.tokenized import TokenBatch, TokenizedCorpus
     from sparsescope.models.structure.sites import Site
 
-    #: Gives the mask, bool and shaped like the tensor ([batch, pos, width], or [routed, width] at an expert site), of the
-    #: units that stay on.
+    #: Gives the mask, bool and shaped like the tensor ([batch, pos, width], or [routed, width] at an expert
+    #: site), of the units that stay on.
     Keep = Callable[[Site, torch.Tensor], torch.Tensor]
     #: Gives what goes on in place of the tensor, of its shape and dtype.
     Change = Callable[[Site, torch.Tensor], torch.Tensor]
@@ -44,8 +46,8 @@ class EditedPass:
         nll: float64 [target], loss in nats.
         correct: bool [target], whether the most probable token is the target.
         confidence: float32 [target], the largest probability.
-        kept: float64 [D, L], units kept, summed over the positions after the first of each window (at expert sites those
-            routed there); None where the pass switched no units off.
+        kept: float64 [D, L], units kept, summed over the positions after the first of each window (at expert
+            sites those routed there); None where the pass switched no units off.
         width: int64 [D, L], units there, summed the same way; kept / width is the density.
     """
 
@@ -90,7 +92,9 @@ class EditedPasses:
         seconds: How long they took together.
     """
 
-    def __init__(self, context: Context, corpus: TokenizedCorpus, sites: Sequence[Site], planned: int = 1) -> None:
+    def __init__(
+        self, context: Context, corpus: TokenizedCorpus, sites: Sequence[Site], planned: int = 1
+    ) -> None:
         self.context, self.corpus, self.sites, self.planned = context, corpus, tuple(sites), planned
         self.passes, self.seconds = 0, 0.0
         scored = [document for document in corpus.documents if len(document) + len(corpus.prefix) >= 2]
@@ -100,7 +104,12 @@ class EditedPasses:
         self.domains = np.array([by_index[index] for index in self.documents.tolist()], np.int16)
 
     def run(
-        self, name: str, keep: Keep | None = None, replace_ids: ReplaceIds | None = None, *, replace: Change | None = None
+        self,
+        name: str,
+        keep: Keep | None = None,
+        replace_ids: ReplaceIds | None = None,
+        *,
+        replace: Change | None = None,
     ) -> EditedPass:
         """Run one pass, or read it back if this run did it before it was interrupted.
 
@@ -108,7 +117,8 @@ class EditedPasses:
             name: File name of the step, unique within the run.
             keep: The units that stay on; the others are set to zero, and those that stay are counted.
             replace_ids: Other token ids to read; see ``token_losses``.
-            replace: Any other change of the activations, in place of ``keep``. Without either the model stays as it is.
+            replace: Any other change of the activations, in place of ``keep``. Without either the
+                model stays as it is.
 
         Raises:
             SpecError: Both ``keep`` and ``replace`` are given.
@@ -136,7 +146,9 @@ class EditedPasses:
         total = max(self.planned, self.passes) * every
         self.context.progress("masked passes", self.passes * every + tokens, total, "tokens")
 
-    def _run(self, keep: Keep | None, replace: Change | None, replace_ids: ReplaceIds | None) -> dict[str, np.ndarray]:
+    def _run(
+        self, keep: Keep | None, replace: Change | None, replace_ids: ReplaceIds | None
+    ) -> dict[str, np.ndarray]:
         counts = _Counts(self.documents, self.sites)
         done = 0
 
@@ -146,7 +158,9 @@ class EditedPasses:
             done += batch.n_tokens
             return batch.input_ids if replace_ids is None else replace_ids(batch)
 
-        def apply(site: Site, tensor: torch.Tensor, rows: torch.Tensor | None, batch: TokenBatch) -> torch.Tensor:
+        def apply(
+            site: Site, tensor: torch.Tensor, rows: torch.Tensor | None, batch: TokenBatch
+        ) -> torch.Tensor:
             if keep is not None:
                 mask = keep(site, tensor)
                 counts.add(site, mask, rows, batch)
@@ -163,7 +177,9 @@ class EditedPasses:
             replace=apply if sites else None,
             replace_ids=read,
         )
-        arrays: dict[str, np.ndarray] = {name: getattr(losses, name) for name in ("document", "nll", "correct", "confidence")}
+        arrays: dict[str, np.ndarray] = {
+            name: getattr(losses, name) for name in ("document", "nll", "correct", "confidence")
+        }
         return arrays if keep is None else arrays | {"kept": counts.kept, "width": counts.width}
 
     def by_document(self, values: NDArray[np.floating] | NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -199,8 +215,8 @@ class _Counts:
 def held_out(corpus: TokenizedCorpus, tokens: int, first: int = 0) -> tuple[TokenizedCorpus, TokenizedCorpus]:
     """Take whole documents for two purposes: some for calibration, then others that are held out.
 
-    Documents are taken in stream order, which interleaves the domains; the calibration part gets at least one document of
-    each domain where there are enough.
+    Documents are taken in stream order, which interleaves the domains; the calibration part gets at least one
+    document of each domain where there are enough.
 
     Args:
         corpus: The text.
@@ -218,7 +234,9 @@ def held_out(corpus: TokenizedCorpus, tokens: int, first: int = 0) -> tuple[Toke
     taken = {"calibration": 0, "rest": 0}
     present = {document.domain for document in corpus.documents}
     for document in corpus.documents:
-        lacking = taken["calibration"] < first or (first and document.domain in present - set(calibration.values()))
+        lacking = taken["calibration"] < first or (
+            first and document.domain in present - set(calibration.values())
+        )
         if lacking and len(calibration) < len(corpus.documents) - 1:
             calibration[document.index] = document.domain
             taken["calibration"] += len(document)

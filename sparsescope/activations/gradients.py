@@ -1,12 +1,13 @@
 """Which way the loss pushes hidden units: its gradient with respect to their activations, in bounded memory.
 
-For a unit that is on, gradient descent on the loss changes |a| by -sign(a) dL/da. Where the mean of sign(a) dL/da over the
-nonzero units of a layer is positive, the step makes active units smaller; Li et al. 2023 (arXiv:2210.06313, section 4)
-show this for a ReLU network at initialization and take it for a cause of sparsity.
+For a unit that is on, gradient descent on the loss changes |a| by -sign(a) dL/da. Where the mean of
+sign(a) dL/da over the nonzero units of a layer is positive, the step makes active units smaller; Li et
+al. 2023 (arXiv:2210.06313, section 4) show this for a ReLU network at initialization and take it for a
+cause of sparsity.
 
-L is the sum of the losses of all next tokens of a window, so a value says by how many nats the window's loss rises for
-one more unit of |a|. The first position of a window is left out, as in all statistics, and so is the last one, which
-predicts nothing.
+L is the sum of the losses of all next tokens of a window, so a value says by how many nats the window's loss
+rises for one more unit of |a|. The first position of a window is left out, as in all statistics, and so is
+the last one, which predicts nothing.
 Shapes: D documents, L sites.
 """
 
@@ -86,15 +87,21 @@ def shrink_sums(subject: Subject, corpus: TokenizedCorpus, sites: Sequence[Site]
 
 
 def _positions(batch: TokenBatch) -> NDArray[np.bool_]:
-    """Positions that count, bool [batch, pos]: of the text, not the first of the window, and with a next token."""
+    """Positions that count, bool [batch, pos]: of the text, not the first of the window, and
+    with a next token.
+    """
     kept = batch.text_mask & (batch.position > 0)
     kept[:, :-1] &= batch.text_mask[:, 1:]
     kept[:, -1] = False
     return kept
 
 
-def _pass(subject: Subject, sites: Sequence[Site], batch: TokenBatch) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Activations of each site, and the gradient of the summed loss with respect to them, [batch, pos, width]."""
+def _pass(
+    subject: Subject, sites: Sequence[Site], batch: TokenBatch
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Activations of each site, and the gradient of the summed loss with respect to them,
+    [batch, pos, width].
+    """
     ids = torch.from_numpy(batch.input_ids).to(subject.device)
     mask = None if batch.attention_mask.all() else torch.from_numpy(batch.attention_mask).to(subject.device)
     wanted = torch.from_numpy(batch.text_mask[:, 1:]).to(subject.device)

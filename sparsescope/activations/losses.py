@@ -1,7 +1,8 @@
 """How well a causal model predicts a text, token by token, in bounded memory.
 
-Every token of the text after the first of its window is a target; its context is what stands before it in its window.
-Logits are made in chunks of positions, never for a whole batch: [chunk, vocabulary] is the largest array.
+Every token of the text after the first of its window is a target; its context is what stands before it
+in its window. Logits are made in chunks of positions, never for a whole batch: [chunk, vocabulary] is
+the largest array.
 
 Shapes: all arrays of ``TokenLosses`` are [target], in the order of the stream. Losses are in nats.
 """
@@ -76,12 +77,15 @@ def token_losses(
         corpus: The text; its windows are the contexts.
         batch_tokens: Most positions in one forward pass.
         sites: Where activations are replaced; see ``models.structure.edits``.
-        replace: Gets the site, its tensor [batch, pos, width], None and the batch; at an expert site the tensor [routed, width]
-            and the rows int64 [routed], indices into batch * pos, instead of None. What it returns goes on.
-        replace_ids: Gives the ids [batch, pos] that the model reads instead of ``batch.input_ids``; targets stay.
+        replace: Gets the site, its tensor [batch, pos, width], None and the batch; at an expert site the
+            tensor [routed, width] and the rows int64 [routed], indices into batch * pos, instead of None.
+            What it returns goes on.
+        replace_ids: Gives the ids [batch, pos] that the model reads instead of
+            ``batch.input_ids``; targets stay.
 
     Raises:
-        SubjectError: If the subject is not a causal language model, no token has a context, or a loss is not finite.
+        SubjectError: If the subject is not a causal language model, no token has a context, or a
+            loss is not finite.
     """
     check_causal(subject)
     head: _Head | None = None
@@ -107,7 +111,9 @@ def token_losses(
             got=f"{corpus.n_tokens} tokens in {len(corpus.documents)} documents",
             next_step="read more text: a larger token budget, or longer documents",
         )
-    document, domain, nll, confidence, correct = (np.concatenate(column) for column in zip(*parts, strict=True))
+    document, domain, nll, confidence, correct = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
     if not np.isfinite(nll).all():
         raise SubjectError(
             "a loss is not finite",
@@ -149,8 +155,9 @@ def _edited(
 class _Head:
     """The output head, applied to chunks of hidden states.
 
-    Some models change the logits after the head (soft-capping, scales). Whether head(states) is what the model
-    returns is tried on a few tokens; where it is not, the model makes the logits itself, for a whole batch at a time.
+    Some models change the logits after the head (soft-capping, scales). Whether head(states) is what the
+    model returns is tried on a few tokens; where it is not, the model makes the logits itself, for a
+    whole batch at a time.
     """
 
     def __init__(self, subject: Subject, ids: NDArray[np.int64], mask: NDArray[np.bool_] | None) -> None:

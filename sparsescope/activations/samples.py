@@ -1,8 +1,10 @@
 """A sample of tokens that does not depend on batches, order or workers.
 
-Every token has a key: a hash of seed, document and index in the document. The sample is the tokens with the smallest keys,
-so samples of two streams merge into the sample of both, and sorting by key puts the tokens into a random order.
-Source: bottom-k sketches (Cohen & Kaplan 2007). Shapes: K tokens kept; a part holds [K, ...] values of any kind.
+Every token has a key: a hash of seed, document and index in the document. The sample is the tokens with the
+smallest keys, so samples of two streams merge into the sample of both, and sorting by key puts the tokens
+into a random order.
+Source: bottom-k sketches (Cohen & Kaplan 2007). Shapes: K tokens kept; a part holds [K, ...]
+values of any kind.
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ class TokenSample:
         held = len(self.keys)
         every = np.concatenate([self.keys, keys])
         stay = np.zeros(len(every), bool)
-        stay[np.argpartition(every, self.size - 1)[: self.size] if len(every) > self.size else slice(None)] = True
+        stay[
+            np.argpartition(every, self.size - 1)[: self.size] if len(every) > self.size else slice(None)
+        ] = True
         rows = np.flatnonzero(stay[held:])
         grown = min(held + len(rows), self.size)
         slots = np.concatenate([np.flatnonzero(~stay[:held]), np.arange(held, grown)])[: len(rows)]
@@ -113,7 +117,8 @@ class TokenSample:
 
 
 class ActivationSample(DocumentAccumulator):
-    """Accumulates a sample of tokens, the same for all sites, with their activations; first tokens of windows are left out.
+    """Accumulates a sample of tokens, the same for all sites, with their activations; first tokens of
+    windows are left out.
 
     Args:
         sites: Sites to keep.
@@ -153,7 +158,8 @@ class ActivationSample(DocumentAccumulator):
 
 
 def sites_within(sites: tuple[Site, ...], tokens: int, memory: int) -> tuple[Site, ...]:
-    """As many sites, evenly spaced, as have room for float32 activations of ``tokens`` tokens in ``memory`` MiB.
+    """As many sites, evenly spaced, as have room for float32 activations of ``tokens`` tokens
+    in ``memory`` MiB.
 
     Raises:
         SubjectError: If one site alone needs more.

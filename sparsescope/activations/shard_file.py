@@ -1,9 +1,10 @@
 """A safetensors file written past the page cache.
 
-Activation shards are large and are read much later, if at all. Filling the page cache with them costs more processor
-time than the forward pass can spare (0.2-0.5 GB/s on a virtual machine whose memory is given on demand, against
-1.2 GB/s at no cost for direct writes), so the file is written with ``O_DIRECT`` where the file system takes it.
-The format is that of the safetensors library, which reads the files: 8 bytes header length, JSON header, tensors.
+Activation shards are large and are read much later, if at all. Filling the page cache with them costs more
+processor time than the forward pass can spare (0.2-0.5 GB/s on a virtual machine whose memory is given on
+demand, against 1.2 GB/s at no cost for direct writes), so the file is written with ``O_DIRECT`` where the
+file system takes it. The format is that of the safetensors library, which reads the files: 8 bytes header
+length, JSON header, tensors.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ import xxhash
 _BLOCK = 4096
 _BUFFER_BYTES = 8 * 2**20
 _DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
     torch.int32: "I32",
-}  # fmt: skip
+}
 
 
 def save_shard(tensors: Mapping[str, torch.Tensor], path: Path) -> tuple[int, str]:
@@ -34,7 +39,8 @@ def save_shard(tensors: Mapping[str, torch.Tensor], path: Path) -> tuple[int, st
         path: The file.
 
     Returns:
-        Its size in bytes and its XXH3 (128 bit), which guards against damage at 10 times the speed of SHA-256.
+        Its size in bytes and its XXH3 (128 bit), which guards against damage at 10 times
+        the speed of SHA-256.
 
     Raises:
         OSError: If the disk refuses.
@@ -95,7 +101,11 @@ def _pieces(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview]:
     header, offset = {}, 0
     for name, tensor in tensors.items():
         end = offset + tensor.nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8, as the library writes them

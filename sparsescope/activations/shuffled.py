@@ -1,9 +1,9 @@
 """Rows of a store in random order, for training: several epochs, bounded memory, and a place to go on from.
 
-In every epoch the documents of the store come in another order. Their rows, one document after the other, are cut into
-buffers of ``buffer_rows``; the rows of a buffer are mixed and leave it in batches of ``batch_rows``. So one buffer is all
-that is held, plus the ordering: 32 bytes for each stored batch. The order is a function of the seed and the epoch, and any
-batch can be the first: nothing before its buffer is read.
+In every epoch the documents of the store come in another order. Their rows, one document after the other, are
+cut into buffers of ``buffer_rows``; the rows of a buffer are mixed and leave it in batches of ``batch_rows``.
+So one buffer is all that is held, plus the ordering: 32 bytes for each stored batch. The order is a function
+of the seed and the epoch, and any batch can be the first: nothing before its buffer is read.
 
 Shapes: values [row, width]; a row is a token, or at an expert site a token that was routed to that expert.
 """
@@ -54,7 +54,8 @@ class ShuffledRows:
 
     Args:
         store: A complete store.
-        sites: Names of the sites wanted: several dense ones, whose rows stay together, or one expert site. All when None.
+        sites: Names of the sites wanted: several dense ones, whose rows stay together, or one expert
+            site. All when None.
         batch_rows: Rows in a batch; the last one of an epoch may be smaller.
         buffer_rows: Rows that are mixed with each other and held in memory, rounded up to whole batches.
         epochs: How often every row comes.
@@ -67,7 +68,8 @@ class ShuffledRows:
         fingerprint: What must be equal for training that was interrupted to go on.
 
     Raises:
-        SpecError: A number is too small, a site is not stored, the sites do not share their rows, or there is no row.
+        SpecError: A number is too small, a site is not stored, the sites do not share their rows,
+            or there is no row.
         ArtifactError: A shard cannot be read.
     """
 
@@ -82,10 +84,18 @@ class ShuffledRows:
         seed: int = 0,
     ) -> None:
         for name, value, least in (
-            ("batch_rows", batch_rows, 1), ("buffer_rows", buffer_rows, 1), ("epochs", epochs, 1), ("seed", seed, 0)
-        ):  # fmt: skip
+            ("batch_rows", batch_rows, 1),
+            ("buffer_rows", buffer_rows, 1),
+            ("epochs", epochs, 1),
+            ("seed", seed, 0),
+        ):
             if value < least:
-                raise SpecError("a number is too small", where=f"ShuffledRows({name})", allowed=f"an int >= {least}", got=value)
+                raise SpecError(
+                    "a number is too small",
+                    where=f"ShuffledRows({name})",
+                    allowed=f"an int >= {least}",
+                    got=value,
+                )
         self.store, self.sites = store, _chosen(store, sites)
         self.batch_rows, self.epochs, self.seed = batch_rows, epochs, seed
         self._buffer_batches = -(-buffer_rows // batch_rows)
@@ -112,11 +122,15 @@ class ShuffledRows:
         return self.batches()
 
     def batches(self, start: int = 0) -> Iterator[RowBatch]:
-        """Yield the batches from number ``start`` on; it costs the reading of one buffer to begin in the middle."""
+        """Yield the batches from number ``start`` on; it costs the reading of one buffer to
+        begin in the middle.
+        """
         for epoch in range(start // self._per_epoch, self.epochs):
             order = self._order(epoch)
             skipped = max(start - epoch * self._per_epoch, 0)
-            for first in range(skipped - skipped % self._buffer_batches, self._per_epoch, self._buffer_batches):
+            for first in range(
+                skipped - skipped % self._buffer_batches, self._per_epoch, self._buffer_batches
+            ):
                 buffer = self._read(order, first)
                 mixed = np.random.default_rng([self.seed, epoch, 1, first]).permutation(len(buffer.token_ids))
                 for number in range(max(first, skipped), min(first + self._buffer_batches, self._per_epoch)):
@@ -130,11 +144,15 @@ class ShuffledRows:
         return self._spans[np.argsort(rank[which], kind="stable")]
 
     def _read(self, order: NDArray[np.void], first: int) -> RowBatch:
-        """Rows of the buffer that begins with batch ``first`` of an epoch, in the order of the stream of that epoch."""
+        """Rows of the buffer that begins with batch ``first`` of an epoch, in the order of the
+        stream of that epoch.
+        """
         begin = first * self.batch_rows
         size = min(self._buffer_batches * self.batch_rows, self.n_rows - begin)
         ends = np.cumsum(order["rows"])
-        held = RowBatch(first, 0, np.empty(size, np.int32), np.empty(size, np.int64), np.empty(size, np.int32), {})
+        held = RowBatch(
+            first, 0, np.empty(size, np.int32), np.empty(size, np.int64), np.empty(size, np.int32), {}
+        )
         wanted = np.flatnonzero((ends > begin) & (ends - order["rows"] < begin + size))
         # Shard by shard, so that each is opened once for a buffer.
         for number in np.unique(order["shard"][wanted]):
@@ -142,7 +160,8 @@ class ShuffledRows:
             rows = shard.get(f"rows/{self.sites[0].name}")
             for place in wanted[order["shard"][wanted] == number]:
                 span = order[place]
-                at = int(ends[place] - span["rows"]) - begin  # where the span begins in the buffer, maybe before it
+                # Where the span begins in the buffer, maybe before it
+                at = int(ends[place] - span["rows"]) - begin
                 low, high = max(at, 0), min(at + int(span["rows"]), size)
                 source = slice(int(span["row"]) + low - at, int(span["row"]) + high - at)
                 tokens: Any = source if rows is None else int(span["token"]) + rows[source].numpy()
@@ -160,7 +179,9 @@ class ShuffledRows:
         """Rows of a buffer, copied out of it."""
         values = {name: found[torch.from_numpy(rows)] for name, found in buffer.values.items()}
         index = epoch * self._per_epoch + number
-        return RowBatch(index, epoch, buffer.documents[rows], buffer.token_ids[rows], buffer.positions[rows], values)
+        return RowBatch(
+            index, epoch, buffer.documents[rows], buffer.token_ids[rows], buffer.positions[rows], values
+        )
 
 
 def _chosen(store: ActivationStore, names: Sequence[str] | None) -> tuple[Site, ...]:
@@ -168,7 +189,9 @@ def _chosen(store: ActivationStore, names: Sequence[str] | None) -> tuple[Site, 
     stored = {site.name: site for site in store.sites}
     for name in names or ():
         if name not in stored:
-            raise unknown_name("stored site", name, stored, next_step="store activations of this site", error=SpecError)
+            raise unknown_name(
+                "stored site", name, stored, next_step="store activations of this site", error=SpecError
+            )
     chosen = tuple(stored[name] for name in names) if names else store.sites
     if len(chosen) > 1 and any(site.kind == "experts" for site in chosen):
         raise SpecError(
@@ -181,7 +204,9 @@ def _chosen(store: ActivationStore, names: Sequence[str] | None) -> tuple[Site, 
     return chosen
 
 
-_SPAN = np.dtype([("shard", np.int32), ("document", np.int32), ("token", np.int64), ("row", np.int64), ("rows", np.int64)])
+_SPAN = np.dtype(
+    [("shard", np.int32), ("document", np.int32), ("token", np.int64), ("row", np.int64), ("rows", np.int64)]
+)
 
 
 def _spans(store: ActivationStore, site: Site) -> NDArray[np.void]:

@@ -1,6 +1,7 @@
 """Per-token and per-unit sparsity of any number of sites, summed over a stream of documents.
 
-Per-token statistics are summed by document and position bin, in float64; units are counted over all documents.
+Per-token statistics are summed by document and position bin, in float64; units are counted
+over all documents.
 Shapes: C documents (clusters), P position bins, S statistics, U units of a site.
 """
 
@@ -29,9 +30,11 @@ class SiteStatistics:
 
     Attributes:
         sums: float64 [C, P, S], statistics summed over the tokens of a document and position bin.
-        counts: int64 [C, P, 2], tokens, and tokens with a non-zero vector (shape measures are defined on these).
+        counts: int64 [C, P, 2], tokens, and tokens with a non-zero vector (shape measures are
+            defined on these).
         set_histogram: int64 [1 + 2 * shares, U + 1], set sizes of tokens after the first position.
-        shape_histogram: int64 [7, SHAPE_BINS], the same for the shape measures, on [0, 1] after ``unit_interval``.
+        shape_histogram: int64 [7, SHAPE_BINS], the same for the shape measures, on
+            [0, 1] after ``unit_interval``.
         fired: int64 [2, U], tokens after the first position on which a unit was nonzero / in use.
         fired_squared: int64 [2, U], sum over documents of k_d^2.
         fired_by_length: int64 [2, U], sum over documents of k_d n_d.
@@ -65,12 +68,21 @@ class SiteStatistics:
         statistics = 1 + 2 * shares + len(SHAPE_MEASURES)
         unit = (2, units)
         return cls(
-            np.zeros((0, bins, statistics)), np.zeros((0, bins, 2), np.int64),
-            np.zeros((1 + 2 * shares, units + 1), np.int64), np.zeros((len(SHAPE_MEASURES), SHAPE_BINS), np.int64),
-            np.zeros(unit, np.int64), np.zeros(unit, np.int64), np.zeros(unit, np.int64), np.zeros(unit, np.int64),
-            np.zeros((FOLDS, units)), np.zeros((FOLDS, units)), np.zeros(FOLDS, np.int64),
-            np.zeros(3, np.int64), np.zeros(unit, np.int64), np.zeros(1, np.int64),
-        )  # fmt: skip
+            np.zeros((0, bins, statistics)),
+            np.zeros((0, bins, 2), np.int64),
+            np.zeros((1 + 2 * shares, units + 1), np.int64),
+            np.zeros((len(SHAPE_MEASURES), SHAPE_BINS), np.int64),
+            np.zeros(unit, np.int64),
+            np.zeros(unit, np.int64),
+            np.zeros(unit, np.int64),
+            np.zeros(unit, np.int64),
+            np.zeros((FOLDS, units)),
+            np.zeros((FOLDS, units)),
+            np.zeros(FOLDS, np.int64),
+            np.zeros(3, np.int64),
+            np.zeros(unit, np.int64),
+            np.zeros(1, np.int64),
+        )
 
     def close_document(self) -> None:
         """Add the counts of the finished document to the sums over documents."""
@@ -97,13 +109,20 @@ class SparsityAccumulator(DocumentAccumulator):
     """
 
     def __init__(
-        self, sites: Sequence[Site], shares: tuple[float, ...], use_share: float, context: int, threads: int | None = None
+        self,
+        sites: Sequence[Site],
+        shares: tuple[float, ...],
+        use_share: float,
+        context: int,
+        threads: int | None = None,
     ) -> None:
         self.shares, self.use_share = tuple(shares), use_share
         self.bins = position_bins(context)
         super().__init__(sites, (self.shares, self.use_share, self.bins), threads)
         self.zero_vectors = 0
-        self.statistics = {s.name: SiteStatistics.empty(s.width, len(self.bins), len(shares)) for s in self.sites}
+        self.statistics = {
+            s.name: SiteStatistics.empty(s.width, len(self.bins), len(shares)) for s in self.sites
+        }
 
     def _take(self, batch: ActivationBatch, cluster: int, seen: int) -> None:
         fold = fold_of(batch.document)
@@ -111,10 +130,14 @@ class SparsityAccumulator(DocumentAccumulator):
         for site in self.sites:
             values, rows = batch.values[site.name], batch.rows.get(site.name)
             if len(values):
-                self._add(self.statistics[site.name], cluster, fold, values, bins if rows is None else bins[rows])
+                self._add(
+                    self.statistics[site.name], cluster, fold, values, bins if rows is None else bins[rows]
+                )
 
     def _add(self, into: SiteStatistics, cluster: int, fold: int, values: Any, bins: np.ndarray) -> None:
-        """Add the rows of one site; ``bins`` [row] are their position bins, 0 for the first token of a window."""
+        """Add the rows of one site; ``bins`` [row] are their position bins, 0 for the first
+        token of a window.
+        """
         found = row_statistics(values, self.shares, self.use_share, self.executor)
         width = values.shape[1]
         shaped = ~np.isnan(found.shapes[:, 0])
@@ -187,23 +210,39 @@ class SparsityAccumulator(DocumentAccumulator):
 
     def _arrays(self) -> dict[str, np.ndarray]:
         self._trim()
-        arrays = {f"{name}/{part}": getattr(found, part) for name, found in self.statistics.items() for part in _PARTS}
+        arrays = {
+            f"{name}/{part}": getattr(found, part)
+            for name, found in self.statistics.items()
+            for part in _PARTS
+        }
         return arrays | {"zero_vectors": np.array([self.zero_vectors])}
 
     def _load(self, arrays: dict[str, np.ndarray]) -> None:
         self.zero_vectors = int(arrays["zero_vectors"][0])
-        self.statistics = {name: SiteStatistics(*(arrays[f"{name}/{part}"] for part in _PARTS)) for name in self.statistics}
+        self.statistics = {
+            name: SiteStatistics(*(arrays[f"{name}/{part}"] for part in _PARTS)) for name in self.statistics
+        }
 
 
 _PARTS = SiteStatistics.__slots__
 _ADDITIVE = (
-    "set_histogram", "shape_histogram", "fired", "fired_squared", "fired_by_length", "fired_documents", "magnitude", "energy",
-    "fold_tokens", "lengths",
-)  # fmt: skip
+    "set_histogram",
+    "shape_histogram",
+    "fired",
+    "fired_squared",
+    "fired_by_length",
+    "fired_documents",
+    "magnitude",
+    "energy",
+    "fold_tokens",
+    "lengths",
+)
 
 
 def unit_interval(shapes: np.ndarray, units: int) -> np.ndarray:
-    """Shape measures [row, 7] brought to [0, 1]: kurtosis, which is in [1, n], by ln k / ln n; the others are there."""
+    """Shape measures [row, 7] brought to [0, 1]: kurtosis, which is in [1, n], by ln k / ln n;
+    the others are there.
+    """
     scaled = shapes.copy()
     index = SHAPE_MEASURES.index("kurtosis")
     scaled[:, index] = np.log(np.maximum(shapes[:, index], 1.0)) / np.log(units)

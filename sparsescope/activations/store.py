@@ -1,10 +1,10 @@
 """Activation shards on disk, readable as a source.
 
-``<folder>/plan.json`` says what is stored, ``shards/00000.safetensors`` hold whole batches in stream order, and
-``manifest.json`` is written last: its presence means complete. Shards appear under their name only when complete, so
-writing that was killed goes on after the last one. Reading yields the very batches that were written.
-Shapes in a shard: ``values/<site>`` [rows, width], ``rows/<site>`` [rows] at expert sites; ``token_ids``, ``positions``
-[token]; ``batches`` [batch, 4]: index, document, domain, tokens.
+``<folder>/plan.json`` says what is stored, ``shards/00000.safetensors`` hold whole batches in stream order,
+and ``manifest.json`` is written last: its presence means complete. Shards appear under their name only when
+complete, so writing that was killed goes on after the last one. Reading yields the very batches that were
+written. Shapes in a shard: ``values/<site>`` [rows, width], ``rows/<site>`` [rows] at expert sites;
+``token_ids``, ``positions`` [token]; ``batches`` [batch, 4]: index, document, domain, tokens.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def write_store(source: LiveSource, folder: str | Path, *, shard_bytes: int = SH
     finally:
         writer.close()
     manifest = {"schema_version": SCHEMA_VERSION, "shards": writer.shards}
-    replace_file(folder / "manifest.json", json.dumps(manifest).encode(), action="finish the activation store")
+    replace_file(
+        folder / "manifest.json", json.dumps(manifest).encode(), action="finish the activation store"
+    )
     return ActivationStore(folder)
 
 
@@ -103,7 +105,9 @@ class ActivationStore:
                 next_step="write it again, or upgrade sparsescope",
             )
         self._shards: list[dict[str, Any]] = manifest["shards"]
-        self.sites = tuple(Site(**{**site, "part": site["part"] and tuple(site["part"])}) for site in self.plan["sites"])
+        self.sites = tuple(
+            Site(**{**site, "part": site["part"] and tuple(site["part"])}) for site in self.plan["sites"]
+        )
         self.n_batches = sum(shard["batches"] for shard in self._shards)
         self.n_tokens = sum(shard["tokens"] for shard in self._shards)
 
@@ -118,7 +122,9 @@ class ActivationStore:
         return self.batches()
 
     def batches(self, start: int = 0) -> Iterator[ActivationBatch]:
-        """Yield batches from number ``start`` on; shards before it are not opened. Values are mapped from the disk."""
+        """Yield batches from number ``start`` on; shards before it are not opened. Values are
+        mapped from the disk.
+        """
         first = 0
         for shard, path in zip(self._shards, self.shard_paths, strict=True):
             if first + shard["batches"] > start:
@@ -143,7 +149,9 @@ class ActivationStore:
 
 
 class _Shard:
-    """The batches of one shard, in memory that is used again: fresh memory costs more than the copy into it."""
+    """The batches of one shard, in memory that is used again: fresh memory costs more
+    than the copy into it.
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
@@ -255,7 +263,11 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
         replace_file(path, json.dumps(plan).encode(), action="begin the activation store")
         return
     found = _read_json(path)
-    different = [key for key in plan if canonical_json(found.get(key)) != canonical_json(json.loads(json.dumps(plan[key])))]
+    different = [
+        key
+        for key in plan
+        if canonical_json(found.get(key)) != canonical_json(json.loads(json.dumps(plan[key])))
+    ]
     if different:
         raise ArtifactError(
             "the folder holds other activations",
@@ -350,7 +362,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ArtifactError("a file of the activation store cannot be read", where=str(path), got=str(error)[:200]) from error
+        raise ArtifactError(
+            "a file of the activation store cannot be read", where=str(path), got=str(error)[:200]
+        ) from error
     if not isinstance(value, dict):
-        raise ArtifactError("a file of the activation store is malformed", where=str(path), got=type(value).__name__)
+        raise ArtifactError(
+            "a file of the activation store is malformed", where=str(path), got=type(value).__name__
+        )
     return value

@@ -1,11 +1,13 @@
 """What reading activations costs, against the bare forward pass of the same model without its output head.
 
-Every repeat runs all variants one after the other on the same batches, in an order that rotates from repeat to repeat;
-a ratio is taken within a repeat, so that slow drifts of the machine cancel. Median and quartiles of the ratios are
-reported. Memory: peak resident size while streaming, above the size before, for two corpora of different length.
+Every repeat runs all variants one after the other on the same batches, in an order that rotates from repeat
+to repeat; a ratio is taken within a repeat, so that slow drifts of the machine cancel. Median and quartiles
+of the ratios are reported. Memory: peak resident size while streaming, above the size before, for two corpora
+of different length.
 
-The same sites are also read in the ways of ``peers.py``: plain hooks, and TransformerLens with its documented arguments
-and with every argument that saves it work. They are timed only where they give the same numbers as we do.
+The same sites are also read in the ways of ``peers.py``: plain hooks, and TransformerLens with its
+documented arguments and with every argument that saves it work. They are timed only where they give the
+same numbers as we do.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class CaptureParams(Params):
     repeats: int = Field(5, ge=3, le=100, description="Repeats of every variant, after one warm-up.")
     batch_tokens: int = Field(2048, ge=1, description="Most token positions in one forward pass.")
     transformer_lens: bool = Field(
-        True, description="Compare with TransformerLens, on a copy of the model, where it knows the architecture."
+        True,
+        description="Compare with TransformerLens, on a copy of the model, where it knows the architecture.",
     )
 
 
@@ -56,11 +59,20 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("speedup_q1", "value", "First quartile.", low_of="speedup"),
         Column("speedup_q3", "value", "Third quartile.", high_of="speedup"),
         Column("repeats", "count", "Repeats."),
-        Column("difference", "value", "Largest difference to our values, relative to the largest value of the site."),
+        Column(
+            "difference",
+            "value",
+            "Largest difference to our values, relative to the largest value of the site.",
+        ),
     ),
     "memory": (
         Column("tokens", "count", "Tokens streamed."),
-        Column("peak_extra", "bytes", "Peak resident size while streaming, above the size before the first stream.", "bytes"),
+        Column(
+            "peak_extra",
+            "bytes",
+            "Peak resident size while streaming, above the size before the first stream.",
+            "bytes",
+        ),
     ),
 }
 
@@ -76,36 +88,57 @@ ANALYSIS = Analysis(
         View(
             "ratios",
             "Time relative to the bare forward pass",
-            "Median over repeats of the time of a variant divided by the time of the bare forward pass (without output head) "
-            "of the same repeat; lines show the quartiles. Variants of another dtype are labelled: they compute other numbers.",
+            "Median over repeats of the time of a variant divided by the time of the bare forward pass "
+            "(without output head) of the same repeat; lines show the quartiles. Variants of another dtype "
+            "are labelled: they compute other numbers.",
             table="variants",
             formula="ratio = seconds(variant) / seconds(bare forward), within a repeat",
         ),
         View(
             "speedups",
             "Time of other ways to read the same activations",
-            "Median over repeats of the time that another way takes for the same sites, batches and dtype, divided by ours "
-            "(copying real tokens out, with a check for NaN); lines show the quartiles. Plain hooks copy every tensor, padding "
-            "included, during the forward pass without output head. TransformerLens keeps tensors without copying them; its "
-            "default call computes logits, its lean call (output_attentions=False, use_cache=False, logits_to_keep=1) "
-            "almost none. All give the same numbers as ours up to `difference`.",
+            "Median over repeats of the time that another way takes for the same sites, batches and dtype, "
+            "divided by ours (copying real tokens out, with a check for NaN); lines show the quartiles. "
+            "Plain hooks copy every tensor, padding included, during the forward pass without output head. "
+            "TransformerLens keeps tensors without copying them; its default call computes logits, its lean "
+            "call (output_attentions=False, use_cache=False, logits_to_keep=1) almost none. All give the "
+            "same numbers as ours up to `difference`.",
             table="peers",
             formula="speedup = seconds(other way) / seconds(copying), within a repeat",
         ),
     ),
     tables=TABLES,
     statements="sparsescope.bench.statements",
-    headline=("capture_ratio", "statistics_ratio", "shards_ratio", "speedup_over_plain_hooks", "speedup_over_transformer_lens"),
+    headline=(
+        "capture_ratio",
+        "statistics_ratio",
+        "shards_ratio",
+        "speedup_over_plain_hooks",
+        "speedup_over_transformer_lens",
+    ),
     measures_time=True,
 )
 
-_PLAIN, _LENS_DEFAULT, _LENS = "plain hooks", "TransformerLens run_with_cache", "TransformerLens run_with_cache, lean"
+_PLAIN, _LENS_DEFAULT, _LENS = (
+    "plain hooks",
+    "TransformerLens run_with_cache",
+    "TransformerLens run_with_cache, lean",
+)
 _PEER_SCALARS = {
-    _PLAIN: ("speedup_over_plain_hooks", "plain forward hooks that copy the same tensors, without output head"),
-    _LENS_DEFAULT: ("speedup_over_transformer_lens_default", "run_with_cache(names_filter, return_type=None)"),
+    _PLAIN: (
+        "speedup_over_plain_hooks",
+        "plain forward hooks that copy the same tensors, without output head",
+    ),
+    _LENS_DEFAULT: (
+        "speedup_over_transformer_lens_default",
+        "run_with_cache(names_filter, return_type=None)",
+    ),
     _LENS: (
         "speedup_over_transformer_lens",
-        "run_with_cache(names_filter, return_type=None, output_attentions=False, use_cache=False, logits_to_keep=1)",
+        (
+            "run_with_cache(names_filter, return_type=None, output_attentions=False, "
+            "use_cache=False, logits_to_keep=1)"
+        ),
     ),
 }
 # Largest relative difference at which two ways count as reading the same numbers.
@@ -156,15 +189,21 @@ def compute(params: CaptureParams, context: Context) -> Result:
     try:
         with (
             capture(subject, corpus, params.sites, batch_tokens=params.batch_tokens) as live,
-            capture(subject, corpus, params.sites, batch_tokens=params.batch_tokens, dtype="bfloat16") as compact,
+            capture(
+                subject, corpus, params.sites, batch_tokens=params.batch_tokens, dtype="bfloat16"
+            ) as compact,
         ):
             sites = len(live.sites)
             variants: dict[str, Callable[[], None]] = {
                 "bare forward": forward,
                 (copies := f"copying {sites} sites"): copying,
                 (with_statistics := f"copying and every statistic of {sites} sites"): statistics,
-                (compact_shards := f"storing {sites} sites as bfloat16 shards"): partial(shards, compact, "bfloat16"),
-                (full_shards := f"storing {sites} sites as {subject.dtype} shards"): partial(shards, live, subject.dtype),
+                (compact_shards := f"storing {sites} sites as bfloat16 shards"): partial(
+                    shards, compact, "bfloat16"
+                ),
+                (full_shards := f"storing {sites} sites as {subject.dtype} shards"): partial(
+                    shards, live, subject.dtype
+                ),
             }
             if "logits" in subject.capabilities:
                 variants["forward with logits"] = partial(forward, logits=True)
@@ -176,7 +215,12 @@ def compute(params: CaptureParams, context: Context) -> Result:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     result = Result("capture")
-    wanted = {"capture": copies, "statistics": with_statistics, "shards": compact_shards, "shards_full": full_shards}
+    wanted = {
+        "capture": copies,
+        "statistics": with_statistics,
+        "shards": compact_shards,
+        "shards_full": full_shards,
+    }
     wanted |= {"logits": "forward with logits"} if "logits" in subject.capabilities else {}
     _variants(result, list(variants), wanted, seconds, corpus.n_tokens)
     ours, theirs = seconds[list(variants).index(copies)], seconds[len(variants) - len(peers) :]
@@ -191,14 +235,19 @@ def compute(params: CaptureParams, context: Context) -> Result:
     )  # fmt: skip
     spread = np.diff(np.percentile(seconds[0], [25, 75]))[0] / np.median(seconds[0])
     if spread > 0.1:
-        result.note("warning", f"The bare forward pass varied by {spread:.0%} between quartiles: other work on this machine?")
+        result.note(
+            "warning",
+            f"The bare forward pass varied by {spread:.0%} between quartiles: other work on this machine?",
+        )
     return result
 
 
 def _peers(
     context: Context, params: CaptureParams, sites: Sequence[Site]
 ) -> tuple[dict[str, tuple[Callable[[], None], float]], list[str]]:
-    """Return the other ways that give our numbers, with their largest differences, and notes on those left out."""
+    """Return the other ways that give our numbers, with their largest differences, and notes
+    on those left out.
+    """
     from functools import partial
 
     from sparsescope.bench import peers
@@ -239,13 +288,15 @@ def _peers(
         if difference <= _SAME[subject.dtype]:
             found[name] = partial(stream, way), difference
         else:
-            notes.append(f"{name} is left out: its values differ from ours by {difference:.2g} of the largest value.")
+            notes.append(
+                f"{name} is left out: its values differ from ours by {difference:.2g} of the largest value."
+            )
     return found, notes
 
 
 def _memory(context: Context, params: CaptureParams) -> Any:
-    """Peak extra memory of a short and a long stream. Both are taken above the size before the first one: memory that
-    the first gave back to the allocator is still resident.
+    """Peak extra memory of a short and a long stream. Both are taken above the size before the first one:
+    memory that the first gave back to the allocator is still resident.
     """
     import gc
     from functools import partial
@@ -291,8 +342,8 @@ def _interleaved(variants: list[Callable[[], None]], repeats: int) -> Any:
 
 
 def _variants(result: Result, names: list[str], wanted: dict[str, str], seconds: Any, tokens: int) -> None:
-    """Table of all times, scalars of the ``wanted`` (scalar -> variant); ``seconds`` is [variant, repeat], the first
-    variant is the reference.
+    """Table of all times, scalars of the ``wanted`` (scalar -> variant); ``seconds`` is [variant, repeat],
+    the first variant is the reference.
     """
     import numpy as np
     import pandas as pd
@@ -305,17 +356,26 @@ def _variants(result: Result, names: list[str], wanted: dict[str, str], seconds:
     repeats = seconds.shape[1]
     frame = pd.DataFrame(
         {
-            "variant": names, "seconds": typical, "rate": tokens / typical, "ratio": middle, "ratio_q1": low, "ratio_q3": high,
+            "variant": names,
+            "seconds": typical,
+            "rate": tokens / typical,
+            "ratio": middle,
+            "ratio_q1": low,
+            "ratio_q3": high,
             "repeats": repeats,
         }
-    )  # fmt: skip
+    )
     result.add("variants", frame)
     for name, variant in wanted.items():
         index = names.index(variant)
         result.add_scalar(
-            f"{name}_ratio", middle[index], "", f"median over {repeats} repeats: seconds({variant}) / seconds({names[0]})",
-            direction="lower", interval=Interval(low[index], high[index], 0.5, "quartiles over repeats", repeats),
-        )  # fmt: skip
+            f"{name}_ratio",
+            middle[index],
+            "",
+            f"median over {repeats} repeats: seconds({variant}) / seconds({names[0]})",
+            direction="lower",
+            interval=Interval(low[index], high[index], 0.5, "quartiles over repeats", repeats),
+        )
 
 
 def _speedups(result: Result, differences: dict[str, float], ours: Any, theirs: Any) -> None:
@@ -331,9 +391,13 @@ def _speedups(result: Result, differences: dict[str, float], ours: Any, theirs: 
         rows.append([name, np.median(seconds), np.median(ours), middle, low, high, repeats, difference])
         scalar, way = _PEER_SCALARS[name]
         result.add_scalar(
-            scalar, middle, "", f"median over {repeats} repeats: seconds({way}) / seconds(copying the same sites with capture)",
-            direction="higher", interval=Interval(low, high, 0.5, "quartiles over repeats", repeats),
-        )  # fmt: skip
+            scalar,
+            middle,
+            "",
+            f"median over {repeats} repeats: seconds({way}) / seconds(copying the same sites with capture)",
+            direction="higher",
+            interval=Interval(low, high, 0.5, "quartiles over repeats", repeats),
+        )
     result.add("peers", rows)
 
 

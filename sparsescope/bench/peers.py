@@ -1,10 +1,11 @@
-"""Other ways to read the same activations, for the benchmark ``capture``: plain hooks of torch, and TransformerLens.
+"""Other ways to read the same activations, for the benchmark ``capture``: plain hooks of
+torch, and TransformerLens.
 
-Each is a generator over batches that yields site name -> tensor [batch, pos, width], as an analyst would write it. All
-read the same batches with the same masks, in the same dtype, in inference mode, and drop a batch before the next one.
-What they leave undone: both keep padding rows, hooks take new memory for every batch, and TransformerLens keeps the
-tensors of the forward pass themselves without a copy. None of them refuses activations that are not finite, as
-``capture`` does.
+Each is a generator over batches that yields site name -> tensor [batch, pos, width], as an analyst would
+write it. All read the same batches with the same masks, in the same dtype, in inference mode, and drop a
+batch before the next one. What they leave undone: both keep padding rows, hooks take new memory for every
+batch, and TransformerLens keeps the tensors of the forward pass themselves without a copy. None of them
+refuses activations that are not finite, as ``capture`` does.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ LEAN: dict[str, Any] = {"output_attentions": False, "use_cache": False, "logits_
 _COMPARED_BATCHES = 4
 
 
-def plain_hooks(subject: Subject, sites: Sequence[Site], batches: Iterable[TokenBatch]) -> Generator[Values, None, None]:
+def plain_hooks(
+    subject: Subject, sites: Sequence[Site], batches: Iterable[TokenBatch]
+) -> Generator[Values, None, None]:
     """Copy the tensors in forward hooks, during the forward pass without output head."""
     from sparsescope.models.structure.roles import submodule
 
@@ -64,7 +67,8 @@ def plain_hooks(subject: Subject, sites: Sequence[Site], batches: Iterable[Token
 def run_with_cache(
     bridge: Any, sites: Sequence[Site], batches: Iterable[TokenBatch], **options: Any
 ) -> Generator[Values, None, None]:
-    """Call ``run_with_cache`` of a ``TransformerBridge`` with the names of the sites as filter and nothing returned.
+    """Call ``run_with_cache`` of a ``TransformerBridge`` with the names of the sites as filter
+    and nothing returned.
 
     Args:
         bridge: ``subject.bridge()``.
@@ -80,7 +84,12 @@ def run_with_cache(
         ids, mask = arguments(tokens, device)
         with torch.inference_mode():
             _, cache = bridge.run_with_cache(
-                ids, names_filter=names, return_type=None, return_cache_object=False, attention_mask=mask, **options
+                ids,
+                names_filter=names,
+                return_type=None,
+                return_cache_object=False,
+                attention_mask=mask,
+                **options,
             )
         yield {name: cache[name].flatten(2) for name in names}
 
@@ -99,13 +108,17 @@ def why_not_transformer_lens(bridge: Any, sites: Sequence[Site]) -> str | None:
 
 
 def largest_difference(
-    values: Generator[Values, None, None], subject: Subject, sites: Sequence[Site], corpus: TokenizedCorpus, batch_tokens: int
+    values: Generator[Values, None, None],
+    subject: Subject,
+    sites: Sequence[Site],
+    corpus: TokenizedCorpus,
+    batch_tokens: int,
 ) -> float:
     """Compare a way to read activations with ``capture``, on the first batches.
 
     Returns:
-        Largest absolute difference at any site on real tokens, over the largest absolute value at that site. Infinite
-        where the shapes differ.
+        Largest absolute difference at any site on real tokens, over the largest absolute value at that site.
+        Infinite where the shapes differ.
     """
     import torch
 
@@ -117,9 +130,14 @@ def largest_difference(
     # Left in the middle, a generator would keep its hooks on the model.
     with closing(values), capture(subject, corpus, names, batch_tokens=batch_tokens) as source:
         for _, ours, tokens, theirs in zip(range(_COMPARED_BATCHES), source, batches, values, strict=False):
-            kept = torch.from_numpy((tokens.text_mask | (tokens.position == 0)).reshape(-1)).to(subject.device)
+            kept = torch.from_numpy((tokens.text_mask | (tokens.position == 0)).reshape(-1)).to(
+                subject.device
+            )
             for site in sites:
-                expected, found = ours.values[site.name], theirs[site.name].reshape(-1, theirs[site.name].shape[-1])
+                expected, found = (
+                    ours.values[site.name],
+                    theirs[site.name].reshape(-1, theirs[site.name].shape[-1]),
+                )
                 if found.shape != (len(kept), expected.shape[1]):
                     return float("inf")
                 scale = max(float(expected.abs().max()), 1e-30)

@@ -24,11 +24,14 @@ def statements(result: Result) -> list[Statement]:
     if ratios := defined(result, "capture_ratio", "statistics_ratio"):
         copying, whole = ratios
         text = (
-            f"Copying activations out takes {said(copying)} times as long as the bare forward pass, with every statistic "
-            f"{said(whole)} times ({basis(copying, 'repeats')}, on this machine)."
+            f"Copying activations out takes {said(copying)} times as long as the bare forward pass, with "
+            f"every statistic {said(whole)} times ({basis(copying, 'repeats')}, on this machine)."
         )
         out.append(Statement(text, "ratios", (copying.name, whole.name, "shards_ratio")))
     if hooks := defined(result, "speedup_over_plain_hooks"):
-        text = f"Plain hooks take {said(hooks[0])} times as long for the same numbers ({basis(hooks[0], 'repeats')})."
+        text = (
+            f"Plain hooks take {said(hooks[0])} times as long for the same numbers "
+            f"({basis(hooks[0], 'repeats')})."
+        )
         out.append(Statement(text, "speedups", (hooks[0].name, "speedup_over_transformer_lens")))
     return out

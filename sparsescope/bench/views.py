@@ -20,9 +20,10 @@ def ratios(result: Result) -> go.Figure:
     return fig.describe(
         figure,
         title="Time relative to the bare forward pass",
-        subtitle=f"{result.provenance.get('subject', {}).get('id', '')}, median of {int(frame['repeats'].iloc[0])} repeats",
-        alt=f"Bars for {len(frame)} variants; the slowest is {worst['variant']} at {worst['ratio']:.2f} times the bare "
-        "forward pass.",
+        subtitle=f"{result.provenance.get('subject', {}).get('id', '')}, median of "
+        f"{int(frame['repeats'].iloc[0])} repeats",
+        alt=f"Bars for {len(frame)} variants; the slowest is {worst['variant']} at {worst['ratio']:.2f} "
+        "times the bare forward pass.",
     )
 
 

@@ -23,7 +23,8 @@ def main() -> None:
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files and models, on a terminal that knows ASCII only
+            # Names of files and models, on a terminal that knows ASCII only
+            stream.reconfigure(errors="backslashreplace")
     # What a scheduler sends before it kills is treated as Ctrl-C: the state of a run is saved.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(execute(app, sys.argv[1:]))

@@ -1,7 +1,7 @@
 """What the command line shows: progress, tables, errors, JSON.
 
-On a terminal a progress bar with rate and time left, otherwise a plain line now and then, always on standard error:
-standard output carries results only, so that it can be piped.
+On a terminal a progress bar with rate and time left, otherwise a plain line now and then, always on standard
+error: standard output carries results only, so that it can be piped.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def out(text: str) -> None:
 
 def out_json(value: Any) -> None:
     """Print one JSON document; NaN and infinity, which JSON does not have, become null."""
-    # All of it is ASCII, and the one control character that JSON leaves alone is escaped: no name can reach the terminal.
+    # All of it is ASCII, and the one control character that JSON leaves alone is escaped: no name can
+    # reach the terminal.
     print(json.dumps(_finite(value), indent=1, default=str).replace("\x7f", "\\u007f"), flush=True)
 
 
@@ -61,7 +62,10 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Lay out rows in aligned columns as plain text."""
     cells = [[_cell(cell) for cell in row] for row in [headings, *rows]]
     widths = [max(len(row[index]) for row in cells) for index in range(len(headings))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
@@ -72,12 +76,25 @@ def progress_bar() -> Iterator[ProgressCallback]:
         yield _plain_progress()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
-        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         tasks: dict[str, Any] = {}
         begin: dict[str, tuple[float, int]] = {}
@@ -106,14 +123,20 @@ def _plain_progress() -> ProgressCallback:
             return
         last[phase] = now
         rate = (done - first) / (now - begin) if now > begin else 0.0
-        left = f", {rate:,.{0 if rate >= 10 else 1}f} {unit}/s, {(total - done) / rate:,.0f} s left" if rate else ""
+        left = (
+            f", {rate:,.{0 if rate >= 10 else 1}f} {unit}/s, {(total - done) / rate:,.0f} s left"
+            if rate
+            else ""
+        )
         say(f"{phase}: {done:,} of {total:,} {unit}{left}")
 
     return show
 
 
 def _lines(text: str) -> str:
-    """Text of several lines without terminal sequences: names and messages come from files that others wrote."""
+    """Text of several lines without terminal sequences: names and messages come from files
+    that others wrote.
+    """
     return "\n".join(_plain(line.expandtabs()) for line in text.split("\n"))
 
 

@@ -1,4 +1,6 @@
-"""What ``doctor`` looks at: the installation, the folder of runs, and a subject's parity with plain transformers."""
+"""What ``doctor`` looks at: the installation, the folder of runs, and a subject's parity
+with plain transformers.
+"""
 
 from __future__ import annotations
 
@@ -42,19 +44,33 @@ def installation(home: Path | None) -> list[Finding]:
     findings = [
         Finding("packages", True, ", ".join(f"{name} {version}" for name, version in packages.items())),
         Finding("machine", True, f"{found['processor']}, {found['cores']} cores, {found['memory_gib']} GiB"),
-        Finding("accelerator", True, torch.cuda.get_device_name() if torch.cuda.is_available() else "none, computing on the CPU"),
+        Finding(
+            "accelerator",
+            True,
+            torch.cuda.get_device_name() if torch.cuda.is_available() else "none, computing on the CPU",
+        ),
         Finding("threads", True, f"torch uses {torch.get_num_threads()}"),
     ]
     store = Store(home)
     try:
         store.check_writable()
-        findings.append(Finding("folder of runs", True, f"{store.root.resolve()}, {len(store.run_ids())} runs"))
+        findings.append(
+            Finding("folder of runs", True, f"{store.root.resolve()}, {len(store.run_ids())} runs")
+        )
     except SparsescopeError as error:
         findings.append(Finding("folder of runs", False, str(error)))
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
-    findings.append(Finding("model hub", True, "offline (HF_HUB_OFFLINE is set)" if offline else "used when a subject needs it"))
+    findings.append(
+        Finding(
+            "model hub",
+            True,
+            "offline (HF_HUB_OFFLINE is set)" if offline else "used when a subject needs it",
+        )
+    )
     broken = analyses().broken
-    detail = f"{len(analyses())} analyses" + "".join(f"; {name} cannot be imported: {why}" for name, why in broken.items())
+    detail = f"{len(analyses())} analyses" + "".join(
+        f"; {name} cannot be imported: {why}" for name, why in broken.items()
+    )
     findings.append(Finding("registry", not broken, detail))
     return findings
 
@@ -69,7 +85,9 @@ def as_json(findings: list[Finding], examination: Examination | None) -> dict[st
 
 def as_text(findings: list[Finding], examination: Examination | None) -> str:
     """The findings as text."""
-    parts = [table(["check", "", "found"], [[f.what, "ok" if f.ok else "PROBLEM", f.detail] for f in findings])]
+    parts = [
+        table(["check", "", "found"], [[f.what, "ok" if f.ok else "PROBLEM", f.detail] for f in findings])
+    ]
     if examination is None:
         return parts[0]
     rows = [
@@ -85,7 +103,9 @@ def as_text(findings: list[Finding], examination: Examination | None) -> str:
         "parity with plain transformers, same dtype and attention implementation\n"
         + table(["compared", "largest difference", "largest value", "same argmax", "bit-equal"], rows),
         f"memory, {examination.memory_tokens} tokens a batch\n"
-        + table(["part", "MiB"], [[name, f"{size / 2**20:,.1f}"] for name, size in examination.memory.items()]),
+        + table(
+            ["part", "MiB"], [[name, f"{size / 2**20:,.1f}"] for name, size in examination.memory.items()]
+        ),
         f"capabilities: {', '.join(examination.capabilities)}\n"
         f"sites: {examination.n_sites}, hooks left behind: {examination.hooks_left}",
         "healthy" if examination.healthy else "PROBLEM: see the rows that are not bit-equal",

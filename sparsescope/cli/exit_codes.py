@@ -1,7 +1,7 @@
 """From the words of a command line to an exit code, with every error on one screen.
 
-0 ok, 1 user error, 2 partial, 3 internal error, 130 interrupted. Typer's own ``main`` is not used: it turns Ctrl-C and a
-closed pipe into exit codes before anything here could say what became of the work.
+0 ok, 1 user error, 2 partial, 3 internal error, 130 interrupted. Typer's own ``main`` is not used: it turns
+Ctrl-C and a closed pipe into exit codes before anything here could say what became of the work.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def execute(app: typer.Typer, arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        # Usage errors are told by what they can do: Typer brings classes of its own in some versions, click's in others.
+        # Usage errors are told by what they can do: Typer brings classes of its own in some versions,
+        # click's in others.
         if hasattr(error, "show") and hasattr(error, "format_message"):
             if wants_json:
                 console.error_json(SpecError(error.format_message(), next_step="see: sparsescope --help"))
@@ -58,8 +59,8 @@ def execute(app: typer.Typer, arguments: Sequence[str]) -> int:
             short = SparsescopeError(
                 "there is not enough memory",
                 got=_first_line(error),
-                next_step="lower --batch-tokens, measure fewer sites, or take --dtype bfloat16; sparsescope doctor --subject"
-                " NAME says what a model needs",
+                next_step="lower --batch-tokens, measure fewer sites, or take --dtype bfloat16; sparsescope "
+                "doctor --subject NAME says what a model needs",
             )
             console.error_json(short) if wants_json else console.say(f"error: {short}")
             return 1
@@ -67,8 +68,14 @@ def execute(app: typer.Typer, arguments: Sequence[str]) -> int:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether the system or torch ran out of memory: torch has a class for accelerators and a plain one for the CPU."""
-    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error)
+    """Whether the system or torch ran out of memory: torch has a class for accelerators and a
+    plain one for the CPU.
+    """
+    return (
+        isinstance(error, MemoryError)
+        or "OutOfMemory" in type(error).__name__
+        or "allocate memory" in str(error)
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -51,7 +51,9 @@ def sections(home: Path | None) -> dict[str, list[dict[str, Any]]]:
                 "created": manifest.created,
             }
         )
-    broken = [{"name": name, "summary": f"cannot be imported: {why}"} for name, why in analyses().broken.items()]
+    broken = [
+        {"name": name, "summary": f"cannot be imported: {why}"} for name, why in analyses().broken.items()
+    ]
     return {
         "analyses": [{"name": record.name, "summary": record.summary} for record in analyses()] + broken,
         "subjects": [
@@ -59,7 +61,10 @@ def sections(home: Path | None) -> dict[str, list[dict[str, Any]]]:
             for e in registered_subjects().values()
         ],
         "variants": listed_variants(),
-        "corpora": [{"name": e.name, "summary": e.summary, "license": e.license} for e in registered_corpora().values()],
+        "corpora": [
+            {"name": e.name, "summary": e.summary, "license": e.license}
+            for e in registered_corpora().values()
+        ],
         "benchmarks": [{"name": record.name, "summary": record.summary} for record in benchmarks()],
         "inputs": [{"name": r.name, "option": r.flag, "summary": r.summary} for r in roles().values()],
         "studies": studies(),
@@ -75,7 +80,15 @@ def artifacts(store: Store) -> list[dict[str, Any]]:
         try:
             found = store.artifacts.open(artifact_id)
         except ArtifactError as error:
-            rows.append({"artifact": artifact_id, "format": "unreadable", "bytes": 0, "created": "", "made_by": error.what})
+            rows.append(
+                {
+                    "artifact": artifact_id,
+                    "format": "unreadable",
+                    "bytes": 0,
+                    "created": "",
+                    "made_by": error.what,
+                }
+            )
             continue
         rows.append(
             {
@@ -126,9 +139,14 @@ def describe(name: str, home: Path | None) -> dict[str, Any]:
     if name in registered_subjects():
         entry = registered_subjects()[name]
         return {
-            "kind": "subject", "name": name, "summary": entry.summary, "license": entry.license, "origin": entry.origin,
-            "precision": entry.precision, "analyses": _fitting(name),
-        }  # fmt: skip
+            "kind": "subject",
+            "name": name,
+            "summary": entry.summary,
+            "license": entry.license,
+            "origin": entry.origin,
+            "precision": entry.precision,
+            "analyses": _fitting(name),
+        }
     if name in registered_variants():
         kind = registered_variants()[name]
         facts = {"summary": kind.summary, "example": kind.example, "parameters": _parameters(kind.params)}
@@ -147,16 +165,24 @@ def open_run(name: str, home: Path | None) -> Result:
     from sparsescope.core.run_store import Store
 
     folder = Path(name)
-    return Store(folder.resolve().parent).open(folder.name) if folder.is_dir() else Store(home).open(folder.name)
+    return (
+        Store(folder.resolve().parent).open(folder.name) if folder.is_dir() else Store(home).open(folder.name)
+    )
 
 
 def find_artifact(name: str, home: Path | None) -> Artifact | None:
-    """An artifact by id in the folder of runs, or by its own folder; None where there is none, so a run is meant."""
+    """An artifact by id in the folder of runs, or by its own folder; None where there is none,
+    so a run is meant.
+    """
     from sparsescope.core.artifacts import RECORD, Artifact
     from sparsescope.core.run_store import Store
 
     folder = Path(name)
-    found = Artifact(folder.name, folder.resolve()) if folder.is_dir() else Store(home).artifacts.find(folder.name)
+    found = (
+        Artifact(folder.name, folder.resolve())
+        if folder.is_dir()
+        else Store(home).artifacts.find(folder.name)
+    )
     return found if (found.path / RECORD).is_file() else None
 
 
@@ -175,8 +201,12 @@ def _describe_analysis(record: Analysis, kind: str) -> dict[str, Any]:
             for name, changes in record.presets.items()
             for parameter, value in changes.items()
         ],
-        "views": [{"name": view.name, "title": view.title, "definition": view.formula} for view in record.views],
-        "citations": [{"work": citation.label, "reference": citation.reference} for citation in record.citations],
+        "views": [
+            {"name": view.name, "title": view.title, "definition": view.formula} for view in record.views
+        ],
+        "citations": [
+            {"work": citation.label, "reference": citation.reference} for citation in record.citations
+        ],
     }
 
 
@@ -192,7 +222,8 @@ def _fitting(name: str) -> list[dict[str, str]]:
 def _parameters(model: type[Params]) -> list[dict[str, Any]]:
     """Name, default and meaning of each parameter."""
     return [
-        {"name": name, "default": field.default, "meaning": field.description or ""} for name, field in model.model_fields.items()
+        {"name": name, "default": field.default, "meaning": field.description or ""}
+        for name, field in model.model_fields.items()
     ]
 
 
@@ -211,9 +242,16 @@ def _describe_run(result: Result) -> dict[str, Any]:
         "seconds": origin["seconds"],
         "preset": origin["preset"],
         "parameters": [{"name": name, "value": value} for name, value in origin["params"].items()],
-        "statements": [{"statement": statement.text, "view": statement.view} for statement in statements_of(result)],
+        "statements": [
+            {"statement": statement.text, "view": statement.view} for statement in statements_of(result)
+        ],
         "scalars": [
-            {"name": s.name, "title": title_of(result.analysis, s), "value": format_scalar(s), "definition": s.definition}
+            {
+                "name": s.name,
+                "title": title_of(result.analysis, s),
+                "value": format_scalar(s),
+                "definition": s.definition,
+            }
             for s in result.scalars.values()
         ],
         "tables": [{"name": name, "rows": len(frame)} for name, frame in result.tables.items()],
@@ -236,7 +274,9 @@ def _describe_artifact(artifact: Artifact) -> dict[str, Any]:
         "digest": artifact.digest,
         "damage": damage,
         "meta": [{"name": name, "value": value} for name, value in artifact.meta.items()],
-        "files": [{"file": entry.file, "bytes": entry.bytes, "sha256": entry.sha256} for entry in artifact.files],
+        "files": [
+            {"file": entry.file, "bytes": entry.bytes, "sha256": entry.sha256} for entry in artifact.files
+        ],
     }
 
 
@@ -248,7 +288,8 @@ def text(found: dict[str, Any]) -> str:
             tables += ["", key, table(list(value[0]), [list(row.values()) for row in value])]
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            plain.append(f"{key + ':':12}{' '.join(shown.splitlines())}")  # a name with a line feed must not look like a key
+            # a name with a line feed must not look like a key
+            plain.append(f"{key + ':':12}{' '.join(shown.splitlines())}")
     return "\n".join(plain + tables)
 
 
@@ -272,8 +313,9 @@ def unfinished_text(waiting: list[Unfinished], removed: list[Unfinished]) -> str
     if waiting:
         size, age = format_bytes(sum(entry.bytes for entry in waiting)), waiting[0].age / 86_400
         lines.append(
-            f"{len(waiting)} interrupted runs have saved work, {size}, the oldest {age:.1f} days old; the same command goes on"
-            " from it; to delete what is older than 30 days: sparsescope verify --remove-unfinished 30"
+            f"{len(waiting)} interrupted runs have saved work, {size}, the oldest {age:.1f} days old; the "
+            "same command goes on from it; to delete what is older than 30 days: sparsescope verify "
+            "--remove-unfinished 30"
         )
     return "\n".join(lines)
 
@@ -302,7 +344,8 @@ def comparison_json(found: Comparison) -> dict[str, Any]:
         "environment": [asdict(difference) for difference in found.environment],
         "scalars": [asdict(change) for change in found.scalars],
         "tables": [
-            {"name": t.name, "rows": len(t.frame), "only_a": t.only_a, "only_b": t.only_b, "note": t.note} for t in found.tables
+            {"name": t.name, "rows": len(t.frame), "only_a": t.only_a, "only_b": t.only_b, "note": t.note}
+            for t in found.tables
         ],
         "notes": list(found.notes),
     }
@@ -313,8 +356,14 @@ def comparison_text(found: Comparison) -> str:
     from sparsescope.core.numbers import format_number
 
     parts = [f"{found.title}\n  a  {found.a}\n  b  {found.b}"]
-    for title, rows in (("settings that differ", found.settings), ("environment that differs", found.environment)):
-        parts.append(f"{title}\n" + (table(["name", "a", "b"], [[d.name, d.a, d.b] for d in rows]) if rows else "  none"))
+    for title, rows in (
+        ("settings that differ", found.settings),
+        ("environment that differs", found.environment),
+    ):
+        parts.append(
+            f"{title}\n"
+            + (table(["name", "a", "b"], [[d.name, d.a, d.b] for d in rows]) if rows else "  none")
+        )
     changes = [
         [
             change.title, format_number(change.a, change.unit), format_number(change.b, change.unit),
@@ -371,7 +420,9 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "path": str(outcome.path),
         "stored_before": outcome.stored,
         "statements": [] if result is None else [asdict(statement) for statement in statements_of(result)],
-        "scalars": {} if result is None else {name: asdict(scalar) for name, scalar in result.scalars.items()},
+        "scalars": {}
+        if result is None
+        else {name: asdict(scalar) for name, scalar in result.scalars.items()},
         "notes": [] if result is None else [asdict(note) for note in result.notes],
         "tables": {} if result is None else {name: len(frame) for name, frame in result.tables.items()},
         "provenance": {} if result is None else result.provenance,
@@ -384,7 +435,11 @@ def result_json(result: Result) -> dict[str, Any]:
 
     said = [statement.text for statement in statements_of(result)]
     origin = result.provenance
-    about = {"run": result.run_id, "subject": origin["subject"].get("id"), "preset": origin.get("preset") or ""}
+    about = {
+        "run": result.run_id,
+        "subject": origin["subject"].get("id"),
+        "preset": origin.get("preset") or "",
+    }
     return {**about, "statements": said}
 
 
@@ -400,7 +455,9 @@ def findings(outcome: Outcome) -> str:
     rows = [[title_of(result.analysis, scalar), format_scalar(scalar)] for scalar in headline_of(result)]
     warned = [f"{note.severity}: {note.message}" for note in result.notes if note.severity != "info"]
     info = len(result.notes) - len(warned)
-    more = [f"{info} notes on method, precision and cost; see: sparsescope show {result.run_id}"] if info else []
+    more = (
+        [f"{info} notes on method, precision and cost; see: sparsescope show {result.run_id}"] if info else []
+    )
     return "\n".join([_about(result), *said, "", table(["number", "value"], rows), *warned, *more])
 
 
@@ -417,6 +474,10 @@ def _about(result: Result) -> str:
     from sparsescope.reporting.sections import record_of
 
     subject, corpus = result.provenance.get("subject") or {}, result.provenance.get("corpus") or {}
-    tokens = f" on {corpus['tokens']:,} tokens of {corpus.get('name')}" if isinstance(corpus.get("tokens"), int) else ""
+    tokens = (
+        f" on {corpus['tokens']:,} tokens of {corpus.get('name')}"
+        if isinstance(corpus.get("tokens"), int)
+        else ""
+    )
     preset = f" ({label} preset)" if (label := result.provenance.get("preset")) else ""
     return f"{record_of(result).title} of {subject.get('id', 'a model in memory')}{tokens}{preset}"

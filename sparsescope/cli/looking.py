@@ -24,13 +24,16 @@ def list_names(
     what: Annotated[
         str,
         typer.Argument(
-            help="analyses, subjects, variants, corpora, benchmarks, inputs, studies, runs or artifacts; all when left out."
+            help="analyses, subjects, variants, corpora, benchmarks, inputs, studies, runs or "
+            "artifacts; all when left out."
         ),
     ] = "all",
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """List everything that has a name: analyses, subjects, variants, corpora, studies, stored runs and more."""
+    """List everything that has a name: analyses, subjects, variants, corpora, studies,
+    stored runs and more.
+    """
     from sparsescope.cli import console, listing
 
     sections = listing.sections(home)
@@ -42,13 +45,21 @@ def list_names(
         return
     for name, rows in chosen.items():
         console.out(f"{name}\n")
-        empty = f"  none yet; make one with: sparsescope report {listing.DEFAULT_SUBJECT}\n" if name == "runs" else "  none yet\n"
-        console.out(console.table(list(rows[0]), [list(row.values()) for row in rows]) + "\n" if rows else empty)
+        empty = (
+            f"  none yet; make one with: sparsescope report {listing.DEFAULT_SUBJECT}\n"
+            if name == "runs"
+            else "  none yet\n"
+        )
+        console.out(
+            console.table(list(rows[0]), [list(row.values()) for row in rows]) + "\n" if rows else empty
+        )
 
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="An analysis, benchmark, subject, variant, corpus, run or artifact.")],
+    name: Annotated[
+        str, typer.Argument(help="An analysis, benchmark, subject, variant, corpus, run or artifact.")
+    ],
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -84,11 +95,16 @@ def compare(
 def verify(
     home: Home = None,
     remove_unfinished: Annotated[
-        float | None, typer.Option(help="Delete the saved work of interrupted runs that is older than this many days.", min=0)
+        float | None,
+        typer.Option(
+            help="Delete the saved work of interrupted runs that is older than this many days.", min=0
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check sizes and checksums of every stored run and artifact, and list the saved work of interrupted runs."""
+    """Check sizes and checksums of every stored run and artifact, and list the saved work
+    of interrupted runs.
+    """
     from dataclasses import asdict
 
     from sparsescope.cli import console, listing
@@ -101,7 +117,11 @@ def verify(
     waiting = store.unfinished()
     if json:
         partial = {"unfinished": [asdict(u) for u in waiting], "removed": [asdict(u) for u in removed]}
-        found = {"runs": [asdict(v) for v in verdicts], "artifacts": [asdict(v) for v in artifacts], "bad": bad}
+        found = {
+            "runs": [asdict(v) for v in verdicts],
+            "artifacts": [asdict(v) for v in artifacts],
+            "bad": bad,
+        }
         console.out_json({"folder": str(store.root), **found, **partial})
     elif verdicts or artifacts:
         console.out(listing.verdicts_text(verdicts, artifacts))
@@ -117,12 +137,16 @@ def verify(
 @with_options()
 def doctor(
     *,
-    subject: Annotated[str | None, typer.Option(help="A subject to load and compare with plain transformers.")] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="A subject to load and compare with plain transformers.")
+    ] = None,
     model: ModelOptions,
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Check this installation; with --subject, the parity of a model with plain transformers, its memory and capabilities."""
+    """Check this installation; with --subject, the parity of a model with plain transformers, its
+    memory and capabilities.
+    """
     from sparsescope.cli import console, diagnosis
 
     findings = diagnosis.installation(home)
@@ -157,7 +181,8 @@ def explore(
         return
     console.say(f"explorer: {explorer.address(port)}  (Ctrl-C ends it)")
     try:
-        ended = subprocess.run(command, env=explorer.environment(home), check=False)  # noqa: S603  # our own fixed command line
+        # Our own fixed command line
+        ended = subprocess.run(command, env=explorer.environment(home), check=False)  # noqa: S603
     except KeyboardInterrupt:  # the way to end it
         return
     if ended.returncode not in (0, 130, -2):

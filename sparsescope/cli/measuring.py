@@ -33,7 +33,10 @@ def run(
     analysis: Annotated[str, typer.Argument(help="Name of the analysis; see: sparsescope list analyses.")],
     subject: Annotated[
         str | None,
-        typer.Option(help="Registered name, hub id, model folder or .gguf file; of some analyses a series of checkpoints."),
+        typer.Option(
+            help="Registered name, hub id, model folder or .gguf file; of some analyses a "
+            "series of checkpoints."
+        ),
     ] = None,
     more: InputOptions,
     text: TextOptions,
@@ -66,15 +69,21 @@ def run(
 @app.command()
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe, for example analyses/grokking/relu.toml, or the name of a shipped series.")
+        str,
+        typer.Argument(
+            help="A recipe, for example analyses/grokking/relu.toml, or the name of a shipped series."
+        ),
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the checkpoints of a model.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the checkpoints of a model.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than that of the recipe.")] = None,
     name: Annotated[str | None, typer.Option(help="Another name than that of the recipe.")] = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Train what a recipe says: a small model, whose checkpoints are kept in --output, or an artifact in the folder of runs.
+    """Train what a recipe says: a small model, whose checkpoints are kept in --output, or an artifact in
+    the folder of runs.
 
     The same command goes on after an interruption.
     """
@@ -87,14 +96,18 @@ def train(
         _train_artifact(of_artifact, home, json, {"--output": output, "--seed": seed, "--name": name})
         return
     if output is None:
-        raise SpecError("where the checkpoints go is not said", where="--output", next_step="for example: --output my-run")
+        raise SpecError(
+            "where the checkpoints go is not said", where="--output", next_step="for example: --output my-run"
+        )
     declared = read_recipe(path, seed=seed, name=name)  # a wrong value is found before torch is imported
     from sparsescope.training.trainer import train as run_recipe
 
     text = changed_text(path.read_text(encoding="utf-8"), seed=seed, name=name)
     folder = run_recipe(declared, output, recipe_text=text)
     if json:
-        console.out_json({"series": declared.name, "folder": str(folder), "steps": declared.steps, "seed": declared.seed})
+        console.out_json(
+            {"series": declared.name, "folder": str(folder), "steps": declared.steps, "seed": declared.seed}
+        )
     else:
         console.out(str(folder))
 
@@ -109,7 +122,8 @@ def _train_artifact(recipe: ArtifactRecipe, home: Path | None, json: bool, given
         raise SpecError(
             "these options have no meaning for the recipe of an artifact",
             where=", ".join(wrong),
-            next_step="leave them out: an artifact is kept in the folder of runs, and its recipe says the rest",
+            next_step="leave them out: an artifact is kept in the folder of runs, and "
+            "its recipe says the rest",
         )
     with console.progress_bar() as progress:
         artifact = trained(recipe, Store(home), progress)
@@ -124,16 +138,22 @@ def _train_artifact(recipe: ArtifactRecipe, home: Path | None, json: bool, given
 def bench(
     *,
     name: Annotated[str, typer.Argument(help="Name of the benchmark; see: sparsescope list benchmarks.")],
-    subject: Annotated[str, typer.Option(help="Registered name, hub id, model folder or .gguf file.")] = "smollm2-135m",
+    subject: Annotated[
+        str, typer.Option(help="Registered name, hub id, model folder or .gguf file.")
+    ] = "smollm2-135m",
     more: InputOptions,
     text: TextOptions,
     model: ModelOptions,
     set_: Set = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write an HTML report with the figure.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write an HTML report with the figure.")
+    ] = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Measure on this machine: interleaved repeats, spread, environment; the result is stored and can be reported."""
+    """Measure on this machine: interleaved repeats, spread, environment; the result is stored
+    and can be reported.
+    """
     from sparsescope.cli import console, listing
     from sparsescope.cli.settings import parse_set
     from sparsescope.core.registry import benchmarks

@@ -1,7 +1,8 @@
 """Options that several verbs share, each written down once, and how a verb gets them.
 
-A verb names a group of options as one parameter, ``model: ModelOptions``; ``with_options`` expands the group into options of
-the command line. Further roles of inputs, which packages add, are options too. Nothing heavy is imported here.
+A verb names a group of options as one parameter, ``model: ModelOptions``; ``with_options`` expands the
+group into options of the command line. Further roles of inputs, which packages add, are options too.
+Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ DEFAULT_TOKENS = 16384
 
 
 def home_folder(text: str | Path) -> Path:
-    """Return the folder of runs that ``--home`` names; an empty one, as an unset variable gives it, is refused."""
+    """Return the folder of runs that ``--home`` names; an empty one, as an unset variable
+    gives it, is refused.
+    """
     if not str(text).strip() or "\0" in str(text):
         raise SpecError(
             "the folder of runs is empty", where="--home", allowed="a path", got=repr(str(text)),
@@ -43,14 +46,25 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")]
 Home = Annotated[
     Path | None,
-    typer.Option(help="Folder of stored runs; $SPARSESCOPE_HOME or ./runs by default.", parser=home_folder, metavar="PATH"),
+    typer.Option(
+        help="Folder of stored runs; $SPARSESCOPE_HOME or ./runs by default.",
+        parser=home_folder,
+        metavar="PATH",
+    ),
 ]
 BatchTokens = Annotated[int, typer.Option(help="Most token positions in one forward pass.", min=1, max=2**24)]
 Preset = Annotated[
-    str, typer.Option(help="Preset of the analysis that --set starts from; see: sparsescope show ANALYSIS. full: the defaults.")
+    str,
+    typer.Option(
+        help="Preset of the analysis that --set starts from; see: sparsescope show "
+        "ANALYSIS. full: the defaults."
+    ),
 ]
 Depth = Annotated[
-    str, typer.Option(help="quick: the quick preset of each analysis, or a stored run of the defaults; full: the defaults.")
+    str,
+    typer.Option(
+        help="quick: the quick preset of each analysis, or a stored run of the defaults; full: the defaults."
+    ),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Parameter, NAME=VALUE; repeatable.")]
 
@@ -70,11 +84,14 @@ class _Group:
 class ModelOptions(_Group):
     """How a model is loaded."""
 
-    dtype: Annotated[str, typer.Option(help="Compute type: float32, bfloat16 (quicker, labelled), float16.")] = "float32"
+    dtype: Annotated[
+        str, typer.Option(help="Compute type: float32, bfloat16 (quicker, labelled), float16.")
+    ] = "float32"
     device: Device = "cpu"
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None
     attention: Annotated[
-        str | None, typer.Option(help="Attention implementation, eager or sdpa; that of transformers by default.")
+        str | None,
+        typer.Option(help="Attention implementation, eager or sdpa; that of transformers by default."),
     ] = None
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let code of the model's repository run; recorded.")
@@ -112,14 +129,20 @@ class TextOptions(_Group):
     corpus: Annotated[
         str | None,
         typer.Option(
-            help=f"Registered name, names joined by '+', or a .txt, .jsonl or .parquet file; {DEFAULT_CORPUS} when left out, of a"
-            " series of checkpoints the held-out text that it carries."
+            help="Registered name, names joined by '+', or a .txt, .jsonl or .parquet file; "
+            f"{DEFAULT_CORPUS} when left out, of a series of checkpoints the held-out text that it carries."
         ),
     ] = None
-    tokens: Annotated[int, typer.Option(help="Tokens to read, split evenly over the domains of the corpus.")] = DEFAULT_TOKENS
-    context: Annotated[int | None, typer.Option(help="Longest window; 256, or what the model can take if that is less.")] = None
+    tokens: Annotated[
+        int, typer.Option(help="Tokens to read, split evenly over the domains of the corpus.")
+    ] = DEFAULT_TOKENS
+    context: Annotated[
+        int | None, typer.Option(help="Longest window; 256, or what the model can take if that is less.")
+    ] = None
     seed: Annotated[int, typer.Option(help="Seed of the choice of documents.")] = 0
-    bos: Annotated[str, typer.Option(help="Beginning-of-sequence token: auto (as the tokenizer does), always, never.")] = "auto"
+    bos: Annotated[
+        str, typer.Option(help="Beginning-of-sequence token: auto (as the tokenizer does), always, never.")
+    ] = "auto"
 
     def make(self) -> Corpus | Fallback:
         """Make the corpus; one that was not asked for stands back behind the text of a series.
@@ -130,7 +153,9 @@ class TextOptions(_Group):
         from sparsescope.runner.inputs import Fallback
 
         bos = cast("BosPolicy", self.bos)  # what it may be is checked there
-        text = corpus(self.corpus or DEFAULT_CORPUS, tokens=self.tokens, seed=self.seed, context=self.context, bos=bos)
+        text = corpus(
+            self.corpus or DEFAULT_CORPUS, tokens=self.tokens, seed=self.seed, context=self.context, bos=bos
+        )
         return Fallback(text) if self.corpus is None else text
 
 
@@ -143,14 +168,21 @@ class InputOptions:
     @property
     def inputs(self) -> dict[str, str | list[str]]:
         """What was given, as ``run_many`` takes it: one, or a list of several."""
-        return {name: values[0] if len(values) == 1 else values for name, values in self.given.items() if values}
+        return {
+            name: values[0] if len(values) == 1 else values for name, values in self.given.items() if values
+        }
 
     @property
     def known(self) -> list[Known]:
         """What is known of it unopened."""
         from sparsescope.core.roles import known
 
-        return [entry for name, values in self.given.items() for value in values or () for entry in known(value, name)]
+        return [
+            entry
+            for name, values in self.given.items()
+            for value in values or ()
+            for entry in known(value, name)
+        ]
 
 
 def with_options(**defaults: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -163,13 +195,21 @@ def with_options(**defaults: object) -> Callable[[Callable[..., None]], Callable
     def expand(verb: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(verb, include_extras=True)
         given = inspect.signature(verb).parameters
-        groups = {name: hints[name] for name in given if hints[name] in (ModelOptions, TextOptions, InputOptions)}
+        groups = {
+            name: hints[name] for name in given if hints[name] in (ModelOptions, TextOptions, InputOptions)
+        }
         parameters: list[inspect.Parameter] = []
         members: dict[str, list[str]] = {}
         ours = {name for name in given if name not in groups}
-        ours |= {entry.name for group in groups.values() if group is not InputOptions for entry in fields(group)}
+        ours |= {
+            entry.name for group in groups.values() if group is not InputOptions for entry in fields(group)
+        }
         for name, parameter in given.items():
-            added = _options(groups[name], defaults) if name in groups else [parameter.replace(annotation=hints[name])]
+            added = (
+                _options(groups[name], defaults)
+                if name in groups
+                else [parameter.replace(annotation=hints[name])]
+            )
             if groups.get(name) is InputOptions:  # a role of a package hides no option of ours
                 added = [entry for entry in added if entry.name not in ours]
             members[name] = [entry.name for entry in added]
@@ -180,7 +220,8 @@ def with_options(**defaults: object) -> Callable[[Callable[..., None]], Callable
             built = {name: _build(groups[name], {m: values[m] for m in members[name]}) for name in groups}
             verb(**{name: built[name] if name in groups else values[name] for name in given})
 
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions have one where it is set
+        # Functions have one where it is set
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         del run.__wrapped__  # or its own parameters would be looked at
         return run
@@ -193,12 +234,18 @@ def _options(group: type, defaults: Mapping[str, object]) -> list[inspect.Parame
     plain = inspect.Parameter.KEYWORD_ONLY
     if group is InputOptions:
         # The names alone: reading what a package says of its role would import it for every verb.
-        names = sorted({point.name for point in entry_points(group="sparsescope.inputs") if point.name.isidentifier()})
-        kind = Annotated[list[str] | None, typer.Option(help="An input that a package adds; see: sparsescope list inputs.")]
+        names = sorted(
+            {point.name for point in entry_points(group="sparsescope.inputs") if point.name.isidentifier()}
+        )
+        kind = Annotated[
+            list[str] | None, typer.Option(help="An input that a package adds; see: sparsescope list inputs.")
+        ]
         return [inspect.Parameter(name, plain, default=None, annotation=kind) for name in names]
     hints = get_type_hints(group, include_extras=True)
     return [
-        inspect.Parameter(entry.name, plain, default=defaults.get(entry.name, entry.default), annotation=hints[entry.name])
+        inspect.Parameter(
+            entry.name, plain, default=defaults.get(entry.name, entry.default), annotation=hints[entry.name]
+        )
         for entry in fields(group)
     ]
 

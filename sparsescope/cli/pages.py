@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 @with_options()
 def report(
     targets: Annotated[
-        list[str], typer.Argument(help="Subjects and series of checkpoints (analysed if they were not), and stored runs.")
+        list[str],
+        typer.Argument(
+            help="Subjects and series of checkpoints (analysed if they were not), and stored runs."
+        ),
     ],
     *,
     more: InputOptions,
@@ -40,13 +43,16 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
     depth: Depth = "quick",
     fallback: Annotated[
-        str | None, typer.Option(help="Subject to take, with a notice, for one that cannot be fetched (no network).")
+        str | None,
+        typer.Option(help="Subject to take, with a notice, for one that cannot be fetched (no network)."),
     ] = None,
     batch_tokens: BatchTokens = 2048,
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Run every analysis that fits the subjects and write one self-contained HTML file; its path is printed last."""
+    """Run every analysis that fits the subjects and write one self-contained HTML file; its
+    path is printed last.
+    """
     from sparsescope.cli import console, listing
     from sparsescope.core.manifest import RUN_ID
     from sparsescope.core.registry import FULL, QUICK
@@ -55,12 +61,19 @@ def report(
     if depth not in (QUICK, FULL):
         raise unknown_name("depth", depth, (QUICK, FULL), next_step="leave --depth out for quick")
     check_output(output)
-    found = {name: Target(name, model, text, more) for name in targets if not RUN_ID.fullmatch(Path(name).name)}
+    found = {
+        name: Target(name, model, text, more) for name in targets if not RUN_ID.fullmatch(Path(name).name)
+    }
     if fallback is not None:
         ModelOptions(model.dtype, model.device).check(fallback)
-    stored = {name: listing.open_run(name, home) for name in targets if name not in found}  # one that is not there fails now
+    # One that is not there fails now
+    stored = {name: listing.open_run(name, home) for name in targets if name not in found}
     if not found and (given := [*more.inputs, *text.changed, *model.changed]):
-        raise SpecError("these options have no meaning for stored runs", where=", ".join(given), next_step="leave them out")
+        raise SpecError(
+            "these options have no meaning for stored runs",
+            where=", ".join(given),
+            next_step="leave them out",
+        )
     results: list[Result] = []
     failed: list[Outcome] = []
     lost: list[SparsescopeError] = []
@@ -92,13 +105,22 @@ def report(
     for outcome in failed:
         console.say(f"{outcome.spec.analysis} failed\n{outcome.error}")
     if not results:
-        raise SpecError("no analysis succeeded, so there is nothing to report", next_step="mend the causes named above")
+        raise SpecError(
+            "no analysis succeeded, so there is nothing to report", next_step="mend the causes named above"
+        )
     from sparsescope.reporting.build import build
 
     path = build(results, output).resolve()
     if json:
         runs = [listing.result_json(result) for result in results]
-        console.out_json({"report": str(path), "bytes": path.stat().st_size, "runs": runs, "failed": len(failed) + len(lost)})
+        console.out_json(
+            {
+                "report": str(path),
+                "bytes": path.stat().st_size,
+                "runs": runs,
+                "failed": len(failed) + len(lost),
+            }
+        )
     else:
         for result in results:
             console.say(listing.summary(result))
@@ -111,22 +133,33 @@ def report(
 def study(
     target: Annotated[str, typer.Argument(help="A name (see: sparsescope list studies), or a TOML file.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The HTML file; NAME.html when left out, none with --notebook.")
+        Path | None,
+        typer.Option("--output", "-o", help="The HTML file; NAME.html when left out, none with --notebook."),
     ] = None,
-    notebook: Annotated[Path | None, typer.Option(help="Write a notebook (.ipynb) and execute it on the stored runs.")] = None,
-    execute: Annotated[bool, typer.Option(help="Whether the study runs; without it the notebook has no outputs.")] = True,
+    notebook: Annotated[
+        Path | None, typer.Option(help="Write a notebook (.ipynb) and execute it on the stored runs.")
+    ] = None,
+    execute: Annotated[
+        bool, typer.Option(help="Whether the study runs; without it the notebook has no outputs.")
+    ] = True,
     device: Device = "cpu",
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Run a study (subjects x analyses, what is stored is opened) and write its report or notebook; the path is printed last."""
+    """Run a study (subjects x analyses, what is stored is opened) and write its report or notebook; the
+    path is printed last.
+    """
     from sparsescope.cli import console, listing
     from sparsescope.reporting.notebook import check_packages, write_notebook
     from sparsescope.runner.study import load_study
     from sparsescope.runner.study_checks import check_study
 
     if not execute and (notebook is None or output is not None or json):
-        raise SpecError("a study that is not run gives a notebook alone", where="--no-execute", next_step="--notebook FILE.ipynb")
+        raise SpecError(
+            "a study that is not run gives a notebook alone",
+            where="--no-execute",
+            next_step="--notebook FILE.ipynb",
+        )
     found = load_study(target)
     if notebook is None:
         output = output or Path(f"{found.declared.name}.html")

@@ -8,7 +8,8 @@ import typer
 
 app = typer.Typer(
     name="sparsescope",
-    help="Shows the sparse structure of trained models and measures what it buys.\n\nStart with: sparsescope report smollm2-135m",
+    help="Shows the sparse structure of trained models and measures what it buys.\n\n"
+    "Start with: sparsescope report smollm2-135m",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,7 +29,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     pass

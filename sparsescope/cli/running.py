@@ -38,14 +38,21 @@ def run_requests(
     requests = [Request(name, params, rather_full) for name, params in wanted]
     with console.progress_bar() as progress:
         return run_many(
-            requests, inputs, store=home or True, progress=progress, batch_tokens=batch_tokens, again=again, done=done
+            requests,
+            inputs,
+            store=home or True,
+            progress=progress,
+            batch_tokens=batch_tokens,
+            again=again,
+            done=done,
         )
 
 
 def given_inputs(
     record: Analysis, target: str | None, model: ModelOptions, text: TextOptions, more: InputOptions
 ) -> dict[str, Any]:
-    """Return what an analysis reads, by role, from the options of one verb; the model is loaded, the rest opened later.
+    """Return what an analysis reads, by role, from the options of one verb; the model is loaded, the
+    rest opened later.
 
     Args:
         record: The analysis.
@@ -68,7 +75,11 @@ def given_inputs(
     repeated = {entry.role for entry in record.declared if entry.repeated}
     for name, values in more.inputs.items():
         if isinstance(values, list) and name not in repeated:
-            raise SpecError(f"{record.name} reads one {role(name).title}", where=role(name).flag, got=f"{len(values)} of them")
+            raise SpecError(
+                f"{record.name} reads one {role(name).title}",
+                where=role(name).flag,
+                got=f"{len(values)} of them",
+            )
     given: dict[str, Any] = dict(more.inputs)
     if "text" in record.roles:
         given["text"] = text.make()  # a wrong option is found out before the model is loaded
@@ -87,14 +98,18 @@ def _refuse_meaningless(record: Analysis, target: str | None, model: ModelOption
     from sparsescope.core.roles import known
 
     wrong = [] if "subject" in record.roles else model.changed
-    carries = target is not None and any("held_out_text" in entry.has for entry in known(target) if entry.role in record.roles)
+    carries = target is not None and any(
+        "held_out_text" in entry.has for entry in known(target) if entry.role in record.roles
+    )
     if text.corpus is None and ("text" not in record.roles or carries):
         wrong += text.changed
     if wrong:
         raise SpecError(
-            f"these options have no meaning for {record.name}" + (f" of {target} without --corpus" if carries else ""),
+            f"these options have no meaning for {record.name}"
+            + (f" of {target} without --corpus" if carries else ""),
             where=", ".join(wrong),
-            got="checkpoints of a series are computed on the CPU in float32, on the text that they carry unless one is given",
+            got="checkpoints of a series are computed on the CPU in float32, on the text that they "
+            "carry unless one is given",
             next_step=f"leave them out; see: sparsescope show {record.name}",
         )
 
@@ -121,7 +136,8 @@ class Target:
         self._beside = [*known(text.corpus or "", "corpus"), *more.known]
         self._known = [entry for entry in known(name) if entry.sure]
         if all(entry.role == "subject" for entry in self._known):
-            model.check(name)  # a wrong name or option is found out now, not after the work on the first target
+            # A wrong name or option is found out now, not after the work on the first target
+            model.check(name)
 
     def fitting(self, known: Sequence[Known]) -> list[Analysis]:
         """Analyses that fit what is known, and those of which only loading tells."""
@@ -161,7 +177,10 @@ class Target:
                 except DependencyError as error:
                     if fallback is None:
                         raise
-                    notice = f"{self.name} could not be fetched, so this report is about {fallback} instead ({error.what})"
+                    notice = (
+                        f"{self.name} could not be fetched, so this report is about {fallback} "
+                        f"instead ({error.what})"
+                    )
                     console.say(f"NOTE: {notice}")
                     inputs[name] = ModelOptions(self.model.dtype, self.model.device).load(fallback)
             else:
@@ -174,14 +193,16 @@ class Target:
             raise SpecError(
                 "no analysis fits this subject",
                 where=self.name,
-                got=f"capabilities {', '.join(sorted(name for entry in found for name in entry.has)) or 'none'}",
+                got="capabilities "
+                f"{', '.join(sorted(name for entry in found for name in entry.has)) or 'none'}",
                 next_step="run: sparsescope list analyses",
             )
         return inputs, wanted, notice
 
 
 class GrowingReport:
-    """Writes a report again whenever a further analysis is done, so that the first figures are there within a minute.
+    """Writes a report again whenever a further analysis is done, so that the first figures are
+    there within a minute.
 
     Args:
         output: The HTML file.
@@ -197,7 +218,9 @@ class GrowingReport:
         self._written = time.monotonic()
 
     def add(self, outcome: Outcome) -> None:
-        """Take an outcome; write the report unless the last time was just now or the whole report comes next."""
+        """Take an outcome; write the report unless the last time was just now or the whole
+        report comes next.
+        """
         from sparsescope.cli import console
         from sparsescope.reporting.build import build
 
@@ -209,7 +232,9 @@ class GrowingReport:
             return
         build(self.results, self.output)
         self._written = time.monotonic()
-        console.say(f"{self.output} has {len(self.results)} of {self.expected} results; it will be written again")
+        console.say(
+            f"{self.output} has {len(self.results)} of {self.expected} results; it will be written again"
+        )
 
 
 def check_output(path: Path, option: str = "--output FILE.html") -> None:
@@ -219,7 +244,9 @@ def check_output(path: Path, option: str = "--output FILE.html") -> None:
     special = path.exists() and not path.is_file()
     if special or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise SpecError(
-            "the report cannot be written there" if option.startswith("--output") else "the notebook cannot be written there",
+            "the report cannot be written there"
+            if option.startswith("--output")
+            else "the notebook cannot be written there",
             where=option.split()[0],
             allowed="a file in an existing folder that you can write to",
             got=str(path),

@@ -1,7 +1,7 @@
 """Parameters of an analysis as they are written on the command line: ``--set NAME=VALUE``.
 
-A value stays text until the parameter model reads it, so that the type of the parameter decides what ``1e3``, ``true``
-or ``5`` means. Only lists and ``none`` are told apart here, again by the type of the parameter.
+A value stays text until the parameter model reads it, so that the type of the parameter decides what ``1e3``,
+``true`` or ``5`` means. Only lists and ``none`` are told apart here, again by the type of the parameter.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ def parse_set(pairs: Sequence[str], model: type[Params], *, analysis: str) -> di
         name, separator, text = pair.partition("=")
         if not separator or not name:
             raise SpecError(
-                "a parameter is set as NAME=VALUE", where="--set", got=repr(pair), next_step="for example: --set seed=1"
+                "a parameter is set as NAME=VALUE",
+                where="--set",
+                got=repr(pair),
+                next_step="for example: --set seed=1",
             )
         field = model.model_fields.get(name)
         found[name] = text if field is None else _value(text, field.annotation)

@@ -1,1 +1,3 @@
-"""Results, the parameters that name them, how they are stored, and what is registered. No torch, no figures."""
+"""Results, the parameters that name them, how they are stored, and what is registered. No
+torch, no figures.
+"""

@@ -1,7 +1,8 @@
-"""How artifacts are kept: the writer that streams their files, and the folder where they stand beside the runs.
+"""How artifacts are kept: the writer that streams their files, and the folder where they
+stand beside the runs.
 
-An artifact is built in a hidden temporary folder on the same file system, flushed, and renamed, as runs are; so it is
-complete or absent, whatever happens to the process.
+An artifact is built in a hidden temporary folder on the same file system, flushed, and renamed, as runs are;
+so it is complete or absent, whatever happens to the process.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class ArtifactWriter:
     def artifact(self) -> Artifact:
         """The artifact, once the block of ``keep`` ended."""
         if self._artifact is None:
-            raise ArtifactError("the artifact is not kept yet", where=str(self.folder), allowed="after the block of keep")
+            raise ArtifactError(
+                "the artifact is not kept yet", where=str(self.folder), allowed="after the block of keep"
+            )
         return self._artifact
 
     @contextmanager
@@ -74,7 +77,10 @@ class ArtifactWriter:
             raise
         finally:
             handle.close()
-        self._streamed[name] = FileEntry(file=name, bytes=stream.count, sha256=stream.hash.hexdigest()), _state(path)
+        self._streamed[name] = (
+            FileEntry(file=name, bytes=stream.count, sha256=stream.hash.hexdigest()),
+            _state(path),
+        )
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file; see ``file``."""
@@ -142,8 +148,8 @@ class ArtifactStore:
     """The artifacts of one folder of runs.
 
     Args:
-        root: The folder of runs. None for artifacts that are not stored: each lives in a temporary folder as long as its
-            ``Artifact`` object.
+        root: The folder of runs. None for artifacts that are not stored: each lives in a temporary folder as
+            long as its ``Artifact`` object.
     """
 
     def __init__(self, root: Path | None) -> None:
@@ -198,9 +204,14 @@ class ArtifactStore:
         """
         if self.has(artifact.id) or not artifact.present:
             return self.find(artifact.id, remake=artifact.remake)
-        with self.keep(artifact.kind, format=artifact.format, meta=artifact.meta, made_by=artifact.made_by) as writer:
+        with self.keep(
+            artifact.kind, format=artifact.format, meta=artifact.meta, made_by=artifact.made_by
+        ) as writer:
             for entry in artifact.files:
-                with artifact.path_of(entry.file, check=True).open("rb") as source, writer.file(entry.file) as target:
+                with (
+                    artifact.path_of(entry.file, check=True).open("rb") as source,
+                    writer.file(entry.file) as target,
+                ):
                     shutil.copyfileobj(source, target)
         return writer.artifact
 
@@ -225,7 +236,8 @@ class ArtifactStore:
         meta: Mapping[str, Any] | None = None,
         made_by: str = "",
     ) -> Iterator[ArtifactWriter]:
-        """Make an artifact: the files are written in the block, and at its end the artifact is there, or not at all.
+        """Make an artifact: the files are written in the block, and at its end the artifact is
+        there, or not at all.
 
         One with the same contents that is there already stays. After an exception nothing is left.
 
@@ -266,7 +278,9 @@ class ArtifactStore:
         """Write the record and rename the folder, or leave it and tie it to the object."""
         entries = writer.entries()
         if not entries:
-            raise ArtifactError("an artifact without files cannot be kept", where=f"kind {kind}", allowed="one file or more")
+            raise ArtifactError(
+                "an artifact without files cannot be kept", where=f"kind {kind}", allowed="one file or more"
+            )
         record = new_record(kind, format, entries, _plain(writer.meta), made_by)
         folder = writer.folder / record.id if self.root is None else writer.folder
         if self.root is None:  # the record is found in a folder of the artifact's name only
@@ -295,7 +309,8 @@ def check_file(name: str) -> str:
         raise ArtifactError(
             "a file of this name cannot be kept in an artifact",
             where="files of an artifact",
-            allowed=f"a relative path of letters, digits, '_', '.', '-', at most three folders deep; not {RECORD}",
+            allowed="a relative path of letters, digits, '_', '.', '-', at most three "
+            f"folders deep; not {RECORD}",
             got=repr(name)[:120],
         )
     return name
@@ -306,9 +321,15 @@ def _plain(meta: dict[str, Any]) -> dict[str, Any]:
     try:
         text = canonical_json(well_formed_values(meta))
     except (TypeError, ValueError) as error:
-        raise SpecError("the meta data of an artifact are not JSON", allowed="plain values, no NaN", got=str(error)) from None
+        raise SpecError(
+            "the meta data of an artifact are not JSON", allowed="plain values, no NaN", got=str(error)
+        ) from None
     if len(text) > META_LIMIT:
-        raise SpecError("the meta data of an artifact are too large", allowed=f"{META_LIMIT} bytes", got=f"{len(text)} bytes")
+        raise SpecError(
+            "the meta data of an artifact are too large",
+            allowed=f"{META_LIMIT} bytes",
+            got=f"{len(text)} bytes",
+        )
     plain: dict[str, Any] = well_formed_values(meta)
     return plain
 

@@ -1,8 +1,9 @@
 """Artifacts: what a run leaves for other runs, such as a trained dictionary or a set of masks.
 
-``<folder of runs>/artifacts/<kind>-<12 hex>/`` holds files in the layout that the field's tools load, and ``artifact.json``,
-written last and sealed. The id hashes kind, format and the checksums of the files, so a folder that comes from elsewhere
-has an identity of the same kind, and equal contents are one artifact. Artifacts are immutable, and opened when used.
+``<folder of runs>/artifacts/<kind>-<12 hex>/`` holds files in the layout that the field's tools load, and
+``artifact.json``, written last and sealed. The id hashes kind, format and the checksums of the files, so a
+folder that comes from elsewhere has an identity of the same kind, and equal contents are one artifact.
+Artifacts are immutable, and opened when used.
 """
 
 from __future__ import annotations
@@ -51,7 +52,11 @@ class ArtifactRecord(Sealed):
     @property
     def digest(self) -> str:
         """SHA-256 (64 hex digits) of kind, format and the checksums of the files."""
-        named = {"kind": self.kind, "format": self.format, "files": {entry.file: entry.sha256 for entry in self.files}}
+        named = {
+            "kind": self.kind,
+            "format": self.format,
+            "files": {entry.file: entry.sha256 for entry in self.files},
+        }
         return hashlib.sha256(canonical_json(named).encode()).hexdigest()
 
     @property
@@ -79,10 +84,13 @@ class Artifact:
         artifact_id: ``<kind>-<12 hex>``.
         path: Its folder.
         remake: The command that makes it again, for messages; empty where it is not known.
-        record: Of a folder that comes from elsewhere, what it would say of itself; None for a stored artifact.
+        record: Of a folder that comes from elsewhere, what it would say of itself; None for
+            a stored artifact.
     """
 
-    def __init__(self, artifact_id: str, path: Path, *, remake: str = "", record: ArtifactRecord | None = None) -> None:
+    def __init__(
+        self, artifact_id: str, path: Path, *, remake: str = "", record: ArtifactRecord | None = None
+    ) -> None:
         self.id = check_id(artifact_id)
         self.path = path
         self.remake = remake
@@ -93,8 +101,8 @@ class Artifact:
     def of_folder(cls, kind: str, path: str | Path, format: str) -> Artifact:
         """A folder that comes from elsewhere; its id is the one that it would have if it were kept.
 
-        Hidden files and an ``artifact.json`` at the top do not count. Links to files are followed, as the cache of the hub
-        needs.
+        Hidden files and an ``artifact.json`` at the top do not count. Links to files are followed, as the
+        cache of the hub needs.
 
         Args:
             kind: What it is, for example ``"dictionary"``.
@@ -108,10 +116,14 @@ class Artifact:
         check_kind(kind)
         path = Path(path)
         with storage_errors("read the folder", path):
-            names = [name for name in files_in(path) if not any(part.startswith(".") for part in name.split("/"))]
+            names = [
+                name for name in files_in(path) if not any(part.startswith(".") for part in name.split("/"))
+            ]
             entries = [entry_of(path / name, name) for name in names if name != RECORD]
         if not entries:
-            raise ArtifactError("there is no file in this folder", where=str(path), allowed=f"a {kind} in the format {format}")
+            raise ArtifactError(
+                "there is no file in this folder", where=str(path), allowed=f"a {kind} in the format {format}"
+            )
         record = new_record(kind, format, entries, {}, made_by="")
         return cls(record.id, path, remake="copy the folder here again", record=record)
 
@@ -124,7 +136,9 @@ class Artifact:
         """
         if self._record is None:
             if not (self.path / RECORD).is_file():
-                raise self._refuse("this artifact is missing", self.path, "there is no such folder, or it is not complete")
+                raise self._refuse(
+                    "this artifact is missing", self.path, "there is no such folder, or it is not complete"
+                )
             with storage_errors("read the artifact", self.path):
                 self._record = FORM.read(self.path)
         return self._record
@@ -197,7 +211,9 @@ class Artifact:
         """
         known = {entry.file: entry for entry in self.files}
         if name not in known:
-            raise unknown_name(f"file of {self.id}", name, known, next_step="see Artifact.files", error=ArtifactError)
+            raise unknown_name(
+                f"file of {self.id}", name, known, next_step="see Artifact.files", error=ArtifactError
+            )
         path = self._place(name)
         with storage_errors("read the artifact", path):
             damage = damage_of(path, known[name], checksum=check)
@@ -219,7 +235,9 @@ class Artifact:
 
     def _damage(self, *, checksums: bool) -> list[str]:
         with storage_errors("read the artifact", self.path):
-            return [text for e in self.files for text in damage_of(self._place(e.file), e, checksum=checksums)]
+            return [
+                text for e in self.files for text in damage_of(self._place(e.file), e, checksum=checksums)
+            ]
 
     def _place(self, name: str) -> Path:
         """Where a file lies; a link out of the folder is refused unless the folder comes from elsewhere."""
@@ -231,14 +249,19 @@ class Artifact:
         return ArtifactError(what, where=str(where), allowed=self.id, got=got, next_step=again)
 
     def __repr__(self) -> str:
-        return f"Artifact({self.id}, {self.format}, {len(self.files)} files)" if self.present else f"Artifact({self.id}, missing)"
+        return (
+            f"Artifact({self.id}, {self.format}, {len(self.files)} files)"
+            if self.present
+            else f"Artifact({self.id}, missing)"
+        )
 
 
 def check_kind(kind: str) -> str:
     """Return the kind of an artifact.
 
     Raises:
-        SpecError: If it is malformed, or the name of an analysis: runs and artifacts have ids of the same form.
+        SpecError: If it is malformed, or the name of an analysis: runs and artifacts have
+            ids of the same form.
     """
     from sparsescope.core.registry import analyses, benchmarks
 
@@ -265,7 +288,9 @@ def check_id(artifact_id: str) -> str:
     return artifact_id
 
 
-def new_record(kind: str, format: str, entries: list[FileEntry], meta: dict[str, Any], made_by: str) -> ArtifactRecord:
+def new_record(
+    kind: str, format: str, entries: list[FileEntry], meta: dict[str, Any], made_by: str
+) -> ArtifactRecord:
     """The record of an artifact with these files, its id worked out."""
     record = ArtifactRecord(
         schema_version=FORM.version,
@@ -281,7 +306,9 @@ def new_record(kind: str, format: str, entries: list[FileEntry], meta: dict[str,
 
 
 def files_in(folder: Path) -> list[str]:
-    """Relative paths of what is in a folder and is not a folder, sorted; links to folders are not followed."""
+    """Relative paths of what is in a folder and is not a folder, sorted; links to
+    folders are not followed.
+    """
     found = []
     for place, folders, names in os.walk(folder, onerror=_raise):
         links = [name for name in folders if (Path(place) / name).is_symlink()]
@@ -294,7 +321,11 @@ def _raise(error: OSError) -> None:
 
 
 def entry_of(path: Path, name: str) -> FileEntry:
-    """Size and checksum of a file; its name is not checked, since folders from elsewhere have names of their own."""
+    """Size and checksum of a file; its name is not checked, since folders from elsewhere have
+    names of their own.
+    """
     if not path.is_file():
         raise ArtifactError("this is not a file", where=str(path), allowed="files and folders of files")
-    return FileEntry.model_construct(file=well_formed(name), bytes=path.stat().st_size, sha256=sha256_file(path))
+    return FileEntry.model_construct(
+        file=well_formed(name), bytes=path.stat().st_size, sha256=sha256_file(path)
+    )

@@ -1,7 +1,7 @@
 """What the columns of a table mean, and frames that have the columns that were declared.
 
-Columns have a *kind* from a closed vocabulary (``COLUMN_KINDS``): the kind drives default figures, number format, units,
-alignment in comparisons and CSV headers.
+Columns have a *kind* from a closed vocabulary (``COLUMN_KINDS``): the kind drives default figures, number
+format, units, alignment in comparisons and CSV headers.
 """
 
 from __future__ import annotations
@@ -57,13 +57,16 @@ class Column:
             raise unknown_name("column kind", self.kind, COLUMN_KINDS, next_step="see core/columns.py")
 
 
-def declared_frame(name: str, columns: Sequence[Column], table: pd.DataFrame | Iterable[Any], where: str) -> pd.DataFrame:
+def declared_frame(
+    name: str, columns: Sequence[Column], table: pd.DataFrame | Iterable[Any], where: str
+) -> pd.DataFrame:
     """A table in the declared order; without rows its types are those of the kinds of its columns.
 
     Args:
         name: Of the table, for messages.
         columns: As declared.
-        table: A frame with these columns in any order, or rows: mappings with these keys, or sequences in this order.
+        table: A frame with these columns in any order, or rows: mappings with these keys, or
+            sequences in this order.
         where: For messages.
 
     Raises:
@@ -74,7 +77,9 @@ def declared_frame(name: str, columns: Sequence[Column], table: pd.DataFrame | I
         frame = table
     else:
         rows = list(table)
-        in_order = not rows or (not isinstance(rows[0], Mapping) and {len(row) for row in rows} == {len(names)})
+        in_order = not rows or (
+            not isinstance(rows[0], Mapping) and {len(row) for row in rows} == {len(names)}
+        )
         frame = pd.DataFrame(rows, columns=names if in_order else None)
     if sorted(map(str, frame.columns)) != sorted(names):
         raise SpecError(

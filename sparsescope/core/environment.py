@@ -12,9 +12,20 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "sparsescope", "torch", "transformers", "transformer-lens", "tokenizers", "numpy", "numba", "scipy", "scikit-learn",
-    "pandas", "pyarrow", "safetensors", "gguf",
-)  # fmt: skip
+    "sparsescope",
+    "torch",
+    "transformers",
+    "transformer-lens",
+    "tokenizers",
+    "numpy",
+    "numba",
+    "scipy",
+    "scikit-learn",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "gguf",
+)
 
 
 def environment(**more: Any) -> dict[str, Any]:

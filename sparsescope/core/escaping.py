@@ -18,20 +18,22 @@ _MARKUP = str.maketrans({"<": "‹", ">": "›", "&": "＆", "$": "＄"})
 _BREAKS = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\u2028": "⏎", "\u2029": "⏎", "\x7f": "␡"}
 # Joiners are part of ordinary spelling (emoji, Persian, Indic scripts) and reorder nothing; one at a time.
 _JOINERS = frozenset("\u200c\u200d")
-# Letters and symbols that are drawn as nothing: Hangul fillers, the blank Braille pattern, the grapheme joiner.
+# Letters and symbols that are drawn as nothing: Hangul fillers, the blank Braille pattern,
+# the grapheme joiner.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 _TEMPLATE = re.compile(r"%(?=\{)")
 _TEX = re.compile(r"\\+(?=[(\[]|begin)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Vietnamese needs two marks on a letter, pointed Hebrew and vocalized Arabic three; a variation selector may follow.
+# Vietnamese needs two marks on a letter, pointed Hebrew and vocalized Arabic three; a variation
+# selector may follow.
 _MOST_MARKS = 4
 
 
 def well_formed(text: str) -> str:
     """Return ``text`` with lone surrogates replaced by U+FFFD and surrogate pairs joined.
 
-    UTF-8 holds no surrogates, so tokenizers, JSON files and Parquet refuse them; they appear in JSON cut in the
-    middle of an emoji and in file names decoded with ``surrogateescape``. Every other character, NUL
+    UTF-8 holds no surrogates, so tokenizers, JSON files and Parquet refuse them; they appear in JSON cut in
+    the middle of an emoji and in file names decoded with ``surrogateescape``. Every other character, NUL
     included, is left alone.
     """
     if _SURROGATE.search(text) is None:
@@ -67,14 +69,19 @@ def display(text: object, *, spaces: bool = False, limit: int = 80, markup: bool
     """
     raw = str(text)
     cut = raw[: limit + 1]
-    shown = cut[:limit] if cut.isascii() and cut.isprintable() and not spaces else _visible_text(cut[:limit], spaces)
+    shown = (
+        cut[:limit]
+        if cut.isascii() and cut.isprintable() and not spaces
+        else _visible_text(cut[:limit], spaces)
+    )
     if markup:
         shown = _TEMPLATE.sub("％", shown.translate(_MARKUP))
     return shown + "…" if len(cut) > limit else shown
 
 
 def cell_html(text: object, limit: int = 200) -> str:
-    """Return foreign text as HTML for a notebook, which also looks for TeX: between dollar signs and after backslashes.
+    """Return foreign text as HTML for a notebook, which also looks for TeX: between dollar signs
+    and after backslashes.
 
     Args:
         text: Any value; it is turned into a string.
@@ -84,7 +91,9 @@ def cell_html(text: object, limit: int = 200) -> str:
 
 
 def no_tex(text: str) -> str:
-    """Return ``text`` with what MathJax looks for replaced by look-alikes: dollar signs, and backslashes where they count."""
+    """Return ``text`` with what MathJax looks for replaced by look-alikes: dollar signs, and
+    backslashes where they count.
+    """
     shown = text.replace("$", "\N{FULLWIDTH DOLLAR SIGN}")
     return _TEX.sub(lambda found: "\N{FULLWIDTH REVERSE SOLIDUS}" * len(found[0]), shown)
 

@@ -1,8 +1,9 @@
 """What an analysis reads, as it is declared: roles, and what is known of an input before it is opened.
 
-A role is a kind of input: ``subject``, ``series``, ``text``, or one that a package adds. An analysis names the roles that it
-reads; ``series?`` may be absent, ``dictionary*`` may come several times (once or more), ``dictionary*?`` any number of times.
-What a role is, how it is given and how it is opened says its record in ``runner/inputs.py``; nothing here opens anything.
+A role is a kind of input: ``subject``, ``series``, ``text``, or one that a package adds. An analysis names
+the roles that it reads; ``series?`` may be absent, ``dictionary*`` may come several times (once or more),
+``dictionary*?`` any number of times. What a role is, how it is given and how it is opened says its record in
+``runner/inputs.py``; nothing here opens anything.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def declared_inputs(inputs: Iterable[str]) -> tuple[Input, ...]:
             raise SpecError(
                 "an input is declared twice" if match else "an input is not declared as a role",
                 where="Analysis.inputs",
-                allowed='names of roles, each once, for example ("subject", "text", "dictionary*", "series?")',
+                allowed='names of roles, each once, for example ("subject", "text", '
+                '"dictionary*", "series?")',
                 got=repr(text)[:80],
             )
         found[match[1]] = Input(match[1], bool(match[2]), bool(match[3]))

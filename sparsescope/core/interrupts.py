@@ -28,10 +28,11 @@ class Interrupt:
 
 @contextmanager
 def held_interrupts() -> Iterator[Interrupt]:
-    """Hold Ctrl-C back within the block until it is asked for, at the latest until its end. A second one is not held back.
+    """Hold Ctrl-C back within the block until it is asked for, at the latest until its end. A second
+    one is not held back.
 
-    SIGTERM is held back too where it is treated as Ctrl-C (by the command line). Elsewhere than in the main thread, and
-    with other handlers than Python's own, nothing changes.
+    SIGTERM is held back too where it is treated as Ctrl-C (by the command line). Elsewhere than in the main
+    thread, and with other handlers than Python's own, nothing changes.
     """
     interrupt = Interrupt()
 
@@ -40,7 +41,11 @@ def held_interrupts() -> Iterator[Interrupt]:
         interrupt.asked = True
 
     ours = threading.current_thread() is threading.main_thread()
-    held = [s for s in (signal.SIGINT, signal.SIGTERM) if ours and signal.getsignal(s) is signal.default_int_handler]
+    held = [
+        s
+        for s in (signal.SIGINT, signal.SIGTERM)
+        if ours and signal.getsignal(s) is signal.default_int_handler
+    ]
     for number in held:
         signal.signal(number, note)
     try:

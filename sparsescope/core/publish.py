@@ -1,7 +1,8 @@
 """Folders that appear under their name complete or not at all: runs and artifacts.
 
-A folder is built under a hidden name on the same file system, flushed, and renamed. The hidden name says which process
-of which machine owns it, so that what a killed process leaves is swept by the next one that writes.
+A folder is built under a hidden name on the same file system, flushed, and renamed. The hidden name
+says which process of which machine owns it, so that what a killed process leaves is swept by the
+next one that writes.
 """
 
 from __future__ import annotations
@@ -29,21 +30,25 @@ def temporary_path(root: Path, what: str) -> Path:
     return root / f".tmp-{what}-{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def publish(temporary: Path, final: Path, is_complete: Callable[[Path], bool], *, replace: bool = False) -> None:
+def publish(
+    temporary: Path, final: Path, is_complete: Callable[[Path], bool], *, replace: bool = False
+) -> None:
     """Rename a finished folder into place; another process may have been first, and then its folder stays.
 
     Args:
         temporary: The finished folder, on the same file system.
         final: Its name.
         is_complete: Whether a folder that stands under the name may stay there.
-        replace: Take the place of a complete folder. There is a moment without a folder, never one with a part of it.
+        replace: Take the place of a complete folder. There is a moment without a folder, never one
+            with a part of it.
 
     Raises:
         OSError: If the disk refuses; what stood under the name is there again.
     """
     aside = None
     if os.path.lexists(final) and (replace or not is_complete(final)):
-        # What is complete but not wanted goes; anything else can only be made by a person, whose files are kept.
+        # What is complete but not wanted goes; anything else can only be made by a person,
+        # whose files are kept.
         kept = final.with_name(f".incomplete-{final.name}-{secrets.token_hex(4)}")
         aside = temporary_path(final.parent, f"old-{final.name}") if replace else kept
         with contextlib.suppress(FileNotFoundError):  # another process did the same
@@ -61,7 +66,9 @@ def publish(temporary: Path, final: Path, is_complete: Callable[[Path], bool], *
 
 
 def remove_strays(root: Path) -> None:
-    """Delete what killed processes of this machine left unfinished in ``root``, and any that is older than a day."""
+    """Delete what killed processes of this machine left unfinished in ``root``, and any that
+    is older than a day.
+    """
     for path in root.glob(".tmp-*"):
         owner = re.fullmatch(r"\.tmp-.+-([^-]+)-(\d{1,9})-[0-9a-f]+", path.name)
         if owner is None:

@@ -68,7 +68,8 @@ class View:
     select: str = ""
 
     def choices(self, result: Result) -> list[Any]:
-        """What may be chosen: the values of the column ``select``, in the order of the table; empty of a view that has none.
+        """What may be chosen: the values of the column ``select``, in the order of the table; empty of a
+        view that has none.
 
         Raises:
             SpecError: The table is not there, or has no such column.
@@ -78,7 +79,12 @@ class View:
         known = {name: frame for name, frame in result.tables.items() if name == self.table}
         columns = [column.name for name in known for column in result.columns[name]]
         if self.select not in columns:
-            raise unknown_name(f"column of {self.table}", self.select, columns, next_step=f"correct View.select of {self.name}")
+            raise unknown_name(
+                f"column of {self.table}",
+                self.select,
+                columns,
+                next_step=f"correct View.select of {self.name}",
+            )
         values: list[Any] = known[self.table][self.select].dropna().unique().tolist()
         return values
 
@@ -100,7 +106,9 @@ class View:
             if self.select
             else f"view {self.name} takes no value",
             where=f"view {self.name} of {result.analysis}",
-            allowed=[*map(repr, choices[:20]), *(["..."] if len(choices) > 20 else [])] if self.select else "no select",
+            allowed=[*map(repr, choices[:20]), *(["..."] if len(choices) > 20 else [])]
+            if self.select
+            else "no select",
             got="no value, and the table has none" if value is None else repr(value)[:200],
             next_step="choose one of View.choices(result)" if choices else None,
         )
@@ -118,24 +126,25 @@ class Analysis:
         params: Parameter model.
         compute: Module with either ``accumulator(params, context)`` and ``result(params, context,
             accumulator)`` (fed in the shared forward pass) or ``compute(params, context)``.
-        view_module: Module with one function ``(Result) -> Figure | Panel`` for each entry of ``views``; of a view that
-            selects, ``(Result, value)``.
+        view_module: Module with one function ``(Result) -> Figure | Panel`` for each entry of ``views``; of a
+            view that selects, ``(Result, value)``.
         views: The figures, in reading order; empty for the generic ones.
         tables: Columns of every table that a result may have, by name; ``Result.add`` fills them.
         headline: Names of the scalars shown first, where the statements name none.
-        statements: Module with ``statements(result)``, what a result shows in plain sentences, and ``TITLES``, what people read
-            in place of the names of the scalars; see ``core/statements.py``. It imports neither torch nor plotly.
+        statements: Module with ``statements(result)``, what a result shows in plain sentences, and
+            ``TITLES``, what people read in place of the names of the scalars; see ``core/statements.py``. It
+            imports neither torch nor plotly.
         requires: Capabilities that its inputs must have, all together.
         citations: Sources of the definitions.
         measures_time: Whether device, backend and threads join the digest.
         place: Order in listings and reports, small first; equal places go by name.
-        inputs: The roles that it reads, for example ``("subject", "text")`` or ``("series*",)``; see ``core/inputs.py``. A
-            parameter whose field has ``json_schema_extra={"role": ROLE}`` names further inputs of that role. They are opened in
-            this order: a text comes after who reads it.
+        inputs: The roles that it reads, for example ``("subject", "text")`` or ``("series*",)``; see
+            ``core/inputs.py``. A parameter whose field has ``json_schema_extra={"role": ROLE}`` names further
+            inputs of that role. They are opened in this order: a text comes after who reads it.
         unit: What its ``progress`` counts; a phase that counts something else says so when it is told.
-        presets: By name, what differs from the defaults, for example ``{"quick": {"tokens": 1024}}``. A preset makes intervals
-            wider, not wrong: a report takes ``quick``. Its name is a label of a stored run, not part of the digest. The
-            defaults are called ``full``.
+        presets: By name, what differs from the defaults, for example ``{"quick": {"tokens": 1024}}``. A
+            preset makes intervals wider, not wrong: a report takes ``quick``. Its name is a label of a stored
+            run, not part of the digest. The defaults are called ``full``.
     """
 
     name: str
@@ -171,7 +180,11 @@ class Analysis:
     def filled_by(self) -> dict[str, str]:
         """Parameters that name further inputs, with the role of these."""
         extras = {name: found.json_schema_extra for name, found in self.params.model_fields.items()}
-        return {name: str(extra["role"]) for name, extra in extras.items() if isinstance(extra, dict) and "role" in extra}
+        return {
+            name: str(extra["role"])
+            for name, extra in extras.items()
+            if isinstance(extra, dict) and "role" in extra
+        }
 
     def preset(self, name: str) -> dict[str, Any]:
         """What a preset sets; of ``full`` nothing.
@@ -181,7 +194,9 @@ class Analysis:
         """
         known: dict[str, Mapping[str, Any]] = {FULL: {}, **self.presets}
         if name not in known:
-            raise unknown_name(f"preset of {self.name}", name, known, next_step=f"see: sparsescope show {self.name}")
+            raise unknown_name(
+                f"preset of {self.name}", name, known, next_step=f"see: sparsescope show {self.name}"
+            )
         return dict(known[name])
 
     def preset_of(self, params: Params) -> str:
@@ -250,9 +265,12 @@ class Registry:
         required = [name for name, found in record.params.model_fields.items() if found.is_required()]
         if required:
             raise SpecError(
-                "a parameter of an analysis has no default", where=f"parameters of {record.name}", got=", ".join(required),
-                next_step="give it one: a report runs with the defaults; what must be given is an input, see Analysis.inputs",
-            )  # fmt: skip
+                "a parameter of an analysis has no default",
+                where=f"parameters of {record.name}",
+                got=", ".join(required),
+                next_step="give it one: a report runs with the defaults; what must be given is an "
+                "input, see Analysis.inputs",
+            )
         taken = {*record.params.model_fields} & {*record.roles}
         if taken or not {*record.filled_by.values()} <= {*record.roles}:
             raise SpecError(
@@ -266,7 +284,9 @@ class Registry:
             columns = [column.name for column in record.tables.get(view.table, ())]
             if view.select and columns and view.select not in columns:
                 where = f"view {view.name} of {record.name}"
-                raise unknown_name(f"column of {view.table}", view.select, columns, next_step=f"correct View.select: {where}")
+                raise unknown_name(
+                    f"column of {view.table}", view.select, columns, next_step=f"correct View.select: {where}"
+                )
         if record.name in self._records:
             raise SpecError(
                 f"analysis {record.name!r} is registered twice",
@@ -299,7 +319,8 @@ class Registry:
 
 
 def _check_presets(record: Analysis) -> None:
-    """Refuse a preset with the name of another, one that chooses what is read, and one that the parameters do not admit.
+    """Refuse a preset with the name of another, one that chooses what is read, and one that the
+    parameters do not admit.
 
     Raises:
         SpecError: With what is wrong.
@@ -308,16 +329,27 @@ def _check_presets(record: Analysis) -> None:
         where = f"preset {name!r} of {record.name}"
         if not re.fullmatch(NAME_PATTERN, name) or name == FULL:
             allowed = f"{NAME_PATTERN}; {FULL!r} is the name of the defaults"
-            raise SpecError("preset has a name that is malformed or taken", where=where, allowed=allowed, got=name)
+            raise SpecError(
+                "preset has a name that is malformed or taken", where=where, allowed=allowed, got=name
+            )
         if read := sorted(changes.keys() & record.filled_by.keys()):
             allowed = "parameters that name no input"
-            raise SpecError("a preset sets parameters, never what is read", where=where, allowed=allowed, got=", ".join(read))
+            raise SpecError(
+                "a preset sets parameters, never what is read",
+                where=where,
+                allowed=allowed,
+                got=", ".join(read),
+            )
         try:
             params = make_params(record.params, dict(changes), analysis=record.name)
         except SpecError as error:
-            raise SpecError(f"{where}: {error.what}", where=where, allowed=error.allowed, got=error.got) from None
+            raise SpecError(
+                f"{where}: {error.what}", where=where, allowed=error.allowed, got=error.got
+            ) from None
         if params == record.params():
-            raise SpecError("a preset changes nothing", where=where, allowed="other values than the defaults", got=changes)
+            raise SpecError(
+                "a preset changes nothing", where=where, allowed="other values than the defaults", got=changes
+            )
 
 
 @cache

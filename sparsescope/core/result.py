@@ -81,7 +81,8 @@ class Result:
         columns: For every table, the meaning of its columns, in order.
         tensors: Arrays with named dimensions.
         notes: What the reader has to know.
-        artifacts: What it leaves for other runs, by name, and what it read, by the role of the input; opened when used.
+        artifacts: What it leaves for other runs, by name, and what it read, by the role of the
+            input; opened when used.
         provenance: Subject, corpus, parameters and environment, filled by the runner.
     """
 
@@ -113,8 +114,8 @@ class Result:
 
         Args:
             name: Its name there.
-            table: A frame, or rows (mappings, or sequences in the declared order). Columns are put into the declared order; a
-                table without rows gets the types of its columns' kinds.
+            table: A frame, or rows (mappings, or sequences in the declared order). Columns are put into the
+                declared order; a table without rows gets the types of its columns' kinds.
 
         Raises:
             SpecError: If the table is not declared, or its columns are others.
@@ -123,7 +124,12 @@ class Result:
 
         declared = find_record(self.analysis).tables
         if name not in declared:
-            raise unknown_name("table", name, declared, next_step=f"declare it in the tables of the record of {self.analysis}")
+            raise unknown_name(
+                "table",
+                name,
+                declared,
+                next_step=f"declare it in the tables of the record of {self.analysis}",
+            )
         columns = tuple(declared[name])
         self.add_table(name, declared_frame(name, columns, table, f"result of {self.analysis}"), columns)
 
@@ -131,7 +137,8 @@ class Result:
         """Add a table of columns that are given with it, after checking that frame and column meanings agree.
 
         Raises:
-            SpecError: If a column has no meaning, a meaning has no column, or an interval is of a column that is not there.
+            SpecError: If a column has no meaning, a meaning has no column, or an interval is of a column
+                that is not there.
         """
         given, described = list(frame.columns), [column.name for column in columns]
         if given != described:
@@ -170,7 +177,8 @@ class Result:
 
         Args:
             name: Name of the view.
-            select: Of a view that shows one value of a column (``View.select``), which one; the first when None.
+            select: Of a view that shows one value of a column (``View.select``), which one;
+                the first when None.
 
         Raises:
             SpecError: If the analysis has no view of that name, or the view has nothing for the value.
@@ -180,7 +188,9 @@ class Result:
         return find_record(self.analysis).draw(name, self, select)
 
     def _ipython_display_(self) -> None:
-        """Draw the result in a notebook: headline numbers, then the first view, which shares one plotly per page."""
+        """Draw the result in a notebook: headline numbers, then the first view, which shares
+        one plotly per page.
+        """
         from IPython.display import HTML, display
 
         display(HTML(self._summary_html()))
@@ -191,7 +201,9 @@ class Result:
     def _repr_html_(self) -> str:
         """The same as one piece of HTML that stands alone, for front ends that are not IPython."""
         figure = self._first_figure()
-        return self._summary_html() + ("" if figure is None else figure.to_html(full_html=False, include_plotlyjs=True))
+        return self._summary_html() + (
+            "" if figure is None else figure.to_html(full_html=False, include_plotlyjs=True)
+        )
 
     def _first_figure(self) -> go.Figure | Panel | None:
         """The first view; None where there is none, or the package that made the result is not installed.
@@ -211,7 +223,9 @@ class Result:
             return None
 
     def _summary_html(self) -> str:
-        """What was measured, what was found, the numbers and the warnings; the other numbers and the notes folded."""
+        """What was measured, what was found, the numbers and the warnings; the other numbers
+        and the notes folded.
+        """
         from sparsescope.core.statements import headline_of, statements_of, title_of
 
         def table(scalars: Iterable[Scalar]) -> str:
@@ -234,9 +248,15 @@ class Result:
         others = [scalar for scalar in self.scalars.values() if scalar not in first]
         said = "".join(f"<li>{cell_html(statement.text, 2000)}</li>" for statement in statements_of(self))
         info = [note for note in self.notes if note.severity == "info"]
-        title = cell_html(f"{_title_of_analysis(self.analysis)} · {self.provenance.get('subject', {}).get('id', 'in memory')}")
+        title = cell_html(
+            f"{_title_of_analysis(self.analysis)} · "
+            f"{self.provenance.get('subject', {}).get('id', 'in memory')}"
+        )
         return (
-            f"<h4>{title}</h4><ul>{said}</ul>{notes([note for note in self.notes if note not in info])}{table(first)}"
+            (
+                f"<h4>{title}</h4><ul>{said}</ul>"
+                f"{notes([note for note in self.notes if note not in info])}{table(first)}"
+            )
             + (folded(f"{len(others)} further numbers", table(others)) if others else "")
             + (folded("notes on method, precision and cost", notes(info)) if info else "")
         )

@@ -1,17 +1,19 @@
 """Roles of inputs: how each is given, what is known of it unopened, how it is opened, what its identity is.
 
-A role is registered by its record. Built-in are ``subject``, ``series`` and ``text`` (``runner/inputs.py``); a package
-adds one by the entry point group ``sparsescope.inputs``. The record is light: its ``opener`` is a module that is imported
-when an input is opened.
+A role is registered by its record. Built-in are ``subject``, ``series`` and ``text`` (``runner/inputs.py``);
+a package adds one by the entry point group ``sparsescope.inputs``. The record is light: its ``opener`` is a
+module that is imported when an input is opened.
 
 An opener has five functions, and may have two more::
 
     open(given, opened, store)      what an analysis gets: from a name, or from what is opened already
-    identity(value, *others)        plain values; "id" for people, "digest" for the digest of the run (see ``Role.slot``)
+    identity(value, *others)        plain values; "id" for people, "digest" for the digest of the
+                                    run (see ``Role.slot``)
     capabilities(value)             what analyses can ask of it, a frozenset of names
     words(value, opened, flag)      options of the command line that give it again, None where there are none
     python(value)                   how it is given in Python
-    carried(opened)                 what is read where nobody gave one, because another input carries it; None for nothing
+    carried(opened)                 what is read where nobody gave one, because another input carries
+                                    it; None for nothing
     artifact(value)                 the artifact behind it; the run names it among those that it read
 """
 
@@ -40,8 +42,9 @@ class Role:
         title: What it is, for people: ``"model"``.
         summary: How it is given, one sentence.
         opener: Module with the functions that the head of this file describes.
-        known: ``"module:function"`` that says, without torch and without a network, what is known of an input that is given
-            by name: ``Known``, or None where the name means none of this role. When empty, any name may be one.
+        known: ``"module:function"`` that says, without torch and without a network, what is known of an
+            input that is given by name: ``Known``, or None where the name means none of this role. When
+            empty, any name may be one.
         option: Option of the command line that it shares with another role; ``--NAME`` when empty.
         slot: Field of the stored spec that holds its identity: ``"subject"``, ``"corpus"``, or ``"inputs"``.
     """
@@ -64,7 +67,9 @@ class Role:
         return import_module(self.opener)
 
     def known_by(self, name: str) -> Known | None:
-        """What is known of an input that is given by this name; None where the name means none of this role."""
+        """What is known of an input that is given by this name; None where the name means
+        none of this role.
+        """
         if not self.known:
             return Known(self.name, name)
         module, _, function = self.known.partition(":")
@@ -78,14 +83,19 @@ def roles() -> Mapping[str, Role]:
 
     A plug-in that cannot be imported stays listed with its error as summary; using it raises.
     """
-    built_in = import_module("sparsescope.runner.inputs").BUILT_IN  # by name: this layer imports nothing above it
+    # By name: this layer imports nothing above it
+    built_in = import_module("sparsescope.runner.inputs").BUILT_IN
     found: dict[str, Role] = {role.name: role for role in built_in}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name in found:
             continue
         try:
             role = point.load()
-            if not isinstance(role, Role) or not re.fullmatch(ROLE_NAME, role.name) or role.name != point.name:
+            if (
+                not isinstance(role, Role)
+                or not re.fullmatch(ROLE_NAME, role.name)
+                or role.name != point.name
+            ):
                 raise TypeError(f"{point.value} is no Role of the name {point.name!r}")
             if role.slot != "inputs" or role.option:
                 raise TypeError("the fields slot and option are those of built-in roles; leave them out")
@@ -104,7 +114,10 @@ def role(name: str) -> Role:
     """
     if name not in roles():
         raise unknown_name(
-            "role of inputs", name, roles(), next_step=f"a package registers it by the entry point {ENTRY_POINT_GROUP}"
+            "role of inputs",
+            name,
+            roles(),
+            next_step=f"a package registers it by the entry point {ENTRY_POINT_GROUP}",
         )
     found = roles()[name]
     if not found.opener:
@@ -124,7 +137,10 @@ def known(name: str, option: str = "subject") -> list[Known]:
         option: The option, without dashes.
 
     Returns:
-        One entry for each role that the name can fill: the name of a shipped series is its last checkpoint too.
+        One entry for each role that the name can fill: the name of a shipped series is its
+        last checkpoint too.
     """
-    asked = [entry.known_by(name) for entry in roles().values() if entry.flag == f"--{option.replace('_', '-')}"]
+    asked = [
+        entry.known_by(name) for entry in roles().values() if entry.flag == f"--{option.replace('_', '-')}"
+    ]
     return [entry for entry in asked if entry is not None]

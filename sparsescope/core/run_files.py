@@ -1,9 +1,9 @@
 """The files of one run: written into a folder, and read back with every claim of the manifest checked.
 
-A foreign run is a folder that others wrote. Nothing in it is believed before it was compared: paths stay in
-the folder, sizes and checksums agree, a table has the rows, columns and plain types that the manifest
-states, a tensor its shape and dtype. Limits come before the reading, because a small Parquet file can hold very
-many rows.
+A foreign run is a folder that others wrote. Nothing in it is believed before it was compared: paths stay
+in the folder, sizes and checksums agree, a table has the rows, columns and plain types that the manifest
+states, a tensor its shape and dtype. Limits come before the reading, because a small Parquet file can
+hold very many rows.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ def write_contents(
     tables = {}
     for name, frame in result.tables.items():
         columns = _storable(result.columns[name])
-        entry = put(f"tables/{name}.parquet", _parquet(name, frame.set_axis([column.name for column in columns], axis=1)))
+        entry = put(
+            f"tables/{name}.parquet",
+            _parquet(name, frame.set_axis([column.name for column in columns], axis=1)),
+        )
         tables[name] = TableEntry(**entry.model_dump(), rows=len(frame), columns=columns)
     tensors, files = {}, []
     for name, tensor in result.tensors.items():
@@ -104,9 +107,12 @@ def write_contents(
 
 
 def artifact_ids(result: Result, spec: Spec) -> ArtifactIds:
-    """The artifacts of a result: under the name of an input role it was read, under any other name it was made."""
+    """The artifacts of a result: under the name of an input role it was read, under any
+    other name it was made.
+    """
     ids = {name: artifact.id for name, artifact in result.artifacts.items()}
-    read = {name for name in ids if name.partition(".")[0] in (spec.inputs or {})}  # dictionary, dictionary.1, ...
+    # dictionary, dictionary.1, ...
+    read = {name for name in ids if name.partition(".")[0] in (spec.inputs or {})}
     made = {name: made_id for name, made_id in ids.items() if name not in read}
     return ArtifactIds(made=made, read={name: ids[name] for name in sorted(read)})
 
@@ -114,7 +120,8 @@ def artifact_ids(result: Result, spec: Spec) -> ArtifactIds:
 def _storable(records: Iterable[_Record]) -> tuple[_Record, ...]:
     """Records with every string as UTF-8 can hold it."""
     return tuple(
-        replace(record, **{f.name: well_formed_values(getattr(record, f.name)) for f in fields(record)}) for record in records
+        replace(record, **{f.name: well_formed_values(getattr(record, f.name)) for f in fields(record)})
+        for record in records
     )
 
 
@@ -124,10 +131,14 @@ def _parquet(name: str, frame: pd.DataFrame) -> bytes:
     import pyarrow.parquet as pq
 
     objects = [column for column in frame.columns if frame[column].dtype == object]
-    clean = {column: [well_formed(v) if isinstance(v, str) else v for v in frame[column]] for column in objects}
+    clean = {
+        column: [well_formed(v) if isinstance(v, str) else v for v in frame[column]] for column in objects
+    }
     buffer = io.BytesIO()
     try:
-        pq.write_table(pa.Table.from_pandas(frame.assign(**clean), preserve_index=False), buffer, compression="zstd")
+        pq.write_table(
+            pa.Table.from_pandas(frame.assign(**clean), preserve_index=False), buffer, compression="zstd"
+        )
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise ArtifactError(
             f"table {name!r} cannot be stored",
@@ -166,7 +177,9 @@ def read_table(path: Path, entry: TableEntry) -> pd.DataFrame:
     try:
         with pq.ParquetFile(path) as file:
             names, rows = file.schema_arrow.names, file.metadata.num_rows
-            odd = [f.name for f in file.schema_arrow if pa.types.is_nested(f.type) or pa.types.is_binary(f.type)]
+            odd = [
+                f.name for f in file.schema_arrow if pa.types.is_nested(f.type) or pa.types.is_binary(f.type)
+            ]
             if names == described and rows == entry.rows and rows * len(names) <= CELL_LIMIT and not odd:
                 frame = file.read().to_pandas()
                 if list(frame.columns) == described and len(frame) == rows:
@@ -176,8 +189,10 @@ def read_table(path: Path, entry: TableEntry) -> pd.DataFrame:
     raise ArtifactError(
         "a table differs from its manifest",
         where=str(path),
-        allowed=f"{entry.rows} rows of numbers and strings, at most {CELL_LIMIT:,} cells; columns {', '.join(described)}",
-        got=f"{rows} rows; columns {', '.join(names)}" + (f"; nested or binary: {', '.join(odd)}" if odd else ""),
+        allowed=f"{entry.rows} rows of numbers and strings, at most {CELL_LIMIT:,} cells; columns "
+        f"{', '.join(described)}",
+        got=f"{rows} rows; columns {', '.join(names)}"
+        + (f"; nested or binary: {', '.join(odd)}" if odd else ""),
         next_step=DAMAGED,
     )
 
@@ -207,7 +222,11 @@ def read_tensor(folder: Path, name: str, entry: TensorEntry, file: FileEntry) ->
         raise _unreadable(path, error) from error
     if str(array.dtype) != entry.dtype:
         raise ArtifactError(
-            "a tensor differs from its manifest", where=str(path), allowed=entry.dtype, got=str(array.dtype), next_step=DAMAGED
+            "a tensor differs from its manifest",
+            where=str(path),
+            allowed=entry.dtype,
+            got=str(array.dtype),
+            next_step=DAMAGED,
         )
     return array
 
@@ -218,7 +237,8 @@ def find_damage(folder: Path, manifest: Manifest, *, tensors: bool) -> list[str]
     Args:
         folder: The run.
         manifest: What it should hold.
-        tensors: Also compare the checksums of tensors; otherwise their sizes alone: ``read_tensor`` compares them.
+        tensors: Also compare the checksums of tensors; otherwise their sizes alone:
+            ``read_tensor`` compares them.
     """
     later = set() if tensors else {tensor.file for tensor in manifest.tensors.values()}
     listed = {entry.file for entry in (*manifest.tables.values(), *manifest.files)}

@@ -48,7 +48,9 @@ class RunCheck:
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """Partial work of a run that was not completed: its digest, size in bytes, seconds since it was last added to."""
+    """Partial work of a run that was not completed: its digest, size in bytes, seconds since it
+    was last added to.
+    """
 
     digest: str
     bytes: int
@@ -107,7 +109,9 @@ class Store:
         return read_manifest(folder)
 
     def missing_artifacts(self, run_id: str) -> list[str]:
-        """Ids of the artifacts that the run made and that are no longer there; see ``manifest`` for what it raises."""
+        """Ids of the artifacts that the run made and that are no longer there; see ``manifest``
+        for what it raises.
+        """
         made = self.manifest(run_id).artifacts.made
         return sorted({artifact_id for artifact_id in made.values() if not self.artifacts.has(artifact_id)})
 
@@ -126,7 +130,8 @@ class Store:
                 "the run is damaged",
                 where=str(folder),
                 got="; ".join(damage[:4]),
-                next_step="delete the folder and run the analysis again, or restore it from a copy; all runs: sparsescope verify",
+                next_step="delete the folder and run the analysis again, or restore it from a copy; all "
+                "runs: sparsescope verify",
             )
         result = Result(manifest.spec.analysis)
         result.scalars = {scalar.name: scalar for scalar in manifest.scalars}
@@ -136,14 +141,21 @@ class Store:
             result.columns[name] = entry.columns
         files = {entry.file: entry for entry in manifest.files}
         for name, tensor in manifest.tensors.items():
-            result.tensors[name] = Tensor(tensor.dims, partial(read_tensor, folder, name, tensor, files[tensor.file]))
+            result.tensors[name] = Tensor(
+                tensor.dims, partial(read_tensor, folder, name, tensor, files[tensor.file])
+            )
         result.artifacts = self._artifacts(manifest)
         result.provenance = provenance(manifest)
         return result
 
     def _artifacts(self, manifest: Manifest) -> dict[str, Artifact]:
-        """The artifacts that a run made and read; those that are missing know the command that makes them again."""
-        found = {name: self.artifacts.find(made, remake=manifest.command) for name, made in manifest.artifacts.made.items()}
+        """The artifacts that a run made and read; those that are missing know the command
+        that makes them again.
+        """
+        found = {
+            name: self.artifacts.find(made, remake=manifest.command)
+            for name, made in manifest.artifacts.made.items()
+        }
         for role, read in manifest.artifacts.read.items():
             there = self.artifacts.has(read)
             found[role] = self.artifacts.find(read, remake="" if there else self._command_of(read))
@@ -159,7 +171,9 @@ class Store:
         return ""
 
     def verify(self) -> list[RunCheck]:
-        """Check the size and checksum of every file of every run; ``ArtifactStore.verify`` does it for artifacts."""
+        """Check the size and checksum of every file of every run; ``ArtifactStore.verify``
+        does it for artifacts.
+        """
         verdicts = []
         for run_id in self.run_ids():
             try:
@@ -203,8 +217,8 @@ class Store:
         """Store a result atomically and return its folder. A run that exists is left as it is.
 
         Args:
-            result: What to store. Its ``provenance`` is filled in. An artifact under the name of a role of ``spec.inputs``
-                was read, any other was made.
+            result: What to store. Its ``provenance`` is filled in. An artifact under the name of a role of
+                ``spec.inputs`` was read, any other was made.
             spec: Names the run.
             seconds: Wall time of the computation.
             environment: Versions and hardware, recorded but not part of the digest.
@@ -226,7 +240,9 @@ class Store:
             remove_strays(self.root / FOLDER)
             try:
                 temporary.mkdir()
-                manifest = write_contents(temporary, result, spec, seconds, environment, events or [], command, preset)
+                manifest = write_contents(
+                    temporary, result, spec, seconds, environment, events or [], command, preset
+                )
                 result.provenance = provenance(manifest)
                 publish(temporary, final, lambda path: (path / MANIFEST).is_file(), replace=replace)
             finally:
@@ -258,7 +274,8 @@ class Store:
         try:
             with safe_open(path, framework="numpy") as handle:
                 meta = json.loads((handle.metadata() or {})["meta"])
-                return {key: handle.get_tensor(key) for key in handle.keys()}, meta  # noqa: SIM118  # not a dict
+                # Not a dict
+                return {key: handle.get_tensor(key) for key in handle.keys()}, meta  # noqa: SIM118
         except (OSError, SafetensorError, ValueError, KeyError):
             return None  # a step is a convenience: without it the run starts from the beginning
 
@@ -275,7 +292,11 @@ class Store:
                 if re.fullmatch(r"[0-9a-f]{64}", folder.name) and folder.is_dir() and not folder.is_symlink():
                     states = [path.lstat() for path in (folder, *folder.rglob("*"))]
                     newest = max(state.st_mtime for state in states)
-                    found.append(Unfinished(folder.name, sum(state.st_size for state in states[1:]), time.time() - newest))
+                    found.append(
+                        Unfinished(
+                            folder.name, sum(state.st_size for state in states[1:]), time.time() - newest
+                        )
+                    )
         return sorted(found, key=lambda entry: -entry.age)
 
     def remove_unfinished(self, older_than: float) -> list[Unfinished]:

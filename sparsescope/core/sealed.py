@@ -1,9 +1,9 @@
 """Sealed JSON documents that describe a stored folder: the manifests of runs and of artifacts.
 
-Such a document is written last, so its presence means that the folder is complete. Unknown fields are refused: a
-typo must not pass as a default. Newer schema versions are refused with a hint; older ones are migrated. A seal, the
-SHA-256 of everything else in it, tells a document that was changed after it was written; it guards against decay and slips,
-not against forgery.
+Such a document is written last, so its presence means that the folder is complete. Unknown fields are
+refused: a typo must not pass as a default. Newer schema versions are refused with a hint; older ones are
+migrated. A seal, the SHA-256 of everything else in it, tells a document that was changed after it was
+written; it guards against decay and slips, not against forgery.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class Form(Generic[_Document]):
         """Read and check the document of a folder.
 
         Raises:
-            ArtifactError: If it is missing, too large, not JSON, of a newer schema, malformed, changed after it was
-                written, or if it does not belong to the folder it lies in.
+            ArtifactError: If it is missing, too large, not JSON, of a newer schema, malformed, changed after
+                it was written, or if it does not belong to the folder it lies in.
         """
         path = folder / self.file
         if path.is_symlink() or not path.is_file():
@@ -188,7 +188,9 @@ class Form(Generic[_Document]):
 
 def seal_of(raw: Mapping[str, Any]) -> str:
     """Return the seal of a parsed document: SHA-256 of the canonical JSON of everything but the seal."""
-    return hashlib.sha256(canonical_json({key: raw[key] for key in raw if key != "seal"}).encode()).hexdigest()
+    return hashlib.sha256(
+        canonical_json({key: raw[key] for key in raw if key != "seal"}).encode()
+    ).hexdigest()
 
 
 def sealed_bytes(document: Sealed) -> bytes:

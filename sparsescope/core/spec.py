@@ -1,10 +1,10 @@
 """Frozen, hashed parameters of one run.
 
 The digest names the run: SHA-256 over canonical JSON of analysis name and version, parameters with
-defaults filled in, the identity of the subject (revision, weight hash, precision of origin, compute
-dtype, attention implementation, and of a variant what it adds beyond its weights) and the digest of the token stream.
-The environment is recorded
-beside it but is not part of it; only analyses that measure time add device, backend and threads.
+defaults filled in, the identity of the subject (revision, weight hash, precision of origin, compute dtype,
+attention implementation, and of a variant what it adds beyond its weights) and the digest of the token
+stream. The environment is recorded beside it but is not part of it; only analyses that measure time add
+device, backend and threads.
 """
 
 from __future__ import annotations
@@ -20,10 +20,17 @@ from sparsescope.core.escaping import well_formed_values
 from sparsescope.core.variant import Variant
 from sparsescope.errors import SpecError, near_matches
 
-# What of a subject changes a number; the config does: the same weights with another activation are another model.
-# Its id and device do not: the same weights under another
-# name, or on another device, are the same run.
-SUBJECT_DIGEST_KEYS = ("revision", "weight_hash", "config_hash", "origin_precision", "dtype", "attn_implementation")
+# What of a subject changes a number; the config does: the same weights with another activation are
+# another model. Its id and device do not: the same weights under another name, or on another
+# device, are the same run.
+SUBJECT_DIGEST_KEYS = (
+    "revision",
+    "weight_hash",
+    "config_hash",
+    "origin_precision",
+    "dtype",
+    "attn_implementation",
+)
 
 
 class Params(BaseModel):
@@ -88,8 +95,11 @@ class Spec(BaseModel):
             "corpus": None if self.corpus is None else self.corpus["digest"],
             "timing": self.timing,
         }
-        if self.inputs:  # only when there are any: the runs that were stored before there were keep their names
-            named["inputs"] = {role: [entry["digest"] for entry in entries] for role, entries in self.inputs.items()}
+        # Only when there are any: the runs that were stored before there were keep their names
+        if self.inputs:
+            named["inputs"] = {
+                role: [entry["digest"] for entry in entries] for role, entries in self.inputs.items()
+            }
         return hashlib.sha256(canonical_json(named).encode()).hexdigest()
 
     @property
@@ -113,7 +123,9 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def make_params(model: type[Params], given: dict[str, Any], *, analysis: str, kind: str = "analysis") -> Params:
+def make_params(
+    model: type[Params], given: dict[str, Any], *, analysis: str, kind: str = "analysis"
+) -> Params:
     """Validate parameters and fill in defaults.
 
     Args:

@@ -1,9 +1,10 @@
-"""What an analysis found, in plain sentences: computed when it is shown, never stored, so old runs have it too.
+"""What an analysis found, in plain sentences: computed when it is shown, never stored, so
+old runs have it too.
 
-An analysis has a module (``Analysis.statements``, without torch and plotly) with ``statements(result)`` and ``TITLES``: what
-people read in place of the names of its scalars. Without one, the headline numbers make the sentences. The numbers that the
-statements are about are the headline of a result: they fit it, where a fixed list may not (a count of exact zeros says nothing
-about a model whose activation function gives none).
+An analysis has a module (``Analysis.statements``, without torch and plotly) with ``statements(result)`` and
+``TITLES``: what people read in place of the names of its scalars. Without one, the headline numbers make the
+sentences. The numbers that the statements are about are the headline of a result: they fit it, where a fixed
+list may not (a count of exact zeros says nothing about a model whose activation function gives none).
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Statement:
 def statements_of(result: Result) -> list[Statement]:
     """Say what a result shows, the most important first; one to three sentences where it has a number.
 
-    A statement about a view whose table is not there loses the view. An analysis that has no statements, or fails at saying
-    them, gives its headline numbers.
+    A statement about a view whose table is not there loses the view. An analysis that has no statements, or
+    fails at saying them, gives its headline numbers.
     """
     record = _record(result.analysis)
     declared = record.views if record is not None else ()
@@ -70,7 +71,8 @@ def headline_of(result: Result) -> list[Scalar]:
 def title_of(analysis: str, scalar: Scalar) -> str:
     """What people read in place of the name of a scalar.
 
-    Its own title where it has one, else that of the analysis (for runs stored before there were titles), else its name in words.
+    Its own title where it has one, else that of the analysis (for runs stored before there were titles), else
+    its name in words.
     """
     if scalar.title:
         return scalar.title
@@ -84,7 +86,9 @@ def title_of(analysis: str, scalar: Scalar) -> str:
 
 
 def definition_of(result: Result, scalar: Scalar) -> str:
-    """The definition of a scalar, in which other scalars of the result have their titles in place of their names."""
+    """The definition of a scalar, in which other scalars of the result have their titles in
+    place of their names.
+    """
     names = sorted((name for name in result.scalars if "_" in name), key=len, reverse=True)
     if not names:
         return scalar.definition
@@ -119,12 +123,17 @@ def said_interval(scalar: Scalar) -> str:
     if scalar.interval is None:
         return ""
     unit = " %" if scalar.unit == "fraction" else " s" if scalar.unit == "seconds" else f" {scalar.unit}"
-    ends = (format_number(end, scalar.unit).removesuffix(unit) for end in (scalar.interval.low, scalar.interval.high))
+    ends = (
+        format_number(end, scalar.unit).removesuffix(unit)
+        for end in (scalar.interval.low, scalar.interval.high)
+    )
     return f" [{', '.join(ends)}]"
 
 
 def basis(scalar: Scalar, units: str = "documents") -> str:
-    """What an interval rests on: ``n = 79 documents``, with its coverage where that is not 95 %; or that there is none."""
+    """What an interval rests on: ``n = 79 documents``, with its coverage where that is not 95 %; or
+    that there is none.
+    """
     ends = scalar.interval
     if ends is None:
         return "no interval"
@@ -140,7 +149,9 @@ def defined(result: Result, *names: str) -> list[Scalar] | None:
 
 
 def nearest(result: Result, prefix: str, wanted: float) -> str | None:
-    """The defined scalar ``prefix + number`` whose number is next to ``wanted``: a parameter may have chosen others."""
+    """The defined scalar ``prefix + number`` whose number is next to ``wanted``: a parameter may
+    have chosen others.
+    """
     numbers = {}
     for name, scalar in result.scalars.items():
         if name.startswith(prefix) and math.isfinite(scalar.value):
@@ -162,7 +173,9 @@ def rows(result: Result, table: str, **where: Any) -> pd.DataFrame | None:
 
 
 def by_layer(frame: pd.DataFrame | None, column: str, unit: str = "fraction") -> str:
-    """``from 5.10 % in layer 3 to 31.00 % in layer 0``, of means over the sites of a layer; empty for fewer than two layers."""
+    """``from 5.10 % in layer 3 to 31.00 % in layer 0``, of means over the sites of a layer; empty for
+    fewer than two layers.
+    """
     if frame is None or not {"layer", column} <= set(frame.columns):
         return ""
     values = frame.groupby("layer")[column].mean().dropna()

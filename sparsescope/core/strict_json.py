@@ -1,4 +1,5 @@
-"""JSON from files that others wrote: no repeated keys, no NaN, no numbers of a thousand digits, no deep nesting.
+"""JSON from files that others wrote: no repeated keys, no NaN, no numbers of a thousand
+digits, no deep nesting.
 
 Python's parser takes the last of repeated keys and accepts ``NaN``; a document that two readers understand
 differently is refused instead. The depth is bounded so that nothing that walks the values can overflow the

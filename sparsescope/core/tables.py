@@ -1,6 +1,8 @@
-"""How tables are declared and filled: columns that many tables share, intervals, and frames of the declared types.
+"""How tables are declared and filled: columns that many tables share, intervals, and frames of
+the declared types.
 
-An interval is two columns that name the column they belong to, so that generic figures and comparisons find it.
+An interval is two columns that name the column they belong to, so that generic figures and
+comparisons find it.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def places(sites: Iterable[Placed]) -> dict[str, list[Any]]:
     return {"layer": [site.layer for site in found], "site": [site.name for site in found]}
 
 
-def ends_of(column: Column, interval: str = BOOTSTRAPPED, prefix: str = "", clause: str = "") -> tuple[Column, Column]:
+def ends_of(
+    column: Column, interval: str = BOOTSTRAPPED, prefix: str = "", clause: str = ""
+) -> tuple[Column, Column]:
     """The columns ``low`` and ``high`` of an interval.
 
     Args:
@@ -49,8 +53,12 @@ def ends_of(column: Column, interval: str = BOOTSTRAPPED, prefix: str = "", clau
         prefix: Put before both names where a table has several intervals.
         clause: Put at the end of both descriptions.
     """
-    low = replace(column, name=f"{prefix}low", description=f"Lower end of {interval}{clause}.", low_of=column.name)
-    high = replace(column, name=f"{prefix}high", description=f"Upper end of {interval}{clause}.", high_of=column.name)
+    low = replace(
+        column, name=f"{prefix}low", description=f"Lower end of {interval}{clause}.", low_of=column.name
+    )
+    high = replace(
+        column, name=f"{prefix}high", description=f"Upper end of {interval}{clause}.", high_of=column.name
+    )
     return low, high
 
 
@@ -73,6 +81,8 @@ def grid(axes: Sequence[Mapping[str, Any]], **values: Any) -> pd.DataFrame:
     for place, axis in enumerate(axes):
         after = int(np.prod(shape[place + 1 :]))
         before = int(np.prod(shape[:place]))
-        columns |= {name: np.tile(np.repeat(np.asarray(steps), after), before) for name, steps in axis.items()}
+        columns |= {
+            name: np.tile(np.repeat(np.asarray(steps), after), before) for name, steps in axis.items()
+        }
     columns |= {name: np.broadcast_to(cells, shape).reshape(-1) for name, cells in values.items()}
     return pd.DataFrame(columns)

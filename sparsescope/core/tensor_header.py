@@ -19,13 +19,42 @@ from sparsescope.errors import ArtifactError, SparsescopeError
 
 HEADER_LIMIT = 100 * 1024 * 1024
 _BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
-    "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-}  # fmt: skip
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F64": 64,
+    "C64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
 _NUMPY = {
-    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2", "U32": "<u4", "I32": "<i4", "F32": "<f4",
-    "U64": "<u8", "I64": "<i8", "F64": "<f8", "C64": "<c8",
-}  # fmt: skip
+    "BOOL": "?",
+    "U8": "u1",
+    "I8": "i1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "F16": "<f2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "F32": "<f4",
+    "U64": "<u8",
+    "I64": "<i8",
+    "F64": "<f8",
+    "C64": "<c8",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +72,9 @@ class TensorHeader:
 
 
 def read_header(
-    path: Path, error: type[SparsescopeError] = ArtifactError, what: str = "the header of a tensor file is not valid"
+    path: Path,
+    error: type[SparsescopeError] = ArtifactError,
+    what: str = "the header of a tensor file is not valid",
 ) -> dict[str, TensorHeader]:
     """Read and check the header of a safetensors file.
 
@@ -56,7 +87,8 @@ def read_header(
         The tensors by name.
 
     Raises:
-        SparsescopeError: Of the class ``error``: the file cannot be read, is too short, or its header is not valid.
+        SparsescopeError: Of the class ``error``: the file cannot be read, is too short, or its
+            header is not valid.
     """
 
     def refuse(allowed: str, got: str) -> SparsescopeError:
@@ -73,7 +105,9 @@ def read_header(
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             if size < 8 or not 2 <= length <= min(HEADER_LIMIT, size - 8):
-                raise refuse(f"2 to {max(min(HEADER_LIMIT, size - 8), 2)} bytes", f"{length} bytes in a file of {size}")
+                raise refuse(
+                    f"2 to {max(min(HEADER_LIMIT, size - 8), 2)} bytes", f"{length} bytes in a file of {size}"
+                )
             raw = handle.read(length)
     except OSError as problem:
         raise refuse("a readable file", f"{type(problem).__name__}: {problem.strerror}") from problem
@@ -86,7 +120,10 @@ def read_header(
     found = {name: _entry(entry) for name, entry in entries.items() if name != "__metadata__"}
     broken = next((name for name, entry in found.items() if entry is None), None)
     if broken is not None:
-        raise refuse("dtype, shape and data_offsets that agree, for every tensor", f"tensor {broken!r}: {entries[broken]!r}")
+        raise refuse(
+            "dtype, shape and data_offsets that agree, for every tensor",
+            f"tensor {broken!r}: {entries[broken]!r}",
+        )
     known = {name: entry for name, entry in found.items() if entry is not None}
     at = 0
     for begin, end in sorted(entry.span for entry in known.values()):
@@ -107,7 +144,9 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     header = read_header(path)
     odd = sorted({entry.dtype for entry in header.values()} - set(_NUMPY))
     if odd:
-        raise ArtifactError("a tensor has a type that numpy lacks", where=str(path), allowed=_NUMPY, got=", ".join(odd))
+        raise ArtifactError(
+            "a tensor has a type that numpy lacks", where=str(path), allowed=_NUMPY, got=", ".join(odd)
+        )
     mapped = np.memmap(path, np.uint8, mode="r")
     start = mapped.size - max((entry.span[1] for entry in header.values()), default=0)
     found = {}

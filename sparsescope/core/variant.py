@@ -1,8 +1,10 @@
-"""What a subject that was made from another says about its making: plain values that identities, manifests and pages share.
+"""What a subject that was made from another says about its making: plain values that identities,
+manifests and pages share.
 
-A variant changes a model in its weights, which have a hash of their own, or beyond them: by thresholds, masks or hooks
-that weights and configuration do not show. ``adds`` is the hash of what is beyond. Only that joins the digest of a run:
-the same weights computed in the same way are the same run, however they were made. Variants nest.
+A variant changes a model in its weights, which have a hash of their own, or beyond them: by thresholds,
+masks or hooks that weights and configuration do not show. ``adds`` is the hash of what is beyond. Only that
+joins the digest of a run: the same weights computed in the same way are the same run, however they were
+made. Variants nest.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ class Variant(_Record):
 
     @property
     def beyond_weights(self) -> list[dict[str, Any]]:
-        """What joins the digest of a run: the members of the chain that add something, without their parents."""
+        """What joins the digest of a run: the members of the chain that add something,
+        without their parents.
+        """
         return [one.model_dump(mode="json", exclude={"parent"}) for one in self.chain if one.adds]
 
     @property

@@ -1,7 +1,8 @@
 """Sets of units in use, one bit for each unit, and how sets of several tokens overlap.
 
-Two rules: a unit is in use on a token if its value is not exactly zero; or if it is in the smallest set that holds a share of
-the energy (ties go to the lower index, as in ``row_statistics``). Sets of k tokens are joined word by word.
+Two rules: a unit is in use on a token if its value is not exactly zero; or if it is in the smallest set that
+holds a share of the energy (ties go to the lower index, as in ``row_statistics``). Sets of k tokens are
+joined word by word.
 Shapes: values [token, unit]; bits uint64 [rule, token, word] with unit j in bit j % 64 of word j // 64.
 """
 
@@ -26,7 +27,9 @@ def words_of(units: int) -> int:
     return -(-units // 64)
 
 
-def active_bits(values: torch.Tensor, rows: np.ndarray, use_share: float, executor: Executor | None = None) -> np.ndarray:
+def active_bits(
+    values: torch.Tensor, rows: np.ndarray, use_share: float, executor: Executor | None = None
+) -> np.ndarray:
     """Find the units in use on some tokens.
 
     Args:
@@ -91,8 +94,11 @@ def count_units(bits: np.ndarray, units: int) -> np.ndarray:
     return counts[:, :units]
 
 
-def union_sizes(bits: np.ndarray, ends: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Sizes of the unions over chunks of 1, 2, 4, ... consecutive tokens that follow each other from each window's start.
+def union_sizes(
+    bits: np.ndarray, ends: np.ndarray, levels: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Sizes of the unions over chunks of 1, 2, 4, ... consecutive tokens that follow each other from
+    each window's start.
 
     Args:
         bits: uint64 [rule, token, word].
@@ -100,8 +106,8 @@ def union_sizes(bits: np.ndarray, ends: np.ndarray, levels: int) -> tuple[np.nda
         levels: Number of chunk lengths: 1, 2, ... 2^(levels - 1).
 
     Returns:
-        Sum of union sizes over whole chunks, int64 [rule, level]; number of chunks, int64 [level]; and both for the first
-        chunk of each window alone.
+        Sum of union sizes over whole chunks, int64 [rule, level]; number of chunks, int64 [level]; and both
+        for the first chunk of each window alone.
     """
     total, first = np.zeros((len(bits), levels), np.int64), np.zeros((len(bits), levels), np.int64)
     chunks, firsts = np.zeros(levels, np.int64), np.zeros(levels, np.int64)
@@ -130,7 +136,9 @@ def _compiled(name: str) -> Any:
     """Compile once per machine; numba keeps it in its cache folder."""
     import numba
 
-    return numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"}, error_model="numpy")(globals()[name])
+    return numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"}, error_model="numpy")(
+        globals()[name]
+    )
 
 
 def _thresholds(ordered: np.ndarray, share: float, threshold: np.ndarray, spare: np.ndarray) -> None:
@@ -174,9 +182,16 @@ def _count_units(bits: np.ndarray, counts: np.ndarray) -> None:
 
 
 def _union_sizes(
-    bits: np.ndarray, ends: np.ndarray, total: np.ndarray, chunks: np.ndarray, first: np.ndarray, firsts: np.ndarray
+    bits: np.ndarray,
+    ends: np.ndarray,
+    total: np.ndarray,
+    chunks: np.ndarray,
+    first: np.ndarray,
+    firsts: np.ndarray,
 ) -> None:
-    """Fill the outputs of ``union_sizes``; ``bits`` is overwritten: a chunk is kept in the place of its first token."""
+    """Fill the outputs of ``union_sizes``; ``bits`` is overwritten: a chunk is kept in the place
+    of its first token.
+    """
     start = 0
     for end in ends:
         for level in range(len(chunks)):
@@ -196,7 +211,9 @@ def _union_sizes(
                         # Number of bits that are set: pairs, then nibbles, then bytes are added up in place.
                         x = bits[rule, at, w]
                         x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
-                        x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+                        x = (x & np.uint64(0x3333333333333333)) + (
+                            (x >> np.uint64(2)) & np.uint64(0x3333333333333333)
+                        )
                         x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
                         size += np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
                     total[rule, level] += size
@@ -205,7 +222,9 @@ def _union_sizes(
         start = end
 
 
-def _overlaps(bits: np.ndarray, one: np.ndarray, other: np.ndarray, total: np.ndarray, pairs: np.ndarray) -> None:
+def _overlaps(
+    bits: np.ndarray, one: np.ndarray, other: np.ndarray, total: np.ndarray, pairs: np.ndarray
+) -> None:
     """Fill the outputs of ``overlaps``."""
     for rule in range(bits.shape[0]):
         for p in range(len(one)):
@@ -215,7 +234,9 @@ def _overlaps(bits: np.ndarray, one: np.ndarray, other: np.ndarray, total: np.nd
                 for part in range(2):
                     x = a & b if part == 0 else a | b
                     x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
-                    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+                    x = (x & np.uint64(0x3333333333333333)) + (
+                        (x >> np.uint64(2)) & np.uint64(0x3333333333333333)
+                    )
                     x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
                     size = np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
                     if part == 0:

@@ -1,9 +1,10 @@
-"""Measures of rows of attention weights, compiled; ``metrics/attention.py`` has the definitions in plain NumPy.
+"""Measures of rows of attention weights, compiled; ``metrics/attention.py`` has the
+definitions in plain NumPy.
 
-One vectorized sort of the rows, then one scan of each. All kernels write into arrays that the caller made, so that
-memory does not grow with the number of rows.
-Shapes: weights float32 [head, row, key], contiguous; low, high int64 [row], the keys low..high that the row may see;
-positions of rows and keys are counted in the window.
+One vectorized sort of the rows, then one scan of each. All kernels write into arrays that the caller made, so
+that memory does not grow with the number of rows.
+Shapes: weights float32 [head, row, key], contiguous; low, high int64 [row], the keys low..high that the row
+may see; positions of rows and keys are counted in the window.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ N_SHAPE = 4  # entropy, e^entropy, Gini, spread of the scores
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def row_shapes(weights: np.ndarray, low: np.ndarray, high: np.ndarray, shares: tuple[float, ...]) -> np.ndarray:
+def row_shapes(
+    weights: np.ndarray, low: np.ndarray, high: np.ndarray, shares: tuple[float, ...]
+) -> np.ndarray:
     """Measures that depend on the sorted weights only.
 
     Returns:
-        float64 [head, row, 4 + shares]: entropy (nats), e^entropy (keys), Gini (NaN for one key), standard deviation of
-        the scores, then k_p for each share (keys).
+        float64 [head, row, 4 + shares]: entropy (nats), e^entropy (keys), Gini (NaN for one key), standard
+        deviation of the scores, then k_p for each share (keys).
     """
     out = np.empty((*weights.shape[:2], N_SHAPE + len(shares)))
     ordered = np.sort(weights, axis=2)
@@ -44,7 +47,8 @@ def row_places(weights: np.ndarray, start: int, first_key: int, widths: tuple[in
         widths: Widths of the local windows.
 
     Returns:
-        float64 [head, row, 3 + widths]: first key, first four keys, previous key, then the keys at most w - 1 away.
+        float64 [head, row, 3 + widths]: first key, first four keys, previous key, then the keys
+        at most w - 1 away.
     """
     out = np.zeros((*weights.shape[:2], 3 + len(widths)))
     compiled().places(weights, start, first_key, np.asarray(widths, np.int64), out)
@@ -52,7 +56,12 @@ def row_places(weights: np.ndarray, start: int, first_key: int, widths: tuple[in
 
 
 def add_lines(
-    weights: np.ndarray, rows: np.ndarray, start: int, first_key: int, columns: np.ndarray, diagonals: np.ndarray
+    weights: np.ndarray,
+    rows: np.ndarray,
+    start: int,
+    first_key: int,
+    columns: np.ndarray,
+    diagonals: np.ndarray,
 ) -> None:
     """Add the weights of the rows with ``rows`` True to their columns and diagonals.
 
@@ -68,7 +77,9 @@ def add_lines(
 
 
 def block_mass(weights: np.ndarray, first_key: int, keys: int, block: int) -> np.ndarray:
-    """Mass of each block of queries on each block of keys, float64 [head, query block, key block of the window]."""
+    """Mass of each block of queries on each block of keys, float64 [head, query block, key
+    block of the window].
+    """
     out = np.zeros((weights.shape[0], -(-weights.shape[1] // block), -(-keys // block)))
     compiled().blocks(weights, first_key, block, out)
     return out
@@ -84,7 +95,8 @@ def shuffled_rows(weights: np.ndarray, low: np.ndarray, high: np.ndarray, seed: 
 def keep_top(
     weights: np.ndarray, low: np.ndarray, high: np.ndarray, share: float, seed: int | None = None
 ) -> tuple[np.ndarray, int]:
-    """Weights with only the smallest set of keys that holds a share of each row, scaled to sum to what the row did.
+    """Weights with only the smallest set of keys that holds a share of each row, scaled to sum
+    to what the row did.
 
     Args:
         weights: The rows.
@@ -105,7 +117,9 @@ def keep_top(
 def keep_local(
     weights: np.ndarray, low: np.ndarray, high: np.ndarray, start: int, first_key: int, width: int
 ) -> tuple[np.ndarray, int]:
-    """Weights with only the first four keys of the window and keys less than ``width`` away; see ``keep_top``."""
+    """Weights with only the first four keys of the window and keys less than ``width``
+    away; see ``keep_top``.
+    """
     out = np.zeros_like(weights)
     return out, int(compiled().local(weights, low, high, start, first_key, width, out))
 
@@ -126,10 +140,13 @@ def dropped_outputs(
         levels: Error levels.
 
     Returns:
-        float64 [head, len(rows), shares + levels]: errors, then fractions, as ``metrics.attention.dropped_output``.
+        float64 [head, len(rows), shares + levels]: errors, then
+        fractions, as ``metrics.attention.dropped_output``.
     """
     out = np.empty((weights.shape[0], len(rows), len(shares) + len(levels)))
-    compiled().dropped(weights, values, low, high, rows, np.asarray(shares, np.float64), np.asarray(levels, np.float64), out)
+    compiled().dropped(
+        weights, values, low, high, rows, np.asarray(shares, np.float64), np.asarray(levels, np.float64), out
+    )
     return out
 
 
@@ -146,7 +163,12 @@ def compiled() -> Any:
 
 
 def _shapes(
-    weights: np.ndarray, ordered: np.ndarray, low: np.ndarray, high: np.ndarray, shares: np.ndarray, out: np.ndarray
+    weights: np.ndarray,
+    ordered: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    shares: np.ndarray,
+    out: np.ndarray,
 ) -> None:
     heads, rows, keys = weights.shape
     for h in range(heads):
@@ -169,7 +191,9 @@ def _shapes(
             cumulative, reached = 0.0, 0
             for k in range(t):
                 cumulative += np.float64(ordered[h, r, keys - 1 - k])
-                while reached < len(shares) and (cumulative >= shares[reached] * total * (1 - ROUNDING) or k == t - 1):
+                while reached < len(shares) and (
+                    cumulative >= shares[reached] * total * (1 - ROUNDING) or k == t - 1
+                ):
                     out[h, r, N_SHAPE + reached] = k + 1
                     reached += 1
                 if reached == len(shares):
@@ -193,7 +217,12 @@ def _places(weights: np.ndarray, start: int, first_key: int, widths: np.ndarray,
 
 
 def _lines(
-    weights: np.ndarray, wanted: np.ndarray, start: int, first_key: int, columns: np.ndarray, diagonals: np.ndarray
+    weights: np.ndarray,
+    wanted: np.ndarray,
+    start: int,
+    first_key: int,
+    columns: np.ndarray,
+    diagonals: np.ndarray,
 ) -> None:
     heads, rows, keys = weights.shape
     length = columns.shape[1]
@@ -278,7 +307,13 @@ def _keep(
 
 
 def _local(
-    weights: np.ndarray, low: np.ndarray, high: np.ndarray, start: int, first_key: int, width: int, out: np.ndarray
+    weights: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    start: int,
+    first_key: int,
+    width: int,
+    out: np.ndarray,
 ) -> int:
     heads, rows, _ = weights.shape
     pairs = 0
@@ -337,7 +372,9 @@ def _dropped(
                 cumulative += w
                 for d in range(width):
                     part[d] += w * np.float64(values[g, k, d])
-                while reached < len(shares) and (cumulative >= shares[reached] * total * (1 - ROUNDING) or n == t - 1):
+                while reached < len(shares) and (
+                    cumulative >= shares[reached] * total * (1 - ROUNDING) or n == t - 1
+                ):
                     out[h, i, reached] = 0.0 if n == t - 1 else np.sqrt(((full - part) ** 2).sum()) / norm
                     reached += 1
                 if reached == len(shares):

@@ -1,10 +1,10 @@
 """Every per-token statistic of ``metrics.sparsity`` in one pass over a batch, from one sort.
 
-The reference is ``metrics/sparsity.py``; both backends are tested against it. ``numba`` (host memory): numpy's
-vectorized sort, 10 times faster than torch's at these widths, then one compiled scan per row; chunks of rows fit the
-cache and run on threads. ``torch`` (accelerator memory): the same steps where the values are.
-The entropy needs a logarithm of every entry: exponents are read from the bits of the float, mantissas go through a
-polynomial that vectorizes, which is exact to 2e-7 in the entropy.
+The reference is ``metrics/sparsity.py``; both backends are tested against it. ``numba`` (host memory):
+numpy's vectorized sort, 10 times faster than torch's at these widths, then one compiled scan per row; chunks
+of rows fit the cache and run on threads. ``torch`` (accelerator memory): the same steps where the values are.
+The entropy needs a logarithm of every entry: exponents are read from the bits of the float, mantissas go
+through a polynomial that vectorizes, which is exact to 2e-7 in the entropy.
 Shapes: values [token, unit]; per-token outputs [token]; per-unit outputs [unit]. Sums are float64.
 """
 
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 CHUNK_ROWS = 128
 BLOCK = 16
 SHAPE_MEASURES = ("hoyer", "gini", "pr2", "pr4", "entropy_number", "kurtosis", "treves_rolls")
-# ln(1 + f) on [0, 1], interpolated at the Chebyshev nodes of degree 8: error 4e-8, with float32 rounding 1.2e-7.
+# ln(1 + f) on [0, 1], interpolated at the Chebyshev nodes of degree 8: error 4e-8, with
+# float32 rounding 1.2e-7.
 _LOG1P = (
     3.910905549409094e-08, 0.9999936302585134, -0.4998254986434647, 0.33144665224336606, -0.2394333707458602,
     0.16499812983396112, -0.09229041738050231, 0.03426459995555095, -0.006006605050865348,
 )  # fmt: skip
 _LN2 = math.log(2)
-# Rows whose largest entry is below this may consist of subnormal numbers, whose exponent is not in their bits.
+# Rows whose largest entry is below this may consist of subnormal numbers, whose exponent is
+# not in their bits.
 _SMALL = 1e-30
 
 
@@ -41,11 +43,12 @@ class RowStatistics:
     """Statistics of one batch at one site.
 
     Attributes:
-        counts: int64 [token, 1 + 2 * shares]: entries that are not zero, then top-p set sizes (L1 for each share,
-            then energy for each share).
+        counts: int64 [token, 1 + 2 * shares]: entries that are not zero, then top-p set sizes (L1 for each
+            share, then energy for each share).
         shapes: float64 [token, 7], in the order of ``SHAPE_MEASURES``; NaN for a zero vector.
         nonzero: int64 [unit], tokens on which the unit is not zero.
-        in_use: int64 [unit], tokens on which the unit is in the energy set of ``use_share``; ties go to the lower index.
+        in_use: int64 [unit], tokens on which the unit is in the energy set of ``use_share``; ties go
+            to the lower index.
         magnitude: float64 [unit], sum of |value| over tokens.
         energy: float64 [unit], sum of value^2 over tokens.
     """
@@ -137,7 +140,9 @@ def row_statistics_torch(values: torch.Tensor, shares: tuple[float, ...], use_sh
 
 
 def _shape_measures(sums: np.ndarray, n: int) -> np.ndarray:
-    """``SHAPE_MEASURES`` [row, 7] from the sums of x, x^2, x^4, (rank - 1) x and x ln x [row, 5]; see ``metrics.sparsity``."""
+    """``SHAPE_MEASURES`` [row, 7] from the sums of x, x^2, x^4, (rank - 1) x and x ln x
+    [row, 5]; see ``metrics.sparsity``.
+    """
     l1, l2, fourth, ranked, logs = sums.T
     root = np.sqrt(n)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -158,7 +163,9 @@ def _shape_measures(sums: np.ndarray, n: int) -> np.ndarray:
 
 
 class _Scratch(threading.local):
-    """Buffers of one thread, reused from chunk to chunk: fresh ones cost page faults that stall the other thread."""
+    """Buffers of one thread, reused from chunk to chunk: fresh ones cost page faults that
+    stall the other thread.
+    """
 
     def __init__(self) -> None:
         self.buffers = np.empty((2, CHUNK_ROWS, 0), np.float32)

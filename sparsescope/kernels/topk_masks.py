@@ -1,8 +1,9 @@
 """Which units of each token are kept: the k largest, the set that holds a share of the norm, or k at random.
 
-Sets are defined by rank, so a set of k has exactly k members: ties are broken by index, in every dtype. On the host the
-threshold of each row comes from NumPy (a vectorized sort of float32: 15 times as fast as ``torch.sort`` on a CPU), on
-accelerators from torch. Masks are applied by the caller: kept entries stay bit-identical.
+Sets are defined by rank, so a set of k has exactly k members: ties are broken by index, in every
+dtype. On the host the threshold of each row comes from NumPy (a vectorized sort of float32: 15 times
+as fast as ``torch.sort`` on a CPU), on accelerators from torch. Masks are applied by the caller: kept
+entries stay bit-identical.
 
 Shapes: values [..., n]; masks bool [..., n].
 """
@@ -54,7 +55,9 @@ def top_p_mask(values: torch.Tensor, share: float, power: int = 1) -> torch.Tens
         SpecError: If ``share`` or ``power`` is out of range.
     """
     if not 0 < share <= 1 or power not in (1, 2):
-        raise SpecError("top-p set is not defined", allowed="0 < share <= 1, power 1 or 2", got=f"{share}, {power}")
+        raise SpecError(
+            "top-p set is not defined", allowed="0 < share <= 1, power 1 or 2", got=f"{share}, {power}"
+        )
     if share == 1:
         return values != 0
     magnitude = values.detach().abs().float()
@@ -84,7 +87,9 @@ def random_k_mask(eligible: torch.Tensor, k: int, generator: torch.Generator) ->
 
 
 def _exactly(magnitude: torch.Tensor, threshold: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """The ``sizes`` largest entries of each row, given the smallest magnitude among them; ties go by index."""
+    """The ``sizes`` largest entries of each row, given the smallest magnitude among
+    them; ties go by index.
+    """
     limit = threshold.unsqueeze(-1)
     mask = magnitude >= limit
     crowded = mask.sum(-1) != sizes

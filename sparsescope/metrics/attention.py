@@ -1,7 +1,8 @@
 """Measures of rows of attention weights, in plain NumPy: the definitions that the kernels are tested against.
 
-A row holds the weights of one query on the t keys that it may see: w_j >= 0, sum 1. "Position" is the place of the
-query in its window, from 0. In a causal model t = position + 1, or the width of its sliding window if that is less.
+A row holds the weights of one query on the t keys that it may see: w_j >= 0, sum 1. "Position" is the
+place of the query in its window, from 0. In a causal model t = position + 1, or the width of its sliding
+window if that is less.
 Sources: sink rate, Gu et al. 2024 (arXiv:2410.10781); block sparsity, the Sparse Frontier (arXiv:2504.17768).
 """
 
@@ -61,10 +62,12 @@ def gini(row: np.ndarray) -> float:
 
 
 def normal_null(t: int, spread: float) -> np.ndarray:
-    """Weights of a row whose scores are the t normal quantiles times ``spread``: softmax(spread * z), ascending.
+    """Weights of a row whose scores are the t normal quantiles times ``spread``:
+    softmax(spread * z), ascending.
 
-    What concentration comes from the spread of the scores alone. Shuffling the scores of a row would change none of
-    its entropy, coverage and Gini; this keeps their variance and takes away everything else, such as single keys far out.
+    What concentration comes from the spread of the scores alone. Shuffling the scores of a row would change
+    none of its entropy, coverage and Gini; this keeps their variance and takes away everything else, such as
+    single keys far out.
 
     Example:
         >>> normal_null(3, spread=0.0).round(2).tolist()  # equal scores, uniform row
@@ -80,7 +83,8 @@ def normal_null(t: int, spread: float) -> np.ndarray:
 
 
 def log_spread(row: np.ndarray) -> float:
-    """Standard deviation of the scores of a row, from ln w = score - constant; weights below 1e-38 count as 1e-38.
+    """Standard deviation of the scores of a row, from ln w = score - constant; weights below
+    1e-38 count as 1e-38.
 
     Example:
         >>> log_spread(np.array([0.5, 0.5])), round(log_spread(np.array([0.1, 0.1, 0.8])), 2)
@@ -139,15 +143,17 @@ class Dropped(NamedTuple):
 
     Attributes:
         errors: float64 [share], ||sum over dropped keys of w_j v_j|| / ||o|| when the top-p sets are kept.
-        fractions: float64 [level], smallest share of the keys to keep such that the error stays at or below each level,
-            keys being dropped in order of their contribution ||w_j v_j||, smallest first.
+        fractions: float64 [level], smallest share of the keys to keep such that the error stays at or below
+            each level, keys being dropped in order of their contribution ||w_j v_j||, smallest first.
     """
 
     errors: np.ndarray
     fractions: np.ndarray
 
 
-def dropped_output(row: np.ndarray, values: np.ndarray, shares: tuple[float, ...], levels: tuple[float, ...]) -> Dropped:
+def dropped_output(
+    row: np.ndarray, values: np.ndarray, shares: tuple[float, ...], levels: tuple[float, ...]
+) -> Dropped:
     """Output-aware measures of one row.
 
     Args:
@@ -182,7 +188,8 @@ def head_class(first: float, previous: float, local: float) -> str:
     """Kind of a head from mean shares of its weights: ``sink``, ``previous token``, ``local`` or ``mixed``.
 
     Args:
-        first: Share on the first key. Above ``SINK_LEVEL`` = 0.3 it is a sink head (the threshold of the sink rate).
+        first: Share on the first key. Above ``SINK_LEVEL`` = 0.3 it is a sink head (the threshold
+            of the sink rate).
         previous: Share on the key just before the query; at least 0.5 makes a previous-token head.
         local: Share on keys less than 16 away, the query itself included; at least 0.8 makes a local head.
 

@@ -1,11 +1,13 @@
 """Cost of one decoded token, and the most that activation sparsity could take off it.
 
-FLOPs count 2 for a multiply-add. Bytes are weight bytes that are read once for the tokens that are decoded together; they
-bound decoding that waits for memory. Every figure is an upper bound on what is saved, never a speed: it leaves out the
-cost of irregular access, of finding the active units (unless a predictor is named), and everything but arithmetic and
-weights. What is assumed is a field of ``Assumptions`` and is printed beside the number.
+FLOPs count 2 for a multiply-add. Bytes are weight bytes that are read once for the tokens that are decoded
+together; they bound decoding that waits for memory. Every figure is an upper bound on what is saved, never a
+speed: it leaves out the cost of irregular access, of finding the active units (unless a predictor is named),
+and everything but arithmetic and weights. What is assumed is a field of ``Assumptions`` and is printed
+beside the number.
 Sources: Li et al. 2023 (arXiv:2210.06313) for the costs of a layer; Amdahl (1967) for the whole.
-Symbols: d = d_model, f = hidden width, rho = share of hidden units that are active, m = matrices of the MLP (3 if gated).
+Symbols: d = d_model, f = hidden width, rho = share of hidden units that are active, m = matrices of
+the MLP (3 if gated).
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 PARTS = ("mlp", "attention projections", "attention scores", "output head", "norms and biases")
 SCHEME_TEXT = {
     "down only": "the hidden layer is computed, then the second matrix is skipped for inactive units",
-    "first matrix computed": "the matrix before the activation (the gate, if gated) is computed, then the others are skipped "
-    "for inactive units",
+    "first matrix computed": "the matrix before the activation (the gate, if gated) is computed, then the "
+    "others are skipped for inactive units",
     "ideal predictor": "the active units are known beforehand",
 }
 # A square, an addition, a scale and a weight for each entry.
@@ -70,7 +72,9 @@ class LayerDimensions:
 
     @property
     def active_width(self) -> int:
-        """Hidden units that run for one token: all of a dense MLP, those of the routed and the shared experts else."""
+        """Hidden units that run for one token: all of a dense MLP, those of the routed and the
+        shared experts else.
+        """
         return (self.routed if self.experts else 1) * self.d_mlp + self.d_shared
 
 
@@ -107,10 +111,12 @@ class Assumptions:
         scheme: When the active units are known, one of ``SCHEMES``.
         attended: Mean number of positions that a token attends to.
         bytes_per_weight: Bytes of one stored weight.
-        predictor_rank: Rank r of a predictor of the active units that costs 2 r (d + f) FLOPs a layer; 0 is free.
-        input_density: Share of the MLP input that is not zero: the columns of the first matrices that are read.
-        together: Tokens that are decoded for one reading of the weights (a batch, or a chunk that is verified at once). The
-            densities given with it must be those of the union over these tokens, for bytes.
+        predictor_rank: Rank r of a predictor of the active units that costs 2 r (d + f) FLOPs
+            a layer; 0 is free.
+        input_density: Share of the MLP input that is not zero: the columns of the first
+            matrices that are read.
+        together: Tokens that are decoded for one reading of the weights (a batch, or a chunk that is verified
+            at once). The densities given with it must be those of the union over these tokens, for bytes.
     """
 
     scheme: Scheme
@@ -131,8 +137,16 @@ class Assumptions:
     @property
     def text(self) -> str:
         """One sentence with every assumption."""
-        parts = [SCHEME_TEXT[self.scheme], f"{self.attended:g} attended positions", f"{self.bytes_per_weight:g} bytes a weight"]
-        parts.append(f"a predictor of rank {self.predictor_rank}" if self.predictor_rank else "finding them costs nothing")
+        parts = [
+            SCHEME_TEXT[self.scheme],
+            f"{self.attended:g} attended positions",
+            f"{self.bytes_per_weight:g} bytes a weight",
+        ]
+        parts.append(
+            f"a predictor of rank {self.predictor_rank}"
+            if self.predictor_rank
+            else "finding them costs nothing"
+        )
         if self.input_density < 1:
             parts.append(f"{self.input_density:.4g} of the MLP input is not zero")
         parts.append(f"weights are read once for {self.together} token{'s' if self.together > 1 else ''}")
@@ -171,7 +185,8 @@ class UpperBound:
     Attributes:
         quantity: ``"FLOPs"`` or ``"weight bytes"``.
         dense: Cost of one token of the dense model.
-        saved: Upper bound on the part of it that is saved (less than 0 where a predictor costs more than it saves).
+        saved: Upper bound on the part of it that is saved (less than 0 where a predictor costs
+            more than it saves).
         mlp_share: Share of the MLPs in ``dense``.
         saved_mlp: Share of the cost of the MLPs that is saved.
         saved_model: Share of the cost of the model that is saved.
@@ -213,9 +228,10 @@ def mlp_saving(
 ) -> float:
     """Share of the arithmetic of one MLP that is saved, at most.
 
-    With m matrices and active share rho: ``down only`` (1 - rho) / m; ``first matrix computed`` (1 - rho) (m - 1) / m;
-    ``ideal predictor`` 1 - rho. Inputs that are zero skip columns of what is left of the first m - 1 matrices. A predictor of
-    rank r costs 2 r (d + f) FLOPs of 2 m d f. ``first matrix computed`` takes the gate to decide which units are active.
+    With m matrices and active share rho: ``down only`` (1 - rho) / m; ``first matrix computed`` (1 - rho)
+    (m - 1) / m; ``ideal predictor`` 1 - rho. Inputs that are zero skip columns of what is left of the first
+    m - 1 matrices. A predictor of rank r costs 2 r (d + f) FLOPs of 2 m d f. ``first matrix computed`` takes
+    the gate to decide which units are active.
 
     Args:
         gated: Whether the MLP has three matrices.
@@ -252,12 +268,15 @@ def mlp_saving(
     return 1 - (first * input_density + density + predictor) / m
 
 
-def dense_cost(model: ModelDimensions, *, attended: float, bytes_per_weight: float | None = None, together: int = 1) -> Cost:
+def dense_cost(
+    model: ModelDimensions, *, attended: float, bytes_per_weight: float | None = None, together: int = 1
+) -> Cost:
     """Cost of one decoded token of the dense model.
 
-    FLOPs: MLP 2 m d f for each expert that runs, projections 2 for each weight, scores 4 N d_attention for N attended
-    positions, output head 2 d V. Weight bytes: the same matrices, each read once for ``together`` tokens and divided by them;
-    of a mixture, the experts that ``together`` tokens reach if each picks its experts independently and evenly.
+    FLOPs: MLP 2 m d f for each expert that runs, projections 2 for each weight, scores 4 N d_attention for N
+    attended positions, output head 2 d V. Weight bytes: the same matrices, each read once for ``together``
+    tokens and divided by them; of a mixture, the experts that ``together`` tokens reach if each picks its
+    experts independently and evenly.
 
     Args:
         model: Shapes.
@@ -304,11 +323,11 @@ def upper_bounds(
 
     Args:
         model: Shapes, from ``models.structure.dimensions.read_dimensions``.
-        densities: Share of the hidden units that are active on a token, by layer, in [0, 1]; of a mixture, of the units of the
-            experts that run. Layers that are not named stay dense.
+        densities: Share of the hidden units that are active on a token, by layer, in [0, 1]; of a mixture, of
+            the units of the experts that run. Layers that are not named stay dense.
         assumptions: What the bound rests on.
-        union_densities: Share of the units that are active on any of ``assumptions.together`` tokens, by layer; needed for
-            bytes where ``together`` is more than one.
+        union_densities: Share of the units that are active on any of ``assumptions.together`` tokens, by
+            layer; needed for bytes where ``together`` is more than one.
 
     Returns:
         The bound on FLOPs and the one on weight bytes.
@@ -361,7 +380,8 @@ def upper_bounds(
 
 
 def amdahl_bound(share: float, saving: float) -> float:
-    """1 / (1 - share * saving): by how much a count shrinks at most if ``saving`` of a ``share`` of it goes; infinite at 1.
+    """1 / (1 - share * saving): by how much a count shrinks at most if ``saving`` of a ``share`` of it
+    goes; infinite at 1.
 
     Example:
         >>> amdahl_bound(share=0.5, saving=1.0)  # half is left
@@ -371,7 +391,9 @@ def amdahl_bound(share: float, saving: float) -> float:
     return 1 / left if left > 0 else float("inf")
 
 
-def _bound(quantity: Literal["FLOPs", "weight bytes"], dense: float, mlp: float, saved: float, a: Assumptions) -> UpperBound:
+def _bound(
+    quantity: Literal["FLOPs", "weight bytes"], dense: float, mlp: float, saved: float, a: Assumptions
+) -> UpperBound:
     share = mlp / dense if dense else 0.0
     of_mlp = saved / mlp if mlp else 0.0
     return UpperBound(quantity, dense, saved, share, of_mlp, share * of_mlp, amdahl_bound(share, of_mlp), a)

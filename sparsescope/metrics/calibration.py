@@ -1,8 +1,9 @@
 """How far confidence and accuracy of top predictions are apart, and how far chance alone puts them.
 
-Expected calibration error: ECE = sum over bins of (n_b / n) |accuracy_b - confidence_b|, 15 bins of equal width on the largest
-probability, the last bin closed at 1 (Guo et al. 2017, arXiv:1706.04599). A perfectly calibrated model has ECE > 0 on a finite
-sample, so it always stands beside its null: labels drawn again from the predicted confidences.
+Expected calibration error: ECE = sum over bins of (n_b / n) |accuracy_b - confidence_b|, 15 bins of equal
+width on the largest probability, the last bin closed at 1 (Guo et al. 2017, arXiv:1706.04599). A perfectly
+calibrated model has ECE > 0 on a finite sample, so it always stands beside its null: labels drawn again from
+the predicted confidences.
 Shapes: n predictions, b bins.
 """
 
@@ -52,9 +53,15 @@ def reliability_bins(confidence: np.ndarray, correct: np.ndarray, bins: int = BI
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, bool)
     if confidence.ndim != 1 or confidence.shape != correct.shape or len(confidence) == 0 or bins < 1:
         got = f"{confidence.shape}, {correct.shape}, {bins} bins"
-        raise SpecError("confidences and outcomes must be two lists of one length", where="reliability_bins", got=got)
+        raise SpecError(
+            "confidences and outcomes must be two lists of one length", where="reliability_bins", got=got
+        )
     if not ((confidence >= 0) & (confidence <= 1)).all():
-        raise SpecError("a confidence is not a probability", allowed="0 to 1", got=f"{confidence.min()} to {confidence.max()}")
+        raise SpecError(
+            "a confidence is not a probability",
+            allowed="0 to 1",
+            got=f"{confidence.min()} to {confidence.max()}",
+        )
     where = bin_of(confidence, bins)
     count = np.bincount(where, minlength=bins)
     with np.errstate(invalid="ignore"):
@@ -87,9 +94,11 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
 
 
 def null_calibration_errors(confidence: np.ndarray, draws: int, seed: int, bins: int = BINS) -> np.ndarray:
-    """ECE of a perfectly calibrated model with these confidences, [draws]: outcomes are drawn with the confidence.
+    """ECE of a perfectly calibrated model with these confidences, [draws]: outcomes are drawn
+    with the confidence.
 
-    Draws are independent between predictions, so the null is too narrow where predictions of one document agree.
+    Draws are independent between predictions, so the null is too narrow where predictions of
+    one document agree.
 
     Example:
         >>> errors = null_calibration_errors(np.full(100, 0.8), draws=200, seed=0)

@@ -1,9 +1,10 @@
 """Where a curve changes its slope: least-squares segmentation into straight lines, with a penalty and a null.
 
-The best division of a curve into k lines is found exactly by dynamic programming (Bellman & Roth 1969). The number of lines
-minimizes n ln(RSS / n) + (3 k - 1) ln n: two coefficients for each line and one place for each break. Such a penalty
-takes neighboring values for independent; so the gain of the last line is compared with what curves of k - 1 lines and
-autoregressive noise of order one give by chance, the noise being fitted to the residuals.
+The best division of a curve into k lines is found exactly by dynamic programming (Bellman & Roth 1969). The
+number of lines minimizes n ln(RSS / n) + (3 k - 1) ln n: two coefficients for each line and one place for
+each break. Such a penalty takes neighboring values for independent; so the gain of the last line is
+compared with what curves of k - 1 lines and autoregressive noise of order one give by chance, the noise
+being fitted to the residuals.
 
 Shapes: curves [n] at places x [n], ascending.
 """
@@ -27,7 +28,9 @@ _FLOOR = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One straight line: points ``first`` to ``last`` (inclusive indices), ``slope`` per unit of x, ``offset`` at x = 0."""
+    """One straight line: points ``first`` to ``last`` (inclusive indices), ``slope`` per unit of x,
+    ``offset`` at x = 0.
+    """
 
     first: int
     last: int
@@ -42,7 +45,8 @@ class Segmentation:
     Attributes:
         segments: In order; without gaps.
         explained: 1 - RSS / total sum of squares.
-        p_value: Chance of a gain as large from noise alone, of the last line that was added; NaN with one line.
+        p_value: Chance of a gain as large from noise alone, of the last line that was added;
+            NaN with one line.
     """
 
     segments: tuple[Segment, ...]
@@ -50,7 +54,9 @@ class Segmentation:
     p_value: float
 
 
-def segment(x: Array, y: Array, *, most: int = 6, shortest: int = 3, surrogates: int = 199, seed: int = 0) -> Segmentation:
+def segment(
+    x: Array, y: Array, *, most: int = 6, shortest: int = 3, surrogates: int = 199, seed: int = 0
+) -> Segmentation:
     """Divide a curve into straight lines.
 
     Args:
@@ -76,7 +82,10 @@ def segment(x: Array, y: Array, *, most: int = 6, shortest: int = 3, surrogates:
     total = float(((y - y.mean()) ** 2).sum())
     rss, starts = _best(_costs(x, y, shortest), most)
     # Below rounding no further line is worth anything.
-    scores = [n * math.log(max(rss[k], _FLOOR * total, 1e-300) / n) + (3 * k - 1) * math.log(n) for k in range(1, most + 1)]
+    scores = [
+        n * math.log(max(rss[k], _FLOOR * total, 1e-300) / n) + (3 * k - 1) * math.log(n)
+        for k in range(1, most + 1)
+    ]
     k = int(np.argmin(scores)) + 1
     bounds = starts[k]
     lines = [_line(x, y, a, b) for a, b in pairwise(bounds)]
@@ -92,7 +101,9 @@ def _line(x: Array, y: Array, a: int, b: int) -> Segment:
 
 
 def _costs(x: Array, y: Array, shortest: int) -> Array:
-    """RSS of a line through points i to j - 1, for all i < j: [n + 1, n + 1]; infinite where it is too short."""
+    """RSS of a line through points i to j - 1, for all i < j: [n + 1, n + 1]; infinite
+    where it is too short.
+    """
     x, y = x - x.mean(), y - y.mean()
     sums = [np.concatenate([[0.0], np.cumsum(v)]) for v in (x, y, x * x, x * y, y * y)]
     sx, sy, sxx, sxy, syy = (s[None, :] - s[:, None] for s in sums)
@@ -126,9 +137,18 @@ def _fitted(x: Array, y: Array, bounds: list[int]) -> Array:
 
 
 def _chance(
-    x: Array, y: Array, k: int, starts: dict[int, list[int]], rss: dict[int, float], shortest: int, surrogates: int, seed: int
+    x: Array,
+    y: Array,
+    k: int,
+    starts: dict[int, list[int]],
+    rss: dict[int, float],
+    shortest: int,
+    surrogates: int,
+    seed: int,
 ) -> float:
-    """Share of surrogates (k - 1 lines and AR(1) noise) whose k-th line gains as much, the curve itself counted."""
+    """Share of surrogates (k - 1 lines and AR(1) noise) whose k-th line gains as much, the
+    curve itself counted.
+    """
     generator = np.random.default_rng(seed)
     n = len(y)
     rest = y - _fitted(x, y, starts[k])

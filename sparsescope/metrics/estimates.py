@@ -1,9 +1,10 @@
 """Estimates over documents: one set of resamples for everything that an analysis says about a text.
 
-Documents are the independent units; ``bootstrap_weights`` draws them within domains. Since every number of an analysis is
-resampled with the same draws, the replicates of two numbers belong together: a function of several (a difference, a mean over
-sites) is resampled by taking it of their replicates, and a difference of two measurements of the same tokens is paired.
-Numbers that are no sums over documents have a jackknife (``metrics.jackknife``) and the same notes.
+Documents are the independent units; ``bootstrap_weights`` draws them within domains. Since every number of an
+analysis is resampled with the same draws, the replicates of two numbers belong together: a function of
+several (a difference, a mean over sites) is resampled by taking it of their replicates, and a difference of
+two measurements of the same tokens is paired. Numbers that are no sums over documents have a jackknife
+(``metrics.jackknife``) and the same notes.
 Shapes: D documents, B resamples; sums are [D, ...], replicates [B, ...].
 """
 
@@ -60,7 +61,9 @@ class DocumentBootstrap:
     method: str = BOOTSTRAP
 
     @classmethod
-    def draw(cls, strata: ArrayLike, resamples: int, seed: int, level: float, method: str = BOOTSTRAP) -> DocumentBootstrap:
+    def draw(
+        cls, strata: ArrayLike, resamples: int, seed: int, level: float, method: str = BOOTSTRAP
+    ) -> DocumentBootstrap:
         """Draw documents within their strata (domains), int [D]; see ``bootstrap_weights``."""
         return cls(bootstrap_weights(np.asarray(strata), resamples, seed), level, method)
 
@@ -92,7 +95,8 @@ class DocumentBootstrap:
     def ratio(self, sums: ArrayLike, counts: ArrayLike) -> Estimate:
         """Ratio of sums over documents with its percentile interval; arguments as of ``replicates``.
 
-        The interval is NaN where fewer than two documents have tokens: one says nothing about the spread between documents.
+        The interval is NaN where fewer than two documents have tokens: one says nothing about the
+        spread between documents.
         """
         values = np.asarray(sums, np.float64)
         counted = np.broadcast_to(counts, values.shape)
@@ -114,7 +118,9 @@ class DocumentBootstrap:
         """
         flat = replicates.reshape(len(replicates), -1)
         finite = np.isfinite(flat)
-        behind = np.broadcast_to(self.documents if documents is None else documents, replicates.shape[1:]).reshape(-1)
+        behind = np.broadcast_to(
+            self.documents if documents is None else documents, replicates.shape[1:]
+        ).reshape(-1)
         known = (behind >= 2) & finite.any(0)
         ends = np.full((2, flat.shape[1]), np.nan)
         tail = (1 - self.level) / 2
@@ -130,8 +136,12 @@ class DocumentBootstrap:
         return self.between(*self.ends(replicates, documents), documents)
 
     def between(self, low: ArrayLike, high: ArrayLike, documents: int | None = None) -> Interval | None:
-        """The interval with these ends, from ``ends`` or from a row of a table; None where they are not finite."""
-        return Interval.of(low, high, self.level, self.method, self.documents if documents is None else documents)
+        """The interval with these ends, from ``ends`` or from a row of a table; None where
+        they are not finite.
+        """
+        return Interval.of(
+            low, high, self.level, self.method, self.documents if documents is None else documents
+        )
 
 
 def note_few_documents(out: Result, documents: int, place: str, what: str = "bootstrap intervals") -> None:

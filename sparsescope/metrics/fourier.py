@@ -1,10 +1,12 @@
 """Fourier measures of models of addition modulo p, for any p >= 2, odd or even.
 
-A function of (a, b) that depends on a + b mod p alone is a sum of cos w_k(a + b) and sin w_k(a + b), w_k = 2 pi k / p. The
-span of both for k in K is what "restricted" logits keep and "excluded" logits lose. Source: Nanda et al. 2023 (arXiv
-2301.05217). Frequencies run from 1 to floor(p / 2); of an even p the last one has no sine.
+A function of (a, b) that depends on a + b mod p alone is a sum of cos w_k(a + b) and sin w_k(a + b),
+w_k = 2 pi k / p. The span of both for k in K is what "restricted" logits keep and "excluded" logits lose.
+Source: Nanda et al. 2023 (arXiv 2301.05217). Frequencies run from 1 to floor(p / 2); of an even p the
+last one has no sine.
 
-Shapes: logits [p^2, p] with row a p + b and one column for each residue c; sums s = a + b mod p; hidden units [p^2, f].
+Shapes: logits [p^2, p] with row a p + b and one column for each residue c; sums s = a + b mod p;
+hidden units [p^2, f].
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def frequencies(p: int) -> NDArray[np.int64]:
         ([1, 2], [1, 2, 3])
     """
     if p < 2:
-        raise SpecError("there is no addition modulo this number", where="modulus", allowed="at least 2", got=p)
+        raise SpecError(
+            "there is no addition modulo this number", where="modulus", allowed="at least 2", got=p
+        )
     return np.arange(1, p // 2 + 1)
 
 
@@ -42,8 +46,8 @@ def fourier_basis(p: int) -> Array:
     """Return the real Fourier basis of functions on the residues.
 
     Returns:
-        float64 [p, p], orthonormal rows: the constant, then cosine and sine of each frequency; of an even p the cosine of
-        p / 2 comes last, alone.
+        float64 [p, p], orthonormal rows: the constant, then cosine and sine of each frequency; of an even p
+        the cosine of p / 2 comes last, alone.
 
     Example:
         >>> basis = fourier_basis(5)
@@ -88,7 +92,8 @@ def component_norms(matrix: Array) -> Array:
 def projector(p: int, keys: Sequence[int]) -> Array:
     """Return Pi_K, the projector on functions of (a, b) spanned by cos w_k(a + b) and sin w_k(a + b), k in K.
 
-    Rank 2 |K| (1 for k = p / 2). Only for checks: [p^2, p^2] is large. ``restrict`` does the same through sums.
+    Rank 2 |K| (1 for k = p / 2). Only for checks: [p^2, p^2] is large. ``restrict`` does the
+    same through sums.
 
     Example:
         >>> round(float(np.trace(projector(5, [1]))), 6)  # its rank: cosine and sine
@@ -114,7 +119,9 @@ def sum_filter(p: int, keys: Sequence[int]) -> Array:
     known = frequencies(p)
     strange = [int(k) for k in keys if int(k) not in known]
     if strange:
-        raise SpecError("no such frequency", where=f"addition modulo {p}", allowed=f"1 to {p // 2}", got=strange)
+        raise SpecError(
+            "no such frequency", where=f"addition modulo {p}", allowed=f"1 to {p // 2}", got=strange
+        )
     k = np.unique(np.asarray(list(keys), dtype=np.int64))
     weight = np.where(2 * k == p, 1.0, 2.0) / p
     profile = weight @ np.cos(2 * np.pi * np.outer(k, np.arange(p)) / p) if len(k) else np.zeros(p)
@@ -134,7 +141,12 @@ def sum_means(logits: Array) -> Array:
     """
     p = logits.shape[1]
     if logits.shape != (p * p, p):
-        raise SpecError("logits of all pairs are needed", where="logits", allowed=f"shape ({p * p}, {p})", got=logits.shape)
+        raise SpecError(
+            "logits of all pairs are needed",
+            where="logits",
+            allowed=f"shape ({p * p}, {p})",
+            got=logits.shape,
+        )
     table = rearrange(np.asarray(logits, np.float64), "(a b) c -> a b c", a=p)
     a = np.arange(p)
     return np.stack([table[a, (s - a) % p].mean(0) for s in range(p)])
@@ -158,7 +170,8 @@ def restrict(means: Array, keys: Sequence[int]) -> Array:
 
 
 def restricted_logits(means: Array, keys: Sequence[int]) -> Array:
-    """Return the logits that keep K alone: Pi_K Lambda + the mean over pairs of (Lambda - Pi_K Lambda), for each class.
+    """Return the logits that keep K alone: Pi_K Lambda + the mean over pairs of (Lambda - Pi_K
+    Lambda), for each class.
 
     Returns:
         float64 [p, p], row s.
@@ -190,7 +203,8 @@ def restricted_loss(means: Array, keys: Sequence[int], counts: NDArray[np.int64]
 
 
 def excluded_loss(logits: Array, means: Array, keys: Sequence[int], rows: NDArray[np.int64]) -> float:
-    """Cross-entropy, in nats, of the logits without frequencies K on some pairs (those of training), no bias correction.
+    """Cross-entropy, in nats, of the logits without frequencies K on some pairs (those of training),
+    no bias correction.
 
     Args:
         logits: [p^2, p].
@@ -256,7 +270,10 @@ def cross_entropy(logits: Array, targets: NDArray[np.int64]) -> Array:
         >>> round(float(losses[0]), 3), f"{losses[1]:.3g}"  # ln 2, and exp(-50), far below the rounding of 1
         (0.693, '1.93e-22')
     """
-    gaps = np.asarray(logits, np.float64) - np.asarray(logits, np.float64)[np.arange(len(logits)), targets][:, None]
+    gaps = (
+        np.asarray(logits, np.float64)
+        - np.asarray(logits, np.float64)[np.arange(len(logits)), targets][:, None]
+    )
     most = np.maximum(gaps.max(1), 0.0)
     # log1p of the others, where the target is the largest, keeps what log(1 + tiny) would lose.
     shifted = np.exp(gaps - most[:, None])
@@ -280,7 +297,8 @@ def cosine_coefficients(means: Array) -> Array:
     k = frequencies(p)
     difference = np.subtract.outer(np.arange(p), np.arange(p)) % p  # s - c
     by_difference = np.bincount(difference.ravel(), means.ravel(), minlength=p)
-    norms = p * np.sqrt(np.where(2 * k == p, p, p / 2))  # of p^3 entries cos^2, whose mean is 1/2 (1 for k = p/2)
+    # Of p^3 entries cos^2, whose mean is 1/2 (1 for k = p/2)
+    norms = p * np.sqrt(np.where(2 * k == p, p, p / 2))
     return np.asarray(p * (np.cos(2 * np.pi * np.outer(k, np.arange(p)) / p) @ by_difference) / norms)
 
 
@@ -305,7 +323,8 @@ def explained_variance(logits: Array, means: Array, keys: Sequence[int]) -> floa
 
 
 def sum_energies(means: Array) -> Array:
-    """Share of the energy of the sum-dependent logits that each frequency holds: float64 [floor(p / 2)], adds up to 1.
+    """Share of the energy of the sum-dependent logits that each frequency holds: float64
+    [floor(p / 2)], adds up to 1.
 
     ||Pi_k Lambda||^2 / sum_j ||Pi_j Lambda||^2. NaN where the logits do not depend on the sum.
 
@@ -322,14 +341,15 @@ def sum_energies(means: Array) -> Array:
 def neuron_energies(hidden: NDArray[np.floating]) -> tuple[Array, Array]:
     """How far one frequency explains each hidden unit.
 
-    The activations over all (a, b) are centered; frequency k holds the eight components cos_k and sin_k of a, of b, and
-    the four products. frac_k = their energy / total energy.
+    The activations over all (a, b) are centered; frequency k holds the eight components cos_k and sin_k of a,
+    of b, and the four products. frac_k = their energy / total energy.
 
     Args:
         hidden: [p^2, f] after the activation function, row a p + b.
 
     Returns:
-        float64 [floor(p / 2), f], frac_k of each unit, and float64 [f], the total energies. A unit without energy has NaN.
+        float64 [floor(p / 2), f], frac_k of each unit, and float64 [f], the total energies. A unit
+        without energy has NaN.
 
     Example:
         >>> wave = np.cos(2 * np.pi * np.arange(5) / 5)
@@ -339,7 +359,9 @@ def neuron_energies(hidden: NDArray[np.floating]) -> tuple[Array, Array]:
     """
     p = round(len(hidden) ** 0.5)
     if p * p != len(hidden):
-        raise SpecError("activations of all pairs are needed", where="hidden", allowed="p^2 rows", got=len(hidden))
+        raise SpecError(
+            "activations of all pairs are needed", where="hidden", allowed="p^2 rows", got=len(hidden)
+        )
     values = np.asarray(hidden)
     values = rearrange(values - values.mean(0), "(a b) f -> a b f", a=p)
     basis = fourier_basis(p).astype(values.dtype)
@@ -350,7 +372,9 @@ def neuron_energies(hidden: NDArray[np.floating]) -> tuple[Array, Array]:
     for k in frequencies(p):
         rows = np.flatnonzero(label == k)
         block = squares[np.ix_(rows, rows)].sum((0, 1), dtype=np.float64)
-        found[k - 1] = block + squares[rows, 0].sum(0, dtype=np.float64) + squares[0, rows].sum(0, dtype=np.float64)
+        found[k - 1] = (
+            block + squares[rows, 0].sum(0, dtype=np.float64) + squares[0, rows].sum(0, dtype=np.float64)
+        )
     total = squares.reshape(p * p, -1).sum(0, dtype=np.float64)
     # Rounding of float32 leaves energy in a unit that is constant: compared with its scale, it has none.
     silent = total <= (1e-5 * np.abs(np.asarray(hidden)).max(0).astype(np.float64)) ** 2 * p * p
@@ -392,7 +416,8 @@ def keys_of_neurons(dominant: NDArray[np.int64], share: float) -> tuple[int, ...
 
 
 def keys_of_energies(energies: Array, times_flat: float) -> tuple[int, ...]:
-    """Key frequencies of a model whose hidden units cannot be read: those with a multiple of their share of a flat spectrum.
+    """Key frequencies of a model whose hidden units cannot be read: those with a multiple of their share
+    of a flat spectrum.
 
     Args:
         energies: [floor(p / 2)], for example the squares of ``component_norms`` of the embedding.
@@ -405,4 +430,6 @@ def keys_of_energies(energies: Array, times_flat: float) -> tuple[int, ...]:
     total = np.nansum(energies)
     if not total > 0:
         return ()
-    return tuple(int(k) for k in np.flatnonzero(np.nan_to_num(energies) * len(energies) >= times_flat * total) + 1)
+    return tuple(
+        int(k) for k in np.flatnonzero(np.nan_to_num(energies) * len(energies) >= times_flat * total) + 1
+    )

@@ -1,7 +1,8 @@
 """Where a falling score crosses a tolerance: a monotone fit, its inverse, and how sure that is.
 
-Levels are ordered by how much is removed; noise makes neighboring scores change places, so the first level that violates
-a tolerance is biased low. The fit is isotonic (pool adjacent violators), the crossing is interpolated linearly.
+Levels are ordered by how much is removed; noise makes neighboring scores change places, so the first
+level that violates a tolerance is biased low. The fit is isotonic (pool adjacent violators), the crossing
+is interpolated linearly.
 Shapes: K levels, level 0 is the untouched model; B bootstrap resamples.
 """
 
@@ -19,7 +20,8 @@ class Crossing:
     Attributes:
         at: The level; the largest measured one where the curve stays below.
         bracket: Distance between the two measured levels around it; NaN where censored.
-        censored: ``""``; ``"right"`` if the curve never exceeds the tolerance; ``"left"`` if level 0 already does.
+        censored: ``""``; ``"right"`` if the curve never exceeds the tolerance; ``"left"`` if
+            level 0 already does.
     """
 
     at: float
@@ -31,8 +33,8 @@ def monotone(values: np.ndarray, ceiling: float = 0.0) -> np.ndarray:
     """Return the isotonic (non-decreasing least-squares) fit of a curve.
 
     Args:
-        values: [K]. A point that is not finite is a model that broke down: worse than all others, but how much worse does not
-            matter and must not pull its neighbors up.
+        values: [K]. A point that is not finite is a model that broke down: worse than all others, but how
+            much worse does not matter and must not pull its neighbors up.
         ceiling: Least value that such a point gets; at least twice the largest finite magnitude is taken.
 
     Example:

@@ -1,7 +1,7 @@
 """Delete-a-group jackknife over documents, for numbers that are no means over tokens.
 
-A number such as a rank or a coefficient over units cannot be resampled from sums of each document. Documents are put into
-a few folds by a hash of their number; the number is computed again without each fold in turn.
+A number such as a rank or a coefficient over units cannot be resampled from sums of each document. Documents
+are put into a few folds by a hash of their number; the number is computed again without each fold in turn.
 Source: Kott (2001), The delete-a-group jackknife, Journal of Official Statistics 17:521.
 """
 
@@ -28,7 +28,8 @@ def mixed(value: int) -> int:
 
 
 def fold_of(document: int, folds: int = FOLDS) -> int:
-    """Fold of a document, from its number in the whole corpus. Domains alternate in a stream, so the number is mixed.
+    """Fold of a document, from its number in the whole corpus. Domains alternate in a stream, so
+    the number is mixed.
 
     Example:
         >>> [fold_of(document, folds=4) for document in range(8)]
@@ -37,12 +38,16 @@ def fold_of(document: int, folds: int = FOLDS) -> int:
     return mixed(document) % folds
 
 
-def jackknife_interval(whole: np.ndarray, replicates: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Interval whole +- t se with se^2 = (G - 1) / G sum_g (replicate_g - mean)^2 and G - 1 degrees of freedom.
+def jackknife_interval(
+    whole: np.ndarray, replicates: np.ndarray, level: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Interval whole +- t se with se^2 = (G - 1) / G sum_g (replicate_g - mean)^2 and G - 1
+    degrees of freedom.
 
     Args:
         whole: [...], the number from all documents.
-        replicates: [G, ...], the number without each fold that has documents. Entries that are NaN are left out.
+        replicates: [G, ...], the number without each fold that has documents. Entries that
+            are NaN are left out.
         level: Coverage, for example 0.95.
 
     Returns:

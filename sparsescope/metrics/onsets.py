@@ -1,9 +1,10 @@
 """When a model memorizes and when it generalizes, and how early a measure tells.
 
-Onsets: t_mem is the first logged step with training accuracy >= 0.99 in m = 3 consecutive logs, t_gen the same of the test
-accuracy. A run groks if t_gen >= t_mem + max(3 logs, t_mem / 2). Lead time of a measure: t_gen minus the first step at which
-its CUSUM leaves the band of the steps before t_mem. Smallest sub-network: Merrill et al. 2023 (arXiv 2303.11873), with a scan
-in place of a search that needs a monotone curve. Censored onsets over seeds: Kaplan & Meier (1958).
+Onsets: t_mem is the first logged step with training accuracy >= 0.99 in m = 3 consecutive logs, t_gen the
+same of the test accuracy. A run groks if t_gen >= t_mem + max(3 logs, t_mem / 2). Lead time of a measure:
+t_gen minus the first step at which its CUSUM leaves the band of the steps before t_mem. Smallest sub-network:
+Merrill et al. 2023 (arXiv 2303.11873), with a scan in place of a search that needs a monotone curve. Censored
+onsets over seeds: Kaplan & Meier (1958).
 
 Shapes: curves [n] over ascending steps [n].
 """
@@ -33,7 +34,8 @@ class Onsets:
         memorized: t_mem, None where the training accuracy never holds the level.
         generalized: t_gen, None where the test accuracy never holds it.
         grokked: Whether generalization came late by the rule at the head of this file.
-        lost_at: First step after t_gen from which the test accuracy stays below 0.9 for m logs; None where it never does.
+        lost_at: First step after t_gen from which the test accuracy stays below 0.9 for m logs; None
+            where it never does.
     """
 
     memorized: int | None
@@ -57,19 +59,26 @@ class Onsets:
 
 
 def first_held(steps: NDArray[np.int64], holds: NDArray[np.bool_], logs: int = LOGS) -> int | None:
-    """Return the first step from which a condition holds in so many consecutive logs; None where it never does.
+    """Return the first step from which a condition holds in so many consecutive logs; None
+    where it never does.
 
     Example:
         >>> steps, holds = np.array([0, 10, 20, 30, 40]), np.array([False, True, False, True, True])
         >>> first_held(steps, holds, logs=2)  # at 10 it did not hold
         30
     """
-    runs = np.convolve(holds.astype(np.int64), np.ones(logs, dtype=np.int64), "valid") if len(holds) >= logs else np.zeros(0)
+    runs = (
+        np.convolve(holds.astype(np.int64), np.ones(logs, dtype=np.int64), "valid")
+        if len(holds) >= logs
+        else np.zeros(0)
+    )
     found = np.flatnonzero(runs == logs)
     return int(steps[found[0]]) if len(found) else None
 
 
-def find_onsets(steps: NDArray[np.int64], train: Array, test: Array, *, level: float = ACCURACY, logs: int = LOGS) -> Onsets:
+def find_onsets(
+    steps: NDArray[np.int64], train: Array, test: Array, *, level: float = ACCURACY, logs: int = LOGS
+) -> Onsets:
     """Find t_mem and t_gen; see the head of this file.
 
     Args:
@@ -96,14 +105,17 @@ def find_onsets(steps: NDArray[np.int64], train: Array, test: Array, *, level: f
     return Onsets(memorized, generalized, grokked, lost)
 
 
-def first_departure(steps: NDArray[np.int64], values: Array, until: int, *, threshold: float = 5.0, slack: float = 0.5) -> float:
+def first_departure(
+    steps: NDArray[np.int64], values: Array, until: int, *, threshold: float = 5.0, slack: float = 0.5
+) -> float:
     """First step at which the CUSUM of a measure leaves the band of its early values.
 
-    Detrended by recursive residuals (Brown, Durbin & Evans 1975): each later value is compared with the straight line in
-    log(1 + step) through all values before it; z is the distance in standard errors of this prediction, with the spread of
-    the values at steps up to ``until`` (brought from Student's to the normal distribution). S+ = max(0, S+ + z - slack)
-    and the same downward add up; the first sum above ``threshold`` is the departure (Page 1954). Unlike distances from one
-    fixed line, recursive residuals of a measure that goes on as before are independent.
+    Detrended by recursive residuals (Brown, Durbin & Evans 1975): each later value is compared with the
+    straight line in log(1 + step) through all values before it; z is the distance in standard errors of this
+    prediction, with the spread of the values at steps up to ``until`` (brought from Student's to the normal
+    distribution). S+ = max(0, S+ + z - slack) and the same downward add up; the first sum above ``threshold``
+    is the departure (Page 1954). Unlike distances from one fixed line, recursive residuals of a measure that
+    goes on as before are independent.
 
     Args:
         steps: Ascending steps.
@@ -130,7 +142,8 @@ def first_departure(steps: NDArray[np.int64], values: Array, until: int, *, thre
     x, count = np.log1p(steps.astype(np.float64)), int(early.sum())
     slope, offset = np.polyfit(x[early], values[early], 1)
     spread = math.sqrt(float(((values - slope * x - offset)[early] ** 2).sum()) / (count - 2))
-    # A measure that did not move at all before t_mem has no band: any change that is more than rounding leaves it.
+    # A measure that did not move at all before t_mem has no band: any change that is more than
+    # rounding leaves it.
     spread = max(spread, 1e-6 * float(np.ptp(values)), 1e-300)
     up = down = 0.0
     for i in range(count, len(x)):
@@ -147,7 +160,8 @@ def first_departure(steps: NDArray[np.int64], values: Array, until: int, *, thre
 
 
 def half_way(steps: NDArray[np.int64], values: Array, start: int, end: int) -> float:
-    """Step at which a measure has made half of its way from its value at ``start`` to that at ``end``, for good.
+    """Step at which a measure has made half of its way from its value at ``start`` to that at
+    ``end``, for good.
 
     Args:
         steps: Ascending steps.
@@ -156,7 +170,8 @@ def half_way(steps: NDArray[np.int64], values: Array, start: int, end: int) -> f
         end: For example the last step.
 
     Returns:
-        The last crossing of the middle before ``end``, interpolated linearly; NaN where the measure did not move.
+        The last crossing of the middle before ``end``, interpolated linearly; NaN where the
+        measure did not move.
 
     Example:
         >>> round(half_way(np.array([0, 10, 20]), np.array([0.0, 1.0, 3.0]), start=0, end=20), 6)  # at 1.5
@@ -175,8 +190,9 @@ def half_way(steps: NDArray[np.int64], values: Array, start: int, end: int) -> f
 def smallest_subset(score: Callable[[int], float], total: int, level: float, *, points: int = 16) -> int:
     """Smallest number of top-ranked units that keeps a score, without assuming that the score is monotone.
 
-    A geometric grid of about ``points`` sizes is scanned from below; the first that reaches the level is refined by
-    bisection against its lower neighbor. The result is the smallest up to the grid: a size between smaller ones may do too.
+    A geometric grid of about ``points`` sizes is scanned from below; the first that reaches the level is
+    refined by bisection against its lower neighbor. The result is the smallest up to the grid: a size between
+    smaller ones may do too.
 
     Args:
         score: Called with a number of kept units, 0 to ``total``.
@@ -226,8 +242,9 @@ class MedianRange:
 def median_range(values: Sequence[float], level: float = 0.95) -> MedianRange:
     """Median with an interval between order statistics, valid for every continuous distribution.
 
-    P(x_(j) <= median <= x_(n+1-j)) = 1 - 2 P(B < j) with B binomial(n, 1/2). The innermost pair that reaches the level is
-    taken; with five values or fewer no pair reaches 95 %, and the range with its true coverage is given.
+    P(x_(j) <= median <= x_(n+1-j)) = 1 - 2 P(B < j) with B binomial(n, 1/2). The innermost pair that
+    reaches the level is taken; with five values or fewer no pair reaches 95 %, and the range with its true
+    coverage is given.
 
     Example:
         >>> median_range([3, 1, 2, 5, 4])  # five seeds: the range covers the median with 93.75 %

@@ -1,9 +1,9 @@
 """Effective rank of a cloud of points, and what a matrix of independent entries gives.
 
-Columns are centered first: otherwise the mean, which every token shares, is the largest direction. From singular values s of
-the centered matrix: entropy rank exp(-sum p ln p) with p = s / sum s (Roy & Vetterli 2007), stable rank sum s^2 / max s^2,
-participation ratio (sum s^2)^2 / sum s^4. References: Marchenko & Pastur (1967), for m x n independent entries of equal
-variance. Shapes: points [m, n].
+Columns are centered first: otherwise the mean, which every token shares, is the largest direction. From
+singular values s of the centered matrix: entropy rank exp(-sum p ln p) with p = s / sum s (Roy & Vetterli
+2007), stable rank sum s^2 / max s^2, participation ratio (sum s^2)^2 / sum s^4. References: Marchenko &
+Pastur (1967), for m x n independent entries of equal variance. Shapes: points [m, n].
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ def centered_spectrum(product: np.ndarray) -> np.ndarray:
     """Squared singular values of the centered points from all inner products between them.
 
     Args:
-        product: float64 [m, m], X X^T of points that are not centered. Any subset of points is a subset of rows and columns.
+        product: float64 [m, m], X X^T of points that are not centered. Any subset of points is a subset
+            of rows and columns.
 
     Returns:
-        float64 [m], descending, not negative; the last is zero up to rounding, because the mean was taken off.
+        float64 [m], descending, not negative; the last is zero up to rounding, because the
+        mean was taken off.
 
     Example:
         >>> points = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
@@ -74,8 +76,8 @@ def effective_ranks(energies: np.ndarray) -> np.ndarray:
 def independent_ranks(m: int, n: int) -> np.ndarray:
     """The same for m x n independent entries of equal variance, for large m and n.
 
-    Stable rank m n / (sqrt m + sqrt n)^2 and participation ratio m n / (m + n) in closed form; the entropy rank is an
-    integral over the Marchenko-Pastur density: k E[s] exp(-E[s ln s] / E[s]) with k = min(m, n).
+    Stable rank m n / (sqrt m + sqrt n)^2 and participation ratio m n / (m + n) in closed form; the entropy
+    rank is an integral over the Marchenko-Pastur density: k E[s] exp(-E[s ln s] / E[s]) with k = min(m, n).
 
     Returns:
         float64 [3], in the order of ``MEASURES``.
@@ -88,7 +90,9 @@ def independent_ranks(m: int, n: int) -> np.ndarray:
     singular = np.sqrt(values)
     mean = weights @ singular
     entropy = weights @ (singular * np.log(singular)) / mean
-    return np.array([min(m, n) * mean * math.exp(-entropy), m * n / (math.sqrt(m) + math.sqrt(n)) ** 2, m * n / (m + n)])
+    return np.array(
+        [min(m, n) * mean * math.exp(-entropy), m * n / (math.sqrt(m) + math.sqrt(n)) ** 2, m * n / (m + n)]
+    )
 
 
 def independent_energy(m: int, n: int, components: np.ndarray) -> np.ndarray:
@@ -112,9 +116,11 @@ def independent_energy(m: int, n: int, components: np.ndarray) -> np.ndarray:
 
 
 def _marchenko_pastur(m: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights (adding up to 1) of the density sqrt((b - x)(x - a)) / (2 pi y x) of the eigenvalues of X X^T / n.
+    """Nodes and weights (adding up to 1) of the density sqrt((b - x)(x - a)) / (2 pi y x) of the
+    eigenvalues of X X^T / n.
 
-    With y = min / max of m and n; a, b = (1 -+ sqrt y)^2. Under x = middle + radius cos t the integrand is smooth.
+    With y = min / max of m and n; a, b = (1 -+ sqrt y)^2. Under x = middle + radius cos t the
+    integrand is smooth.
     """
     y = min(m, n) / max(m, n)
     t = (np.arange(_NODES) + 0.5) * np.pi / _NODES
@@ -126,15 +132,16 @@ def _marchenko_pastur(m: int, n: int) -> tuple[np.ndarray, np.ndarray]:
 def ranks_and_folds(values: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Effective ranks of the centered rows, the same without each fold of rows in turn, and the spectrum.
 
-    With m < n the m x m matrix of inner products is taken once; leaving out a fold leaves out rows and columns of it.
+    With m < n the m x m matrix of inner products is taken once; leaving out a fold leaves out rows
+    and columns of it.
 
     Args:
         values: float32 [m, n].
         folds: int [m], the fold of each row.
 
     Returns:
-        Ranks [3] in the order of ``MEASURES``; those without each fold, [G, 3], brought to the size of the whole; squared
-        singular values, descending.
+        Ranks [3] in the order of ``MEASURES``; those without each fold, [G, 3], brought to the size of the
+        whole; squared singular values, descending.
 
     Example:
         >>> points, folds = np.eye(8, dtype=np.float32), np.repeat([0, 1], 4)
@@ -156,8 +163,11 @@ def ranks_and_folds(values: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, 
     else:
         spectrum = column_spectrum(points)
         replicates = [effective_ranks(column_spectrum(points[rows])) for rows in subsets]
-    # Folds differ in size and ranks grow with the number of tokens: each replicate is brought to the size of the whole by the
-    # ratio of the references, or the size of the folds would look like uncertainty.
+    # Folds differ in size and ranks grow with the number of tokens: each replicate is brought to the size of
+    # the whole by the ratio of the references, or the size of the folds would look like uncertainty.
     whole = independent_ranks(m - 1, n)
-    scaled = [ranks * whole / independent_ranks(len(rows) - 1, n) for ranks, rows in zip(replicates, subsets, strict=True)]
+    scaled = [
+        ranks * whole / independent_ranks(len(rows) - 1, n)
+        for ranks, rows in zip(replicates, subsets, strict=True)
+    ]
     return effective_ranks(spectrum), np.array(scaled).reshape(-1, len(MEASURES)), spectrum

@@ -1,7 +1,8 @@
 """What independent tokens would reuse, and how unequally units are used.
 
 Shapes: rates p [unit] are shares of tokens on which a unit is active.
-Sources: Mirzadeh et al. 2023 (arXiv:2310.04564) for the aggregated share; Gini (1912) and Lorenz (1905) for inequality.
+Sources: Mirzadeh et al. 2023 (arXiv:2310.04564) for the aggregated share; Gini (1912) and Lorenz
+(1905) for inequality.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ def union_nulls(rates: np.ndarray, levels: int) -> np.ndarray:
         levels: Number of chunk lengths k: 1, 2, ... 2^(levels - 1).
 
     Returns:
-        [..., level, 2]: 1 - (1 - mean p)^k, all units alike, and mean_j 1 - (1 - p_j)^k, each at its own rate. The second is
-        never larger (Jensen's inequality).
+        [..., level, 2]: 1 - (1 - mean p)^k, all units alike, and mean_j 1 - (1 - p_j)^k, each at its own
+        rate. The second is never larger (Jensen's inequality).
 
     Example:
         >>> union_nulls(np.array([0.5, 0.5, 0.0, 0.0]), levels=2).tolist()  # 1 token, 2 tokens

@@ -40,8 +40,8 @@ def density(values: np.ndarray) -> np.ndarray:
 def top_p_count(values: np.ndarray, share: float, power: int = 1) -> np.ndarray:
     """Size of the smallest set of entries that holds a share of the norm.
 
-    k = min{m : c_m >= p * c_n} with c_m the sum of the m largest |v|^q. The set is defined by rank, so ties do
-    not enlarge it; a zero vector has k = 0.
+    k = min{m : c_m >= p * c_n} with c_m the sum of the m largest |v|^q. The set is defined by rank, so ties
+    do not enlarge it; a zero vector has k = 0.
 
     Args:
         values: [..., n], any real dtype.
@@ -61,7 +61,9 @@ def top_p_count(values: np.ndarray, share: float, power: int = 1) -> np.ndarray:
         1
     """
     if not 0 < share < 1 or power not in (1, 2):
-        raise SpecError("top-p set is not defined", allowed="0 < share < 1, power 1 or 2", got=f"{share}, {power}")
+        raise SpecError(
+            "top-p set is not defined", allowed="0 < share < 1, power 1 or 2", got=f"{share}, {power}"
+        )
     mass = _unit_scaled(values)[..., ::-1] ** power
     cumulative = np.cumsum(mass, axis=-1)
     total = cumulative[..., -1:]
@@ -126,7 +128,8 @@ def participation_ratio(values: np.ndarray, order: int = 2) -> np.ndarray:
 
 
 def entropy_number(values: np.ndarray) -> np.ndarray:
-    """exp(H(p)) / n with p = x / sum x and H = -sum p ln p: the share of entries of a flat vector of equal entropy.
+    """exp(H(p)) / n with p = x / sum x and H = -sum p ln p: the share of entries of a flat
+    vector of equal entropy.
 
     Args:
         values: [..., n].
@@ -145,9 +148,11 @@ def entropy_number(values: np.ndarray) -> np.ndarray:
 
 
 def kurtosis(values: np.ndarray) -> np.ndarray:
-    """Kurtosis about zero: n sum v^4 / (sum v^2)^2 = 1 / PR4, in [1, n]: 3 for a long normal vector, 1 for a flat one.
+    """Kurtosis about zero: n sum v^4 / (sum v^2)^2 = 1 / PR4, in [1, n]: 3 for a long normal
+    vector, 1 for a flat one.
 
-    The moments are about zero, not about the mean, and 3 is not subtracted: a unit at zero is an inactive unit.
+    The moments are about zero, not about the mean, and 3 is not subtracted: a unit at zero
+    is an inactive unit.
 
     Example:
         >>> kurtosis(np.array([[1.0, -1.0, 1.0, -1.0], [0.0, 0.0, 5.0, 0.0]])).tolist()
@@ -157,10 +162,11 @@ def kurtosis(values: np.ndarray) -> np.ndarray:
 
 
 def treves_rolls(values: np.ndarray) -> np.ndarray:
-    """(1 - a) / (1 - 1/n) with a = (sum x)^2 / (n sum x^2), in [0, 1]: 0 flat, 1 one-hot (Treves & Rolls 1991).
+    """(1 - a) / (1 - 1/n) with a = (sum x)^2 / (n sum x^2), in [0, 1]: 0 flat, 1 one-hot
+    (Treves & Rolls 1991).
 
-    Over the units of one token it is *population* sparseness, over the tokens of one unit *lifetime* sparseness. It was
-    defined for rates, which are not negative; here x = |v| stands in for the rate. n >= 2.
+    Over the units of one token it is *population* sparseness, over the tokens of one unit *lifetime*
+    sparseness. It was defined for rates, which are not negative; here x = |v| stands in for the rate. n >= 2.
 
     Args:
         values: [..., n].
@@ -214,9 +220,14 @@ def half_normal_reference(metric: str) -> float:
         (0.4142, 0.4446)
     """
     constants = {
-        "gini": GINI_HALF_NORMAL, "hoyer": HOYER_HALF_NORMAL, "pr2": PR2_HALF_NORMAL, "pr4": PR4_HALF_NORMAL,
-        "entropy_number": ENTROPY_NUMBER_HALF_NORMAL, "kurtosis": KURTOSIS_NORMAL, "treves_rolls": TREVES_ROLLS_HALF_NORMAL,
-    }  # fmt: skip
+        "gini": GINI_HALF_NORMAL,
+        "hoyer": HOYER_HALF_NORMAL,
+        "pr2": PR2_HALF_NORMAL,
+        "pr4": PR4_HALF_NORMAL,
+        "entropy_number": ENTROPY_NUMBER_HALF_NORMAL,
+        "kurtosis": KURTOSIS_NORMAL,
+        "treves_rolls": TREVES_ROLLS_HALF_NORMAL,
+    }
     if metric in constants:
         return constants[metric]
     for prefix, power in (("density_l1_", 1), ("density_energy_", 2)):

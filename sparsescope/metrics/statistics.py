@@ -1,8 +1,8 @@
 """Uncertainty of means over tokens that come in documents.
 
-Tokens of one document are alike, so documents are the independent units. Means are ratios of sums over documents
-and are resampled by document, within domains: the share of each domain is fixed by design.
-Design effect and effective sample size: Kish (1965); zero events: "rule of three" for effective tokens.
+Tokens of one document are alike, so documents are the independent units. Means are ratios of sums over
+documents and are resampled by document, within domains: the share of each domain is fixed by design. Design
+effect and effective sample size: Kish (1965); zero events: "rule of three" for effective tokens.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 def bootstrap_weights(strata: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """How often each document is drawn in each resample, drawn within its stratum.
 
-    A stratum of one document would always draw it and look certain, so such strata are drawn from together; if that
-    still leaves one document alone, it joins the smallest other stratum.
+    A stratum of one document would always draw it and look certain, so such strata are drawn from together;
+    if that still leaves one document alone, it joins the smallest other stratum.
 
     Args:
         strata: int [documents], the stratum (domain) of each document.
@@ -36,7 +36,9 @@ def bootstrap_weights(strata: np.ndarray, resamples: int, seed: int) -> np.ndarr
     weights = np.zeros((resamples, len(strata)))
     for stratum in np.unique(strata):
         members = np.flatnonzero(strata == stratum)
-        weights[:, members] = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
+        weights[:, members] = generator.multinomial(
+            len(members), np.full(len(members), 1 / len(members)), size=resamples
+        )
     return weights
 
 
@@ -51,12 +53,15 @@ def _without_singletons(strata: np.ndarray) -> np.ndarray:
     return joined
 
 
-def pooled_intraclass_correlation(spread: float, variance: float, tokens: float, squared_tokens: float, documents: int) -> float:
+def pooled_intraclass_correlation(
+    spread: float, variance: float, tokens: float, squared_tokens: float, documents: int
+) -> float:
     """Intraclass correlation of yes/no events within documents, pooled over kinds of events (units).
 
     With rate p = K/N and k_d events among the n_d tokens of document d:
-    E[sum_d (k_d - p n_d)^2] = p (1 - p) (N + ICC (sum n_d^2 - N)). Both sides are summed over units and solved for ICC.
-    The left side is multiplied by D / (D - 1), because p is estimated from the same D documents.
+    E[sum_d (k_d - p n_d)^2] = p (1 - p) (N + ICC (sum n_d^2 - N)). Both sides are summed over
+    units and solved for ICC. The left side is multiplied by D / (D - 1), because p is estimated
+    from the same D documents.
 
     Args:
         spread: sum over units and documents of (k_d - p n_d)^2.

@@ -1,9 +1,10 @@
 """Correlation of a measure with a score along training, with what tells a link from two trends.
 
-Two independent series that both rise correlate strongly: with increments drawn from an exponential distribution the median
-Pearson correlation is 0.92, whatever the link. So a correlation comes with n, an interval, a rank correlation with its exact
-permutation p, the correlation of the differences, the partial correlation given log step, and its place among monotone
-surrogates: the increments of the measure in another order, all in one direction. Effective n after Bartlett (1935).
+Two independent series that both rise correlate strongly: with increments drawn from an exponential
+distribution the median Pearson correlation is 0.92, whatever the link. So a correlation comes with n, an
+interval, a rank correlation with its exact permutation p, the correlation of the differences, the partial
+correlation given log step, and its place among monotone surrogates: the increments of the measure in another
+order, all in one direction. Effective n after Bartlett (1935).
 
 Shapes: series [n] over ascending steps [n].
 """
@@ -100,12 +101,20 @@ def correlate(
     surrogates = monotone_surrogates(x, draws, generator)
     smaller = np.abs([pearson(row, y) for row in surrogates]) < abs(r)
     return Correlation(
-        n, r, low, high,
-        pearson(rankdata(x), rankdata(y)), permutation_p(x, y, draws, generator), float(kendalltau(x, y).statistic),
-        pearson(np.diff(x), np.diff(y)), partial(x, y, np.log1p(s)), 100 * float(smaller.mean()),
-        float(np.nanmin(left)) if np.isfinite(left).any() else nan, float(np.nanmax(left)) if np.isfinite(left).any() else nan,
+        n,
+        r,
+        low,
+        high,
+        pearson(rankdata(x), rankdata(y)),
+        permutation_p(x, y, draws, generator),
+        float(kendalltau(x, y).statistic),
+        pearson(np.diff(x), np.diff(y)),
+        partial(x, y, np.log1p(s)),
+        100 * float(smaller.mean()),
+        float(np.nanmin(left)) if np.isfinite(left).any() else nan,
+        float(np.nanmax(left)) if np.isfinite(left).any() else nan,
         effective_n(x, y),
-    )  # fmt: skip
+    )
 
 
 def pearson(x: Array, y: Array) -> float:
@@ -153,7 +162,8 @@ def pearson_p(r: float, n: int) -> float:
 
 
 def permutation_p(x: Array, y: Array, draws: int, generator: np.random.Generator) -> float:
-    """Two-sided permutation p of the rank correlation: all orders up to n = 9, else random ones, the given one counted.
+    """Two-sided permutation p of the rank correlation: all orders up to n = 9, else random ones, the
+    given one counted.
 
     Example:
         >>> p = permutation_p(np.arange(4.0), np.arange(4.0), draws=0, generator=np.random.default_rng(0))

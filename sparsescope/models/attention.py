@@ -1,10 +1,13 @@
-"""Look at, or change, the attention weights of a running model, some rows at a time, in memory linear in the length.
+"""Look at, or change, the attention weights of a running model, some rows at a time, in memory
+linear in the length.
 
-transformers lets an attention function be registered by name. ``attention_rows`` registers one for the length of a
-``with`` block: queries go in chunks, so that no [pos, pos] array is ever made, neither for the weights nor for the
-mask: masks are rules of (query, key) that are evaluated for the rows at hand. The output is that of eager attention.
+transformers lets an attention function be registered by name. ``attention_rows`` registers one for the length
+of a ``with`` block: queries go in chunks, so that no [pos, pos] array is ever made, neither for the weights
+nor for the mask: masks are rules of (query, key) that are evaluated for the rows at hand. The output is that
+of eager attention.
 
-Shapes: weights [batch, head, row, key]; rows are queries start..stop, keys are those that any of these rows may see.
+Shapes: weights [batch, head, row, key]; rows are queries start..stop, keys are those that any of
+these rows may see.
 """
 
 from __future__ import annotations
@@ -75,23 +78,28 @@ class _RuleMask:
 
 
 def supports_attention_rows(subject: Subject) -> bool:
-    """Whether the model class computes attention through the interface of transformers (most do; BLOOM, MPT, GPT-J do not)."""
+    """Whether the model class computes attention through the interface of transformers (most do; BLOOM,
+    MPT, GPT-J do not).
+    """
     return bool(getattr(type(subject.model), "_supports_attention_backend", False))
 
 
 @contextmanager
 def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_ROWS) -> Iterator[None]:
-    """Visit the attention weights of every layer while the ``with`` block runs forward passes without padding.
+    """Visit the attention weights of every layer while the ``with`` block runs forward
+    passes without padding.
 
     The model is as before when the block ends, in whatever way it ends.
 
     Args:
         subject: The model.
-        visit: Called for each chunk of rows of each layer. Exceptions end the forward pass and reach the caller.
+        visit: Called for each chunk of rows of each layer. Exceptions end the forward pass
+            and reach the caller.
         chunk_rows: Rows at a time.
 
     Raises:
-        SubjectError: The class computes attention in its own code, or adds terms to the scores that are not reproduced.
+        SubjectError: The class computes attention in its own code, or adds terms to the scores that
+            are not reproduced.
         SpecError: ``chunk_rows`` is not positive.
 
     Source: the attention interface of transformers 5 (``AttentionInterface``, ``AttentionMaskInterface``).
@@ -100,10 +108,13 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     if chunk_rows < 1:
-        raise SpecError("a chunk has at least one row", where="chunk_rows", allowed="an int >= 1", got=chunk_rows)
+        raise SpecError(
+            "a chunk has at least one row", where="chunk_rows", allowed="an int >= 1", got=chunk_rows
+        )
     if not supports_attention_rows(subject):
         raise SubjectError(
-            "this architecture computes attention in its own code, where its weights cannot be read row by row",
+            "this architecture computes attention in its own code, where its weights "
+            "cannot be read row by row",
             where=f"{subject.id} ({type(subject.model).__name__})",
             allowed="classes with _supports_attention_backend in transformers",
             next_step="use another model family, for example Llama, GPT-2, OPT, Gemma, Qwen or BERT",
@@ -141,7 +152,9 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
             parts.append(_mixed(weights if changed is None else changed, values))
         return torch.cat(parts, 1), None
 
-    def mask(*, mask_function: Callable[..., torch.Tensor], kv_length: int, device: Any = "cpu", **kwargs: Any) -> _RuleMask:
+    def mask(
+        *, mask_function: Callable[..., torch.Tensor], kv_length: int, device: Any = "cpu", **kwargs: Any
+    ) -> _RuleMask:
         padding = kwargs.get("attention_mask")
         if padding is not None and not bool(padding.all()):
             raise _refused(subject, "padding", "attention_mask")
@@ -152,7 +165,8 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
     configs[id(subject.model.config)] = subject.model.config
     before = {mark: vars(config).get("_attn_implementation_internal") for mark, config in configs.items()}
     try:
-        # transformers looks only into the mapping of the class, which has no public way to remove a name again.
+        # transformers looks only into the mapping of the class, which has no public way to
+        # remove a name again.
         ALL_ATTENTION_FUNCTIONS.register(name, attend)
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
         for config in configs.values():
@@ -174,7 +188,9 @@ def _layers(subject: Subject) -> dict[int, int]:
     return found
 
 
-def _allowed(subject: Subject, mask: Any, start: int, stop: int, keys: int, causal: bool, device: torch.device) -> torch.Tensor:
+def _allowed(
+    subject: Subject, mask: Any, start: int, stop: int, keys: int, causal: bool, device: torch.device
+) -> torch.Tensor:
     """Which keys queries start..stop may see, bool [row, key]."""
     if isinstance(mask, _RuleMask):
         return mask.rows(start, stop)
@@ -188,10 +204,17 @@ def _allowed(subject: Subject, mask: Any, start: int, stop: int, keys: int, caus
 def _weights(
     query: torch.Tensor, key: torch.Tensor, allowed: torch.Tensor, scaling: float, softcap: float | None
 ) -> torch.Tensor:
-    """Softmax of the scores in float32, [batch, head, row, key]. Heads that share a key are taken together."""
-    grouped = rearrange(query, "batch (group head) row width -> batch group (head row) width", group=key.shape[1])
+    """Softmax of the scores in float32, [batch, head, row, key]. Heads that share a key
+    are taken together.
+    """
+    grouped = rearrange(
+        query, "batch (group head) row width -> batch group (head row) width", group=key.shape[1]
+    )
     products = grouped @ key.mT
-    scores = rearrange(products, "batch group (head row) key -> batch (group head) row key", row=query.shape[2]) * scaling
+    scores = (
+        rearrange(products, "batch group (head row) key -> batch (group head) row key", row=query.shape[2])
+        * scaling
+    )
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     return torch.softmax(scores.float().masked_fill_(~allowed, float("-inf")), -1)
@@ -200,9 +223,13 @@ def _weights(
 def _mixed(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Values weighted, [batch, row, head, head_dim]."""
     given = weights.to(values.dtype)
-    grouped = rearrange(given, "batch (group head) row key -> batch group (head row) key", group=values.shape[1])
+    grouped = rearrange(
+        given, "batch (group head) row key -> batch group (head row) key", group=values.shape[1]
+    )
     mixed = grouped @ values
-    return rearrange(mixed, "batch group (head row) width -> batch row (group head) width", row=weights.shape[2])
+    return rearrange(
+        mixed, "batch group (head row) width -> batch row (group head) width", row=weights.shape[2]
+    )
 
 
 def _refused(subject: Subject, what: str, got: str) -> SubjectError:

@@ -1,10 +1,10 @@
 """The names under which a subject can be asked for, without importing torch.
 
-A name is, in this order: a registered name (write ``./name`` for a folder of that name), an
-existing folder, an existing ``.gguf`` file, or a hub id ``organization/model``;
-``NAME@REVISION`` is short for ``revision=``. ``KIND@ARGS:NAME`` is a variant of any of these (``variants.py``), as
-``shuffled:NAME``, a control. Anything else is refused at once, with near matches and without touching the
-network. What third parties need to add a subject is exported here: ``SubjectEntry``, ``LoadRequest``, ``LoadedModel``.
+A name is, in this order: a registered name (write ``./name`` for a folder of that name), an existing folder,
+an existing ``.gguf`` file, or a hub id ``organization/model``; ``NAME@REVISION`` is short for ``revision=``.
+``KIND@ARGS:NAME`` is a variant of any of these (``variants.py``), as ``shuffled:NAME``, a control. Anything
+else is refused at once, with near matches and without touching the network. What third parties need to add a
+subject is exported here: ``SubjectEntry``, ``LoadRequest``, ``LoadedModel``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def resolve(
 
     Raises:
         SpecError: A parameter has a wrong type or value.
-        SubjectError: The name is no existing path, no registered name and no possible hub id, or of no kind of variant.
+        SubjectError: The name is no existing path, no registered name and no possible hub id, or of
+            no kind of variant.
         DependencyError: The plug-in of a kind of variant cannot be used.
     """
     if not isinstance(name, str | Path) or not str(name).strip():
@@ -72,7 +73,9 @@ def resolve(
     check_attention_name(attn_implementation)
     variants, text = read_name(str(name))
     if variants:
-        return replace(resolve(text, revision, dtype, device, attn_implementation, trust_remote_code), variants=variants)
+        return replace(
+            resolve(text, revision, dtype, device, attn_implementation, trust_remote_code), variants=variants
+        )
     path = Path(text).expanduser()
     if not path.exists() and "@" in text:
         text, _, at_revision = text.rpartition("@")
@@ -113,7 +116,8 @@ def resolve(
         "subject",
         text,
         entries,
-        next_step="`sparsescope list subjects` lists them; hub models are named organization/model, variants KIND@ARGS:NAME",
+        next_step="`sparsescope list subjects` lists them; hub models are named organization/model, "
+        "variants KIND@ARGS:NAME",
         error=SubjectError,
     )
 

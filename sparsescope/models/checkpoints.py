@@ -1,12 +1,14 @@
 """A series of checkpoints of one training run, in ascending steps, one model in memory at a time.
 
-``open_series("grokking-relu")`` reads a series that ships with the project; the output folder of our trainer, a local folder
-of ``step-N`` or ``checkpoint-N`` folders in the layout of transformers, and a hub model with its revisions work alike::
+``open_series("grokking-relu")`` reads a series that ships with the project; the output folder of our trainer,
+a local folder of ``step-N`` or ``checkpoint-N`` folders in the layout of transformers, and a hub model with
+its revisions work alike::
 
     for checkpoint, subject in open_series("grokking-relu"):
         ...                       # the subject of the step before is let go when the next one is loaded
 
-Which tokens the checkpoints are compared on is part of a trained series (``series.probe()``), fixed by digest.
+Which tokens the checkpoints are compared on is part of a trained series
+(``series.probe()``), fixed by digest.
 """
 
 from __future__ import annotations
@@ -77,7 +79,10 @@ class CheckpointSeries:
         self._folder = folder
 
     def __repr__(self) -> str:
-        return f"CheckpointSeries({self.name!r}, {len(self)} checkpoints, steps {self.steps[0]} to {self.steps[-1]})"
+        return (
+            f"CheckpointSeries({self.name!r}, {len(self)} checkpoints, steps "
+            f"{self.steps[0]} to {self.steps[-1]})"
+        )
 
     def __len__(self) -> int:
         return len(self.checkpoints)
@@ -151,7 +156,9 @@ class CheckpointSeries:
         from sparsescope.models.zoo.shipped_series import models_folder
 
         try:
-            return self._folder is not None and self._folder.folder.resolve().parent == models_folder().resolve()
+            return (
+                self._folder is not None and self._folder.folder.resolve().parent == models_folder().resolve()
+            )
         except DependencyError:  # an installation without them
             return False
 
@@ -171,13 +178,17 @@ class CheckpointSeries:
         return self._folder
 
 
-def open_series(source: str | Path, *, revisions: Sequence[str] | None = None, form: str | None = None) -> CheckpointSeries:
+def open_series(
+    source: str | Path, *, revisions: Sequence[str] | None = None, form: str | None = None
+) -> CheckpointSeries:
     """Open a series by name.
 
     Args:
-        source: Registered series (``models.zoo.shipped_series.shipped_names()``), folder, or hub id ``organization/model``.
+        source: Registered series (``models.zoo.shipped_series.shipped_names()``), folder, or
+            hub id ``organization/model``.
         revisions: Names of the checkpoints to take, of a folder or a hub model; all of them when None.
-        form: Take the names of this form only, for example ``stage1-stepN-tokensMB``, where there are several.
+        form: Take the names of this form only, for example ``stage1-stepN-tokensMB``, where
+            there are several.
 
     Raises:
         SpecError: Names are mixed, repeated or of no known form, or there is no checkpoint.
@@ -220,7 +231,8 @@ def _trained_series(folder: SeriesFolder, text: str) -> CheckpointSeries:
     def load(checkpoint: Checkpoint) -> Subject:
         return load_subject(text if registered else folder.folder.resolve(), checkpoint.revision)
 
-    # By its folder, as `load` names it: a run of one's own may come from a recipe with the name of a shipped series.
+    # By its folder, as `load` names it: a run of one's own may come from a recipe with the name
+    # of a shipped series.
     return CheckpointSeries(folder.folder.resolve().name, checkpoints, load, folder)
 
 
@@ -260,7 +272,8 @@ def _hub_series(repository: str, revisions: Sequence[str] | None, form: str | No
 
     def load(checkpoint: Checkpoint) -> Subject:
         subject = load_subject(repository, revision=checkpoint.revision)
-        subject.revision = checkpoint.revision  # the commit that it stands for is not needed: weights are hashed
+        # The commit that it stands for is not needed: weights are hashed
+        subject.revision = checkpoint.revision
         return subject
 
     return CheckpointSeries(repository, [_named(name, per_step) for name in names], load)
@@ -275,7 +288,12 @@ def _branches(repository: str) -> list[str]:
     from huggingface_hub import HfApi, constants
 
     try:
-        if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {
+            "1",
+            "ON",
+            "YES",
+            "TRUE",
+        }:
             raise ConnectionError("HF_HUB_OFFLINE is set")
         return [branch.name for branch in HfApi().list_repo_refs(repository).branches]
     except Exception as error:  # connection errors of httpx, and of whatever follows it
@@ -283,7 +301,8 @@ def _branches(repository: str) -> list[str]:
             "the hub cannot be asked for the checkpoints of this model",
             where=repository,
             got=f"{type(error).__name__}: {str(error).strip()[:120]}",
-            next_step="give the names: open_series(..., revisions=[...]); cached ones are then loaded without a network",
+            next_step="give the names: open_series(..., revisions=[...]); cached ones are then "
+            "loaded without a network",
         ) from error
 
 

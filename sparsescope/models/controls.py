@@ -1,11 +1,13 @@
 """Controls: a model whose MLP input weights keep their distribution and lose their structure.
 
-``shuffled:NAME``, a variant, is the subject NAME in which all entries of each MLP input matrix (gate and up, or the first matrix;
-of each expert its own) are permuted within that matrix, and the biases of these matrices are zero. Norms, attention,
-second matrices and the distribution of weights in every matrix are those of NAME; learned directions and thresholds
-are gone. What a measure still shows on the control comes from architecture and marginal distribution alone.
+``shuffled:NAME``, a variant, is the subject NAME in which all entries of each MLP input matrix (gate and up,
+or the first matrix; of each expert its own) are permuted within that matrix, and the biases of these matrices
+are zero. Norms, attention, second matrices and the distribution of weights in every matrix are those of NAME;
+learned directions and thresholds are gone. What a measure still shows on the control comes from architecture
+and marginal distribution alone.
 
-The permutations depend on the seed, the layer and the role of the matrix, not on the order in which they are drawn.
+The permutations depend on the seed, the layer and the role of the matrix, not on the order in
+which they are drawn.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     from sparsescope.models.structure.roles import Block
     from sparsescope.models.subject import Subject
 
-_INPUT_ROLES = tuple(f"mlp.{part}{matrix}.weight" for part in ("", "experts.", "shared_expert.") for matrix in ("gate", "in"))
+_INPUT_ROLES = tuple(
+    f"mlp.{part}{matrix}.weight" for part in ("", "experts.", "shared_expert.") for matrix in ("gate", "in")
+)
 
 
 class ShuffledParams(Params):
@@ -37,7 +41,8 @@ class ShuffledParams(Params):
 
 
 def make_control(subject: Subject, params: ShuffledParams) -> Subject:
-    """Make the variant ``shuffled`` of a subject, which stays as it is; ``make_variant(subject, "shuffled", seed=3)`` calls it.
+    """Make the variant ``shuffled`` of a subject, which stays as it is;
+    ``make_variant(subject, "shuffled", seed=3)`` calls it.
 
     Raises:
         SubjectError: The MLP input weights cannot be read as numbers.

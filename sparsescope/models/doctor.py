@@ -115,7 +115,9 @@ def examine(subject: Subject, batch_tokens: int = 2048) -> Examination:
 
 
 def sample_ids(subject: Subject) -> torch.Tensor:
-    """Return the fixed sample of token ids [batch, pos]: a sentence, or spread ids; as long as the model can take."""
+    """Return the fixed sample of token ids [batch, pos]: a sentence, or spread ids; as long as
+    the model can take.
+    """
     batch, length = SAMPLE_SHAPE
     length = min(length, getattr(text_config(subject.model), "max_position_embeddings", None) or length)
     if subject.tokenizer is not None:

@@ -54,7 +54,8 @@ _NOT_COMPUTING = frozenset(
 )
 
 
-# Their hooks belong to the architecture, to the way a model is spread over devices, or to a pass that is running.
+# Their hooks belong to the architecture, to the way a model is spread over devices, or to a
+# pass that is running.
 _LIBRARIES = frozenset({"torch", "transformers", "accelerate", "sparsescope"})
 
 
@@ -140,11 +141,13 @@ def _tensor_digest(tensor: torch.Tensor) -> bytes:
 
 
 def config_hash(model: Any) -> str:
-    """Return the SHA-256 of the parts of the configuration, and of the modules, that change what the model computes.
+    """Return the SHA-256 of the parts of the configuration, and of the modules, that change what
+    the model computes.
 
-    The modules count because they can be exchanged after loading (another activation), and so do hooks and replaced methods
-    that no library put there: a model that they make sparse is not the dense one. What they hold is not seen (two thresholds
-    look the same), so that whoever adds some declares a variant (``Subject.with_variant``).
+    The modules count because they can be exchanged after loading (another activation), and so do
+    hooks and replaced methods that no library put there: a model that they make sparse is not the
+    dense one. What they hold is not seen (two thresholds look the same), so that whoever adds some
+    declares a variant (``Subject.with_variant``).
     """
 
     def computing(value: Any) -> Any:
@@ -153,7 +156,8 @@ def config_hash(model: Any) -> str:
         return [computing(item) for item in value] if isinstance(value, list | tuple) else value
 
     modules = [
-        [path, type(module).__qualname__, module.extra_repr(), _functions(module)] for path, module in model.named_modules()
+        [path, type(module).__qualname__, module.extra_repr(), _functions(module)]
+        for path, module in model.named_modules()
     ]
     facts = [computing(model.config.to_diff_dict()), modules]
     foreign = foreign_hooks(model)
@@ -164,21 +168,30 @@ def config_hash(model: Any) -> str:
 
 def _functions(module: torch.nn.Module) -> list[list[str]]:
     """Names of the plain functions that a module holds, for example its activation."""
-    held = {name: value for name, value in vars(module).items() if isinstance(value, FunctionType | BuiltinFunctionType)}
+    held = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, FunctionType | BuiltinFunctionType)
+    }
     return [[name, value.__qualname__] for name, value in sorted(held.items())]
 
 
 def foreign_hooks(model: Any) -> list[list[str]]:
-    """Path of each module with hooks or replaced methods that no library put there, and their names; see ``config_hash``."""
+    """Path of each module with hooks or replaced methods that no library put there, and their
+    names; see ``config_hash``.
+    """
     return [[path, *_foreign(module)] for path, module in model.named_modules() if _foreign(module)]
 
 
 def _foreign(module: torch.nn.Module) -> list[str]:
-    """Names of the forward hooks of a module, and of a method in place of its forward, that come from no library we know."""
+    """Names of the forward hooks of a module, and of a method in place of its forward, that come from
+    no library we know.
+    """
     held = [("before", hook) for hook in module._forward_pre_hooks.values()]
     held += [("after", hook) for hook in module._forward_hooks.values()]
     replaced = vars(module).get("forward")
-    if replaced is not None and not isinstance(replaced, FunctionType | BuiltinFunctionType):  # those are in _functions
+    # Those are in _functions
+    if replaced is not None and not isinstance(replaced, FunctionType | BuiltinFunctionType):
         held.append(("instead", replaced))
     named = []
     for place, value in held:
@@ -192,15 +205,17 @@ def _foreign(module: torch.nn.Module) -> list[str]:
 def fingerprint(model: torch.nn.Module) -> tuple[Any, ...]:
     """Return a mark that changes when the weights change, several times cheaper than the hash.
 
-    It holds the address and the write counter of each tensor, and its sum and norm: writes through ``.data`` do not move
-    the counter.
+    It holds the address and the write counter of each tensor, and its sum and norm: writes through ``.data``
+    do not move the counter.
     """
     marks: list[Any] = []
     for name, tensor in named_tensors(model):
         plain = tensor.detach()
         version = None if tensor.is_inference() else tensor._version
         total = float(plain.sum(dtype=torch.float64))
-        norm = float(torch.linalg.vector_norm(plain, dtype=torch.float64)) if plain.is_floating_point() else 0.0
+        norm = (
+            float(torch.linalg.vector_norm(plain, dtype=torch.float64)) if plain.is_floating_point() else 0.0
+        )
         marks.append((name, tensor.dtype, tensor.data_ptr(), version, total, norm))
     return tuple(marks)
 

@@ -30,11 +30,12 @@ def load(
     """Load a subject by name.
 
     Args:
-        name: Registered name (``sparsescope list subjects``), hub id ``organization/model``, model
-            folder, folder of a training run of ours, or ``.gguf`` file. ``NAME@REVISION`` is short for ``revision``.
-            ``KIND@ARGS:NAME`` is a variant of NAME (``sparsescope list variants``), for example ``shuffled:NAME``, a
-            control with permuted MLP input weights.
-        revision: Branch, tag or commit of a hub model; ``step-N`` of a training run; ``seed-N`` of a random subject.
+        name: Registered name (``sparsescope list subjects``), hub id ``organization/model``, model folder,
+            folder of a training run of ours, or ``.gguf`` file. ``NAME@REVISION`` is short for ``revision``.
+            ``KIND@ARGS:NAME`` is a variant of NAME (``sparsescope list variants``), for example
+            ``shuffled:NAME``, a control with permuted MLP input weights.
+        revision: Branch, tag or commit of a hub model; ``step-N`` of a training run; ``seed-N``
+            of a random subject.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         attn_implementation: ``eager``, ``sdpa``, ...; None for the default of transformers.

@@ -37,7 +37,9 @@ _HIDDEN_ROLES = ("mlp.hook_post", "mlp.experts.hook_post", "mlp.shared_expert.ho
 
 
 class _Stopped(BaseException):
-    """Ends a forward pass after the last wanted block. Not an error: code of a model that catches those must let it pass."""
+    """Ends a forward pass after the last wanted block. Not an error: code of a model that catches
+    those must let it pass.
+    """
 
 
 class Subject:
@@ -86,8 +88,13 @@ class Subject:
 
     @property
     def unchanged(self) -> bool:
-        """Whether ``load`` gave this very model; False for a wrapped model and for one that was changed since."""
-        return self._as_loaded is not None and self._as_loaded == (fingerprint(self.model), config_hash(self.model))
+        """Whether ``load`` gave this very model; False for a wrapped model and for one that
+        was changed since.
+        """
+        return self._as_loaded is not None and self._as_loaded == (
+            fingerprint(self.model),
+            config_hash(self.model),
+        )
 
     @property
     def n_layers(self) -> int:
@@ -148,8 +155,8 @@ class Subject:
 
     @cached_property
     def capabilities(self) -> frozenset[str]:
-        """What analyses can ask of this subject: ``hidden_units``, ``mlp_hidden``, ``mlp_gated``, ``experts``, ``attention``,
-        ``logits``, ``tokenizer``, ``causal``, ``encoder``, ``exact_zeros``.
+        """What analyses can ask of this subject: ``hidden_units``, ``mlp_hidden``, ``mlp_gated``,
+        ``experts``, ``attention``, ``logits``, ``tokenizer``, ``causal``, ``encoder``, ``exact_zeros``.
 
         ``hidden_units`` means that the hidden layer of an MLP, or of experts, can be read somewhere;
         ``mlp_hidden`` that ``blocks.*.mlp.hook_post`` can be asked for: no layer is sparse.
@@ -289,7 +296,9 @@ class Subject:
         return select(self._all_sites, patterns, self.n_layers, self._sparse_layers())
 
     def hidden_sites(self) -> tuple[Site, ...]:
-        """Return the sites of the MLP hidden layer in the form that it takes in each layer: dense, or per expert."""
+        """Return the sites of the MLP hidden layer in the form that it takes in each layer:
+        dense, or per expert.
+        """
         return tuple(site for site in self._all_sites if site.role in _HIDDEN_ROLES)
 
     def site_names(self) -> tuple[str, ...]:
@@ -350,7 +359,9 @@ class Subject:
         weights = sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(self.model))
         dense_roles = ("mlp.hook_post", "mlp.shared_expert.hook_post")
         hidden = [site for site in self._all_sites if site.role in dense_roles]
-        routed = [site for site in self._all_sites if site.role == "mlp.experts.hook_post" and not site.expert]
+        routed = [
+            site for site in self._all_sites if site.role == "mlp.experts.hook_post" and not site.expert
+        ]
         top_k = int(getattr(text_config(self.model), "num_experts_per_tok", None) or 1)
         width = sum(site.width for site in hidden) + sum(site.width * top_k for site in routed)
         widest = max((site.width for site in hidden + routed), default=self.d_model)
@@ -373,19 +384,23 @@ class Subject:
     def with_variant(
         self, kind: str, parameters: Mapping[str, Any], *, of: Subject, adds: str = "", id: str | None = None
     ) -> Subject:
-        """Return this subject with the record that it was made of another, so that neither opens the runs of the other.
+        """Return this subject with the record that it was made of another, so that neither opens the
+        runs of the other.
 
-        A pruned model adds nothing: its weights say it. One with thresholds, masks or hooks adds what they compute::
+        A pruned model adds nothing: its weights say it. One with thresholds, masks or hooks adds
+        what they compute::
 
             sparse = subject.copy()
             ...  # hooks on sparse.model
-            return sparse.with_variant("sparsified", {"target": 0.5}, of=subject, adds=sha256_of_the_thresholds)
+            return sparse.with_variant("sparsified", {"target": 0.5}, of=subject,
+                                       adds=sha256_of_the_thresholds)
 
         Args:
             kind: What was done, for example ``"pruned"``.
             parameters: With what parameters, JSON values.
             of: The subject that it was made of, as it is.
-            adds: Hash of everything it adds that weights and configuration do not show; empty where they show all.
+            adds: Hash of everything it adds that weights and configuration do not show; empty
+                where they show all.
             id: Its name; by default ``KIND@NAME=VALUE,...:ID`` of the subject that it was made of.
 
         Raises:
@@ -411,7 +426,9 @@ class Subject:
         try:
             plain = json.loads(json.dumps(dict(parameters), allow_nan=False))
         except (TypeError, ValueError) as error:
-            raise SpecError("parameters of a variant are JSON values", where=f"variant {kind}", got=str(error)) from None
+            raise SpecError(
+                "parameters of a variant are JSON values", where=f"variant {kind}", got=str(error)
+            ) from None
         variant = Variant(kind=kind, parameters=plain, adds=adds, parent=of.identity.as_parent())
         arguments = f"@{arguments_text(plain)}" if plain else ""
         return self._around(self.model, id=id or f"{kind}{arguments}:{of.id}", variant=variant)
@@ -420,7 +437,9 @@ class Subject:
         """Return this subject with what ``load`` was given to make it."""
         return self._around(self.model, id=self.id, source=source)
 
-    def _around(self, model: Any, *, id: str, source: str | None = None, variant: Variant | None = None) -> Subject:
+    def _around(
+        self, model: Any, *, id: str, source: str | None = None, variant: Variant | None = None
+    ) -> Subject:
         """A subject of the same kind around a model."""
         return Subject(
             model,

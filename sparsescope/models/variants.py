@@ -1,11 +1,12 @@
 """Subjects made from other subjects by name: ``KIND@ARGS:NAME``, without importing torch.
 
-ARGS are ``3``, the value of the first parameter of the kind, or ``seed=3,other=x``, or both in this order; they are left out
-for the defaults. Variants nest from the outside in: ``a@1:b@2:smollm2-135m@main`` is a of b of smollm2-135m. An existing file
-or folder whose name looks like this is that file or folder, a registered subject that subject.
+ARGS are ``3``, the value of the first parameter of the kind, or ``seed=3,other=x``, or both in this order;
+they are left out for the defaults. Variants nest from the outside in: ``a@1:b@2:smollm2-135m@main`` is a of b
+of smollm2-135m. An existing file or folder whose name looks like this is that file or folder, a registered
+subject that subject.
 
-A kind is a record (``VariantKind``); its function makes the subject (``Subject.with_variant``). Third parties add kinds
-through the entry point group ``sparsescope.variants``.
+A kind is a record (``VariantKind``); its function makes the subject (``Subject.with_variant``). Third parties
+add kinds through the entry point group ``sparsescope.variants``.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ class VariantKind:
         name: Registered name, lower case.
         summary: One line for listings.
         params: Its parameters; the first one may be given without its name.
-        make: ``"module:function"`` or a callable. It takes a subject and the parameters, leaves that subject as it is, and
-            returns another one that ``Subject.with_variant`` was called on with this name.
-        numbered: Whether a last ``@3`` of digits is the first parameter too: ``shuffled:NAME@3``. Such a kind is not made of
-            itself, where the number could belong to either.
+        make: ``"module:function"`` or a callable. It takes a subject and the parameters, leaves that subject
+            as it is, and returns another one that ``Subject.with_variant`` was called on with this name.
+        numbered: Whether a last ``@3`` of digits is the first parameter too: ``shuffled:NAME@3``. Such a kind
+            is not made of itself, where the number could belong to either.
         broken: Why it cannot be used; empty where it can.
     """
 
@@ -62,7 +63,10 @@ class VariantKind:
         first = next(iter(fields), None)
         if first is None:
             return f"{self.name}:NAME"
-        return f"{self.name}@{first.upper() if fields[first].is_required() else argument_text(fields[first].default)}:NAME"
+        return (
+            f"{self.name}@"
+            f"{first.upper() if fields[first].is_required() else argument_text(fields[first].default)}:NAME"
+        )
 
     def read(self, text: str | None) -> Params:
         """Return the parameters that ARGS set.
@@ -124,7 +128,9 @@ class VariantRequest:
         """The shortest name that ``read_name`` reads as this variant of the subject ``id``."""
         values, fields = self.params.model_dump(mode="json"), self.kind.params.model_fields
         defaults = self.kind.params.model_construct().model_dump(mode="json")
-        changed = {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
+        changed = {
+            name: value for name, value in values.items() if name not in defaults or value != defaults[name]
+        }
         if not changed:
             return f"{self.kind.name}:{id}"
         first = next(iter(fields))
@@ -137,7 +143,8 @@ class VariantRequest:
 _BUILT_IN = (
     VariantKind(
         "shuffled",
-        "a control: the entries of every MLP input matrix are permuted, biases are zero; shuffled:NAME@3 takes seed 3",
+        "a control: the entries of every MLP input matrix are permuted, biases are zero; "
+        "shuffled:NAME@3 takes seed 3",
         ShuffledParams,
         "sparsescope.models.controls:make_control",
         numbered=True,
@@ -148,7 +155,8 @@ _BUILT_IN = (
 def registered_variants() -> dict[str, VariantKind]:
     """Return every kind of variant by name: built-in ones, then those of entry points.
 
-    A plug-in that cannot be imported stays listed and says so; using it raises. A plug-in cannot replace a built-in name.
+    A plug-in that cannot be imported stays listed and says so; using it raises. A plug-in cannot
+    replace a built-in name.
     """
     kinds = {kind.name: kind for kind in _BUILT_IN}
     for point in entry_points(group=ENTRY_POINT_GROUP):
@@ -159,9 +167,13 @@ def registered_variants() -> dict[str, VariantKind]:
             if not isinstance(kind, VariantKind):
                 raise TypeError(f"{point.value} is a {type(kind).__name__}, not a VariantKind")
             if kind.name != point.name or not re.fullmatch(_KIND, kind.name):
-                raise ValueError(f"the name {kind.name!r} is not that of the entry point, or does not match {_KIND}")
+                raise ValueError(
+                    f"the name {kind.name!r} is not that of the entry point, or does not match {_KIND}"
+                )
         except Exception as error:  # a broken plug-in must not break the listing of the others
-            kind = VariantKind(point.name, f"cannot be imported: {error}", Params, point.value, broken=str(error))
+            kind = VariantKind(
+                point.name, f"cannot be imported: {error}", Params, point.value, broken=str(error)
+            )
         kinds[point.name] = kind
     return kinds
 
@@ -179,7 +191,8 @@ def find_variant(name: str) -> VariantKind:
             "kind of variant",
             name,
             kinds,
-            next_step="`sparsescope list variants` lists them; a name with a colon is KIND@ARGS:NAME, or an existing path",
+            next_step="`sparsescope list variants` lists them; a name with a colon is "
+            "KIND@ARGS:NAME, or an existing path",
             error=SubjectError,
         )
     kind = kinds[name]
@@ -205,7 +218,9 @@ def make_variant(subject: Subject, kind: str, **params: Any) -> Subject:
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """Split a name into its ``KIND@ARGS:`` parts and the rest; the two together are the name. Kinds are not looked up."""
+    """Split a name into its ``KIND@ARGS:`` parts and the rest; the two together are the name. Kinds
+    are not looked up.
+    """
     rest = text
     while (match := _PREFIX.fullmatch(rest)) is not None and not _means_itself(rest):
         rest = match[3]
@@ -236,7 +251,9 @@ def read_name(text: str) -> tuple[tuple[VariantRequest, ...], str]:
         if kind.numbered and arguments is None and (number := _NUMBERED.fullmatch(name)) is not None:
             name, arguments = number[1], number[2]
         if kind.numbered and asked and asked[-1].kind is kind:
-            raise SubjectError("a control is made of a subject that is none", where=text, got=f"{kind.name} of {kind.name}")
+            raise SubjectError(
+                "a control is made of a subject that is none", where=text, got=f"{kind.name} of {kind.name}"
+            )
         asked.append(VariantRequest(kind, kind.read(arguments)))
     if asked and not name.strip():
         raise SubjectError(
@@ -250,11 +267,19 @@ def read_name(text: str) -> tuple[tuple[VariantRequest, ...], str]:
 
 
 def _means_itself(text: str) -> bool:
-    """Whether a name that looks like that of a variant is the name of a registered subject, file or folder."""
+    """Whether a name that looks like that of a variant is the name of a registered
+    subject, file or folder.
+    """
     places = [text, text.rpartition("@")[0]]  # the latter is empty without a revision
-    return any(":" in place and (place in registered_subjects() or Path(place).expanduser().exists()) for place in places)
+    return any(
+        ":" in place and (place in registered_subjects() or Path(place).expanduser().exists())
+        for place in places
+    )
 
 
 def listed_variants() -> list[dict[str, str]]:
     """Return a row for each kind of variant: name, summary, example."""
-    return [{"name": kind.name, "summary": kind.summary, "example": kind.example} for kind in registered_variants().values()]
+    return [
+        {"name": kind.name, "summary": kind.summary, "example": kind.example}
+        for kind in registered_variants().values()
+    ]

@@ -26,13 +26,17 @@ class ArtifactLine:
 
 
 def artifact_lines(result: Result) -> list[ArtifactLine]:
-    """What a run made, then what it read; an artifact that is not there is an empty state with its command."""
+    """What a run made, then what it read; an artifact that is not there is an empty
+    state with its command.
+    """
     read = result.provenance.get("artifacts", {}).get("read", {})
     lines = []
     for name, artifact in sorted(result.artifacts.items(), key=lambda item: item[0] in read):
         label = f"read: {name}" if name in read else f"made: {name}"
         if artifact.present:
-            lines.append(ArtifactLine(label, artifact.id, f"{artifact.format}, {format_bytes(artifact.bytes)}"))
+            lines.append(
+                ArtifactLine(label, artifact.id, f"{artifact.format}, {format_bytes(artifact.bytes)}")
+            )
         else:
             lines.append(ArtifactLine(label, artifact.id, "not in this folder of runs", artifact.remake))
     return lines

@@ -61,7 +61,10 @@ def render(results: Sequence[Result] | StudyResult, *, title: str | None = None)
             got=repr(foreign[0])[:80],
             next_step="results come from ss.run(...) and ss.open(...)",
         )
-    sections = [section(result, f"s{index}", budget=CSV_BUDGET // len(results)) for index, result in enumerate(results)]
+    sections = [
+        section(result, f"s{index}", budget=CSV_BUDGET // len(results))
+        for index, result in enumerate(results)
+    ]
     subjects = list(dict.fromkeys(entry.subject for entry in sections))
     what = sections[0].title if len({entry.title for entry in sections}) == 1 else "Sparse structure"
     heading = title or f"{what} of " + (subjects[0] if len(subjects) == 1 else f"{len(subjects)} models")

@@ -140,16 +140,23 @@ def compare(a: Result, b: Result) -> Comparison:
             next_step="choose two runs whose ids begin with the same name; see: sparsescope list",
         )
     shared = [name for name in a.tables if name in b.tables]
-    notes = [f"table {name!r} is only in {'a' if name in a.tables else 'b'}" for name in a.tables.keys() ^ b.tables.keys()]
+    notes = [
+        f"table {name!r} is only in {'a' if name in a.tables else 'b'}"
+        for name in a.tables.keys() ^ b.tables.keys()
+    ]
     if a.provenance.get("version") != b.provenance.get("version"):
-        notes.append("the two runs come from different versions of the analysis: numbers may differ by method")
+        notes.append(
+            "the two runs come from different versions of the analysis: numbers may differ by method"
+        )
     return Comparison(
         analysis=a.analysis,
         title=record_of(a).title,
         a=a.run_id or "a (not stored)",
         b=b.run_id or "b (not stored)",
         settings=_differences(_settings(a), _settings(b)),
-        environment=_differences(a.provenance.get("environment") or {}, b.provenance.get("environment") or {}),
+        environment=_differences(
+            a.provenance.get("environment") or {}, b.provenance.get("environment") or {}
+        ),
         scalars=tuple(_scalar(name, a, b) for name in dict.fromkeys([*a.scalars, *b.scalars])),
         tables=tuple(_table(name, a, b) for name in shared),
         notes=tuple(sorted(notes)),
@@ -253,5 +260,7 @@ def _table(name: str, a: Result, b: Result) -> TableComparison:
 
 
 def _numbered(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    order = frame.groupby(names, sort=False, dropna=False).cumcount() if names else pd.Series(range(len(frame)))
+    order = (
+        frame.groupby(names, sort=False, dropna=False).cumcount() if names else pd.Series(range(len(frame)))
+    )
     return frame.assign(**{_ORDER: order.to_numpy()})

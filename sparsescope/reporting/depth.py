@@ -40,8 +40,9 @@ def depth_of(results: Sequence[Result]) -> str:
         return ""
     which = "All of it comes" if quick == len(results) else f"{quick} of {len(results)} analyses come"
     return (
-        f"{which} from quick presets: coarser grids and less held-out text, so intervals are wider. What each leaves out "
-        "stands with its parameters; the same command with --depth full runs the whole analyses."
+        f"{which} from quick presets: coarser grids and less held-out text, so intervals are "
+        "wider. What each leaves out stands with its parameters; the same command with --depth "
+        "full runs the whole analyses."
     )
 
 
@@ -55,4 +56,10 @@ def _change(name: str, given: Any, default: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return ", ".join(map(_text, value)) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        ", ".join(map(_text, value))
+        if isinstance(value, list)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )

@@ -50,7 +50,9 @@ def app() -> Path:
     for folder in (package / "explorer", package.parent / "apps" / "explorer"):
         if (folder / "app.py").is_file():
             return folder / "app.py"
-    raise DependencyError("the explorer is not part of this installation", next_step="pip install --force-reinstall sparsescope")
+    raise DependencyError(
+        "the explorer is not part of this installation", next_step="pip install --force-reinstall sparsescope"
+    )
 
 
 def command(port: int = 8501) -> list[str]:

@@ -1,7 +1,7 @@
 """The head of a report: what was measured on which model and text, what was found, and how sure it is.
 
-Statements are made when they are shown (``core/statements.py``). Here they get the place of their figure and are cut into pieces,
-so that a page can set numbers bold and intervals grey; nothing in them is markup.
+Statements are made when they are shown (``core/statements.py``). Here they get the place of their figure and
+are cut into pieces, so that a page can set numbers bold and intervals grey; nothing in them is markup.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Finding:
     """A statement as a page shows it.
 
     Args:
-        parts: Its text in pieces, each with ``"number"``, ``"interval"``, ``"basis"`` (what an interval rests on) or ``""``.
+        parts: Its text in pieces, each with ``"number"``, ``"interval"``, ``"basis"`` (what an interval
+            rests on) or ``""``.
         anchor: Where its figure is; empty where there is none.
         figure: Title of the figure.
     """
@@ -44,8 +45,12 @@ def findings_of(result: Result, figures: Mapping[str, tuple[str, str]]) -> list[
 
 
 def parts_of(statement: Statement, result: Result) -> list[tuple[str, str]]:
-    """Cut a sentence: the first appearance of each of its numbers, intervals and what they rest on, and the words between."""
-    numbers = [re.escape(said_value(result.scalars[name])) for name in statement.scalars if name in result.scalars]
+    """Cut a sentence: the first appearance of each of its numbers, intervals and what they rest on, and
+    the words between.
+    """
+    numbers = [
+        re.escape(said_value(result.scalars[name])) for name in statement.scalars if name in result.scalars
+    ]
     longest_first = "|".join(sorted(set(numbers), key=len, reverse=True))
     pattern = f"(?P<interval>{_INTERVAL})|(?P<basis>{_BASIS})" + (
         rf"|(?<![\w.,])(?P<number>{longest_first})(?!\w|[.,]\d)" if numbers else ""
@@ -64,7 +69,9 @@ def parts_of(statement: Statement, result: Result) -> list[tuple[str, str]]:
 
 
 def measured(results: Sequence[Result]) -> list[str]:
-    """What was measured: a line for each model, with the texts that it read; the name only where there are several."""
+    """What was measured: a line for each model, with the texts that it read; the name only where
+    there are several.
+    """
     texts: dict[tuple[str, str], dict[str, None]] = {}
     for result in results:
         subject = result.provenance.get("subject") or {}
@@ -87,13 +94,18 @@ def _model(subject: Mapping[str, Any]) -> str:
 
 
 def _text(corpus: Mapping[str, Any]) -> str:
-    tokens, documents = (f"{corpus[key]:,} {key}" if isinstance(corpus.get(key), int) else "" for key in ("tokens", "documents"))
+    tokens, documents = (
+        f"{corpus[key]:,} {key}" if isinstance(corpus.get(key), int) else ""
+        for key in ("tokens", "documents")
+    )
     text = f"{tokens} of {corpus.get('name', 'a text')}" if tokens else str(corpus.get("name", ""))
     return f"{text} in {documents}" if documents else text
 
 
 def warnings_of(results: Sequence[Result]) -> list[str]:
-    """What limits how sure the findings are: every warning once, also where several analyses word the same cause differently."""
+    """What limits how sure the findings are: every warning once, also where several analyses word the
+    same cause differently.
+    """
     found: dict[str, str] = {}
     for note in (note for result in results for note in result.notes if note.severity != "info"):
         found.setdefault(note.message.partition(":")[0], note.message)

@@ -1,12 +1,13 @@
-"""The narrative of a study: Markdown to HTML, or to the Markdown of a notebook, that carries no markup of its own.
+"""The narrative of a study: Markdown to HTML, or to the Markdown of a notebook, that carries no
+markup of its own.
 
-HTML in the text is shown as text, images are left out (the page loads nothing), links lead to https addresses or within the
-page only, control and bidirectional characters are made visible. A first heading is left out (the page has a title), the
-others of a page move down two levels, below those of the page.
+HTML in the text is shown as text, images are left out (the page loads nothing), links lead to https addresses
+or within the page only, control and bidirectional characters are made visible. A first heading is left out
+(the page has a title), the others of a page move down two levels, below those of the page.
 
-What shows a notebook is not known: JupyterLab, nbconvert and others read Markdown in different ways, some of them with HTML
-and all of them with TeX. So what opens a tag, an image, another link or a formula is broken up wherever it stands, in code
-as well, whatever a parser would make of it.
+What shows a notebook is not known: JupyterLab, nbconvert and others read Markdown in different ways, some of
+them with HTML and all of them with TeX. So what opens a tag, an image, another link or a formula is broken up
+wherever it stands, in code as well, whatever a parser would make of it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def narrative_html(text: str) -> Markup:
         if token.children:
             token.children = _links(token.children)
     html: Any = _parser().renderer.render(tokens, _parser().options, {})
-    return Markup(html)  # noqa: S704  written by the renderer from escaped text; HTML in the source is disabled
+    # Written by the renderer from escaped text; HTML in the source is disabled
+    return Markup(html)  # noqa: S704
 
 
 def narrative_markdown(text: str) -> str:
@@ -71,8 +73,12 @@ def narrative_markdown(text: str) -> str:
 
 
 def plain_markdown(text: str) -> str:
-    """Return a text of a study that is not Markdown (a title, a caption) as Markdown, on one line, that shows it as it is."""
-    shown = display(" ".join(text.split()), limit=_LONGEST, markup=False).replace("\\", "\N{FULLWIDTH REVERSE SOLIDUS}")
+    """Return a text of a study that is not Markdown (a title, a caption) as Markdown, on one line, that
+    shows it as it is.
+    """
+    shown = display(" ".join(text.split()), limit=_LONGEST, markup=False).replace(
+        "\\", "\N{FULLWIDTH REVERSE SOLIDUS}"
+    )
     shown = _BARE.sub(r"\\\g<0>", _MARKS.sub(r"\\\1", no_tex(shown)))
     return _BLOCK.sub(r"\1\\", shown)
 

@@ -1,9 +1,9 @@
 """The shell of every HTML file that sparsescope writes: one file, no network, no script but its own.
 
-The policy is ``default-src 'none'``; the three scripts (plotly's packaged bundle, ``page.js`` and that of panels) are allowed
-by the SHA-256 of their text, so an injected script does not run. Data travel in ``application/json`` blocks,
-which browsers do not execute, with ``< > &`` and the JavaScript line separators escaped. Only inline styles
-are allowed freely: plotly sets them.
+The policy is ``default-src 'none'``; the three scripts (plotly's packaged bundle, ``page.js`` and that of
+panels) are allowed by the SHA-256 of their text, so an injected script does not run. Data travel in
+``application/json`` blocks, which browsers do not execute, with ``< > &`` and the JavaScript line separators
+escaped. Only inline styles are allowed freely: plotly sets them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def figure_json(figure: go.Figure) -> str:
 
 @cache
 def scripts() -> tuple[str, str, str]:
-    """Return the text of the three scripts: plotly's bundle, the code that draws the figures, and that of panels."""
+    """Return the text of the three scripts: plotly's bundle, the code that draws the figures,
+    and that of panels.
+    """
     loader = environment().loader
     own = loader.get_source(environment(), "page.js")[0] if loader else ""
     return plotly.offline.get_plotlyjs().replace("\r", ""), own.replace("\r", ""), panel.script()

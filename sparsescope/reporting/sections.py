@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 ROWS_SHOWN = 800  # 30 layers with 13 measures in two domains are 780 rows: a report shows every layer
 CHOICES_SHOWN = 3  # of a view that shows one value of a column
-CSV_BUDGET = 1_500_000  # bytes of inlined downloads in one report; beyond its share a table offers the rows shown
+# Bytes of inlined downloads in one report; beyond its share a table offers the rows shown
+CSV_BUDGET = 1_500_000
 _PLAIN_IN_URL = ",.:;/_-[]()=@!~*'|"
 _LOG = logging.getLogger(__name__)
 
@@ -141,7 +142,9 @@ def views_of(result: Result) -> tuple[View, ...]:
 
 
 def draw(result: Result, view: View, value: Any = None) -> go.Figure | Panel:
-    """Draw a view of ``views_of``, the declared figure or the generic one, for one value of its column ``select``."""
+    """Draw a view of ``views_of``, the declared figure or the generic one, for one value of
+    its column ``select``.
+    """
     record = record_of(result)
     if any(view.name == known.name for known in record.views):
         return record.draw(view.name, result, value)
@@ -170,7 +173,11 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
     anchors: dict[str, tuple[str, str]] = {}
     for index, view in enumerate(views_of(result)):
         # A table that belongs to several figures stands below the first of them.
-        block = None if view.table in shown else table_block(result, view.table, f"{key}-t-{view.table}", each, rows)
+        block = (
+            None
+            if view.table in shown
+            else table_block(result, view.table, f"{key}-t-{view.table}", each, rows)
+        )
         shown.add(view.table)
         anchors[view.name] = (f"{key}-{index}", view.title)
         figures += _figures(result, view, f"{key}-{index}", block, f"{key}-t-{view.table}")
@@ -187,10 +194,16 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
         findings=findings_of(result, anchors),
         cards=[card(result, scalar) for scalar in headline],
         others=[card(result, scalar) for scalar in others],
-        warnings=sorted((note for note in result.notes if note.severity != "info"), key=lambda note: note.severity),
+        warnings=sorted(
+            (note for note in result.notes if note.severity != "info"), key=lambda note: note.severity
+        ),
         notes=[note for note in result.notes if note.severity == "info"],
         figures=figures,
-        tables=[table_block(result, name, f"{key}-t-{name}", each, rows) for name in result.tables if name not in shown],
+        tables=[
+            table_block(result, name, f"{key}-t-{name}", each, rows)
+            for name in result.tables
+            if name not in shown
+        ],
         origin=origin_rows(result),
         artifacts=artifact_lines(result),
         depth=left_out(record, result),
@@ -251,7 +264,9 @@ def frame_block(
     """
     rows = len(frame)
     # Do not write a large table out only to find that it does not fit: a cell takes two bytes or more.
-    text = "" if 2 * frame.size > budget else quote(csv(frame, columns, comments=(comment,)), safe=_PLAIN_IN_URL)
+    text = (
+        "" if 2 * frame.size > budget else quote(csv(frame, columns, comments=(comment,)), safe=_PLAIN_IN_URL)
+    )
     if not text or len(text) > budget:
         rows = min(rows, shown)
         text = quote(csv(frame.head(rows), columns, comments=(comment,)), safe=_PLAIN_IN_URL)
@@ -275,10 +290,14 @@ def table_csv(result: Result, name: str, frame: pd.DataFrame | None = None) -> s
 
 def _table_comment(result: Result, name: str) -> str:
     subject = result.provenance.get("subject", {}).get("id", "in memory")
-    return f"sparsescope {result.analysis}, table {name}, run {result.run_id or 'not stored'}, subject {subject}"
+    return (
+        f"sparsescope {result.analysis}, table {name}, run {result.run_id or 'not stored'}, subject {subject}"
+    )
 
 
-def _figures(result: Result, view: View, key: str, table: TableBlock | None, table_key: str) -> list[FigureBlock]:
+def _figures(
+    result: Result, view: View, key: str, table: TableBlock | None, table_key: str
+) -> list[FigureBlock]:
     """The figure of a view; of one that selects, a figure for each of the first values."""
     try:
         choices = view.choices(result)
@@ -290,14 +309,21 @@ def _figures(result: Result, view: View, key: str, table: TableBlock | None, tab
     for number, value in enumerate(choices[:CHOICES_SHOWN]):
         texts = {"title": f"{view.title}: {choice_text(result, view, value)}"}
         if number == 0 and len(choices) > CHOICES_SHOWN:
-            more = f"Shown for the first {CHOICES_SHOWN} of {len(choices):,} values of {view.select}; the explorer shows each."
+            more = (
+                f"Shown for the first {CHOICES_SHOWN} of {len(choices):,} values of {view.select}; "
+                "the explorer shows each."
+            )
             texts["caption"] = f"{view.caption} {more}".strip()
         place = key if number == 0 else f"{key}-{number}"
-        blocks.append(_figure(result, replace(view, **texts), place, None if number else table, table_key, value))
+        blocks.append(
+            _figure(result, replace(view, **texts), place, None if number else table, table_key, value)
+        )
     return blocks
 
 
-def _figure(result: Result, view: View, key: str, table: TableBlock | None, table_key: str, value: Any = None) -> FigureBlock:
+def _figure(
+    result: Result, view: View, key: str, table: TableBlock | None, table_key: str, value: Any = None
+) -> FigureBlock:
     texts: dict[str, Any] = {
         "key": key,
         "title": view.title,
@@ -310,7 +336,8 @@ def _figure(result: Result, view: View, key: str, table: TableBlock | None, tabl
     try:
         figure = draw(result, view, value)
         if isinstance(figure, Panel):
-            return FigureBlock(**texts, alt=figure.alt, height=0, json="", panel=Markup(figure.html()))  # noqa: S704  escaped
+            # escaped
+            return FigureBlock(**texts, alt=figure.alt, height=0, json="", panel=Markup(figure.html()))  # noqa: S704
         meta = figure.layout.meta or {}
         return FigureBlock(
             **texts,
@@ -318,7 +345,8 @@ def _figure(result: Result, view: View, key: str, table: TableBlock | None, tabl
             height=int(figure.layout.height or 450),
             json=page.figure_json(figure),
         )
-    except Exception as error:  # one figure must not take the report with it; the table still holds the numbers
+    # One figure must not take the report with it; the table still holds the numbers
+    except Exception as error:
         _LOG.exception("view %s of %s failed", view.name, result.analysis)
         return FigureBlock(
             **texts,
@@ -411,5 +439,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             rows += flat(value, f"{label}.")
         else:
-            rows.append((label, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
+            rows.append(
+                (label, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+            )
     return rows

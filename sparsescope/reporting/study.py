@@ -1,7 +1,8 @@
-"""The page of a study: question, text, checked claims, subjects side by side, declared figures, then every run, folded.
+"""The page of a study: question, text, checked claims, subjects side by side, declared figures, then
+every run, folded.
 
-Plain values for ``study.html``; the parts about single runs are those of the report. Negative results stand where positive
-ones stand. What could not be run or drawn is listed, not left out.
+Plain values for ``study.html``; the parts about single runs are those of the report. Negative results stand
+where positive ones stand. What could not be run or drawn is listed, not left out.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ _HARD_SPACE = "\N{NO-BREAK SPACE}"
 
 @dataclass(frozen=True, slots=True)
 class Across:
-    """What one analysis found: the first finding of each subject, and a row for each number, a column for each subject."""
+    """What one analysis found: the first finding of each subject, and a row for each number, a
+    column for each subject.
+    """
 
     title: str
     said: list[tuple[str, Finding]]  # name of the subject
@@ -87,10 +90,15 @@ def render_study(outcome: StudyResult, *, title: str | None = None) -> str:
         summary=verdict_text(outcome),
         across=across(outcome),
         figures=[_figure(figure, f"c{index}", outcome) for index, figure in enumerate(declared.figures)],
-        failed=[(_heading(run, outcome), run.error.what if run.error else "", _cure(run)) for run in outcome.failed],
+        failed=[
+            (_heading(run, outcome), run.error.what if run.error else "", _cure(run))
+            for run in outcome.failed
+        ],
         sections=sections,
         origins=_origins(done),
-        made=max(str(run.result.provenance.get("created") or "") for run in done if run.result is not None)[:10],
+        made=max(str(run.result.provenance.get("created") or "") for run in done if run.result is not None)[
+            :10
+        ],
         command=f"sparsescope study {shlex.quote(declared.name)}",
     )
 
@@ -98,7 +106,9 @@ def render_study(outcome: StudyResult, *, title: str | None = None) -> str:
 def verdict_text(outcome: StudyResult) -> str:
     """Say how many claims hold, for example ``4 of 6 claims hold; 2 do not hold``."""
     found = outcome.findings
-    counts = {status: sum(v.status == status for v in found) for status in ("holds", "does not hold", "not checked")}
+    counts = {
+        status: sum(v.status == status for v in found) for status in ("holds", "does not hold", "not checked")
+    }
     parts = [f"{counts['holds']} of {len(found)} claims hold"]
     parts += [f"{counts['does not hold']} do not hold"] if counts["does not hold"] else []
     parts += [f"{counts['not checked']} could not be checked"] if counts["not checked"] else []
@@ -128,13 +138,22 @@ def across(outcome: StudyResult) -> list[Across]:
 
 
 def _said(runs: Sequence[StudyRun], outcome: StudyResult) -> list[tuple[StudyRun, list[Finding]]]:
-    """What each run found; links lead to the run, which is folded, since its figures are drawn when it is opened."""
+    """What each run found; links lead to the run, which is folded, since its figures are drawn
+    when it is opened.
+    """
     done = [run for run in outcome.runs if run.result is not None]
     found = []
     for run in runs:
         if run.result is not None:
             key = f"s{next(index for index, other in enumerate(done) if other is run)}"
-            found.append((run, findings_of(run.result, {view.name: (key, view.title) for view in record_of(run.result).views})))
+            found.append(
+                (
+                    run,
+                    findings_of(
+                        run.result, {view.name: (key, view.title) for view in record_of(run.result).views}
+                    ),
+                )
+            )
     return found
 
 
@@ -145,8 +164,12 @@ def _cell(scalar: Scalar | None) -> tuple[str, str]:
     value, ends = format_number(scalar.value, scalar.unit), scalar.interval
     if ends is None:
         return value, ""
-    interval, count = f"[{format_number(ends.low, scalar.unit)}, {format_number(ends.high, scalar.unit)}]", f"n = {ends.n}"
-    return value, f"{interval.replace(' ', _HARD_SPACE)} {count.replace(' ', _HARD_SPACE)}"  # breaks between the two only
+    interval, count = (
+        f"[{format_number(ends.low, scalar.unit)}, {format_number(ends.high, scalar.unit)}]",
+        f"n = {ends.n}",
+    )
+    # Breaks between the two only
+    return value, f"{interval.replace(' ', _HARD_SPACE)} {count.replace(' ', _HARD_SPACE)}"
 
 
 def _heading(run: StudyRun, outcome: StudyResult) -> str:
@@ -160,7 +183,16 @@ def _cure(run: StudyRun) -> str:
 
 def _origins(runs: Sequence[StudyRun]) -> tuple[list[str], list[list[str]]]:
     """Models and texts as one table: a column for each subject, a row for what at least one of them has."""
-    shown = ("Model", "Revision", "Architecture", "Precision of origin", "Computed in", "Device", "Corpus", "Text")
+    shown = (
+        "Model",
+        "Revision",
+        "Architecture",
+        "Precision of origin",
+        "Computed in",
+        "Device",
+        "Corpus",
+        "Text",
+    )
     found: dict[str, dict[str, str]] = {}
     for run in runs:
         if run.result is not None:
@@ -195,7 +227,9 @@ def figure(outcome: StudyResult, which: str | int = 0) -> go.Figure:
         raise unknown_name("figure of the study", which, titles, next_step="the titles stand in study.toml")
     if not isinstance(which, str) and not 0 <= which < len(declared):
         allowed = f"0 to {len(declared) - 1}" if declared else "none: the study declares no figure"
-        raise SpecError("there is no such figure of the study", where=str(outcome.study.path), allowed=allowed, got=which)
+        raise SpecError(
+            "there is no such figure of the study", where=str(outcome.study.path), allowed=allowed, got=which
+        )
     entry = declared[titles.index(which) if isinstance(which, str) else which]
     try:
         return _compared(entry, outcome)[0]
@@ -210,7 +244,11 @@ def _compared(declared: StudyFigure, outcome: StudyResult) -> tuple[go.Figure, l
         SpecError: If there is nothing to draw.
     """
     lines, axes, remarks = _lines(declared, outcome)
-    return compare_lines(lines, axes, title=declared.title, caption=declared.caption, remarks=remarks), lines, axes
+    return (
+        compare_lines(lines, axes, title=declared.title, caption=declared.caption, remarks=remarks),
+        lines,
+        axes,
+    )
 
 
 def _problem(error: SpecError) -> str:
@@ -219,18 +257,28 @@ def _problem(error: SpecError) -> str:
 
 def _figure(declared: StudyFigure, key: str, outcome: StudyResult) -> FigureBlock:
     """Draw a declared figure, with the drawn numbers below it; one that cannot be drawn says why."""
-    texts: dict[str, Any] = {"key": key, "title": declared.title, "caption": declared.caption, "formula": "", "citation": ""}
+    texts: dict[str, Any] = {
+        "key": key,
+        "title": declared.title,
+        "caption": declared.caption,
+        "formula": "",
+        "citation": "",
+    }
     try:
         drawn, lines, axes = _compared(declared, outcome)
     except SpecError as error:
-        return FigureBlock(**texts, alt="", height=0, json="", table=None, table_key="", problem=_problem(error))
+        return FigureBlock(
+            **texts, alt="", height=0, json="", table=None, table_key="", problem=_problem(error)
+        )
     except Exception as error:  # one figure must not take the page with it
         _LOG.exception("figure %s of the study failed", key)
         problem = f"This figure could not be drawn ({type(error).__name__})."
         return FigureBlock(**texts, alt="", height=0, json="", table=None, table_key="", problem=problem)
     frame, columns = _drawn(lines, axes)
     comment = f"sparsescope study {outcome.study.declared.name}, figure: {declared.title}"
-    block = frame_block(frame, columns, name="of this figure", key=f"{key}-t", budget=_FIGURE_BUDGET, comment=comment)
+    block = frame_block(
+        frame, columns, name="of this figure", key=f"{key}-t", budget=_FIGURE_BUDGET, comment=comment
+    )
     meta = drawn.layout.meta or {}
     return FigureBlock(
         **texts,
@@ -257,7 +305,14 @@ def _lines(declared: StudyFigure, outcome: StudyResult) -> tuple[list[Line], Axe
             metric = next((str(v) for k, v in declared.where.items() if columns[k].kind == "metric"), None)
             x, y = columns[declared.x], columns[declared.y]
             axes = Axes(
-                x, y, declared.y_title or "", metric, declared.relative, declared.reference_title, declared.log_x, declared.log_y
+                x,
+                y,
+                declared.y_title or "",
+                metric,
+                declared.relative,
+                declared.reference_title,
+                declared.log_x,
+                declared.log_y,
             )
         if several:
             remarks.append(f"{subject.title}: {several}")
@@ -265,10 +320,14 @@ def _lines(declared: StudyFigure, outcome: StudyResult) -> tuple[list[Line], Axe
             remarks.append(f"{subject.title} has no such rows")
             continue
         reference = tuple(frame["reference"]) if declared.reference else ()
-        lines.append(Line(subject.title, shades[subject.name], subject.control_of is not None, frame, reference))
+        lines.append(
+            Line(subject.title, shades[subject.name], subject.control_of is not None, frame, reference)
+        )
     if axes is None or not lines:
         rows = ", ".join(f"{k} = {v}" for k, v in declared.where.items())
-        raise SpecError(f"No subject has rows for this figure in table {declared.table}" + (f" ({rows})" if rows else ""))
+        raise SpecError(
+            f"No subject has rows for this figure in table {declared.table}" + (f" ({rows})" if rows else "")
+        )
     return lines, axes, remarks
 
 
@@ -284,17 +343,29 @@ def _columns(result: Result, declared: StudyFigure) -> dict[str, Column]:
         if name is not None and name not in columns:
             near = near_matches(name, columns)
             hint = f"near: {', '.join(near)}" if near else None
-            raise SpecError(f"table {declared.table!r} of {result.analysis} has no column {name!r}", next_step=hint)
+            raise SpecError(
+                f"table {declared.table!r} of {result.analysis} has no column {name!r}", next_step=hint
+            )
     return columns
 
 
 def _rows(result: Result, declared: StudyFigure) -> tuple[pd.DataFrame, str]:
-    """One row for each x, with columns x, at (x before stretching), y, low, high, reference; and how rows were joined."""
+    """One row for each x, with columns x, at (x before stretching), y, low, high, reference; and
+    how rows were joined.
+    """
     table = result.tables[declared.table]
     for name, wanted in declared.where.items():
         table = table[table[name] == wanted]
-    names = {"x": declared.x, "y": declared.y, "low": declared.low, "high": declared.high, "reference": declared.reference}
-    work = pd.DataFrame({k: pd.to_numeric(table[v], errors="coerce").astype(float) for k, v in names.items() if v is not None})
+    names = {
+        "x": declared.x,
+        "y": declared.y,
+        "low": declared.low,
+        "high": declared.high,
+        "reference": declared.reference,
+    }
+    work = pd.DataFrame(
+        {k: pd.to_numeric(table[v], errors="coerce").astype(float) for k, v in names.items() if v is not None}
+    )
     several = ""
     if work["x"].duplicated().any():
         work, several = _joined(table, work, declared)
@@ -307,15 +378,21 @@ def _rows(result: Result, declared: StudyFigure) -> tuple[pd.DataFrame, str]:
 
 
 def _joined(table: pd.DataFrame, work: pd.DataFrame, declared: StudyFigure) -> tuple[pd.DataFrame, str]:
-    """Several rows at one x: experts of a layer get the median and range of ``viz.layers``, others the median."""
+    """Several rows at one x: experts of a layer get the median and range of ``viz.layers``,
+    others the median.
+    """
     if declared.x == "layer" and "site" in table:
         renamed = work.rename(columns={"x": "layer", "y": "mean"}).assign(site=table["site"].to_numpy())
         found = series(renamed, keep=("reference",) if declared.reference else ())
         if found.sites > 1 and len(found.roles) == 1:
             keep = ["layer", "mean", "low", "high", *(["reference"] if declared.reference else [])]
-            return found.frame[keep].rename(columns={"layer": "x", "mean": "y"}), "median and 5–95 % range over experts"
+            return found.frame[keep].rename(
+                columns={"layer": "x", "mean": "y"}
+            ), "median and 5–95 % range over experts"
     joined = work.groupby("x", sort=True, as_index=False).median(numeric_only=True)
-    return joined.drop(columns=["low", "high"], errors="ignore"), f"median over rows with the same {declared.x}"
+    return joined.drop(
+        columns=["low", "high"], errors="ignore"
+    ), f"median over rows with the same {declared.x}"
 
 
 def _drawn(lines: Sequence[Line], axes: Axes) -> tuple[pd.DataFrame, tuple[Column, ...]]:
@@ -334,6 +411,10 @@ def _drawn(lines: Sequence[Line], axes: Axes) -> tuple[pd.DataFrame, tuple[Colum
         columns.append(Column("x", "value", "Horizontal position in the figure."))
     columns.insert(1, Column("at", at, axes.x.description, axes.x.unit))
     columns.append(Column("y", kind, axes.y.description, axes.y.unit))
-    meanings = {"low": "Lower end of the band.", "high": "Upper end of the band.", "reference": "Value of the reference."}
+    meanings = {
+        "low": "Lower end of the band.",
+        "high": "Upper end of the band.",
+        "reference": "Value of the reference.",
+    }
     columns += [Column(name, kind, text, axes.y.unit) for name, text in meanings.items() if name in frame]
     return frame[[column.name for column in columns]], tuple(columns)

@@ -24,7 +24,9 @@ def reproduce_command(record: Analysis, params: Params, context: Context) -> str
         context: Its inputs.
     """
     defaults = record.params().model_dump(mode="json")
-    changed = {name: value for name, value in params.model_dump(mode="json").items() if value != defaults[name]}
+    changed = {
+        name: value for name, value in params.model_dump(mode="json").items() if value != defaults[name]
+    }
     named = _first_values(record, context)
     words = ["sparsescope", "bench" if record.measures_time else "run", record.name]
     for name, value in named:
@@ -42,7 +44,11 @@ def reproduce_command(record: Analysis, params: Params, context: Context) -> str
 def _first_values(record: Analysis, context: Context) -> list[tuple[str, object]]:
     """Role and value of every input but those that a parameter names."""
     filled = set(record.filled_by.values())
-    return [(name, value) for name, values in context.inputs.items() for value in (values[:1] if name in filled else values)]
+    return [
+        (name, value)
+        for name, values in context.inputs.items()
+        for value in (values[:1] if name in filled else values)
+    ]
 
 
 def _call(name: str, value: object) -> str:

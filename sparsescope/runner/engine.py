@@ -1,7 +1,8 @@
 """The local engine: one pass over a source that feeds every accumulator, and goes on after an interruption.
 
-The state of all accumulators is stored every ``SAVE_SECONDS`` and on Ctrl-C. A run that was killed continues at the
-batch after the last stored one and ends with the same numbers, because batches are the same and states are exact.
+The state of all accumulators is stored every ``SAVE_SECONDS`` and on Ctrl-C. A run that was killed
+continues at the batch after the last stored one and ends with the same numbers, because batches are the
+same and states are exact.
 """
 
 from __future__ import annotations
@@ -88,12 +89,23 @@ def one_pass(
             if store is not None and whole and number > start:
                 _save(source, fed, store, number, done)
             raise
-    log.append({"time": time.time(), "event": "pass finished", "batches": source.n_batches, "tokens": source.n_tokens})
+    log.append(
+        {
+            "time": time.time(),
+            "event": "pass finished",
+            "batches": source.n_batches,
+            "tokens": source.n_tokens,
+        }
+    )
     return failures
 
 
-def kept_steps(store: Store, digest: str) -> Callable[[str, Callable[[], dict[str, np.ndarray]]], dict[str, np.ndarray]]:
-    """Return ``step(name, make)`` for ``Context``: what a finished step made is read back instead of made again."""
+def kept_steps(
+    store: Store, digest: str
+) -> Callable[[str, Callable[[], dict[str, np.ndarray]]], dict[str, np.ndarray]]:
+    """Return ``step(name, make)`` for ``Context``: what a finished step made is read back
+    instead of made again.
+    """
     expected = {"state": STEPS_VERSION}
 
     def step(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -121,15 +133,25 @@ def _fingerprint(source: ActivationSource) -> dict[str, Any]:
     return {"state": STATE_VERSION, **source.fingerprint}
 
 
-def _save(source: ActivationSource, accumulators: Mapping[str, Accumulator], store: Store, next_batch: int, tokens: int) -> None:
+def _save(
+    source: ActivationSource,
+    accumulators: Mapping[str, Accumulator],
+    store: Store,
+    next_batch: int,
+    tokens: int,
+) -> None:
     for digest, accumulator in accumulators.items():
         arrays, meta = accumulator.state()
         place = {"next_batch": next_batch, "tokens": tokens, "source": _fingerprint(source)}
         store.save_step(digest, STEP, arrays, {**place, "state": meta})
 
 
-def _resume(source: ActivationSource, accumulators: Mapping[str, Accumulator], store: Store | None) -> tuple[int, int]:
-    """Restore all accumulators if all were stored at the same batch; return the batch to start from, and tokens before it."""
+def _resume(
+    source: ActivationSource, accumulators: Mapping[str, Accumulator], store: Store | None
+) -> tuple[int, int]:
+    """Restore all accumulators if all were stored at the same batch; return the batch to start from,
+    and tokens before it.
+    """
     if store is None:
         return 0, 0
     expected = _fingerprint(source)
@@ -146,4 +168,5 @@ def _resume(source: ActivationSource, accumulators: Mapping[str, Accumulator], s
         arrays, meta = found[digest]
         accumulator.restore(arrays, meta["state"])
     place = found[digest][1]
-    return int(place["next_batch"]), int(place.get("tokens", 0))  # states of older versions do not say the tokens
+    # States of older versions do not say the tokens
+    return int(place["next_batch"]), int(place.get("tokens", 0))

@@ -1,9 +1,10 @@
 """Claims of a study, checked: what was claimed, what was measured, and whether it holds.
 
-A claim holds if the measured number satisfies its relation; whether the interval around the number leaves room for the
-opposite is said beside it (``decided``). A ratio of two runs (of two subjects, or with other parameters) gets the range of
-its ends: lower end / upper end to upper end / lower end, which is wide, because the two intervals come from the same
-documents. A claim that fails is reported as such; one that cannot be checked says why.
+A claim holds if the measured number satisfies its relation; whether the interval around the number leaves
+room for the opposite is said beside it (``decided``). A ratio of two runs (of two subjects, or with other
+parameters) gets the range of its ends: lower end / upper end to upper end / lower end, which is wide,
+because the two intervals come from the same documents. A claim that fails is reported as such; one that
+cannot be checked says why.
 """
 
 from __future__ import annotations
@@ -75,7 +76,10 @@ class _Number:
         shown = format_number(self.value, self.unit)
         if self.n is None:
             return f"{shown}, no interval"
-        return f"{shown} [{format_number(self.low, self.unit)}, {format_number(self.high, self.unit)}], n = {self.n}"
+        return (
+            f"{shown} [{format_number(self.low, self.unit)}, "
+            f"{format_number(self.high, self.unit)}], n = {self.n}"
+        )
 
 
 class _Missing(Exception):
@@ -89,7 +93,9 @@ def check(finding: StudyFinding, outcome: StudyResult) -> CheckedFinding:
         finding: The claim.
         outcome: The runs of the study.
     """
-    quantity = finding.scalar.replace("_", " ") + (f" / {finding.per.replace('_', ' ')}" if finding.per else "")
+    quantity = finding.scalar.replace("_", " ") + (
+        f" / {finding.per.replace('_', ' ')}" if finding.per else ""
+    )
     study = outcome.study
     whose = f"{quantity} of {_run(study, finding.subject, finding.analysis)}"
     try:
@@ -116,7 +122,9 @@ def _run(study: Study, subject: str, id: str) -> str:
 
 def _judge(finding: StudyFinding, claim: str, measured: str, number: _Number) -> CheckedFinding:
     if not math.isfinite(number.value):
-        return CheckedFinding(finding.label, claim, f"{measured}: no finite number", "not checked", reading=finding.reading)
+        return CheckedFinding(
+            finding.label, claim, f"{measured}: no finite number", "not checked", reading=finding.reading
+        )
     side = _side(finding, number.value)
     decided = None
     if number.n is not None:
@@ -171,7 +179,10 @@ def _scalar(result: Result, name: str) -> Scalar:
 
 def _ratio(first: _Number, second: _Number) -> _Number:
     if not second.value > 0:
-        raise _Missing(f"a ratio needs a positive number to compare with; it is {format_number(second.value, second.unit)}")
+        raise _Missing(
+            "a ratio needs a positive number to compare with; it is "
+            f"{format_number(second.value, second.unit)}"
+        )
     value = first.value / second.value
     if first.n is None or second.n is None or second.low <= 0:
         return _Number(value, "")

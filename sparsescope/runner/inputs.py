@@ -1,4 +1,6 @@
-"""The built-in roles of inputs, and the opening of what an analysis reads; ``core/roles.py`` says what a role is."""
+"""The built-in roles of inputs, and the opening of what an analysis reads; ``core/roles.py``
+says what a role is.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,17 @@ _OWN = frozenset({"curves", "pairs", "held_out_text"})  # what only our own trai
 class Fallback:
     """An input that nobody asked for: it stands back behind one that another input carries.
 
-    A series of language models carries its held-out text; the default text of a report is not read in its place.
+    A series of language models carries its held-out text; the default text of a report is not
+    read in its place.
     """
 
     value: Any
 
 
 def known_subject(name: str) -> Known | None:
-    """Of a checkpoint of our own trainer it is known whether it reads text; of the rest nothing before it is loaded."""
+    """Of a checkpoint of our own trainer it is known whether it reads text; of the rest nothing
+    before it is loaded.
+    """
     from sparsescope.models.catalog import resolve
 
     try:
@@ -37,7 +42,12 @@ def known_subject(name: str) -> Known | None:
     except SparsescopeError:
         return None
     path = Path(name).expanduser()
-    if found.kind == "folder" and _series_kind(name) is None and not (path / "config.json").is_file() and "@" not in name:
+    if (
+        found.kind == "folder"
+        and _series_kind(name) is None
+        and not (path / "config.json").is_file()
+        and "@" not in name
+    ):
         return None  # a folder of checkpoints is no model
     kind = _series_kind(found.request.name)
     lacks = frozenset({"tokenizer"}) if kind not in (None, "byte_text") else frozenset[str]()
@@ -53,16 +63,23 @@ def known_series(name: str) -> Known | None:
     if kind is not None:
         return Known("series", name, has=frozenset(series_capabilities(kind)), whole=True)
     path = Path(name).expanduser()
-    if path.is_dir() and any(parse_name(entry.name) is not None for entry in path.iterdir() if entry.is_dir()):
+    if path.is_dir() and any(
+        parse_name(entry.name) is not None for entry in path.iterdir() if entry.is_dir()
+    ):
         return Known("series", name, lacks=_OWN)
-    return Known("series", name, lacks=_OWN, sure=False) if HUB_ID.fullmatch(name) and not path.exists() else None
+    return (
+        Known("series", name, lacks=_OWN, sure=False)
+        if HUB_ID.fullmatch(name) and not path.exists()
+        else None
+    )
 
 
 def series_capabilities(kind: str) -> set[str]:
     """Capabilities of a series of our own trainer, by the kind of its data.
 
-    ``curves``: what the trainer measured along the way. ``held_out_text`` and ``tokenizer``: its models read text, and it carries
-    some. ``pairs``: questions with one right answer, some for training and some for testing.
+    ``curves``: what the trainer measured along the way. ``held_out_text`` and ``tokenizer``: its
+    models read text, and it carries some. ``pairs``: questions with one right answer, some for
+    training and some for testing.
     """
     return {"curves", *(("held_out_text", "tokenizer") if kind == "byte_text" else ("pairs",))}
 
@@ -82,7 +99,9 @@ def _series_kind(name: str) -> str | None:
 
 
 def known_text(name: str) -> Known:
-    """A text has nothing and needs a model that reads it; whether it is there is found out when it is made."""
+    """A text has nothing and needs a model that reads it; whether it is there is found
+    out when it is made.
+    """
     return Known("text", name, whole=True, needs=frozenset({"tokenizer"}))
 
 
@@ -98,7 +117,8 @@ BUILT_IN = (
     Role(
         "series",
         "series of checkpoints",
-        "a shipped series, the folder of a training, a folder of checkpoints or a hub id; in Python a CheckpointSeries",
+        "a shipped series, the folder of a training, a folder of checkpoints or a hub id; in "
+        "Python a CheckpointSeries",
         opener="sparsescope.runner.roles.series",
         known="sparsescope.runner.inputs:known_series",
         option="subject",
@@ -123,7 +143,8 @@ def open_inputs(
 
     Args:
         record: The analysis.
-        given: By role: one input or a list of several, opened or as its role takes it. More than the analysis reads does no harm.
+        given: By role: one input or a list of several, opened or as its role takes it. More than the analysis
+            reads does no harm.
         opened: What was opened before, so that analyses share it; it is added to.
         store: The folder of runs, where artifacts are looked for.
 
@@ -138,7 +159,13 @@ def open_inputs(
     for wanted in record.declared:
         kind = role(wanted.role)
         values = given.get(wanted.role)
-        values = list(values) if isinstance(values, list | tuple) and wanted.repeated else [] if values is None else [values]
+        values = (
+            list(values)
+            if isinstance(values, list | tuple) and wanted.repeated
+            else []
+            if values is None
+            else [values]
+        )
         if isinstance(given.get(wanted.role), Fallback | None) and hasattr(kind.functions(), "carried"):
             own = kind.functions().carried(found)
             values = values if own is None else [own]
@@ -148,12 +175,15 @@ def open_inputs(
     return found
 
 
-def _open(kind: Role, value: Any, found: Mapping[str, tuple[Any, ...]], opened: dict[Any, Any], store: Store | None) -> Any:
+def _open(
+    kind: Role, value: Any, found: Mapping[str, tuple[Any, ...]], opened: dict[Any, Any], store: Store | None
+) -> Any:
     value = value.value if isinstance(value, Fallback) else value
     beside = tuple(id(entry) for name in found for entry in found[name][:1])  # a text depends on who reads it
     key = (kind.name, value if isinstance(value, str | Path) else id(value), beside)
     if key not in opened:
-        opened[key] = kind.functions().open(value, found, store), value  # what is given must not be freed: its id names it
+        # What is given must not be freed: its id names it
+        opened[key] = kind.functions().open(value, found, store), value
     return opened[key][0]
 
 

@@ -1,4 +1,6 @@
-"""Inputs of a study as its file gives them: a name, a file, or an artifact that is trained from a recipe when it is absent."""
+"""Inputs of a study as its file gives them: a name, a file, or an artifact that is trained from a recipe
+when it is absent.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 PREFIX = "recipe:"
 
 
-def trained(recipe: ArtifactRecipe, store: Store | None, progress: ProgressCallback | None = None) -> Artifact:
+def trained(
+    recipe: ArtifactRecipe, store: Store | None, progress: ProgressCallback | None = None
+) -> Artifact:
     """Return the artifact of a recipe: the one that is there, or a new one.
 
     Args:
@@ -58,15 +62,21 @@ def declared_recipe(study: Study, name: str) -> ArtifactRecipe:
     """
     recipes = study.declared.recipes
     if name not in recipes:
-        raise unknown_name("recipe of this study", name, recipes, next_step=f'declare it: recipes.{name} = "FILE.toml"')
+        raise unknown_name(
+            "recipe of this study", name, recipes, next_step=f'declare it: recipes.{name} = "FILE.toml"'
+        )
     where = f"{study.path}: recipes.{name}"
     found = read_artifact_recipe(inside(study.folder, recipes[name], where=where))
     if found is None:
-        raise SpecError("this recipe trains a model, not an artifact", where=where, allowed="a recipe with the key kind")
+        raise SpecError(
+            "this recipe trains a model, not an artifact", where=where, allowed="a recipe with the key kind"
+        )
     return found
 
 
-def given_input(study: Study, text: str, store: Store | None, progress: ProgressCallback | None = None) -> Artifact | str | Path:
+def given_input(
+    study: Study, text: str, store: Store | None, progress: ProgressCallback | None = None
+) -> Artifact | str | Path:
     """Return what a role takes for an input of a study.
 
     Args:
@@ -91,7 +101,8 @@ def checked_input(study: Study, text: str) -> str | Path:
     if "/" in text or "\\" in text or text.startswith((".", "~")) or (study.folder / text).exists():
         return inside(study.folder, text, where=f"{study.path}: inputs")
     if Path(text).exists():
-        # A file of the working directory that happens to have this name: what a study means must not depend on it.
+        # A file of the working directory that happens to have this name: what a study means
+        # must not depend on it.
         raise SpecError(
             "this input is a file outside of the study", where=f"{study.path}: inputs", got=repr(text),
             next_step="copy it into the folder of the study, or run it from another directory",

@@ -1,7 +1,8 @@
 """From a request to a stored result: the one loop over inputs.
 
-``run_many`` runs several analyses of what is given: inputs are opened once and shared, what is stored already is opened, all
-analyses that only need activations share ONE forward pass, the rest follows. One that fails does not stop the others.
+``run_many`` runs several analyses of what is given: inputs are opened once and shared, what is stored already
+is opened, all analyses that only need activations share ONE forward pass, the rest follows. One that fails
+does not stop the others.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Request:
     Attributes:
         analysis: Registered name.
         params: What differs from the defaults.
-        rather_full: Take a stored run of the defaults instead, where there is one of the same inputs: nobody gets less than
-            is there already.
+        rather_full: Take a stored run of the defaults instead, where there is one of the same inputs: nobody
+            gets less than is there already.
     """
 
     analysis: str
@@ -105,20 +106,23 @@ def run(
     Args:
         analysis: Registered name, for example ``"activation_sparsity"``.
         subject: The model; of an analysis of checkpoints the series, or what ``open_series`` takes.
-        corpus: The text; None for an analysis that reads none, or reads the held-out text that a series carries.
-        store: Where to keep the result: a folder, True for ``$SPARSESCOPE_HOME`` or ``runs``, None for memory only.
-            A stored run with the same digest is opened instead of computed again.
+        corpus: The text; None for an analysis that reads none, or reads the held-out text
+            that a series carries.
+        store: Where to keep the result: a folder, True for ``$SPARSESCOPE_HOME`` or ``runs``, None for memory
+            only. A stored run with the same digest is opened instead of computed again.
         progress: Told what is done.
         batch_tokens: Most positions in one forward pass.
-        preset: Preset of the analysis that the parameters start from, for example ``"quick"``; the defaults are ``"full"``.
-        **more: Further inputs by role, and parameters of the analysis; ``sparsescope show <analysis>`` lists both.
+        preset: Preset of the analysis that the parameters start from, for example ``"quick"``; the
+            defaults are ``"full"``.
+        **more: Further inputs by role, and parameters of the analysis;
+            ``sparsescope show <analysis>`` lists both.
 
     Returns:
         The result.
 
     Raises:
-        SpecError: For an unknown analysis, preset or parameter, an input that is missing, or one that the analysis does not
-            read.
+        SpecError: For an unknown analysis, preset or parameter, an input that is missing, or one that the
+            analysis does not read.
         SubjectError: If an input lacks a capability, or activations are not finite.
         ArtifactError: If the result cannot be stored; the error has it as ``.result``.
     """
@@ -126,10 +130,14 @@ def run(
     given = {name: more.pop(name) for name in record.roles if name in more}
     for option, value in (("subject", subject), ("corpus", corpus)):
         if value is not None:
-            name = next((n for n in record.roles if role(n).flag == f"--{option}" and n not in given), _PLAIN[option])
+            name = next(
+                (n for n in record.roles if role(n).flag == f"--{option}" and n not in given), _PLAIN[option]
+            )
             if name in given:
                 raise SpecError(
-                    f"the {role(name).title} is given twice", where=f"ss.run({option}, {name}=...)", got="two of them"
+                    f"the {role(name).title} is given twice",
+                    where=f"ss.run({option}, {name}=...)",
+                    got="two of them",
                 )
             given[name] = value
     refuse_unread(record, given)
@@ -138,7 +146,9 @@ def run(
     if outcome.error is not None:
         raise outcome.error
     if outcome.result is None:
-        raise ArtifactError("the run left no result", where=outcome.spec.run_id, next_step="please report this")
+        raise ArtifactError(
+            "the run left no result", where=outcome.spec.run_id, next_step="please report this"
+        )
     return outcome.result
 
 
@@ -157,14 +167,14 @@ def run_many(
 ) -> list[Outcome]:
     """Run several analyses of the same inputs; see ``run`` for the arguments.
 
-    Each analysis takes the inputs that it reads and leaves the others. With ``again``, what measures time is measured anew:
-    the time of measurement joins its digest. ``done`` is told of every outcome as soon as it is there: stored ones, then those
-    of the shared forward pass, then the analyses with passes of their own.
+    Each analysis takes the inputs that it reads and leaves the others. With ``again``, what measures time is
+    measured anew: the time of measurement joins its digest. ``done`` is told of every outcome as soon as it
+    is there: stored ones, then those of the shared forward pass, then the analyses with passes of their own.
 
     Args:
         requests: What to run.
-        inputs: By role, for example ``{"subject": subject, "text": corpus}``; opened, or as the role takes it. A ``Fallback``
-            stands back behind what another input carries.
+        inputs: By role, for example ``{"subject": subject, "text": corpus}``; opened, or as the role takes
+            it. A ``Fallback`` stands back behind what another input carries.
         store: As for ``run``; a folder that cannot be written to is enough where everything is stored.
         progress: As for ``run``.
         batch_tokens: As for ``run``.
@@ -176,7 +186,8 @@ def run_many(
 
     Raises:
         SpecError: For an unknown analysis or parameter, or a missing input, before anything runs.
-        ArtifactError: If something must run and the folder of runs cannot be written to, before anything runs.
+        ArtifactError: If something must run and the folder of runs cannot be written to,
+            before anything runs.
     """
     checked = [_checked(request) for request in requests]
     home = Store() if store is True else Store(store) if store else None
@@ -202,7 +213,9 @@ def run_many(
 
 
 def _checked(request: Request) -> tuple[Analysis, list[Params]]:
-    """The analysis of a request, and its parameters, after the defaults where a stored run of these would do."""
+    """The analysis of a request, and its parameters, after the defaults where a stored run
+    of these would do.
+    """
     record = find_record(request.analysis)
     params = make_params(record.params, request.params, analysis=record.name)
     return record, [record.params(), params] if request.rather_full and request.params else [params]
@@ -214,7 +227,10 @@ def _with_named(record: Analysis, params: Params, inputs: Mapping[str, Any]) -> 
     for parameter, name in record.filled_by.items():
         given = found.get(name)
         if given is not None:  # without the one under study, those beside it are nothing
-            found[name] = [*(given if isinstance(given, list | tuple) else [given]), *getattr(params, parameter)]
+            found[name] = [
+                *(given if isinstance(given, list | tuple) else [given]),
+                *getattr(params, parameter),
+            ]
     return found
 
 
@@ -247,7 +263,9 @@ def _spec(record: Analysis, params: Params, context: Context, again: bool) -> Sp
 
 
 def _with_digest(identity: dict[str, Any]) -> dict[str, Any]:
-    """An identity with a digest of its own: a model or a series that stands beside the one under study gets one here."""
+    """An identity with a digest of its own: a model or a series that stands beside the one under
+    study gets one here.
+    """
     if "digest" in identity:
         return identity
     beside = Spec(analysis="input", version="1", params={}, subject=identity)
@@ -277,7 +295,8 @@ def _open_stored(job: _Job, home: Store | None) -> None:
 
 def _lacks(job: _Job, missing: frozenset[str]) -> SubjectError:
     return SubjectError(
-        f"{job.record.name} needs what this {role(job.record.roles[0]).title if job.record.roles else 'run'} does not have",
+        f"{job.record.name} needs what this "
+        f"{role(job.record.roles[0]).title if job.record.roles else 'run'} does not have",
         where=str(job.outcome.spec.subject.get("id", job.record.name)),
         allowed=f"inputs with {', '.join(sorted(job.record.requires))}",
         got=f"no {', '.join(sorted(missing))}",
@@ -295,7 +314,9 @@ class _Work:
     alone: bool
 
     def equipped(self, job: _Job, made: dict[str, Artifact]) -> Context:
-        """The context of a job with a progress bar of its own, steps that are kept in a stored run, and a place for artifacts."""
+        """The context of a job with a progress bar of its own, steps that are kept in a stored run, and a
+        place for artifacts.
+        """
         context, spec = job.context, job.outcome.spec
         if (progress := self.progress) is not None:
             title, usual = job.record.title.lower(), job.record.unit
@@ -354,7 +375,9 @@ def _shared_pass(jobs: list[_Job], work: _Work, events: list[dict[str, Any]]) ->
     for shared in passes.values():
         context = by_digest[next(iter(shared))].context
         sites = {site.name: site for accumulator in shared.values() for site in accumulator.sites}
-        source = LiveSource(context.subject, context.corpus, tuple(sites.values()), batch_tokens=work.batch_tokens)
+        source = LiveSource(
+            context.subject, context.corpus, tuple(sites.values()), batch_tokens=work.batch_tokens
+        )
         try:
             failures = one_pass(source, shared, store=work.store, progress=work.progress, events=events)
         except SparsescopeError as error:
@@ -376,27 +399,48 @@ def _finish(job: _Job, work: _Work, accumulated: Any, shared: float, events: lis
     begin, module, made = time.perf_counter(), job.record.compute_module(), dict[str, Artifact]()
     context = work.equipped(job, made)
     finished = accumulated is not None
-    result = module.result(job.params, context, accumulated) if finished else module.compute(job.params, context)
+    result = (
+        module.result(job.params, context, accumulated) if finished else module.compute(job.params, context)
+    )
     if result is None:
         raise ArtifactError("the analysis returned no result", where=job.record.compute, got="None")
     seconds = time.perf_counter() - begin + (shared if finished else 0.0)
     outcome, spec, preset = job.outcome, job.outcome.spec, job.record.preset_of(job.params)
     made_with = environment(
-        device=str(spec.subject.get("device")), threads=torch.get_num_threads(), batch_tokens=work.batch_tokens
+        device=str(spec.subject.get("device")),
+        threads=torch.get_num_threads(),
+        batch_tokens=work.batch_tokens,
     )
     command = reproduce_command(job.record, job.params, context)
     result.artifacts = made | _read(context)
     result.provenance = {
-        "run_id": None, "digest": spec.digest, "version": job.record.version, "created": None, "seconds": seconds,
-        "subject": spec.subject, "corpus": spec.corpus, "params": spec.params, "environment": made_with, "command": command,
-        "inputs": spec.inputs, "preset": preset, "artifacts": artifact_ids(result, spec).model_dump(),
-    }  # fmt: skip
+        "run_id": None,
+        "digest": spec.digest,
+        "version": job.record.version,
+        "created": None,
+        "seconds": seconds,
+        "subject": spec.subject,
+        "corpus": spec.corpus,
+        "params": spec.params,
+        "environment": made_with,
+        "command": command,
+        "inputs": spec.inputs,
+        "preset": preset,
+        "artifacts": artifact_ids(result, spec).model_dump(),
+    }
     outcome.result = result
     if work.store is None:
         return
     try:
         outcome.path = work.store.write(
-            result, spec, seconds=seconds, environment=made_with, events=events, command=command, preset=preset, replace=job.lost
+            result,
+            spec,
+            seconds=seconds,
+            environment=made_with,
+            events=events,
+            command=command,
+            preset=preset,
+            replace=job.lost,
         )
     except ArtifactError as error:
         error.result = result  # minutes of computing are not lost with the disk
@@ -410,7 +454,9 @@ def _read(context: Context) -> dict[str, Artifact]:
     for name, values in context.inputs.items():
         functions = role(name).functions()
         if hasattr(functions, "artifact"):
-            found |= {f"{name}.{n}" if n else name: functions.artifact(value) for n, value in enumerate(values)}
+            found |= {
+                f"{name}.{n}" if n else name: functions.artifact(value) for n, value in enumerate(values)
+            }
     return found
 
 
@@ -427,7 +473,8 @@ def _failure_of(job: _Job, alone: bool) -> Iterator[None]:
         bug = SparsescopeError(
             f"{job.record.name} has a bug: {type(error).__name__}: {error}",
             where=job.record.compute,
-            next_step=f"sparsescope run {job.record.name} with SPARSESCOPE_DEBUG=1 shows the trace; report it",
+            next_step=f"sparsescope run {job.record.name} with SPARSESCOPE_DEBUG=1 "
+            "shows the trace; report it",
         )
         bug.__cause__ = error
         job.outcome.error = bug

@@ -1,9 +1,10 @@
-"""A study is data: ``analyses/<name>/study.toml`` says which subjects, which analyses, which figures, which claims.
+"""A study is data: ``analyses/<name>/study.toml`` says which subjects, which analyses, which
+figures, which claims.
 
-This file reads such a declaration and finds it by name; ``study_checks`` checks what it refers to, ``study_run`` runs it,
-``findings`` checks its claims, ``reporting/study.py`` renders it. Nothing here imports torch. The text of a study (its
-``narrative``) is a Markdown file in the same folder. No path of a study may leave that folder: a study from someone
-else reads nothing but itself, registered corpora and models.
+This file reads such a declaration and finds it by name; ``study_checks`` checks what it refers to,
+``study_run`` runs it, ``findings`` checks its claims, ``reporting/study.py`` renders it. Nothing here imports
+torch. The text of a study (its ``narrative``) is a Markdown file in the same folder. No path of a study may
+leave that folder: a study from someone else reads nothing but itself, registered corpora and models.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ Name = Annotated[str, Field(min_length=1, max_length=300)]
 Short = Annotated[str, Field(min_length=1, max_length=200)]
 Long = Annotated[str, Field(max_length=4000)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-#: What an input of a further role is given by: a name, a file of the study, or ``recipe:NAME``; several in a list.
+#: What an input of a further role is given by: a name, a file of the study, or ``recipe:NAME``;
+#: several in a list.
 Given = Name | Annotated[list[Name], Field(min_length=1, max_length=50)]
 Relation = Literal["<", "<=", ">", ">=", "between"]
 
@@ -58,7 +60,9 @@ class StudySubject(_Declared):
     control_of: Name | None = Field(None, description="Name of the subject that this one is the control of.")
     corpus: Name | None = Field(None, description="Text of this subject, where it differs.")
     context: int | None = Field(None, ge=2, description="Longest window of this subject, where it differs.")
-    inputs: dict[str, Given] = Field(default_factory=dict, description="Further inputs of this subject, by role.")
+    inputs: dict[str, Given] = Field(
+        default_factory=dict, description="Further inputs of this subject, by role."
+    )
     params: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="By id of the analysis: parameters of this subject alone."
     )
@@ -70,10 +74,14 @@ class StudySubject(_Declared):
 
 
 class StudyAnalysis(_Declared):
-    """One ``[[analysis]]``. The same analysis may stand here several times, with other parameters under other ids."""
+    """One ``[[analysis]]``. The same analysis may stand here several times, with other
+    parameters under other ids.
+    """
 
     name: Name = Field(description="Registered name; see: sparsescope list analyses.")
-    id: Short = Field(description="What figures, findings and parameters of subjects call it; the name when left out.")
+    id: Short = Field(
+        description="What figures, findings and parameters of subjects call it; the name when left out."
+    )
     params: dict[str, Any] = Field(default_factory=dict, description="What differs from the defaults.")
 
     @model_validator(mode="before")
@@ -87,7 +95,9 @@ class StudyFigure(_Declared):
 
     analysis: Name = Field(description="Id of the analysis.")
     table: Name
-    where: dict[str, str | int | float | bool] = Field(default_factory=dict, description="Rows to take: column = value.")
+    where: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="Rows to take: column = value."
+    )
     x: Name = Field("layer", description="Column on the horizontal axis.")
     y: Name = Field("mean", description="Column on the vertical axis.")
     low: Name | None = Field(None, description="Column with the lower ends of the band.")
@@ -111,8 +121,9 @@ class StudyFigure(_Declared):
 class StudyFinding(_Declared):
     """One ``[[finding]]``: a claim about a scalar that the report checks.
 
-    ``relation`` compares the scalar of ``subject`` (divided by its scalar ``per``, where given) with ``value``, or with
-    ``times`` x the same of ``other_subject``, of ``other_analysis`` (the same analysis with other parameters), or of both.
+    ``relation`` compares the scalar of ``subject`` (divided by its scalar ``per``, where given) with
+    ``value``, or with ``times`` x the same of ``other_subject``, of ``other_analysis`` (the same analysis
+    with other parameters), or of both.
     """
 
     label: Short
@@ -123,7 +134,9 @@ class StudyFinding(_Declared):
     relation: Relation
     value: Number | Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
     other_subject: Name | None = Field(None, description="Subject to compare with; the same when left out.")
-    other_analysis: Name | None = Field(None, description="Id of the analysis to compare with; the same when left out.")
+    other_analysis: Name | None = Field(
+        None, description="Id of the analysis to compare with; the same when left out."
+    )
     times: Number | None = None
     reading: Long = Field("", description="What the outcome means; shown below the claim.")
 
@@ -152,16 +165,22 @@ class Declaration(_Declared):
 
     name: str = Field(pattern=f"^{NAME_PATTERN}$")
     title: Short
-    question: Annotated[str, Field(min_length=1, max_length=600)] = Field(description="What is asked, in one sentence.")
+    question: Annotated[str, Field(min_length=1, max_length=600)] = Field(
+        description="What is asked, in one sentence."
+    )
     narrative: Name = Field("README.md", description="Markdown file in the study's folder.")
     corpus: Name = "python-docs+python-source"
     tokens: int = Field(16384, ge=1, le=2**31)
     context: int | None = Field(None, ge=2)
     seed: int = Field(0, ge=0)
     dtype: Name = "float32"
-    inputs: dict[str, Given] = Field(default_factory=dict, description="Further inputs of all subjects, by role.")
+    inputs: dict[str, Given] = Field(
+        default_factory=dict, description="Further inputs of all subjects, by role."
+    )
     recipes: dict[str, Name] = Field(
-        default_factory=dict, max_length=50, description="Files in the study's folder; what they train is made when it is absent."
+        default_factory=dict,
+        max_length=50,
+        description="Files in the study's folder; what they train is made when it is absent.",
     )
     subjects: list[StudySubject] = Field(alias="subject", min_length=1)
     analyses: list[StudyAnalysis] = Field(alias="analysis", min_length=1)
@@ -285,13 +304,20 @@ class StudyResult:
                 ends = scalar.interval
                 rows.append(
                     {
-                        "subject": run.subject.name, "label": run.subject.title, "control_of": run.subject.control_of,
-                        "analysis": run.analysis, "id": run.id,
-                        "scalar": scalar.name, "value": scalar.value, "unit": scalar.unit,
-                        "low": ends.low if ends else float("nan"), "high": ends.high if ends else float("nan"),
-                        "n": ends.n if ends else None, "run": run.result.run_id if run.result else None,
+                        "subject": run.subject.name,
+                        "label": run.subject.title,
+                        "control_of": run.subject.control_of,
+                        "analysis": run.analysis,
+                        "id": run.id,
+                        "scalar": scalar.name,
+                        "value": scalar.value,
+                        "unit": scalar.unit,
+                        "low": ends.low if ends else float("nan"),
+                        "high": ends.high if ends else float("nan"),
+                        "n": ends.n if ends else None,
+                        "run": run.result.run_id if run.result else None,
                     }
-                )  # fmt: skip
+                )
         names = "subject label control_of analysis id scalar value unit low high n run"
         return pd.DataFrame(rows, columns=names.split())
 
@@ -299,15 +325,18 @@ class StudyResult:
 def studies(start: Path | None = None) -> dict[str, Path]:
     """Return the studies that can be named, with their files.
 
-    These are the folders of ``analyses/`` in ``start`` (the working directory when None) or the nearest folder above
-    it that has one, and those that came with sparsescope. A name in the working directory goes first.
+    These are the folders of ``analyses/`` in ``start`` (the working directory when None) or the
+    nearest folder above it that has one, and those that came with sparsescope. A name in the working
+    directory goes first.
 
     Args:
         start: Where to look from.
     """
     here = (start or Path.cwd()).resolve()
     package = Path(__file__).resolve().parent.parent
-    own = next((folder / "analyses" for folder in (here, *here.parents) if (folder / "analyses").is_dir()), None)
+    own = next(
+        (folder / "analyses" for folder in (here, *here.parents) if (folder / "analyses").is_dir()), None
+    )
     found: dict[str, Path] = {}
     for folder in (own, package.parent / "analyses", package / "studies"):
         if folder is None or not folder.is_dir():
@@ -378,7 +407,9 @@ def _read(path: Path, limit: int) -> str:
     with storage_errors("read the study", path), path.open("rb") as handle:
         data = handle.read(limit + 1)
     if len(data) > limit:
-        raise SpecError("this file of a study is too large", where=str(path), allowed=f"at most {limit:,} bytes")
+        raise SpecError(
+            "this file of a study is too large", where=str(path), allowed=f"at most {limit:,} bytes"
+        )
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -393,7 +424,10 @@ def _declaration(path: Path) -> Declaration:
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise SpecError(
-            "the study is not a TOML file", where=str(path), got=str(error)[:200], next_step="see https://toml.io for the format"
+            "the study is not a TOML file",
+            where=str(path),
+            got=str(error)[:200],
+            next_step="see https://toml.io for the format",
         ) from None
     try:
         return Declaration.model_validate(values)
@@ -409,18 +443,24 @@ def _not_valid(path: Path, error: ValidationError) -> SpecError:
     # What follows are the branches of a union, which are no keys; the exception is an unknown key.
     depth = 3 if str(first["loc"][0]) in _SECTIONS else 1
     loc = first["loc"] if first["type"] == "extra_forbidden" else first["loc"][:depth]
-    where = f"{path}: " + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+    where = f"{path}: " + "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc
+    ).lstrip(".")
     model = _SECTIONS.get(str(loc[0]), Declaration) if len(loc) > 2 else Declaration
     keys = [item.alias or name for name, item in model.model_fields.items()]
     if first["type"] == "extra_forbidden":
         name = str(loc[-1])
         near = near_matches(name, keys)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "remove it"
-        return SpecError(f"unknown key {name!r} in a study", where=where, allowed=keys, got=name, next_step=hint)
+        return SpecError(
+            f"unknown key {name!r} in a study", where=where, allowed=keys, got=name, next_step=hint
+        )
     missing = first["type"] == "missing"
     what = f"key {loc[-1]!r} is missing in a study" if missing else "a value of a study is not valid"
     said = dict.fromkeys(p["msg"].removeprefix("Value error, ") for p in problems if p["loc"][:depth] == loc)
-    allowed = f"relation is one of {', '.join(get_args(Relation))}" if loc[-1] == "relation" else " or ".join(said)
+    allowed = (
+        f"relation is one of {', '.join(get_args(Relation))}" if loc[-1] == "relation" else " or ".join(said)
+    )
     return SpecError(
         what,
         where=where,
@@ -437,7 +477,9 @@ def _short(value: Any) -> str:
 
 
 def _narrative(path: Path, name: str) -> str:
-    """The text of the study; a study without one is complete, one that names a file that is not there is not."""
+    """The text of the study; a study without one is complete, one that names a file that
+    is not there is not.
+    """
     file = inside(path.resolve().parent, name, where=f"{path}: narrative")
     if not file.is_file():
         if name == "README.md":

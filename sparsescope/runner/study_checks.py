@@ -1,7 +1,8 @@
 """Everything a study refers to is there: checked before a model is loaded.
 
-Subjects by name (no network), corpora, analyses with their parameters, tables and columns of figures, subjects of
-findings. Scalars and the values of filters are known only when a result is there; the report says where one is missing.
+Subjects by name (no network), corpora, analyses with their parameters, tables and columns of figures,
+subjects of findings. Scalars and the values of filters are known only when a result is there; the report says
+where one is missing.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def check_study(study: Study) -> None:
     declared, file = study.declared, study.path
     count = len(declared.subjects) * len(declared.analyses)
     if count > MAX_RUNS:
-        raise SpecError("the study has too many runs", where=str(file), allowed=f"at most {MAX_RUNS}", got=count)
+        raise SpecError(
+            "the study has too many runs", where=str(file), allowed=f"at most {MAX_RUNS}", got=count
+        )
     names = [entry.name for entry in declared.subjects]
     _distinct(names, f"{file}: subject.name")
     _distinct([entry.title for entry in declared.subjects], f"{file}: subject.label")
@@ -39,7 +42,9 @@ def check_study(study: Study) -> None:
     for index, subject in enumerate(declared.subjects):
         where = f"{file}: subject[{index}]"
         if subject.control_of is not None:
-            _known("subject", subject.control_of, [n for n in names if n != subject.name], f"{where}.control_of")
+            _known(
+                "subject", subject.control_of, [n for n in names if n != subject.name], f"{where}.control_of"
+            )
             if study.subject(subject.control_of).control_of is not None:
                 raise SpecError("a control of a control", where=f"{where}.control_of", got=subject.control_of)
         _at(f"{where}.name", partial(load_name, study, subject.name))
@@ -80,7 +85,9 @@ def _at(where: str, action: Callable[[], object]) -> None:
     try:
         action()
     except SparsescopeError as error:
-        raise SpecError(error.what, where=where, allowed=error.allowed, got=error.got, next_step=error.next_step) from error
+        raise SpecError(
+            error.what, where=where, allowed=error.allowed, got=error.got, next_step=error.next_step
+        ) from error
 
 
 def load_name(study: Study, name: str) -> str:
@@ -97,7 +104,8 @@ def load_name(study: Study, name: str) -> str:
     if bare.startswith((".", "/", "~", "\\")) or bare.lower().endswith(".gguf"):
         name = prefix + str(inside(study.folder, bare, where=f"{study.path}: subject.name"))
     elif resolve(name, dtype=study.declared.dtype).kind in ("folder", "gguf"):
-        # A folder of the working directory that happens to have this name: what a study means must not depend on it.
+        # A folder of the working directory that happens to have this name: what a study means
+        # must not depend on it.
         raise SpecError(
             "this subject is a folder outside of the study",
             where=str(study.path),
@@ -126,20 +134,31 @@ def text_source(study: Study, name: str | None) -> str | Path:
     if "/" in name or "\\" in name or name.lower().endswith(_TEXT_FILES):
         path = inside(study.folder, name, where=f"{study.path}: corpus")
         if not path.is_file():
-            raise SubjectError("there is no such text", where=str(study.path), allowed="a file in the study's folder", got=name)
+            raise SubjectError(
+                "there is no such text",
+                where=str(study.path),
+                allowed="a file in the study's folder",
+                got=name,
+            )
         return path
     for part in name.split("+"):
         if part not in registered_corpora():
-            raise unknown_name("corpus", part, registered_corpora(), next_step="run: sparsescope list corpora")
+            raise unknown_name(
+                "corpus", part, registered_corpora(), next_step="run: sparsescope list corpora"
+            )
     return name
 
 
 def _check_params(record: Analysis, given: dict[str, object]) -> None:
-    """Check the parameters of an analysis. Inputs that they name are registered ones: a path could lead out of the study."""
+    """Check the parameters of an analysis. Inputs that they name are registered ones: a path could
+    lead out of the study.
+    """
     params = make_params(record.params, given, analysis=record.name)
     for parameter, filled in record.filled_by.items():
         for name in getattr(params, parameter):
-            if Path(name).exists() or not any(found.sure for found in known(name, role(filled).flag[2:]) if found.role == filled):
+            if Path(name).exists() or not any(
+                found.sure for found in known(name, role(filled).flag[2:]) if found.role == filled
+            ):
                 raise SpecError(
                     f"an input of a study that a parameter names must be a registered {role(filled).title}",
                     where=parameter,
@@ -153,19 +172,28 @@ def _check_inputs(study: Study, inputs: Mapping[str, str | list[str]], where: st
     """Check inputs of further roles: the role is known, a file lies in the study, a recipe is declared."""
     for name, given in inputs.items():
         if name not in roles() or role(name).option:
-            raise unknown_name("role of inputs", name, [n for n, found in roles().items() if not found.option and n != "subject"],
-                               next_step=f"models and texts have keys of their own; {where}")  # fmt: skip
+            raise unknown_name(
+                "role of inputs",
+                name,
+                [n for n, found in roles().items() if not found.option and n != "subject"],
+                next_step=f"models and texts have keys of their own; {where}",
+            )
         for text in [given] if isinstance(given, str) else given:
             checked_input(study, text)
 
 
 def _check_runs_differ(study: Study) -> None:
-    """Refuse two ids that mean the same run: a claim that compares them would compare a number with itself."""
+    """Refuse two ids that mean the same run: a claim that compares them would compare a
+    number with itself.
+    """
     for subject in study.declared.subjects:
         seen: dict[tuple[str, str], str] = {}
         for entry in study.declared.analyses:
             given = {**entry.params, **subject.params.get(entry.id, {})}
-            run = entry.name, make_params(analyses().get(entry.name).params, given, analysis=entry.name).model_dump_json()
+            run = (
+                entry.name,
+                make_params(analyses().get(entry.name).params, given, analysis=entry.name).model_dump_json(),
+            )
             if run in seen:
                 raise SpecError(
                     f"two analyses of the study have the same parameters for {subject.name}",
@@ -177,11 +205,15 @@ def _check_runs_differ(study: Study) -> None:
 
 
 def _check_fit(study: Study) -> None:
-    """Refuse an analysis that a subject certainly does not fit; what only loading tells is found out when it runs."""
+    """Refuse an analysis that a subject certainly does not fit; what only loading tells is
+    found out when it runs.
+    """
     declared = study.declared
     for index, subject in enumerate(declared.subjects):
         there = [*known(load_name(study, subject.name)), *known(subject.corpus or declared.corpus, "corpus")]
-        there += [Known(name, subject.name, needs=frozenset()) for name in {**declared.inputs, **subject.inputs}]
+        there += [
+            Known(name, subject.name, needs=frozenset()) for name in {**declared.inputs, **subject.inputs}
+        ]
         for analysis in declared.analyses:
             reason = analyses().get(analysis.name).fits(there)
             if reason not in (None, NOT_KNOWN):
@@ -206,7 +238,9 @@ def _check_figure(figure: StudyFigure, records: Mapping[str, Analysis], where: s
         _known(f"column of {figure.table}", name, columns, f"{where}.{key}")
         if key in asked and columns[name].kind in TEXT_KINDS:
             numeric = [c.name for c in columns.values() if c.kind not in TEXT_KINDS]
-            raise SpecError("a column of text cannot be drawn", where=f"{where}.{key}", allowed=numeric, got=name)
+            raise SpecError(
+                "a column of text cannot be drawn", where=f"{where}.{key}", allowed=numeric, got=name
+            )
 
 
 def _check_dtype(name: str) -> None:
@@ -219,7 +253,9 @@ def _known(kind: str, name: str, known: Iterable[str], where: str) -> None:
     known = list(known)
     if name not in known:
         error = unknown_name(kind, name, known, next_step="mend the name in the file")
-        raise SpecError(error.what, where=where, allowed=error.allowed, got=error.got, next_step=error.next_step)
+        raise SpecError(
+            error.what, where=where, allowed=error.allowed, got=error.got, next_step=error.next_step
+        )
 
 
 def _distinct(names: list[str], where: str) -> None:

@@ -1,7 +1,8 @@
-"""Running a study: for each subject one forward pass that all its analyses share, one subject in memory at a time.
+"""Running a study: for each subject one forward pass that all its analyses share, one subject
+in memory at a time.
 
-What is stored is opened, so a study that was interrupted, or got another figure, goes on where it was. A subject that
-fails (a package that is not installed, too little memory) does not stop the others.
+What is stored is opened, so a study that was interrupted, or got another figure, goes on where it was. A
+subject that fails (a package that is not installed, too little memory) does not stop the others.
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ def study(
 
     Args:
         target: A name (``sparsescope list studies``), a TOML file, or a folder with a ``study.toml``.
-        store: Where runs are kept and looked for: a folder, True for ``$SPARSESCOPE_HOME`` or ``runs``, None for none.
+        store: Where runs are kept and looked for: a folder, True for ``$SPARSESCOPE_HOME`` or
+            ``runs``, None for none.
         device: Where models are computed; checkpoints of a series are computed on the CPU.
         progress: Told about tokens done.
         say: Told what is going on, a line at a time.
 
     Returns:
         The runs, their numbers side by side (``.frame()``) and the checked claims (``.findings``);
-        ``ss.figure(outcome, TITLE)`` draws a declared figure, ``ss.report(outcome, "study.html")`` writes the report.
+        ``ss.figure(outcome, TITLE)`` draws a declared figure, ``ss.report(outcome, "study.html")``
+        writes the report.
 
     Raises:
         SpecError: If the study is not valid; nothing has run then.
@@ -94,41 +97,64 @@ def cost_text(found: Study) -> str:
 
 
 def _runs(
-    found: Study, subject: StudySubject, store: str | Path | bool | None, device: str, progress: ProgressCallback | None
+    found: Study,
+    subject: StudySubject,
+    store: str | Path | bool | None,
+    device: str,
+    progress: ProgressCallback | None,
 ) -> list[StudyRun]:
-    """All analyses of one subject, in the order of the file. Its model is gone from memory when this returns."""
+    """All analyses of one subject, in the order of the file. Its model is gone from memory
+    when this returns.
+    """
     entries = found.declared.analyses
     named: ProgressCallback | None = None
-    if progress is not None:  # by subject: a bar for each, and rates that do not mix a small model with a large one
+    # By subject: a bar for each, and rates that do not mix a small model with a large one
+    if progress is not None:
 
         def named(phase: str, done: int, total: int, unit: str = "tokens") -> None:
             progress(f"{subject.title}: {phase}", done, total, unit)
 
     try:
-        requests = [Request(entry.name, {**entry.params, **subject.params.get(entry.id, {})}) for entry in entries]
+        requests = [
+            Request(entry.name, {**entry.params, **subject.params.get(entry.id, {})}) for entry in entries
+        ]
         inputs = _inputs(found, subject, store, device, named)
         outcomes = run_many(requests, inputs, store=store, progress=named)
     except SparsescopeError as error:
-        if store and isinstance(error, ArtifactError):  # a folder that cannot be written to ends the study, not this subject
+        # A folder that cannot be written to ends the study, not this subject
+        if store and isinstance(error, ArtifactError):
             (Store() if store is True else Store(store)).check_writable()
         return [StudyRun(subject, entry.name, error=error, id=entry.id) for entry in entries]
-    except Exception as error:  # a bug with one model must not cost the results of the others; the page names it
-        bug = SparsescopeError(f"{type(error).__name__}: {error}", where=subject.name, next_step="please report this")
+    # A bug with one model must not cost the results of the others; the page names it
+    except Exception as error:
+        bug = SparsescopeError(
+            f"{type(error).__name__}: {error}", where=subject.name, next_step="please report this"
+        )
         bug.__cause__ = error
         return [StudyRun(subject, entry.name, error=bug, id=entry.id) for entry in entries]
-    return [StudyRun(subject, e.name, o.result, o.error, o.stored, e.id) for e, o in zip(entries, outcomes, strict=True)]
+    return [
+        StudyRun(subject, e.name, o.result, o.error, o.stored, e.id)
+        for e, o in zip(entries, outcomes, strict=True)
+    ]
 
 
 def _inputs(
-    found: Study, subject: StudySubject, store: str | Path | bool | None, device: str, progress: ProgressCallback | None
+    found: Study,
+    subject: StudySubject,
+    store: str | Path | bool | None,
+    device: str,
+    progress: ProgressCallback | None,
 ) -> dict[str, Any]:
-    """What the analyses of a subject read, by role. The text of the study stands back behind one that a series carries."""
+    """What the analyses of a subject read, by role. The text of the study stands back behind one
+    that a series carries.
+    """
     from sparsescope.activations.corpus import corpus
     from sparsescope.models.sources import load
 
     declared, name = found.declared, load_name(found, subject.name)
     read = {entry for analysis in declared.analyses for entry in find_record(analysis.name).roles}
-    # The corpus first: it costs nothing until it meets a tokenizer; a text that is not there is found out at once.
+    # The corpus first: it costs nothing until it meets a tokenizer; a text that is not there is
+    # found out at once.
     text = corpus(
         text_source(found, subject.corpus),
         tokens=declared.tokens,

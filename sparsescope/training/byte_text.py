@@ -1,11 +1,12 @@
 """Windows of the bytes of real text, by domain, split into training and validation by document.
 
-The registered corpora give the documents. Near-duplicates are left out (Jaccard index of word 5-grams at least 0.8), in the
-order of a hash of the document's name; in the same order documents go to validation until they hold the asked share of the
-domain's bytes, then to training until its most bytes are reached. Texts of the standard library differ between versions of
-Python: the description carries a digest of all bytes used.
+The registered corpora give the documents. Near-duplicates are left out (Jaccard index of word 5-grams at
+least 0.8), in the order of a hash of the document's name; in the same order documents go to validation until
+they hold the asked share of the domain's bytes, then to training until its most bytes are reached. Texts of
+the standard library differ between versions of Python: the description carries a digest of all bytes used.
 
-Shapes: windows int64 [n, context]; ids are bytes shifted by the special tokens of ``models/zoo/byte_tokenizer.py``.
+Shapes: windows int64 [n, context]; ids are bytes shifted by the special
+tokens of ``models/zoo/byte_tokenizer.py``.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def split_domain(documents: Iterable[Document], recipe: ByteText) -> Domain:
     """
     found = list(documents)
     name = found[0].domain if found else "(none)"
-    keyed = sorted(found, key=lambda document: hashlib.sha256(f"{recipe.split_seed} {document.id}".encode()).digest())
+    keyed = sorted(
+        found, key=lambda document: hashlib.sha256(f"{recipe.split_seed} {document.id}".encode()).digest()
+    )
     seen, kept, twice = NearDuplicates(), [], 0
     for document in keyed:
         if seen.find(document.id, document.text) is None:
@@ -132,7 +135,9 @@ class ByteTextData:
         self._validation = [self._cut(domain.validation) for domain in self.domains]
 
     def _cut(self, documents: tuple[NDArray[np.uint8], ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cut documents into windows and take some, evenly spread; the windows [n, context], the documents [n]."""
+        """Cut documents into windows and take some, evenly spread; the windows [n, context],
+        the documents [n].
+        """
         width = self.recipe.context
         rows, owners = [], []
         for number, document in enumerate(documents):
@@ -144,11 +149,15 @@ class ByteTextData:
 
     def batch(self, step: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Return windows of all domains, twice: the targets are the tokens themselves."""
-        tokens = torch.cat([windows.draw(self.recipe.windows_per_domain, generator) for windows in self._train])
+        tokens = torch.cat(
+            [windows.draw(self.recipe.windows_per_domain, generator) for windows in self._train]
+        )
         return tokens, tokens
 
     def examples(self, *, whole: bool) -> list[Examples]:
-        """Return validation windows of each domain, along training a few of them; of training text as many as of these few."""
+        """Return validation windows of each domain, along training a few of them; of training text as
+        many as of these few.
+        """
         found = []
         for domain, (windows, owners), train in zip(self.domains, self._validation, self._train, strict=True):
             few, _ = _spread(windows, owners, len(windows) if whole else _LOGGED_WINDOWS)
@@ -158,7 +167,9 @@ class ByteTextData:
         return found
 
     def probe(self) -> dict[str, torch.Tensor]:
-        """Return validation windows: ``tokens`` [n, context], ``domain`` and ``document`` (in its domain) [n]."""
+        """Return validation windows: ``tokens`` [n, context], ``domain`` and ``document``
+        (in its domain) [n].
+        """
         parts = [_spread(*validation, self.recipe.probe_windows) for validation in self._validation]
         domain = torch.cat([torch.full((len(windows),), number) for number, (windows, _) in enumerate(parts)])
         return {
@@ -191,20 +202,25 @@ class ByteTextData:
                     "near_duplicates": domain.near_duplicates,
                     "digest": domain.digest,
                 }
-                for domain, entry, (windows, _) in zip(self.domains, self.entries, self._validation, strict=True)
+                for domain, entry, (windows, _) in zip(
+                    self.domains, self.entries, self._validation, strict=True
+                )
             },
         }
 
     def baselines(self) -> Mapping[str, Mapping[str, float]]:
-        """Return the loss of a unigram and of a trigram model of each domain on its validation windows, nats a byte.
+        """Return the loss of a unigram and of a trigram model of each domain on its validation
+        windows, nats a byte.
 
-        Each is fitted to the training bytes of its own domain, so it knows the domain, which the language model does not.
+        Each is fitted to the training bytes of its own domain, so it knows the domain, which the
+        language model does not.
         """
         found = {}
         for domain, (windows, _) in zip(self.domains, self._validation, strict=True):
             rows = (windows - FIRST_BYTE).numpy()
             found[domain.name] = {
-                name: NgramModel(domain.train, order).mean_loss(rows) for name, order in (("unigram", 1), ("trigram", 3))
+                name: NgramModel(domain.train, order).mean_loss(rows)
+                for name, order in (("unigram", 1), ("trigram", 3))
             }
         return found
 

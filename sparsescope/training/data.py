@@ -1,7 +1,8 @@
 """What a training run reads: batches, the examples that it is measured on, and the probe set of its series.
 
-Batches are drawn from a generator that is passed in, whose state is saved with the run. Splits depend on the recipe and the
-texts alone. Targets: of modular addition the last position only; of text every byte after the first of its window.
+Batches are drawn from a generator that is passed in, whose state is saved with the run. Splits depend on the
+recipe and the texts alone. Targets: of modular addition the last position only; of text every byte after the
+first of its window.
 
 Shapes: tokens int64 [n, pos], targets int64 [n] (addition) or [n, pos] (text, the tokens themselves).
 """
@@ -50,7 +51,9 @@ class Data(Protocol):
         """Return ``tokens`` and the other arrays of the probe set."""
 
     def probe_examples(self) -> list[Examples]:
-        """Return the probe set as examples, where it is not the union of the others: a series can then be checked alone."""
+        """Return the probe set as examples, where it is not the union of the others: a series can
+        then be checked alone.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Return plain values for ``series.json``, with ``kind``."""
@@ -78,8 +81,9 @@ class AdditionData:
     def batch(self, step: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Return all training pairs, or as many as the recipe says.
 
-        Without replacement, a pass over the pairs has an order of its own, drawn from the seed of the generator and the number
-        of the pass: the state of the generator does not count. The last batch of a pass may be smaller.
+        Without replacement, a pass over the pairs has an order of its own, drawn from the seed of the
+        generator and the number of the pass: the state of the generator does not count. The last batch of a
+        pass may be smaller.
         """
         tokens, answers = self._batch
         size = self.recipe.batch_size

@@ -1,7 +1,9 @@
-"""Recipes of artifacts: TOML files whose key ``kind`` names what trains one, and whose other keys are its parameters.
+"""Recipes of artifacts: TOML files whose key ``kind`` names what trains one, and whose other keys
+are its parameters.
 
-Kinds are registered by the entry point group ``sparsescope.recipes``. A recipe without ``kind`` trains a small model
-(``training/recipe.py``). Nothing here imports torch: ``train`` is a module that is imported when it is used.
+Kinds are registered by the entry point group ``sparsescope.recipes``. A recipe without ``kind`` trains
+a small model (``training/recipe.py``). Nothing here imports torch: ``train`` is a module that is
+imported when it is used.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ class RecipeKind:
         name: The value of the key ``kind`` of its recipes.
         summary: One sentence.
         params: The other keys of its recipes.
-        train: Module with ``train(params, keep, progress) -> Artifact``. ``keep`` is ``ArtifactStore.keep`` of the folder of
-            runs; ``progress(phase, done, total, unit)`` is told what is done.
+        train: Module with ``train(params, keep, progress) -> Artifact``. ``keep`` is ``ArtifactStore.keep``
+            of the folder of runs; ``progress(phase, done, total, unit)`` is told what is done.
     """
 
     name: str
@@ -57,7 +59,9 @@ class ArtifactRecipe:
     @property
     def digest(self) -> str:
         """SHA-256 of kind and parameters: by it the artifact is found again."""
-        return hashlib.sha256(canonical_json([self.kind.name, self.params.model_dump(mode="json")]).encode()).hexdigest()
+        return hashlib.sha256(
+            canonical_json([self.kind.name, self.params.model_dump(mode="json")]).encode()
+        ).hexdigest()
 
     def train(self, keep: Any, progress: Any) -> Any:
         """Train and return the artifact."""
@@ -99,7 +103,10 @@ def read_artifact_recipe(path: Path) -> ArtifactRecipe | None:
     name = str(values.pop("kind"))
     if name not in recipe_kinds():
         raise unknown_name(
-            "kind of recipe", name, recipe_kinds(), next_step=f"a package registers it by the entry point {ENTRY_POINT_GROUP}"
+            "kind of recipe",
+            name,
+            recipe_kinds(),
+            next_step=f"a package registers it by the entry point {ENTRY_POINT_GROUP}",
         )
     kind = recipe_kinds()[name]
     if isinstance(kind, DependencyError):

@@ -1,13 +1,13 @@
 """The training loop: steps, measures along the way, checkpoints, and a state from which it goes on exactly.
 
-It knows no language model: what is trained is a ``Training``, which makes one update at a time. Order at step s, before update
-s + 1: measure if s is a multiple of ``log_every``, and at the end; checkpoint if s is one of ``checkpoints``; update. A run that
-was interrupted and started again ends with the same bits as one that was not, if an update depends on nothing but its number and
-what the state holds.
+It knows no language model: what is trained is a ``Training``, which makes one update at a time. Order at step
+s, before update s + 1: measure if s is a multiple of ``log_every``, and at the end; checkpoint if s is one of
+``checkpoints``; update. A run that was interrupted and started again ends with the same bits as one that was
+not, if an update depends on nothing but its number and what the state holds.
 
-The state is saved so often that a killed process loses the work of at most ``SAVE_SECONDS`` or of ``SAVES`` times one save,
-whichever is longer (never less than one step); after the last step; and after the running step when Ctrl-C has come, or SIGTERM
-where it is treated as Ctrl-C.
+The state is saved so often that a killed process loses the work of at most ``SAVE_SECONDS`` or of ``SAVES``
+times one save, whichever is longer (never less than one step); after the last step; and after the running
+step when Ctrl-C has come, or SIGTERM where it is treated as Ctrl-C.
 """
 
 from __future__ import annotations
@@ -39,12 +39,14 @@ class Training(ABC):
         name: Shown to the user.
         mark: Digest of all that decides the numbers: recipe and data. A state with another mark is refused.
         steps: Number of updates.
-        model: Everything that is trained, several modules in a ``torch.nn.ModuleDict``; stored buffers are saved with it.
+        model: Everything that is trained, several modules in a ``torch.nn.ModuleDict``; stored buffers
+            are saved with it.
         optimizer: Over parameters of the model; its state is tensors.
         generator: Source of every random number that an update draws.
         schedule: Learning rate of all groups of the optimizer; None leaves them alone.
-        extra: Other tensors that an update reads and changes, for example counters of steps without firing, or a cursor in the
-            data. Going on replaces the tensors in this mapping, which may have another shape then.
+        extra: Other tensors that an update reads and changes, for example counters of steps without
+            firing, or a cursor in the data. Going on replaces the tensors in this mapping, which may have
+            another shape then.
         log_every: Steps between two measures; 0 for none.
         checkpoints: Steps at which ``checkpoint`` is called; 0 is the initialization.
     """
@@ -65,11 +67,15 @@ class Training(ABC):
         """Make one optimizer step; the learning rate is set already."""
 
     def measure(self, step: int) -> tuple[list[tuple[str, str, str, float]], str]:
-        """Return rows (measure, split, part, value) for the curves, and a short note for the line of progress."""
+        """Return rows (measure, split, part, value) for the curves, and a short note for
+        the line of progress.
+        """
         return [], ""
 
     def checkpoint(self, step: int) -> dict[str, Any]:
-        """Write a checkpoint and return its record, plain JSON values. After an interruption it may be called again."""
+        """Write a checkpoint and return its record, plain JSON values. After an interruption it
+        may be called again.
+        """
         return {"step": step}
 
 
@@ -97,7 +103,11 @@ class Saving:
 
 
 def run_training(
-    training: Training, folder: Path, *, stop_after: int | None = None, clock: Callable[[], float] = time.monotonic
+    training: Training,
+    folder: Path,
+    *,
+    stop_after: int | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> TrainingRecord:
     """Make the steps that are left.
 
@@ -119,7 +129,10 @@ def run_training(
     last = training.steps if stop_after is None else min(training.steps, progress.step + stop_after)
     begun, spent = time.process_time(), progress.cpu_seconds
     saving, note = Saving(clock), "goes on from the saved state" if progress.step else ""
-    with training_progress(training.name, training.steps, progress.step) as show, held_interrupts() as interrupt:
+    with (
+        training_progress(training.name, training.steps, progress.step) as show,
+        held_interrupts() as interrupt,
+    ):
         for step in range(progress.step, training.steps + 1):
             if training.log_every and (step % training.log_every == 0 or step == training.steps):
                 rows, note = training.measure(step)

@@ -1,7 +1,8 @@
 """Loss and accuracy of a model on examples, and the loss that a training step descends.
 
-One rule for both kinds of targets: [n] targets belong to the last position; [n, pos] targets are the tokens themselves, and
-position i predicts token i + 1. Losses are means in nats; along training they are summed in float64.
+One rule for both kinds of targets: [n] targets belong to the last position; [n, pos] targets are the
+tokens themselves, and position i predicts token i + 1. Losses are means in nats; along training they are
+summed in float64.
 """
 
 from __future__ import annotations
@@ -18,17 +19,24 @@ _ROWS, _TOKENS = 16384, 8192
 
 
 def training_loss(
-    model: Any, tokens: torch.Tensor, targets: torch.Tensor, balance: float = 0.0, dtype: torch.dtype = torch.float32
+    model: Any,
+    tokens: torch.Tensor,
+    targets: torch.Tensor,
+    balance: float = 0.0,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Return the mean loss of a batch, plus ``balance`` times the load-balancing loss of a mixture of experts.
+    """Return the mean loss of a batch, plus ``balance`` times the load-balancing loss of a
+    mixture of experts.
 
     Args:
         model: A causal model of transformers.
         tokens: int64 [n, pos].
         targets: int64 [n] or [n, pos].
-        balance: Weight of the balancing loss of transformers (all layers pooled; its least value is the experts per token).
-        dtype: What the logits are converted to first. In float32 the gradient of a row vanishes when its loss is below about
-            1e-7, and what is left of the others kicks Adam out of the minimum again and again (Prieto et al. 2025).
+        balance: Weight of the balancing loss of transformers (all layers pooled; its least value is the
+            experts per token).
+        dtype: What the logits are converted to first. In float32 the gradient of a row vanishes when its loss
+            is below about 1e-7, and what is left of the others kicks Adam out of the minimum again and again
+            (Prieto et al. 2025).
     """
     if balance == 0.0:
         logits, chosen = target_logits(model, tokens, targets)
@@ -38,7 +46,9 @@ def training_loss(
     return functional.cross_entropy(logits.to(dtype), chosen) + balance * output.aux_loss
 
 
-def target_logits(model: Any, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def target_logits(
+    model: Any, tokens: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return logits [target, V] and their targets [target].
 
     Args:
@@ -72,8 +82,9 @@ def measure(model: Any, examples: Iterable[Examples]) -> dict[str, dict[str, flo
         examples: What it is measured on.
 
     Returns:
-        For each split (of text: ``validation/DOMAIN`` too) ``loss`` in nats, ``accuracy`` and the number ``n`` of targets.
-        The value of a split with several parts is the mean over parts, each with the same weight.
+        For each split (of text: ``validation/DOMAIN`` too) ``loss`` in nats, ``accuracy`` and the
+        number ``n`` of targets. The value of a split with several parts is the mean over parts, each
+        with the same weight.
     """
     found: dict[str, dict[str, float]] = {}
     by_split: dict[str, list[dict[str, float]]] = {}
@@ -83,8 +94,11 @@ def measure(model: Any, examples: Iterable[Examples]) -> dict[str, dict[str, flo
         n = 0
         with torch.inference_mode():
             for start in range(0, len(rows.tokens), size):
-                logits, targets = target_logits(model, rows.tokens[start : start + size], rows.targets[start : start + size])
-                # float64, because a loss of 1e-8 is lost in float32 where log-sum-exp and the logit nearly cancel
+                logits, targets = target_logits(
+                    model, rows.tokens[start : start + size], rows.targets[start : start + size]
+                )
+                # float64, because a loss of 1e-8 is lost in float32 where log-sum-exp and the
+                # logit nearly cancel
                 total += float(functional.cross_entropy(logits.double(), targets, reduction="sum"))
                 correct += float((logits.argmax(-1) == targets).sum())
                 n += len(targets)

@@ -1,12 +1,12 @@
 """Byte n-gram models, the baselines of byte-level language models.
 
-Interpolated Witten-Bell smoothing (Witten and Bell 1991; Chen and Goodman 1999, eq. 14-15): with c(h, w) the count of byte w
-after the history h, N(h) their sum and T(h) the number of different bytes seen after h,
+Interpolated Witten-Bell smoothing (Witten and Bell 1991; Chen and Goodman 1999, eq. 14-15): with c(h, w) the
+count of byte w after the history h, N(h) their sum and T(h) the number of different bytes seen after h,
 
     p(w | h) = (c(h, w) + T(h) p(w | h')) / (N(h) + T(h)),
 
-h' being h without its first byte; an unseen history leaves p(w | h') as it is, and below the unigram stands 1/256. There is
-no parameter to tune.
+h' being h without its first byte; an unseen history leaves p(w | h') as it is, and below the unigram stands
+1/256. There is no parameter to tune.
 
 Shapes: documents are uint8 [n_bytes]; windows to score are integers [n, pos].
 """
@@ -34,7 +34,9 @@ class NgramModel:
         # tables[k]: history of k bytes and next byte as one number, ascending; counts; histories with N and T
         self._tables = [_table(documents, k) for k in range(order)]
 
-    def probabilities(self, histories: NDArray[np.int64], following: NDArray[np.int64]) -> NDArray[np.float64]:
+    def probabilities(
+        self, histories: NDArray[np.int64], following: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         """Return p(byte | history).
 
         Args:
@@ -61,13 +63,17 @@ class NgramModel:
         return found
 
     def mean_loss(self, windows: NDArray[np.int64]) -> float:
-        """Return the mean of -log p in nats over every byte after the first of its window, with the context that is in it."""
+        """Return the mean of -log p in nats over every byte after the first of its window, with the
+        context that is in it.
+        """
         n, width = windows.shape
         padded = np.concatenate([np.full((n, self.order - 1), -1, np.int64), windows.astype(np.int64)], 1)
         # Column i of the padded windows is the first byte of the history of byte i of the window.
         stack = [padded[:, 1 + place : width + place].reshape(-1) for place in range(self.order - 1)]
         histories = np.stack(stack, 1) if stack else np.empty((n * (width - 1), 0), np.int64)
-        return float(-np.log(self.probabilities(histories, windows[:, 1:].reshape(-1).astype(np.int64))).mean())
+        return float(
+            -np.log(self.probabilities(histories, windows[:, 1:].reshape(-1).astype(np.int64))).mean()
+        )
 
 
 def _table(documents: Sequence[NDArray[np.uint8]], k: int) -> tuple[NDArray[np.int64], ...]:
@@ -85,7 +91,9 @@ def _table(documents: Sequence[NDArray[np.uint8]], k: int) -> tuple[NDArray[np.i
     return grams, counts.astype(np.int64), contexts, totals, np.bincount(where).astype(np.int64)
 
 
-def _find(ordered: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _find(
+    ordered: NDArray[np.int64], wanted: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return where each wanted number is, or would be, in ascending numbers, and whether it is there."""
     at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
     return at, ordered[at] == wanted

@@ -1,7 +1,9 @@
-"""A recipe: one TOML file that says model, data, optimizer, schedule, checkpoints and seed of one training run.
+"""A recipe: one TOML file that says model, data, optimizer, schedule, checkpoints and seed
+of one training run.
 
-Nothing else goes into a run: the same recipe on the same machine with the same versions gives the same checkpoints, bit for
-bit. A recipe is data: it names architectures and data sets that are known here, and no code.
+Nothing else goes into a run: the same recipe on the same machine with the same versions gives the
+same checkpoints, bit for bit. A recipe is data: it names architectures and data sets that are known
+here, and no code.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class ModelRecipe(_Declared):
 
     architecture: str
     config: dict[str, Any] = Field(default_factory=dict)
-    no_special_ids: bool = Field(True, description="Set pad, bos and eos ids to None: a default pad id would freeze a token.")
+    no_special_ids: bool = Field(
+        True, description="Set pad, bos and eos ids to None: a default pad id would freeze a token."
+    )
 
     @model_validator(mode="after")
     def _known(self) -> ModelRecipe:
@@ -50,24 +54,32 @@ class ModelRecipe(_Declared):
 
 
 class ModularAddition(_Declared):
-    """``[data] kind = "modular_addition"``: all pairs (a, b); [a, b, =] -> (a + b) mod p at the last position."""
+    """``[data] kind = "modular_addition"``: all pairs (a, b); [a, b, =] -> (a + b) mod p at
+    the last position.
+    """
 
     kind: Literal["modular_addition"]
     modulus: int = Field(ge=2, le=1000)
     train_fraction: float = Field(gt=0, lt=1)
     split_seed: int = Field(0, ge=0)
     batch_size: int | None = Field(None, ge=1, description="Pairs in a step; None for all of them.")
-    replacement: bool = Field(False, description="Draw every step anew; else each pass over the pairs takes each once.")
+    replacement: bool = Field(
+        False, description="Draw every step anew; else each pass over the pairs takes each once."
+    )
 
 
 class ByteText(_Declared):
-    """``[data] kind = "byte_text"``: windows of the bytes of documents, the same number of each domain in every batch."""
+    """``[data] kind = "byte_text"``: windows of the bytes of documents, the same number of each
+    domain in every batch.
+    """
 
     kind: Literal["byte_text"]
     corpora: list[str] = Field(min_length=1, description="Registered corpora; each gives its domain.")
     context: int = Field(ge=4, le=1024)
     windows_per_domain: int = Field(ge=1, description="Windows of each domain in a step.")
-    validation_fraction: float = Field(0.1, gt=0, lt=1, description="Share of the bytes of a domain, in whole documents.")
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=1, description="Share of the bytes of a domain, in whole documents."
+    )
     max_domain_bytes: int = Field(1_000_000, ge=1000, description="Most bytes of a domain.")
     probe_windows: int = Field(64, ge=1, description="Validation windows of each domain in the probe set.")
     split_seed: int = Field(0, ge=0)
@@ -81,14 +93,22 @@ class OptimizerRecipe(_Declared):
     betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.98]
     warmup_steps: int = Field(10, ge=0, description="Steps of a linear ramp.")
     decay: Decay = "constant"
-    final_fraction: float = Field(0.1, ge=0, le=1, description="Of the learning rate, at the end of a cosine or a line.")
+    final_fraction: float = Field(
+        0.1, ge=0, le=1, description="Of the learning rate, at the end of a cosine or a line."
+    )
     clip_norm: float | None = Field(None, gt=0)
-    loss_dtype: Literal["float32", "float64"] = Field("float32", description="In float32, losses below 1e-7 vanish.")
-    balance: float = Field(0.0, ge=0, description="Weight of the load-balancing loss of a mixture of experts.")
+    loss_dtype: Literal["float32", "float64"] = Field(
+        "float32", description="In float32, losses below 1e-7 vanish."
+    )
+    balance: float = Field(
+        0.0, ge=0, description="Weight of the load-balancing loss of a mixture of experts."
+    )
 
     def schedule(self, steps: int) -> Schedule:
         """Learning rates of a run of ``steps`` steps."""
-        return Schedule(self.learning_rate, steps, self.warmup_steps, self.decay, final_fraction=self.final_fraction)
+        return Schedule(
+            self.learning_rate, steps, self.warmup_steps, self.decay, final_fraction=self.final_fraction
+        )
 
 
 class Recipe(_Declared):
@@ -99,9 +119,13 @@ class Recipe(_Declared):
     license: str
     seed: int = Field(0, ge=0, le=2**31, description="Draws initialization and batches.")
     steps: int = Field(ge=1, le=10**7)
-    checkpoints: list[int] = Field(min_length=1, max_length=_MAX_CHECKPOINTS, description="Steps; 0 is the initialization.")
+    checkpoints: list[int] = Field(
+        min_length=1, max_length=_MAX_CHECKPOINTS, description="Steps; 0 is the initialization."
+    )
     log_every: int = Field(ge=1)
-    threads: int = Field(1, ge=1, le=64, description="Threads of torch; another number may change the last bits.")
+    threads: int = Field(
+        1, ge=1, le=64, description="Threads of torch; another number may change the last bits."
+    )
     model: ModelRecipe
     data: ModularAddition | ByteText = Field(discriminator="kind")
     optimizer: OptimizerRecipe
@@ -133,14 +157,16 @@ def find_recipe(target: str) -> Path:
         return path
     if target in shipped_names():
         return shipped_folder(target) / RECIPE
-    raise unknown_name("recipe", target, shipped_names(), next_step="give a TOML file, or the name of a shipped series")
+    raise unknown_name(
+        "recipe", target, shipped_names(), next_step="give a TOML file, or the name of a shipped series"
+    )
 
 
 def changed_text(text: str, **changes: str | int | None) -> str:
     """Return the text of a recipe with values at its top level replaced; None changes nothing.
 
-    The copy beside the checkpoints must be the recipe that made them. A file that is written in an unusual way (a quoted
-    key) is returned as it is.
+    The copy beside the checkpoints must be the recipe that made them. A file that is written in an unusual
+    way (a quoted key) is returned as it is.
     """
     section = re.search(r"^\[", text, flags=re.MULTILINE)
     head, rest = (text, "") if section is None else (text[: section.start()], text[section.start() :])
@@ -153,7 +179,11 @@ def changed_text(text: str, **changes: str | int | None) -> str:
         found = tomllib.loads(head + rest)
     except tomllib.TOMLDecodeError:
         return text
-    return head + rest if all(found.get(key) == value for key, value in changes.items() if value is not None) else text
+    return (
+        head + rest
+        if all(found.get(key) == value for key, value in changes.items() if value is not None)
+        else text
+    )
 
 
 def read_recipe(path: Path, **changes: Any) -> Recipe:
@@ -161,7 +191,8 @@ def read_recipe(path: Path, **changes: Any) -> Recipe:
 
     Args:
         path: The TOML file.
-        **changes: Values in place of those at the top level of the file, for example ``seed=1``; None changes nothing.
+        **changes: Values in place of those at the top level of the file, for example ``seed=1``;
+            None changes nothing.
 
     Raises:
         SpecError: It is no TOML, or a value is missing, unknown or not valid.
@@ -173,7 +204,9 @@ def read_recipe(path: Path, **changes: Any) -> Recipe:
         if len(raw) > _MAX_BYTES:
             raise ValueError(f"it has {len(raw)} bytes, more than any recipe")
         values = tomllib.loads(raw.decode())
-        return Recipe.model_validate({**values, **{key: value for key, value in changes.items() if value is not None}})
+        return Recipe.model_validate(
+            {**values, **{key: value for key, value in changes.items() if value is not None}}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         raise SpecError(

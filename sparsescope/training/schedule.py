@@ -35,8 +35,14 @@ class Schedule:
             return self.peak * (step + 1) / self.warmup_steps
         if self.decay == "constant":
             return self.peak
-        begin = self.warmup_steps if self.decay_steps is None else max(self.warmup_steps, self.steps - self.decay_steps)
+        begin = (
+            self.warmup_steps
+            if self.decay_steps is None
+            else max(self.warmup_steps, self.steps - self.decay_steps)
+        )
         done = min(1.0, max(0.0, (step - begin) / max(1, self.steps - begin)))
         if self.decay == "linear":
             return self.peak * (self.final_fraction + (1 - self.final_fraction) * (1 - done))
-        return self.peak * (self.final_fraction + (1 - self.final_fraction) * (1 + math.cos(math.pi * done)) / 2)
+        return self.peak * (
+            self.final_fraction + (1 - self.final_fraction) * (1 + math.cos(math.pi * done)) / 2
+        )

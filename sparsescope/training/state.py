@@ -1,8 +1,10 @@
-"""The state of a running training on disk, from which it goes on exactly, and the lock of the folder that holds it.
+"""The state of a running training on disk, from which it goes on exactly, and the lock of the
+folder that holds it.
 
-One safetensors file, replaced atomically; no pickle. A state belongs to one recipe and one data set: another one is refused
-instead of being continued. Names of tensors: ``model.NAME`` for parameters and stored buffers; ``KEY.NAME`` for what the
-optimizer holds of a parameter, for example ``exp_avg.NAME`` of Adam; ``extra.NAME``; ``generator``. What was measured is JSON.
+One safetensors file, replaced atomically; no pickle. A state belongs to one recipe and one data set: another
+one is refused instead of being continued. Names of tensors: ``model.NAME`` for parameters and stored buffers;
+``KEY.NAME`` for what the optimizer holds of a parameter, for example ``exp_avg.NAME`` of Adam;
+``extra.NAME``; ``generator``. What was measured is JSON.
 """
 
 from __future__ import annotations
@@ -100,7 +102,9 @@ def save_state(folder: Path, training: Training, progress: TrainingRecord) -> No
         "checkpoints": progress.checkpoints,
         "cpu_seconds": progress.cpu_seconds,
     }
-    data = save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, {"facts": json.dumps(facts)})
+    data = save(
+        {name: tensor.contiguous().clone() for name, tensor in tensors.items()}, {"facts": json.dumps(facts)}
+    )
     replace_file(folder / FILE, data, action="save the state of the training")
 
 
@@ -119,7 +123,8 @@ def load_state(folder: Path, training: Training) -> TrainingRecord:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # safe_open is no dict
+            # safe_open is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors has an exception of its own
         raise ArtifactError(
             "the state of the training cannot be read",
@@ -134,7 +139,11 @@ def load_state(folder: Path, training: Training) -> TrainingRecord:
             next_step="give another --output, or delete the folder .partial in it",
         )
     held = dict(named_tensors(training.model))
-    wrong = [name for name, tensor in held.items() if getattr(tensors.get(f"model.{name}"), "shape", None) != tensor.shape]
+    wrong = [
+        name
+        for name, tensor in held.items()
+        if getattr(tensors.get(f"model.{name}"), "shape", None) != tensor.shape
+    ]
     wrong += [name for name in training.extra if f"extra.{name}" not in tensors]
     if wrong or "generator" not in tensors:
         raise ArtifactError(
@@ -150,7 +159,10 @@ def load_state(folder: Path, training: Training) -> TrainingRecord:
         training.extra[name] = tensors[f"extra.{name}"].to(before.device)
     _restore(training.optimizer, [name for name, _ in optimized], tensors)
     training.generator.set_state(tensors["generator"])
-    curves = [(int(step), measure, split, part, float(value)) for step, measure, split, part, value in facts["curves"]]
+    curves = [
+        (int(step), measure, split, part, float(value))
+        for step, measure, split, part, value in facts["curves"]
+    ]
     return TrainingRecord(int(facts["step"]), curves, facts["checkpoints"], float(facts["cpu_seconds"]))
 
 

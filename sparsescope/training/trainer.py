@@ -72,7 +72,9 @@ class _LanguageModel(Training):
         return write_checkpoint(self.folder, self.model, self.recipe, self.data, step)
 
     def try_out(self) -> None:
-        """Compute one loss, so that a configuration that does not fit the data fails now. No random number is used up."""
+        """Compute one loss, so that a configuration that does not fit the data fails now. No random
+        number is used up.
+        """
         generator = torch.Generator()
         generator.set_state(self.generator.get_state())
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -80,12 +82,15 @@ class _LanguageModel(Training):
             training_loss(self.model, tokens, targets, self.recipe.optimizer.balance)
 
 
-def train(recipe: Recipe, output: Path, *, recipe_text: str = "", stop_after: int | None = None) -> Path | None:
+def train(
+    recipe: Recipe, output: Path, *, recipe_text: str = "", stop_after: int | None = None
+) -> Path | None:
     """Train a model and write its series.
 
     Args:
         recipe: What to do.
-        output: Folder of the series; it must not hold a finished one. Unfinished work lies in ``.partial`` in it.
+        output: Folder of the series; it must not hold a finished one. Unfinished work lies in
+            ``.partial`` in it.
         recipe_text: Text of the recipe file, copied into the series.
         stop_after: End, with the state saved, after so many steps of this call; None to run to the end.
 
@@ -93,9 +98,11 @@ def train(recipe: Recipe, output: Path, *, recipe_text: str = "", stop_after: in
         The folder, or None where ``stop_after`` ended the run before its last step.
 
     Raises:
-        ArtifactError: The folder holds a finished series, other files, unfinished work of another recipe, or is in use.
+        ArtifactError: The folder holds a finished series, other files, unfinished work of another
+            recipe, or is in use.
         KeyboardInterrupt: After Ctrl-C; the state was saved after the running step.
-        SpecError: The model cannot be built, does not take the data, or has no such value in its configuration.
+        SpecError: The model cannot be built, does not take the data, or has no such value
+            in its configuration.
         SubjectError: The loss is not finite.
     """
     _refuse_finished(output)

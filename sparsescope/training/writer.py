@@ -1,7 +1,7 @@
 """Write the files of a series: checkpoints while the training runs, everything else when it is finished.
 
-``series.json`` is moved to its place last, so a folder that has one is complete. What the files mean stands in
-``sparsescope/models/formats/series_file.py``.
+``series.json`` is moved to its place last, so a folder that has one is complete. What the files mean
+stands in ``sparsescope/models/formats/series_file.py``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,13 @@ def write_checkpoint(folder: Path, model: Any, recipe: Recipe, data: Data, step:
 
 
 def finish(
-    output: Path, folder: Path, recipe: Recipe, data: Data, model: Any, progress: TrainingRecord, recipe_text: str
+    output: Path,
+    folder: Path,
+    recipe: Recipe,
+    data: Data,
+    model: Any,
+    progress: TrainingRecord,
+    recipe_text: str,
 ) -> None:
     """Write what belongs to a finished series and move the checkpoints to their place.
 
@@ -88,7 +94,11 @@ def finish(
     from safetensors.numpy import save
 
     arrays = {name: tensor.numpy().astype("int32") for name, tensor in data.probe().items()}
-    config = {key: value for key, value in json.loads(model.config.to_json_string(use_diff=False)).items() if key not in _NOISE}
+    config = {
+        key: value
+        for key, value in json.loads(model.config.to_json_string(use_diff=False)).items()
+        if key not in _NOISE
+    }
     files = {
         series_file.CONFIG: json.dumps(config, indent=1, sort_keys=True).encode() + b"\n",
         series_file.RECIPE: (recipe_text or recipe.model_dump_json(indent=1)).encode(),
@@ -111,7 +121,8 @@ def finish(
         environment=environment(threads=recipe.threads, cpu_seconds=round(progress.cpu_seconds, 1)),
         checkpoints=[series_file.StoredCheckpoint(**record) for record in progress.checkpoints],
     )
-    # Written beside the unfinished work and moved: what a killed process leaves half written goes with that folder.
+    # Written beside the unfinished work and moved: what a killed process leaves half written
+    # goes with that folder.
     for name, text in files.items():
         replace_file(folder / name, text)
     replace_file(folder / series_file.FILE, content.model_dump_json(indent=1).encode() + b"\n")
@@ -130,7 +141,8 @@ def finish(
         sync_path(output)
         (folder / series_file.FILE).replace(output / series_file.FILE)
         sync_path(output)
-    shutil.rmtree(folder, ignore_errors=True)  # the series is complete: what a killed run left there must not fail it
+    # The series is complete: what a killed run left there must not fail it
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _curves(progress: TrainingRecord) -> bytes:

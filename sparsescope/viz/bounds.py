@@ -1,7 +1,8 @@
-"""Bars of upper bounds on FLOPs and weight bytes saved; shared by the analyses whose tables have these columns.
+"""Bars of upper bounds on FLOPs and weight bytes saved; shared by the analyses whose tables
+have these columns.
 
-Bars show ``saved_model``, their whiskers the interval, the dotted line what would be saved if the MLPs cost nothing.
-Nothing here is a speed, and no text may call it one.
+Bars show ``saved_model``, their whiskers the interval, the dotted line what would be saved if the MLPs cost
+nothing. Nothing here is a speed, and no text may call it one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ _SCHEMES = {
 }
 
 
-def draw_bounds(table: pd.DataFrame, result: Result, *, group: str = "rule", group_name: str = "active units") -> go.Figure:
+def draw_bounds(
+    table: pd.DataFrame, result: Result, *, group: str = "rule", group_name: str = "active units"
+) -> go.Figure:
     """Draw the table of bounds: one panel for each quantity, one group of bars for each value of ``group``.
 
     Args:
@@ -38,16 +41,29 @@ def draw_bounds(table: pd.DataFrame, result: Result, *, group: str = "rule", gro
     quantities = list(dict.fromkeys(table["quantity"]))
     schemes = [scheme for scheme in _SCHEMES if scheme in set(table["scheme"])]
     groups = list(dict.fromkeys(table[group]))
-    figure = fig.panels(1, len(quantities), titles=[f"{q} of a decoded token" for q in quantities], height=340, share_y=True)
+    figure = fig.panels(
+        1, len(quantities), titles=[f"{q} of a decoded token" for q in quantities], height=340, share_y=True
+    )
     for column, quantity in enumerate(quantities, 1):
         for index, scheme in enumerate(schemes):
-            rows = table[(table["quantity"] == quantity) & (table["scheme"] == scheme)].set_index(group).reindex(groups)
+            rows = (
+                table[(table["quantity"] == quantity) & (table["scheme"] == scheme)]
+                .set_index(group)
+                .reindex(groups)
+            )
             _bars(figure, rows, groups, scheme, theme.CATEGORIES["light"][index], column)
         share = float(table.loc[table["quantity"] == quantity, "mlp_share"].max())
         look = {"color": theme.SLATE, "width": 1.5, "dash": "dot"}
         note = f"all of the MLPs: {percent(share)}"
-        figure.add_hline(y=share, line=look, annotation_text=note, annotation_position="top left", row=1, col=column)
-    figure.update_layout(barmode="group", bargap=0.3, showlegend=True, legend={"title": {"text": "skipped for inactive units:"}})
+        figure.add_hline(
+            y=share, line=look, annotation_text=note, annotation_position="top left", row=1, col=column
+        )
+    figure.update_layout(
+        barmode="group",
+        bargap=0.3,
+        showlegend=True,
+        legend={"title": {"text": "skipped for inactive units:"}},
+    )
     top = 1.12 * float(table[["mlp_share", "saved_model"]].max().max())
     lowest = min(float(table["saved_model"].min()), 0.0)
     figure.update_yaxes(tickformat=".0~%", range=[lowest, top])
@@ -58,23 +74,36 @@ def draw_bounds(table: pd.DataFrame, result: Result, *, group: str = "rule", gro
     sentence = f"At most {percent(best['saved_model'])} of the {best['quantity']} could be saved"
     if group == "rule":
         sentence += f" (active: {best['rule']}; skipped: {_SCHEMES[best['scheme']]})"
-        sentence += f"; by exact zeros {percent(safe['saved_model'].max())}" if len(safe) and best["rule"] != "nonzero" else ""
+        sentence += (
+            f"; by exact zeros {percent(safe['saved_model'].max())}"
+            if len(safe) and best["rule"] != "nonzero"
+            else ""
+        )
     else:
         rest = table[(table["scheme"] == best["scheme"]) & (table[group] != best[group])]
         sentence += f" for {best[group]}"
-        sentence += "".join(f", {percent(row['saved_model'])} for {row[group]} together" for _, row in rest.iterrows())
+        sentence += "".join(
+            f", {percent(row['saved_model'])} for {row[group]} together" for _, row in rest.iterrows()
+        )
         sentence += f" (active: {best['rule']})"
     subtitle = "share of the whole model; whiskers: document-cluster bootstrap; not a speed"
     alt = f"Bars of upper bounds. {sentence}. Dotted lines show the share of the MLPs."
     return fig.describe(figure, title=sentence, subtitle=subtitle, alt=alt, result=result)
 
 
-def _bars(figure: go.Figure, rows: pd.DataFrame, groups: list[object], scheme: str, color: str, column: int) -> None:
+def _bars(
+    figure: go.Figure, rows: pd.DataFrame, groups: list[object], scheme: str, color: str, column: int
+) -> None:
     """Add the bars of one scheme to one panel."""
     saved = rows["saved_model"].astype(float)
     texts = [
-        f"{name}: density {percent(d)}, at most {percent(s)} saved ({percent(m)} of the MLPs); count {a:.3g} times smaller"
-        for name, d, s, m, a in zip(groups, rows["density"], saved, rows["saved_mlp"], rows["amdahl"], strict=True)
+        (
+            f"{name}: density {percent(d)}, at most {percent(s)} saved ({percent(m)} of the MLPs); count "
+            f"{a:.3g} times smaller"
+        )
+        for name, d, s, m, a in zip(
+            groups, rows["density"], saved, rows["saved_mlp"], rows["amdahl"], strict=True
+        )
     ]
     spread = {
         "array": (rows["high"].astype(float) - saved).clip(lower=0).fillna(0.0),

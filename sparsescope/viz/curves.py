@@ -1,4 +1,5 @@
-"""One measured column against another: the band of its interval, its line, and dotted what it is to be compared with.
+"""One measured column against another: the band of its interval, its line, and dotted what it is
+to be compared with.
 
 Tables are frames with one row for each point. Which columns hold an interval is what their declarations say.
 """
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 
 def interval_of(columns: Sequence[Column], name: str) -> tuple[str, str] | None:
-    """Find the columns with the lower and the upper end of the interval of a column; None where it has no interval.
+    """Find the columns with the lower and the upper end of the interval of a column; None where
+    it has no interval.
 
     Columns say which one they belong to. In a table where none does, as in runs of before, names decide:
     ``<name>_low`` and ``<name>_high``, else ``low`` and ``high``, of the kind of the column.
@@ -33,7 +35,9 @@ def interval_of(columns: Sequence[Column], name: str) -> tuple[str, str] | None:
         return (low, high) if low and high else None
     kinds = {column.name: column.kind for column in columns}
     pairs = ((f"{name}_low", f"{name}_high"), ("low", "high"))
-    return next((pair for pair in pairs if name in kinds and all(kinds.get(end) == kinds[name] for end in pair)), None)
+    return next(
+        (pair for pair in pairs if name in kinds and all(kinds.get(end) == kinds[name] for end in pair)), None
+    )
 
 
 def curve(
@@ -94,15 +98,21 @@ def curve(
     shown = [with_interval(*ends_of, show=show) for ends_of in zip(values.tolist(), low, high, strict=True)]
     text = text or (lambda point, value: f"{x} {getattr(point, x):g}: {value}")
     texts = [text(point, value) for point, value in zip(rows.itertuples(index=False), shown, strict=True)]
-    legend = legend and display(name, limit=60) not in {trace.name for trace in figure.data if trace.showlegend}
+    legend = legend and display(name, limit=60) not in {
+        trace.name for trace in figure.data if trace.showlegend
+    }
     fig.line(figure, rows[x], values, name, color=color, texts=texts, legend=legend, **place, **look)
     if reference and rows[reference].notna().any():
         dotted: dict[str, Any] = {"color": reference_color or color, "width": 1.5 if reference_color else 1.2}
         dotted |= {"dash": "dot", "symbol": None} | ({} if reference_color else {"opacity": 0.8})
-        fig.line(figure, rows[x], rows[reference], reference_name or f"{name}, {reference}", **dotted, **place)
+        fig.line(
+            figure, rows[x], rows[reference], reference_name or f"{name}, {reference}", **dotted, **place
+        )
     return float(finite[-1])
 
 
-def dotted(figure: fig.Figure, x: Sequence[Any], y: Sequence[Any], name: str, *, width: float = 1.5, **options: Any) -> None:
+def dotted(
+    figure: fig.Figure, x: Sequence[Any], y: Sequence[Any], name: str, *, width: float = 1.5, **options: Any
+) -> None:
     """Draw a gray dotted line: what would be seen if there were nothing to see."""
     fig.line(figure, x, y, name, color=theme.SLATE, dash="dot", symbol=None, width=width, **options)

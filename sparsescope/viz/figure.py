@@ -178,7 +178,9 @@ def dots(
     """Add markers without a line, with a name in the legend; ``texts`` are the hover texts."""
     label = display(name, limit=60)
     marker = {"color": color, "size": size, "symbol": symbol}
-    figure.add_scatter(x=x, y=y, name=label, mode="markers", marker=marker, showlegend=True, **_hover(texts, label))
+    figure.add_scatter(
+        x=x, y=y, name=label, mode="markers", marker=marker, showlegend=True, **_hover(texts, label)
+    )
 
 
 def bars(
@@ -269,7 +271,9 @@ def band(
     return True
 
 
-def spread(values: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
+def spread(
+    values: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf
+) -> list[float]:
     """Move values apart until neighbours are at least ``gap`` apart, moving each as little as possible.
 
     All stay within ``low`` and ``high`` (if there is room). Source: pool-adjacent-violators on
@@ -358,12 +362,18 @@ def color_bar(figure: go.Figure, low: float, high: float, title: str) -> None:
     )
 
 
-def integer_axis(figure: go.Figure, values: Any, title: str, *, ticks: int = 16, pad: float = 0.6, **place: Any) -> None:
+def integer_axis(
+    figure: go.Figure, values: Any, title: str, *, ticks: int = 16, pad: float = 0.6, **place: Any
+) -> None:
     """Set an x axis with whole-number ticks (layers, heads), at most about ``ticks`` of them."""
     finite = [float(v) for v in values if math.isfinite(float(v))] or [0.0]
     low, high = min(finite), max(finite)
-    step = next((s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500) if (high - low) / s < ticks), (high - low) / ticks)
-    figure.update_xaxes(title_text=display(title), range=[low - pad, high + pad], tick0=0, dtick=step, tickformat="d", **place)
+    step = next(
+        (s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500) if (high - low) / s < ticks), (high - low) / ticks
+    )
+    figure.update_xaxes(
+        title_text=display(title), range=[low - pad, high + pad], tick0=0, dtick=step, tickformat="d", **place
+    )
 
 
 def y_axes(figure: go.Figure, title: str, **options: Any) -> None:
@@ -380,7 +390,9 @@ def legend_below(figure: go.Figure) -> None:
 def empty(title: str, message: str) -> go.Figure:
     """Return a figure that says why there is nothing to draw."""
     figure = panels(height=120)
-    figure.add_annotation(text=display(message, limit=200), x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 14})
+    figure.add_annotation(
+        text=display(message, limit=200), x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 14}
+    )
     figure.update_xaxes(visible=False, title_text="nothing to draw")
     figure.update_yaxes(visible=False, title_text="nothing to draw")
     return describe(figure, title=title, subtitle="", alt=f"{title}: {message}")

@@ -2,9 +2,9 @@
 
 Used for analyses that declare no views and for tables without one. The first index column (layer, step,
 position, ...) goes on x, the first measured column on y; a text column with few values gives the colors; two
-index columns give a heat map; without an index there are bars by label, or a histogram. Tokens in the order of a text
-are shown as that text (``token_strip``). Never more than
-``figure.MAX_MARKS`` marks: what is thinned or summarized is said in the subtitle.
+index columns give a heat map; without an index there are bars by label, or a histogram. Tokens in the order
+of a text are shown as that text (``token_strip``). Never more than ``figure.MAX_MARKS`` marks: what is
+thinned or summarized is said in the subtitle.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def draw(result: Result, table: str, value: Any = None) -> go.Figure | Panel:
 
 
 def select_column(result: Result, table: str) -> str:
-    """The column of which the default figure shows one value: the document of a table of tokens. Empty where it shows all."""
+    """The column of which the default figure shows one value: the document of a table of tokens. Empty
+    where it shows all.
+    """
     frame, columns = result.tables[table], result.columns[table]
     documents = [column.name for column in columns if column.kind == "document"]
     return documents[0] if documents and strip.is_text(frame, columns) else ""
@@ -74,7 +76,12 @@ def draw_table(name: str, frame: pd.DataFrame, columns: Sequence[Column]) -> go.
     y = _measured(columns, numbers)
     if y is None:
         return fig.empty(title, "the table has no finite number to draw")
-    indices = [c for kind in _X_ORDER for c in columns if c.kind == kind and c is not y and np.isfinite(numbers[c.name]).any()]
+    indices = [
+        c
+        for kind in _X_ORDER
+        for c in columns
+        if c.kind == kind and c is not y and np.isfinite(numbers[c.name]).any()
+    ]
     color = _grouping(frame, columns, numbers[indices[0].name] if indices else None)
     if len(indices) > 1 and color is None and _grid_like(numbers, indices[:2]):
         return _heatmap(title, numbers, indices[0], indices[1], y)
@@ -120,7 +127,9 @@ def _grouping(frame: pd.DataFrame, columns: Sequence[Column], x: np.ndarray | No
 
 
 def _texts(values: pd.Series) -> list[str]:
-    """Names as they are drawn. Two that look alike once they are cut and made safe are numbered, never merged."""
+    """Names as they are drawn. Two that look alike once they are cut and made safe are
+    numbered, never merged.
+    """
     shown: dict[str | None, str] = {}
     taken: set[str] = set()
     for value in values:
@@ -142,7 +151,9 @@ def _grid_like(numbers: dict[str, np.ndarray], pair: Sequence[Column]) -> bool:
 
 
 def _y_axis(figure: go.Figure, y: Column, percent: bool) -> None:
-    figure.update_yaxes(title_text=display(heading(y)) + (" (%)" if percent else ""), tickformat=".4~%" if percent else None)
+    figure.update_yaxes(
+        title_text=display(heading(y)) + (" (%)" if percent else ""), tickformat=".4~%" if percent else None
+    )
 
 
 def _alt(what: str, y: Column, values: np.ndarray) -> str:
@@ -173,7 +184,9 @@ def _lines(
     grouped_by = color.name if color else ""
     repeated = False
     most = fig.MAX_MARKS // (3 * max(len(drawn), 1))
-    percent = y.kind == "fraction" and (color is None or color.kind != "metric" or all(is_share(n) for n in drawn))
+    percent = y.kind == "fraction" and (
+        color is None or color.kind != "metric" or all(is_share(n) for n in drawn)
+    )
     for index, name in enumerate(drawn):
         part = work[work["group"] == name]
         repeated |= bool(part["x"].duplicated().any())
@@ -183,7 +196,8 @@ def _lines(
         if bands:
             fig.band(figure, line["x"], line["low"], line["high"], color=shade)
         texts = [
-            f"{x.name} {a:g}: {format_cell(b, y, None if percent else '')}" for a, b in zip(line["x"], line["y"], strict=True)
+            f"{x.name} {a:g}: {format_cell(b, y, None if percent else '')}"
+            for a, b in zip(line["x"], line["y"], strict=True)
         ]
         fig.line(
             figure,
@@ -213,11 +227,15 @@ def _lines(
     )
 
 
-def _heatmap(title: str, numbers: dict[str, np.ndarray], first: Column, second: Column, y: Column) -> go.Figure:
+def _heatmap(
+    title: str, numbers: dict[str, np.ndarray], first: Column, second: Column, y: Column
+) -> go.Figure:
     work = pd.DataFrame({"x": numbers[second.name], "y": numbers[first.name], "z": numbers[y.name]}).replace(
         [np.inf, -np.inf], np.nan
     )
-    grid = work.dropna(subset=["x", "y"]).pivot_table(index="y", columns="x", values="z", aggfunc="median", dropna=False)
+    grid = work.dropna(subset=["x", "y"]).pivot_table(
+        index="y", columns="x", values="z", aggfunc="median", dropna=False
+    )
     figure = fig.panels(height=320)
     figure.add_heatmap(
         x=grid.columns.to_numpy(),
@@ -234,11 +252,15 @@ def _heatmap(title: str, numbers: dict[str, np.ndarray], first: Column, second: 
     figure.update_xaxes(title_text=display(heading(second)))
     figure.update_yaxes(title_text=display(heading(first)))
     what = f"Heat map of {y.name} by {first.name} and {second.name}"
-    return fig.describe(figure, title=title, subtitle=y.description, alt=_alt(what, y, numbers[y.name]), caption=y.description)
+    return fig.describe(
+        figure, title=title, subtitle=y.description, alt=_alt(what, y, numbers[y.name]), caption=y.description
+    )
 
 
 def _bars(title: str, frame: pd.DataFrame, label: Column, y: Column, values: np.ndarray) -> go.Figure:
-    work = pd.DataFrame({"label": _texts(frame[label.name]), "value": values}).replace([np.inf, -np.inf], np.nan)
+    work = pd.DataFrame({"label": _texts(frame[label.name]), "value": values}).replace(
+        [np.inf, -np.inf], np.nan
+    )
     bars = work.groupby("label", sort=False)["value"].median().dropna().sort_values(ascending=False)
     shown = bars.head(_MAX_BARS)
     figure = fig.panels(height=max(120, 22 * len(shown)))
@@ -250,8 +272,12 @@ def _bars(title: str, frame: pd.DataFrame, label: Column, y: Column, values: np.
         customdata=[format_cell(float(v), y) for v in shown],
         hovertemplate="%{y}: %{customdata}<extra></extra>",
     )
-    figure.update_xaxes(title_text=display(heading(y)), tickformat=".4~%" if y.kind == "fraction" else None, showgrid=True)
-    figure.update_yaxes(title_text=display(heading(label)), type="category", autorange="reversed", showgrid=False)
+    figure.update_xaxes(
+        title_text=display(heading(y)), tickformat=".4~%" if y.kind == "fraction" else None, showgrid=True
+    )
+    figure.update_yaxes(
+        title_text=display(heading(label)), type="category", autorange="reversed", showgrid=False
+    )
     remark = f"; the largest {len(shown)} of {len(bars)}" if len(bars) > len(shown) else ""
     alt = _alt(f"Bar chart of {y.name} by {label.name}", y, values)
     return fig.describe(figure, title=title, subtitle=y.description + remark, alt=alt, caption=y.description)
@@ -263,7 +289,8 @@ def _histogram(title: str, y: Column, values: np.ndarray) -> go.Figure:
         span = float(finite.max()) - float(finite.min())
     if not np.isfinite(span) or span <= 1e-9 * max(abs(float(finite.max())), 1e-300):
         counts, edges = np.array([len(finite)]), None
-        x, width = [float(np.sort(finite)[len(finite) // 2])], None  # a mean of two numbers near 1e308 overflows
+        # A mean of two numbers near 1e308 overflows
+        x, width = [float(np.sort(finite)[len(finite) // 2])], None
     else:
         counts, edges = np.histogram(finite, bins=min(40, max(5, int(np.sqrt(len(finite))))))
         x, width = ((edges[:-1] + edges[1:]) / 2).tolist(), np.diff(edges).tolist()

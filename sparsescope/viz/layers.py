@@ -1,4 +1,5 @@
-"""Layers in figures: one value per layer and measure, also where a layer has many sites; their axis and their colors.
+"""Layers in figures: one value per layer and measure, also where a layer has many sites; their
+axis and their colors.
 
 A mixture-of-experts layer has one site per expert (``blocks.3.mlp.experts.7.hook_post``). Such sites share
 a *role* (``mlp.experts.hook_post``); a series over layers then shows the median over the experts, and its
@@ -57,8 +58,8 @@ class Series:
         """Say in words what the band shows; ``level`` is the coverage of the intervals."""
         if self.sites > 1:
             return (
-                f"lines: median over up to {self.sites} experts of a layer; bands: 5–95 % of the experts, or the "
-                f"{100 * level:g} % document-cluster bootstrap interval where a layer has a single site"
+                f"lines: median over up to {self.sites} experts of a layer; bands: 5–95 % of the experts, or "
+                f"the {100 * level:g} % document-cluster bootstrap interval where a layer has a single site"
             )
         interval = f"bands: {100 * level:g} % document-cluster bootstrap interval"
         return interval if self.intervals else NO_INTERVALS
@@ -72,7 +73,9 @@ def rows_of(found: Series, role: str, **keys: object) -> pd.DataFrame:
     return frame.sort_values("layer")
 
 
-def series(frame: pd.DataFrame, keys: Sequence[str] = (), *, value: str = "mean", keep: Sequence[str] = ()) -> Series:
+def series(
+    frame: pd.DataFrame, keys: Sequence[str] = (), *, value: str = "mean", keep: Sequence[str] = ()
+) -> Series:
     """Bring a table with ``layer`` and ``site`` columns to one row per role, layer and key.
 
     Args:
@@ -87,7 +90,9 @@ def series(frame: pd.DataFrame, keys: Sequence[str] = (), *, value: str = "mean"
     work = frame.assign(role=[role(site) for site in frame["site"]])
     work["mean"] = pd.to_numeric(work[value], errors="coerce").astype(float)
     for name in ("low", "high"):
-        work[name] = pd.to_numeric(work[name], errors="coerce").astype(float) if name in frame else float("nan")
+        work[name] = (
+            pd.to_numeric(work[name], errors="coerce").astype(float) if name in frame else float("nan")
+        )
     by = ["role", *keys, "layer"]
     groups = work.groupby(by, sort=True, dropna=False)
     sites = int(groups.size().max()) if len(work) else 1

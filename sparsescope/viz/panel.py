@@ -1,11 +1,13 @@
-"""A view that is text and not a figure: HTML made of escaped parts only, with one script and one style for all panels.
+"""A view that is text and not a figure: HTML made of escaped parts only, with one script and one
+style for all panels.
 
-A ``Panel`` is a tree of ``Tag``s. What a tag holds is text, which is made visible (``core/escaping.py``) and escaped when it is
-written, or further tags; there is no way to put markup into one. ``panel.js`` is the one script: a panel needs it for comfort
-and can be read without it. Whatever page holds a panel allows that script by the SHA-256 of its text (``policy``) and no other.
+A ``Panel`` is a tree of ``Tag``s. What a tag holds is text, which is made visible (``core/escaping.py``) and
+escaped when it is written, or further tags; there is no way to put markup into one. ``panel.js`` is the one
+script: a panel needs it for comfort and can be read without it. Whatever page holds a panel allows that
+script by the SHA-256 of its text (``policy``) and no other.
 
-In a report a panel stands in the page (``html``), which has ``css`` and ``script``; in the explorer and in notebooks it is a
-page of its own in a frame (``page``).
+In a report a panel stands in the page (``html``), which has ``css`` and ``script``; in the explorer and in
+notebooks it is a page of its own in a frame (``page``).
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from sparsescope.viz import theme
 from sparsescope.viz.tokens import display
 
 TAGS = frozenset({"div", "span", "p", "b", "br"})
-ATTRIBUTES = frozenset({"class", "title", "tabindex", "role", "aria-label", "aria-live", "data-mark", "data-readout"})
+ATTRIBUTES = frozenset(
+    {"class", "title", "tabindex", "role", "aria-label", "aria-live", "data-mark", "data-readout"}
+)
 SHADES = 8  # steps of the color scale on each side of its middle
 _LONGEST = 4000
 _ROWS_IN_FRAME = 15
@@ -53,7 +57,10 @@ class Tag:
         if strange:
             allowed = f"elements {', '.join(sorted(TAGS))}; attributes {', '.join(sorted(ATTRIBUTES))}"
             raise SpecError(
-                "a panel has no such element or attribute", where="Tag", allowed=allowed, got=", ".join(sorted(strange))
+                "a panel has no such element or attribute",
+                where="Tag",
+                allowed=allowed,
+                got=", ".join(sorted(strange)),
             )
 
     def html(self) -> str:
@@ -73,8 +80,12 @@ class Tag:
 
 
 def tag(name: str, *parts: Tag | str, **attributes: object) -> Tag:
-    """Make an element. An underscore in the name of an attribute stands for a hyphen; one at its end is left out."""
-    return Tag(name, parts, {key.rstrip("_").replace("_", "-"): str(value) for key, value in attributes.items()})
+    """Make an element. An underscore in the name of an attribute stands for a hyphen; one at
+    its end is left out.
+    """
+    return Tag(
+        name, parts, {key.rstrip("_").replace("_", "-"): str(value) for key, value in attributes.items()}
+    )
 
 
 def escaped(text: str) -> str:
@@ -92,7 +103,8 @@ class Panel:
         alt: One or two sentences with the main numbers, for people who do not see the panel.
         body: What it shows.
         caption: How to read it.
-        rows: Lines of text that it takes, roughly; of many the frame of a panel shows some, and the others by scrolling.
+        rows: Lines of text that it takes, roughly; of many the frame of a panel shows some, and the
+            others by scrolling.
     """
 
     title: str
@@ -109,21 +121,31 @@ class Panel:
 
     def html(self) -> str:
         """The panel as a part of a page that has ``css`` and ``script``."""
-        head = (tag("p", tag("b", self.title), class_="panel-title"), tag("p", self.subtitle, class_="panel-subtitle"))
+        head = (
+            tag("p", tag("b", self.title), class_="panel-title"),
+            tag("p", self.subtitle, class_="panel-subtitle"),
+        )
         return tag("div", *head, *self.body, class_="panel", role="group", aria_label=self.alt).html()
 
-    def page(self, mode: theme.Mode | None = None, *, framed: bool = False, clear: bool = False, source: str = "") -> str:
+    def page(
+        self, mode: theme.Mode | None = None, *, framed: bool = False, clear: bool = False, source: str = ""
+    ) -> str:
         """The panel as a page of its own that loads nothing and runs no script but its own.
 
         Args:
             mode: Light or dark; None follows the system.
-            framed: It is shown in a frame of the height ``height``, and what does not fit scrolls inside of the panel.
+            framed: It is shown in a frame of the height ``height``, and what does not fit scrolls
+                inside of the panel.
             clear: The background is that of the page around the frame, which has the colors of ``mode``.
             source: Where the numbers come from, for the foot of the page.
         """
         form = "" if mode is None else f' data-theme="{mode}"'
         classes = " ".join(name for name, wanted in (("framed", framed), ("clear", clear)) if wanted)
-        foot = tag("p", self.caption + (f" {source}" if source else ""), class_="panel-foot").html() if source else ""
+        foot = (
+            tag("p", self.caption + (f" {source}" if source else ""), class_="panel-foot").html()
+            if source
+            else ""
+        )
         return (
             f'<!doctype html><html lang="en"{form}><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{policy(script())}">'
@@ -134,11 +156,13 @@ class Panel:
         )
 
     def to_html(self, full_html: bool = True, **options: Any) -> str:
-        """As of a plotly figure: a page, or (with ``full_html`` false) a part of one; here a frame with the page in it."""
+        """As of a plotly figure: a page, or (with ``full_html`` false) a part of one; here a frame
+        with the page in it.
+        """
         if full_html:
             return self.page()
-        # Without the right to the origin of the notebook: its page is out of reach for whatever runs in the frame.
-        # Light, as figures are in a notebook: whether the page around it is dark cannot be known.
+        # Without the right to the origin of the notebook: its page is out of reach for whatever runs in the
+        # frame. Light, as figures are in a notebook: whether the page around it is dark cannot be known.
         page = html.escape(self.page("light", framed=True), quote=True)
         return (
             f'<iframe sandbox="allow-scripts" title="{escaped(self.alt)}" srcdoc="{page}" '
@@ -156,26 +180,42 @@ def script() -> str:
 
 
 def policy(*scripts: str) -> str:
-    """A content security policy that allows these scripts, by their hashes, inline styles, and nothing else."""
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts)
-    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    """A content security policy that allows these scripts, by their hashes, inline
+    styles, and nothing else.
+    """
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; base-uri "
+        "'none'; form-action 'none'"
+    )
 
 
 @cache
 def css() -> str:
-    """The style of all panels with the color scale; the page has the colors of ``page_css`` by the same names."""
+    """The style of all panels with the color scale; the page has the colors of ``page_css``
+    by the same names.
+    """
     return _schemes({mode: _scale(mode) for mode in ("light", "dark")}) + _marks() + _file("panel.css")
 
 
 @cache
 def page_css() -> str:
     """Colors of a page that holds nothing but a panel."""
-    named = {"bg": theme.BACKGROUND, "ink": theme.INK, "muted": theme.MUTED, "line": theme.GRID, "edge": theme.AXIS}
+    named = {
+        "bg": theme.BACKGROUND,
+        "ink": theme.INK,
+        "muted": theme.MUTED,
+        "line": theme.GRID,
+        "edge": theme.AXIS,
+    }
     colors = {mode: {name: color[mode] for name, color in named.items()} for mode in ("light", "dark")}
     for mode in ("light", "dark"):
         colors[mode]["accent"] = theme.CATEGORIES[mode][0]
     return _schemes(colors) + (
-        f"body {{ margin: 0; padding: .5rem; background: var(--bg); color: var(--ink); font: 16px/1.55 {theme.FONT}; }}\n"
+        "body { margin: 0; padding: .5rem; background: var(--bg); color: var(--ink); font: 16px/1.55 "
+        f"{theme.FONT}; }}\n"
         "body.clear { background: transparent; padding: .15rem; }\n"
     )
 
@@ -198,8 +238,12 @@ def _marks() -> str:
 
 
 def _schemes(colors: Mapping[str, Mapping[str, str]]) -> str:
-    """CSS variables in the light and the dark form: of the system, of the page where it says, and light on paper."""
-    light, dark = (" ".join(f"--{name}: {value};" for name, value in colors[mode].items()) for mode in ("light", "dark"))
+    """CSS variables in the light and the dark form: of the system, of the page where it says,
+    and light on paper.
+    """
+    light, dark = (
+        " ".join(f"--{name}: {value};" for name, value in colors[mode].items()) for mode in ("light", "dark")
+    )
     return (
         f":root {{ {light} }}\n"
         f'@media (prefers-color-scheme: dark) {{ :root:not([data-theme="light"]) {{ {dark} }} }}\n'

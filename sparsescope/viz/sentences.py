@@ -1,4 +1,6 @@
-"""Pieces of the sentences of figures: numbers in titles, hover texts and alt texts, and who the figure is about."""
+"""Pieces of the sentences of figures: numbers in titles, hover texts and alt texts, and who
+the figure is about.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def subject_prefix(result: Result) -> str:
 
 
 def with_interval(value: float, low: float, high: float, show: Callable[[float], str] = percent) -> str:
-    """Format a value, followed by its interval where there is one, for example ``31.2 % [30.9 %, 31.5 %]``."""
+    """Format a value, followed by its interval where there is one, for example
+    ``31.2 % [30.9 %, 31.5 %]``.
+    """
     interval = f" [{show(low)}, {show(high)}]" if math.isfinite(low) and math.isfinite(high) else ""
     return show(value) + interval
 

@@ -1,8 +1,10 @@
-"""One measure of several subjects in one plot: a line for each, dashed for controls, bands where there are intervals.
+"""One measure of several subjects in one plot: a line for each, dashed for controls, bands where
+there are intervals.
 
-A control has the color of the subject that it belongs to, so pairs are seen together; subjects differ in color and marker.
-Colors follow the order of declaration, so the same subject looks the same in every figure of a study. Shapes: plain
-frames with the columns ``x``, ``y`` and, where there is an interval, ``low`` and ``high``.
+A control has the color of the subject that it belongs to, so pairs are seen together; subjects differ in
+color and marker. Colors follow the order of declaration, so the same subject looks the same in every
+figure of a study. Shapes: plain frames with the columns ``x``, ``y`` and, where there is an interval,
+``low`` and ``high``.
 """
 
 from __future__ import annotations
@@ -71,13 +73,16 @@ class Axes:
     log_y: bool = False
 
 
-def compare_lines(lines: Sequence[Line], axes: Axes, *, title: str, caption: str = "", remarks: Sequence[str] = ()) -> go.Figure:
+def compare_lines(
+    lines: Sequence[Line], axes: Axes, *, title: str, caption: str = "", remarks: Sequence[str] = ()
+) -> go.Figure:
     """Draw the lines of several subjects.
 
     Args:
         lines: In the order of the legend.
         axes: What is drawn.
-        title: What is compared; where there is more than one subject the title of the figure says what is seen.
+        title: What is compared; where there is more than one subject the title of the figure
+            says what is seen.
         caption: How to read it.
         remarks: What the reader must know about the lines, for the subtitle.
 
@@ -98,13 +103,27 @@ def compare_lines(lines: Sequence[Line], axes: Axes, *, title: str, caption: str
         frame = line.frame.iloc[fig.thin(len(line.frame), most)]
         color = theme.CATEGORIES["light"][line.color % len(theme.CATEGORIES["light"])]
         if {"low", "high"} <= set(frame):
-            bands |= fig.band(figure, frame["x"], frame["low"], frame["high"], color=color, alpha=0.12 if line.control else 0.22)
+            bands |= fig.band(
+                figure,
+                frame["x"],
+                frame["low"],
+                frame["high"],
+                color=color,
+                alpha=0.12 if line.control else 0.22,
+            )
         symbol = theme.MARKERS[line.color % len(theme.MARKERS)]
         fig.line(
-            figure, frame["x"].to_numpy(), frame["y"], line.name, color=color, dash="dash" if line.control else "solid",
-            symbol=f"{symbol}-open" if line.control else symbol, width=1.6 if line.control else 2.4, legend=True,
+            figure,
+            frame["x"].to_numpy(),
+            frame["y"],
+            line.name,
+            color=color,
+            dash="dash" if line.control else "solid",
+            symbol=f"{symbol}-open" if line.control else symbol,
+            width=1.6 if line.control else 2.4,
+            legend=True,
             texts=_hover(line.name, frame, axes, percent),
-        )  # fmt: skip
+        )
     dotted = _reference(figure, drawn, most, axes.reference_title)
     _style(figure, drawn, axes, percent, steps)
     parts = ["dashed: controls"] if any(line.control for line in drawn) else []
@@ -112,7 +131,8 @@ def compare_lines(lines: Sequence[Line], axes: Axes, *, title: str, caption: str
     parts += [f"dotted: {axes.reference_title}"] if dotted else []
     missing = len(lines) - len(drawn)
     parts += [f"{missing} without a finite number"] if missing else []
-    # The description of a column may be a formula of its own; the caption of the study says how to read the figure.
+    # The description of a column may be a formula of its own; the caption of the study says how
+    # to read the figure.
     return fig.describe(
         figure,
         title=_seen(drawn, axes, percent) or title,
@@ -129,8 +149,16 @@ def _reference(figure: go.Figure, lines: Sequence[Line], most: int, name: str) -
     if same:
         value = float(np.nanmedian(having[0].reference))
         ends = [float(f(_numbers(line.frame["x"]))) for line in having for f in (np.nanmin, np.nanmax)]
-        options: dict[str, Any] = {"color": theme.SLATE, "dash": "dot", "symbol": None, "width": 1.5, "legend": True}
-        fig.line(figure, [min(ends), max(ends)], [value, value], name, texts=[f"{name} {value:.4g}"] * 2, **options)
+        options: dict[str, Any] = {
+            "color": theme.SLATE,
+            "dash": "dot",
+            "symbol": None,
+            "width": 1.5,
+            "legend": True,
+        }
+        fig.line(
+            figure, [min(ends), max(ends)], [value, value], name, texts=[f"{name} {value:.4g}"] * 2, **options
+        )
         return True
     for line in having:
         keep = fig.thin(len(line.frame), most)
@@ -138,9 +166,16 @@ def _reference(figure: go.Figure, lines: Sequence[Line], most: int, name: str) -
         values = np.asarray(line.reference)[keep]
         texts = [f"{name} of {line.name}: {value:.4g}" for value in values]
         fig.line(
-            figure, line.frame["x"].to_numpy()[keep], values, name, color=color, dash="dot", symbol=None, width=1.2,
+            figure,
+            line.frame["x"].to_numpy()[keep],
+            values,
+            name,
+            color=color,
+            dash="dot",
+            symbol=None,
+            width=1.2,
             texts=texts,
-        )  # fmt: skip
+        )
     return bool(having)
 
 
@@ -157,7 +192,9 @@ def _placed(frame: pd.DataFrame, steps: StepAxis) -> pd.DataFrame:
     return frame.assign(at=frame["x"], x=steps.x(frame["x"]))
 
 
-def _style(figure: go.Figure, lines: Sequence[Line], axes: Axes, percent: bool, steps: StepAxis | None) -> None:
+def _style(
+    figure: go.Figure, lines: Sequence[Line], axes: Axes, percent: bool, steps: StepAxis | None
+) -> None:
     """Axis titles and forms, and a legend that has room."""
     x_title = f"relative {axes.x.name} (0 first, 1 last)" if axes.relative else heading(axes.x)
     if axes.x.kind in {"layer", "head", "expert"} and not axes.relative and not axes.log_x:
@@ -171,7 +208,9 @@ def _style(figure: go.Figure, lines: Sequence[Line], axes: Axes, percent: bool, 
         figure.update_xaxes(range=[-0.03, 1.03])
     y_title = axes.y_title or heading(axes.y)
     figure.update_yaxes(title_text=display(y_title), tickformat=".4~%" if percent else None)
-    figure.update_yaxes(type="log", exponentformat="power") if axes.log_y else figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(type="log", exponentformat="power") if axes.log_y else figure.update_yaxes(
+        rangemode="tozero"
+    )
     rows = -(-len(lines) // 3)  # about three names fit a row on a page
     figure.update_layout(height=(figure.layout.height or _HEIGHT) + 22 * rows, margin={"b": 70 + 22 * rows})
     figure.update_layout(legend={"y": -0.2, "yanchor": "top"})
@@ -196,7 +235,11 @@ def _seen(lines: Sequence[Line], axes: Axes, percent: bool) -> str:
     """
     own = [line for line in lines if not line.control]
     if axes.x.kind == "step":
-        return "From first to last step: " + "; ".join(_course(line, axes, percent) for line in own) if len(own) <= 4 else ""
+        return (
+            "From first to last step: " + "; ".join(_course(line, axes, percent) for line in own)
+            if len(own) <= 4
+            else ""
+        )
     if len(own) < 2:
         return ""
     ranked = sorted(own, key=lambda line: float(np.nanmedian(_numbers(line.frame["y"]))))
@@ -209,7 +252,9 @@ def _course(line: Line, axes: Axes, percent: bool) -> str:
     """The first and the last value of a line."""
     values = _numbers(line.frame.sort_values("x")["y"])
     values = values[np.isfinite(values)]
-    return f"{line.name} {_brief(float(values[0]), axes, percent)} to {_brief(float(values[-1]), axes, percent)}"
+    return (
+        f"{line.name} {_brief(float(values[0]), axes, percent)} to {_brief(float(values[-1]), axes, percent)}"
+    )
 
 
 def _range(line: Line, axes: Axes, percent: bool) -> str:

@@ -1,6 +1,7 @@
 """The axis of training steps: logarithmic where a run covers several powers of ten, with a place for step 0.
 
-Step 0, the initialization, has no logarithm. It is drawn left of the first step after it, at a third of it, and labelled 0.
+Step 0, the initialization, has no logarithm. It is drawn left of the first step after it, at a third of
+it, and labelled 0.
 """
 
 from __future__ import annotations
@@ -75,12 +76,18 @@ class StepAxis:
         )  # fmt: skip
 
     def _ticks(self, apart: float) -> list[int]:
-        """Steps that get a label: first and last, and of the others what has room; round numbers where there are many."""
+        """Steps that get a label: first and last, and of the others what has room; round numbers
+        where there are many.
+        """
         first, last = self.steps[0], self.steps[-1]
         offered = list(self.steps)
         if len(offered) > _MANY:
             decades = range(int(math.log10(max(last, 1))) + 1)
-            offered = [first, *(m * 10**e for e in decades for m in (1, 2, 5) if first < m * 10**e < last), last]
+            offered = [
+                first,
+                *(m * 10**e for e in decades for m in (1, 2, 5) if first < m * 10**e < last),
+                last,
+            ]
             smallest = min(step for step in self.steps if step > 0)
             offered = [step for step in offered if step == first or step >= smallest]
         places = {step: math.log10(float(self.x([step])[0])) for step in offered}

@@ -1,8 +1,8 @@
 """Tables for people and for spreadsheets: number formats by column kind, alignment, CSV.
 
 One place decides how a cell looks, so that report, explorer and notebooks agree. CSV text cells that a
-spreadsheet would run as a formula (first character ``= + - @``, also full-width or after blanks, or a tab, line
-feed or carriage return) get a leading ``'``; numbers are written as they are.
+spreadsheet would run as a formula (first character ``= + - @``, also full-width or after blanks, or a tab,
+line feed or carriage return) get a leading ``'``; numbers are written as they are.
 """
 
 from __future__ import annotations
@@ -43,7 +43,12 @@ def is_share(metric: object) -> bool:
 
 def missing(value: Any) -> bool:
     """Whether a cell is empty: None, NaN, NaT or pandas' NA."""
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float | np.floating) and math.isnan(value))
+    return (
+        value is None
+        or value is pd.NA
+        or value is pd.NaT
+        or (isinstance(value, float | np.floating) and math.isnan(value))
+    )
 
 
 def format_cell(value: Any, column: Column, metric: object = None) -> str:
@@ -72,7 +77,9 @@ def format_cell(value: Any, column: Column, metric: object = None) -> str:
     if column.kind == "count":
         return f"{int(value):,}" if _whole(value) else f"{value:,.4g}"
     if column.kind == "fraction":
-        return format_number(float(value), "fraction") if metric is None or is_share(metric) else f"{value:.4f}"
+        return (
+            format_number(float(value), "fraction") if metric is None or is_share(metric) else f"{value:.4f}"
+        )
     if column.kind == "bytes":
         return format_bytes(float(value))
     if column.kind == "seconds":
@@ -137,7 +144,9 @@ def csv(frame: pd.DataFrame, columns: Sequence[Column], *, comments: Sequence[st
 
 
 class _Lines(io.StringIO):
-    """Ends rows with a line feed alone. The writer is told both characters: it quotes cells that hold one of them."""
+    """Ends rows with a line feed alone. The writer is told both characters: it quotes cells
+    that hold one of them.
+    """
 
     def write(self, text: str) -> int:
         return super().write(text.removesuffix("\r\n") + "\n" if text.endswith("\r\n") else text)

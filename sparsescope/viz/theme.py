@@ -44,7 +44,9 @@ HEATMAP = "Cividis"
 _RAMP_STEPS = 64
 _RAMP_RANGE = {"light": (0.0, 0.60), "dark": (0.34, 1.0)}
 # Keys that hold data or words, never a color: a label that happens to read "#0064a6" must stay as it is.
-NO_STYLE = frozenset({"x", "y", "z", "text", "ticktext", "name", "customdata", "hovertemplate", "meta", "template"})
+NO_STYLE = frozenset(
+    {"x", "y", "z", "text", "ticktext", "name", "customdata", "hovertemplate", "meta", "template"}
+)
 _RGBA = re.compile(r"rgba\((\d+), ?(\d+), ?(\d+), ?([\d.]+)\)")
 
 
@@ -53,7 +55,9 @@ def _ramp_table(mode: Mode) -> tuple[str, ...]:
     low, high = _RAMP_RANGE[mode]
     points = [low + (high - low) * i / (_RAMP_STEPS - 1) for i in range(_RAMP_STEPS)]
     sampled = pc.sample_colorscale("Viridis", points, colortype="tuple")
-    return tuple("#{:02x}{:02x}{:02x}".format(*(round(255 * channel) for channel in color)) for color in sampled)
+    return tuple(
+        "#{:02x}{:02x}{:02x}".format(*(round(255 * channel) for channel in color)) for color in sampled
+    )
 
 
 def ramp(count: int) -> list[str]:
@@ -70,7 +74,9 @@ def ramp_scale() -> list[list[Any]]:
 
 
 def shades(mode: Mode, hue: Hue, count: int) -> list[tuple[str, str]]:
-    """Return ``count`` steps from the background to a color, each with an ink that is read on it (4.5:1 at least)."""
+    """Return ``count`` steps from the background to a color, each with an ink that is read on
+    it (4.5:1 at least).
+    """
     begin, end = BACKGROUND[mode], CATEGORIES[mode][("blue", "vermilion").index(hue)]
     first, last = (tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in (begin, end))
     found = []

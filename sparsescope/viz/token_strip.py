@@ -1,9 +1,11 @@
-"""A text as the model reads it: the tokens of a document in order, each colored by a number that a table has for it.
+"""A text as the model reads it: the tokens of a document in order, each colored by a number that
+a table has for it.
 
-Positive values are blue, negative ones vermilion (a pair that every color vision tells apart); the color grows from zero where
-a column has both signs, else from its smallest value. The ends of the scale are the extremes, or the 2nd and 98th percentile
-where an extreme is so far out that nothing else would have a color; the legend says which. White space is visible, the text
-breaks where it has line feeds, and hovering over a token shows it with its position and its value.
+Positive values are blue, negative ones vermilion (a pair that every color vision tells apart); the color
+grows from zero where a column has both signs, else from its smallest value. The ends of the scale are the
+extremes, or the 2nd and 98th percentile where an extreme is so far out that nothing else would have a color;
+the legend says which. White space is visible, the text breaks where it has line feeds, and hovering over a
+token shows it with its position and its value.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ _FAR_OUT = 2.0  # an extreme is cut off where the scale would be more than this 
 
 
 def is_text(frame: pd.DataFrame, columns: Sequence[Column]) -> bool:
-    """Whether the rows of a table are the tokens of texts in order: one row for each document and position, and a number."""
+    """Whether the rows of a table are the tokens of texts in order: one row for each document and
+    position, and a number.
+    """
     kinds = [column.kind for column in columns]
     if "token_text" not in kinds or not set(kinds) & set(VALUES) or frame.empty:
         return False
@@ -54,7 +58,8 @@ def token_strip(
 
     Args:
         result: What is shown.
-        table: A table with a column of the kind ``token_text``; ``document`` and ``position`` are used where they are there.
+        table: A table with a column of the kind ``token_text``; ``document`` and ``position`` are used
+            where they are there.
         value: The column that gives the colors; the first with a number when empty.
         document: Which document, by its cell; the first when None.
         title: What is seen, as a sentence; made of the column when empty.
@@ -80,8 +85,14 @@ def token_strip(
     marks: list[Tag] = []
     rows = zip(shown[token.name], numbers[: len(shown)], positions, strict=True)
     for index, (text, number, position) in enumerate(rows):
-        marks += _mark(str("" if missing(text) else text), number, position, of, scale.shade(number), first=index == 0)
-    cut = f"the first {len(shown):,} of {len(frame):,} tokens" if len(frame) > len(shown) else f"{len(frame):,} tokens"
+        marks += _mark(
+            str("" if missing(text) else text), number, position, of, scale.shade(number), first=index == 0
+        )
+    cut = (
+        f"the first {len(shown):,} of {len(frame):,} tokens"
+        if len(frame) > len(shown)
+        else f"{len(frame):,} tokens"
+    )
     where = [f"document {name}"] if name else []
     subtitle = subject_prefix(result) + "; ".join([of.description.rstrip("."), *where, cut])
     words = f"{of.name.replace('_', ' ')} of each token"
@@ -91,13 +102,20 @@ def token_strip(
         alt=_alt(words, name, frame[token.name], numbers, of),
         body=(
             _legend(scale, of),
-            tag("p", "Point at a token, or go through them with the arrow keys; a click keeps one.", class_="readout",
-                data_readout="", aria_live="polite"),
+            tag(
+                "p",
+                "Point at a token, or go through them with the arrow keys; a click keeps one.",
+                class_="readout",
+                data_readout="",
+                aria_live="polite",
+            ),
             tag("div", *marks, class_="strip", role="group", aria_label="Tokens"),
         ),
         caption=caption or of.description,
-        rows=sum(mark.name == "br" for mark in marks) + sum(len(str(t)) + 1 for t in shown[token.name]) // 90 + 1,
-    )  # fmt: skip
+        rows=sum(mark.name == "br" for mark in marks)
+        + sum(len(str(t)) + 1 for t in shown[token.name]) // 90
+        + 1,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +153,9 @@ class Scale:
         return cls(low, high, middle, bool(finite.min() < low), bool(finite.max() > high))
 
     def shade(self, number: float) -> str:
-        """CSS class of a number, for example ``plus-3``; empty in the middle, ``none`` where it is missing."""
+        """CSS class of a number, for example ``plus-3``; empty in the middle, ``none``
+        where it is missing.
+        """
         if math.isnan(number) or math.isnan(self.low):
             return "none"
         longest = max(self.high - self.middle, self.middle - self.low)
@@ -151,10 +171,14 @@ def _column(table: str, columns: Sequence[Column], kinds: Sequence[str], name: s
     """The column of this name, or the first of one of these kinds."""
     usable = {column.name: column for kind in kinds for column in columns if column.kind == kind}
     if name and name not in usable:
-        raise unknown_name(f"column of {table} with {kinds[0]}", name, usable, next_step="see: Result.columns")
+        raise unknown_name(
+            f"column of {table} with {kinds[0]}", name, usable, next_step="see: Result.columns"
+        )
     if not usable:
         raise SpecError(
-            "this table has no tokens to color" if kinds[0] == "token_text" else "this table has no number to color tokens by",
+            "this table has no tokens to color"
+            if kinds[0] == "token_text"
+            else "this table has no number to color tokens by",
             where=f"table {table}",
             allowed=f"a column of the kind {' or '.join(kinds)}",
             got=", ".join(f"{column.name} ({column.kind})" for column in columns),
@@ -180,10 +204,16 @@ def _document(table: str, frame: pd.DataFrame, column: Column, asked: Any) -> tu
 def _mark(text: str, number: float, position: Any, of: Column, shade: str, *, first: bool) -> list[Tag]:
     """One token, and the line breaks that it holds."""
     shown = display(text, spaces=True, limit=_LONGEST, markup=False)
-    shown = shown if len(shown) <= 2 * _LONGEST else shown[: 2 * _LONGEST] + "…"  # invisible characters become words
-    says = f"{shown or '(empty)'}  ·  position {position}  ·  {of.name.replace('_', ' ')} {format_cell(float(number), of)}"
+    # Invisible characters become words
+    shown = shown if len(shown) <= 2 * _LONGEST else shown[: 2 * _LONGEST] + "…"
+    says = (
+        f"{shown or '(empty)'}  ·  position {position}  ·  {of.name.replace('_', ' ')} "
+        f"{format_cell(float(number), of)}"
+    )
     classes = " ".join(["mark", *([shade] if shade else [])])
-    mark = tag("span", *_visible(shown or "∅"), class_=classes, title=says, data_mark="", tabindex=0 if first else -1)
+    mark = tag(
+        "span", *_visible(shown or "∅"), class_=classes, title=says, data_mark="", tabindex=0 if first else -1
+    )
     return [mark, *[tag("br")] * min(text.count("\n"), 2)]
 
 
@@ -204,7 +234,8 @@ def _legend(scale: Scale, of: Column) -> Tag:
     """The color scale with its numbers."""
     if math.isnan(scale.low):
         return tag("div", "no finite number", class_="legend")
-    # As many swatches as levels are in use on each side, so that the ends of the ramp are the ends of the scale.
+    # As many swatches as levels are in use on each side, so that the ends of the ramp are the
+    # ends of the scale.
     minus, plus = (int((scale.shade(end).partition("-")[2]) or 0) for end in (scale.low, scale.high))
     minus, plus = (minus if scale.low < scale.middle else 0), (plus if scale.high > scale.middle else 0)
     swatches = [tag("span", class_=f"minus-{level}") for level in range(minus, 0, -1)]
@@ -226,6 +257,11 @@ def _alt(words: str, name: str, tokens: pd.Series, numbers: np.ndarray, of: Colu
     text = f"{len(tokens):,} tokens{f' of document {name}' if name else ''}, colored by {words}."
     if not np.isfinite(numbers).any():
         return f"{text} There is no finite number."
-    low, high = (int(find(np.where(np.isfinite(numbers), numbers, np.nan))) for find in (np.nanargmin, np.nanargmax))
-    said = [f"{format_cell(float(numbers[n]), of)} at {display(str(tokens.iloc[n]), spaces=True, limit=30)}" for n in (low, high)]
+    low, high = (
+        int(find(np.where(np.isfinite(numbers), numbers, np.nan))) for find in (np.nanargmin, np.nanargmax)
+    )
+    said = [
+        f"{format_cell(float(numbers[n]), of)} at {display(str(tokens.iloc[n]), spaces=True, limit=30)}"
+        for n in (low, high)
+    ]
     return f"{text} The values lie between {said[0]} and {said[1]}."

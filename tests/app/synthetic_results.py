@@ -108,7 +108,9 @@ def activation_tables(
                 value = metrics[metric][0]
                 for first, last in bins:
                     here = value * (
-                        0.15 if first == 0 and layer > 2 and metric != "density_nonzero" else 1 - 0.02 * np.log1p(first) / 5
+                        0.15
+                        if first == 0 and layer > 2 and metric != "density_nonzero"
+                        else 1 - 0.02 * np.log1p(first) / 5
                     )
                     low, high = _interval(here, documents)
                     rows["by_position"].append(
@@ -127,7 +129,9 @@ def activation_tables(
                     here = min(1.0, value * (1 + 0.06 * index))
                     low, high = _interval(here, documents)
                     rows["by_domain"].append(
-                        place | {"domain": domain, "metric": metric, "mean": here, "low": low, "high": high} | size
+                        place
+                        | {"domain": domain, "metric": metric, "mean": here, "low": low, "high": high}
+                        | size
                     )
             use = np.clip(0.9 * (1 - ranks) ** (1.5 + 2 * depth) + 1e-4, 0, 1)
             use[-2:] = 0 if layer % 3 == 0 else use[-2:]
@@ -148,7 +152,10 @@ def activation_tables(
                         "always_on": always,
                         "always_on_share": always / width,
                         "always_on_bound": 0.998,
-                        **{f"below_{p}%": float((curve < float(p) / 100).mean()) for p in ("0.1", "1", "10", "50")},
+                        **{
+                            f"below_{p}%": float((curve < float(p) / 100).mean())
+                            for p in ("0.1", "1", "10", "50")
+                        },
                         "icc": 0.05,
                         "effective_tokens": 1700.5,
                     }
@@ -182,13 +189,30 @@ def bound_rows(nonzero: float, layers: int, documents: int) -> list[dict]:
     """Bounds of a gated model whose MLPs are 0.57 of its FLOPs."""
     found = []
     for rule, density in (("nonzero", nonzero), ("energy 90 %", 0.16), ("energy 99 %", 0.42)):
-        for scheme, part in (("down only", 1 / 3), ("first matrix computed", 2 / 3), ("ideal predictor", 1.0)):
+        for scheme, part in (
+            ("down only", 1 / 3),
+            ("first matrix computed", 2 / 3),
+            ("ideal predictor", 1.0),
+        ):
             for quantity, dense in (("FLOPs", 2.8e8), ("weight bytes", 5.4e8)):
                 saved = part * (1 - density)
                 low, high = _interval(0.57 * saved, documents)
                 found.append(
-                    {"rule": rule, "scheme": scheme, "quantity": quantity, "together": 1, "density": density, "dense": dense}
-                    | {"mlp_share": 0.57, "saved_mlp": saved, "saved_model": 0.57 * saved, "low": low, "high": high}
+                    {
+                        "rule": rule,
+                        "scheme": scheme,
+                        "quantity": quantity,
+                        "together": 1,
+                        "density": density,
+                        "dense": dense,
+                    }
+                    | {
+                        "mlp_share": 0.57,
+                        "saved_mlp": saved,
+                        "saved_model": 0.57 * saved,
+                        "low": low,
+                        "high": high,
+                    }
                     | {"amdahl": 1 / (1 - 0.57 * saved), "attended": 128.0, "bytes_per_weight": 4.0}
                     | {"assumptions": "made up", "layers": layers, "documents": documents}
                 )
@@ -240,8 +264,12 @@ def activation_result(subject: str = "smollm2-135m", **options) -> Result:
         "Gini coefficient of |v|, averaged over tokens and layers.",
         interval=interval(table["gini"]),
     )
-    result.add_scalar("mean_hoyer", table["hoyer"], "", "Hoyer sparsity of |v|, averaged over tokens and layers.")
-    result.add_scalar("dead_units", 144, "count", "Units that were never in use, over all layers.", direction="lower")
+    result.add_scalar(
+        "mean_hoyer", table["hoyer"], "", "Hoyer sparsity of |v|, averaged over tokens and layers."
+    )
+    result.add_scalar(
+        "dead_units", 144, "count", "Units that were never in use, over all layers.", direction="lower"
+    )
     result.note("warning", "The activation function is SiLU: exact zeros say nothing here.", "mean_nonzero")
     if documents < 2:
         result.note("warning", "One document: no interval can be given.", "intervals")

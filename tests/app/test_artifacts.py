@@ -1,4 +1,6 @@
-"""The artifacts of a run in the explorer and in a report: named, and with the command where one is missing."""
+"""The artifacts of a run in the explorer and in a report: named, and with the command
+where one is missing.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,14 @@ def test_the_result_page_of_a_run_whose_artifact_is_missing_shows_the_command(ke
 def test_a_report_names_them(kept):
     store, runs, (first, second) = kept
     page = render([store.open(runs["maker"]), store.open(runs["reader"])])
-    for part in ("made: weights", "made: own", "read: dictionary", first.id, second.id, "toy-&lt;b&gt;1&lt;/b&gt;, 1 B"):
+    for part in (
+        "made: weights",
+        "made: own",
+        "read: dictionary",
+        first.id,
+        second.id,
+        "toy-&lt;b&gt;1&lt;/b&gt;, 1 B",
+    ):
         assert part in page, part
     assert "toy-<b>" not in page
     assert "to make it again" not in page

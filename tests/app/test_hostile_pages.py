@@ -1,4 +1,6 @@
-"""Every page of the explorer over runs whose names are hostile: no exception, nothing is Markdown, nothing is lost."""
+"""Every page of the explorer over runs whose names are hostile: no exception, nothing is
+Markdown, nothing is lost.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ ESCAPED = re.compile(r"\\[!-/:-@\[-`{-~]")
 
 @pytest.fixture(scope="module")
 def home(hostile_strings, tmp_path_factory):
-    """Runs with hostile names; one of an analysis that is installed, without the tables that its views need."""
+    """Runs with hostile names; one of an analysis that is installed, without the tables
+    that its views need.
+    """
     folder = tmp_path_factory.mktemp("hostile") / "runs"
     for text in ("markdown", "shell"):
         hostile_strings.store(folder, hostile_strings.result(text))
@@ -52,7 +56,9 @@ def test_nothing_is_markdown(home, monkeypatch, page):
     assert len(texts) > 3
     for text in texts:
         bare = ESCAPED.sub("", text)
-        assert not re.search(r"[<$`]|\]\(|\{\{|://|www\.[a-z]|:red\[|\x1b|\x00|[\u202a-\u202e]", bare), text[:300]
+        assert not re.search(r"[<$`]|\]\(|\{\{|://|www\.[a-z]|:red\[|\x1b|\x00|[\u202a-\u202e]", bare), text[
+            :300
+        ]
     for element in app.code:
         assert element.value.isprintable() or "\n" not in element.value
         assert "\x1b" not in element.value

@@ -34,7 +34,9 @@ def prepared(synthetic, tmp_path_factory):
     """Two stored runs of one analysis; tests copy them."""
     folder = tmp_path_factory.mktemp("prepared")
     first = synthetic.store_result(folder, synthetic.activation_result(layers=4))
-    second = synthetic.store_result(folder, synthetic.activation_result("pythia-70m", layers=3, seed=2), weight="2e" * 32)
+    second = synthetic.store_result(
+        folder, synthetic.activation_result("pythia-70m", layers=3, seed=2), weight="2e" * 32
+    )
     return folder, first, second
 
 
@@ -85,7 +87,9 @@ def test_a_view_that_selects_has_a_box_and_a_panel_its_frame(home):
             app = box.set_value(chosen).run()
         (frame,) = [element.proto for element in app.get("iframe")]
         assert f"·&lt;b&gt;{name}2" in frame.srcdoc and frame.srcdoc.count("<script") == 1
-        assert "default-src 'none'; script-src 'sha256-" in frame.srcdoc and 'data-theme="light"' in frame.srcdoc
+        assert (
+            "default-src 'none'; script-src 'sha256-" in frame.srcdoc and 'data-theme="light"' in frame.srcdoc
+        )
         assert "3 tokens of document" in str(frame) and name in str(frame)
     assert not app.exception and not charts(app)
 
@@ -113,7 +117,9 @@ def test_overview_with_runs(two_runs):
 
 
 def test_series_of_checkpoints_have_a_matrix_of_their_own(two_runs, home):
-    """A model is not offered analyses of series, nor a series those of models, or of series of another kind."""
+    """A model is not offered analyses of series, nor a series those of models, or of
+    series of another kind.
+    """
     result = Result("grokking")
     result.add_scalar("memorized_step", 5, "count", "step")
     spec = Spec(analysis="grokking", version="1", params={}, subject={"id": "my-series", "weight_hash": "0"})
@@ -230,8 +236,11 @@ def test_hostile_strings_are_no_markdown(home, synthetic):
         result.add_scalar(text, 0.1, text, text)
         run_id = synthetic.store_result(home, result, weight=f"{len(text):02d}" * 32)
     for app in (show(), show("result", run=run_id)):
-        raw = " ".join(str(e.value) for kind in ("title", "markdown", "caption", "warning") for e in app.get(kind))
-        bare = re.sub(r"\\.|\]\(#\w+\)", "", raw)  # without what a backslash escapes, and links to figures of the page
+        raw = " ".join(
+            str(e.value) for kind in ("title", "markdown", "caption", "warning") for e in app.get(kind)
+        )
+        # Without what a backslash escapes, and links to figures of the page
+        bare = re.sub(r"\\.|\]\(#\w+\)", "", raw)
         for mark in ("<", "](", "{{"):
             assert mark not in bare
     assert "{{7*7}}" in words(app)
@@ -284,8 +293,12 @@ COLUMNS = (
     Column("value", "value", "Value.", "bits"),
 )
 FRAMES = {
-    "plain": pd.DataFrame({"layer": [0, 1, 0, 1], "label": ["a", "a", "b", "b"], "value": [1.0, 2.0, 3.0, 4.0]}),
-    "empty": pd.DataFrame({"layer": pd.Series(dtype=int), "label": pd.Series(dtype=str), "value": pd.Series(dtype=float)}),
+    "plain": pd.DataFrame(
+        {"layer": [0, 1, 0, 1], "label": ["a", "a", "b", "b"], "value": [1.0, 2.0, 3.0, 4.0]}
+    ),
+    "empty": pd.DataFrame(
+        {"layer": pd.Series(dtype=int), "label": pd.Series(dtype=str), "value": pd.Series(dtype=float)}
+    ),
     "nan": pd.DataFrame({"layer": [0, 1], "label": ["a", None], "value": [float("nan"), float("inf")]}),
     "huge": pd.DataFrame({"layer": range(60_000), "label": "<b>", "value": 0.5}),
 }
@@ -296,7 +309,9 @@ def test_a_third_party_analysis_appears_with_no_edit(home, synthetic, monkeypatc
     known = Registry()
     for record in registry.analyses():
         known.add(record)
-    known.add(Analysis("toy", "1", "Toy analysis", "A toy.", ToyParams, "toy_package.compute", headline=("answer",)))
+    known.add(
+        Analysis("toy", "1", "Toy analysis", "A toy.", ToyParams, "toy_package.compute", headline=("answer",))
+    )
     known.broken["bad_package"] = "ImportError: no <b>"
     monkeypatch.setattr(registry, "analyses", lambda: known)
     for module in [name for name in sys.modules if name.split(".")[0] in {"state", "shell", "components"}]:

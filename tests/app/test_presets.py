@@ -20,7 +20,9 @@ def run_id(tmp_path, monkeypatch, synthetic):
     result = Result(record.name)
     result.add_scalar("x", 1, "count", "A number.")
     params = record.params(**record.preset("quick")).model_dump(mode="json")
-    spec = Spec(analysis=record.name, version=record.version, params=params, subject=synthetic.subject_identity())
+    spec = Spec(
+        analysis=record.name, version=record.version, params=params, subject=synthetic.subject_identity()
+    )
     Store(tmp_path).write(result, spec, seconds=1, environment={}, preset="quick")
     return str(result.run_id)
 
@@ -28,7 +30,10 @@ def run_id(tmp_path, monkeypatch, synthetic):
 def test_pages_say_the_preset(run_id):
     app = AppTest.from_file(str(explorer.app()), default_timeout=60)
     app.run()
-    assert "quick" in next(frame.value for frame in app.dataframe if "preset" in frame.value.columns)["preset"].tolist()
+    assert (
+        "quick"
+        in next(frame.value for frame in app.dataframe if "preset" in frame.value.columns)["preset"].tolist()
+    )
     app.query_params["run"] = run_id
     app.switch_page("screens/result.py").run()
     assert not app.exception, [element.message for element in app.exception]

@@ -1,7 +1,7 @@
 """A real Chromium for the tests of this folder, and pages that record what must not happen.
 
-Where the browser comes from is said in tests/fixtures/browsers.py. Without one the tests fail and say what to do;
-they are never skipped.
+Where the browser comes from is said in tests/fixtures/browsers.py. Without one the tests fail and say what to
+do; they are never skipped.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Watched:
         self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
         self.page = self.context.new_page()
         self.requests, self.errors, self.dialogs = [], [], []
-        self.page.on("request", lambda r: None if r.url.startswith(allowed) else self.requests.append(r.url[:200]))
+        self.page.on(
+            "request", lambda r: None if r.url.startswith(allowed) else self.requests.append(r.url[:200])
+        )
         self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         self.page.on("pageerror", lambda e: self.errors.append(str(e)))
         self.page.on("dialog", self._dialog)

@@ -68,7 +68,9 @@ def test_a_browser_that_an_installation_brings_is_used(browsers, tmp_path, monke
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", install)
-    assert browsers.get({"PATH": str(tmp_path / "bin")}, tmp_path, root=False) == tmp_path / "bin" / "chromium"
+    assert (
+        browsers.get({"PATH": str(tmp_path / "bin")}, tmp_path, root=False) == tmp_path / "bin" / "chromium"
+    )
 
 
 @pytest.mark.parametrize("root", [True, False])

@@ -44,7 +44,9 @@ def assert_quiet(watched):
     assert watched.dialogs == []
 
 
-def test_a_link_to_a_run_may_be_the_first_that_a_new_server_is_asked_for(browsers, watch, synthetic, tmp_path):
+def test_a_link_to_a_run_may_be_the_first_that_a_new_server_is_asked_for(
+    browsers, watch, synthetic, tmp_path
+):
     """Streamlit would take a folder ``pages`` beside the app for pages of their own, without its frame."""
     run = synthetic.store_result(tmp_path / "runs", synthetic.activation_result())
     with browsers.served(tmp_path / "runs", tmp_path / "server.log") as port:
@@ -70,7 +72,9 @@ def test_a_deep_link_draws_every_view_with_alt_text(watch, served):
     page = watched.page
     page.wait_for_url(re.compile(rf"/result\?run={served[1]}"))
     views = analyses().get("activation_sparsity").views
-    page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot').length === {len(views)}", timeout=30_000)
+    page.wait_for_function(
+        f"document.querySelectorAll('.js-plotly-plot').length === {len(views)}", timeout=30_000
+    )
     assert page.get_by_text("of a token's energy").first.is_visible()
     assert page.locator("[aria-label*='Line chart of density by layer']").count() >= 1
     assert_quiet(watched)
@@ -115,7 +119,9 @@ def test_page_and_figures_follow_the_system_theme(watch, served, mode):
     fill = "getComputedStyle(document.querySelector('.js-plotly-plot .gtitle')).fill"
     page.locator(".js-plotly-plot .gtitle").first.wait_for()
     page.wait_for_function(f"{fill} === 'rgb({', '.join(map(str, ink))})'")
-    background = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
+    background = page.evaluate(
+        "getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor"
+    )
     channels = [int(part) for part in re.findall(r"\d+", background)[:3]]
     assert theme.contrast("#{:02x}{:02x}{:02x}".format(*channels), theme.INK[mode]) > 10
 

@@ -1,4 +1,6 @@
-"""Hostile strings in a real browser: pages, notebooks and explorer make nothing of them and ask for nothing."""
+"""Hostile strings in a real browser: pages, notebooks and explorer make nothing of them
+and ask for nothing.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from sparsescope.viz.generic import draw_table
 READY = "[data-testid=stApp][data-test-script-state=notRunning][data-test-connection-state=CONNECTED]"
 # Streamlit asks for its health below the path of a page before it finds the root; it is on this machine.
 HARMLESS = re.compile(r"Failed to load resource: the server responded with a status of 404")
-TAGS = "[...document.querySelectorAll('*')].filter(n => {outside}n.closest('.plot, .panel')).map(n => n.localName)"
+TAGS = (
+    "[...document.querySelectorAll('*')].filter(n => {outside}n.closest('.plot, "
+    ".panel')).map(n => n.localName)"
+)
 
 HOVER = """n => n._fullData.forEach((trace, i) => {
   if (trace.hoverinfo !== 'skip') window.Plotly.Fx.hover(n, [{curveNumber: i, pointNumber: 1}]);
@@ -57,7 +62,11 @@ def reports(hostile_strings, home, tmp_path_factory):
     benign = folder / "runs"
     hostile_strings.store(benign, hostile_strings.result("script", strings=hostile_strings.BENIGN))
     bad, good = (
-        next(found for found in map(Store(at).open, Store(at).run_ids()) if found.provenance["subject"]["id"].startswith(start))
+        next(
+            found
+            for found in map(Store(at).open, Store(at).run_ids())
+            if found.provenance["subject"]["id"].startswith(start)
+        )
         for at, start in ((home, "</script>"), (benign, "plain"))
     )
     return [
@@ -111,7 +120,9 @@ def test_a_strip_of_hostile_tokens_is_text(watch, reports, hostile_strings):
         assert f"position {index}" in said and readout.locator("*").count() == 0
     marks.nth(0).click(position={"x": 3, "y": 6})
     marks.nth(2).hover(position={"x": 3, "y": 6})
-    assert readout.text_content().startswith(hostile_strings.STRINGS["script"].replace(" ", "·")[:40]), "a click keeps it"
+    assert readout.text_content().startswith(hostile_strings.STRINGS["script"].replace(" ", "·")[:40]), (
+        "a click keeps it"
+    )
     watched.page.keyboard.press("Escape")
     watched.page.keyboard.press("ArrowRight")
     assert readout.text_content().startswith("<!--<script>-->")
@@ -139,14 +150,19 @@ def test_the_mouse_over_a_hostile_bar_shows_its_name(watch, hostile_strings, tmp
 
 @pytest.mark.parametrize("way", ["html", "display"])
 def test_a_notebook_shows_text(watch, hostile_strings, synthetic, tmp_path, monkeypatch, way):
-    results = [hostile_strings.result(), synthetic.activation_result(hostile_strings.STRINGS["image"], layers=3)]
+    results = [
+        hostile_strings.result(),
+        synthetic.activation_result(hostile_strings.STRINGS["image"], layers=3),
+    ]
     results[1].note("warning", hostile_strings.STRINGS["svg"], hostile_strings.STRINGS["link"])
     if way == "html":
         parts = [made._repr_html_() for made in results]
     else:
         notebook, parts = ModuleType("IPython.display"), []
         notebook.HTML = str
-        notebook.display = lambda o: parts.append(o if isinstance(o, str) else o.to_html(full_html=False, include_plotlyjs=True))
+        notebook.display = lambda o: parts.append(
+            o if isinstance(o, str) else o.to_html(full_html=False, include_plotlyjs=True)
+        )
         monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
         monkeypatch.setitem(sys.modules, "IPython.display", notebook)
         for made in results:
@@ -191,11 +207,21 @@ def test_the_explorer_shows_hostile_runs(watch, port, home, name):
     assert watched.page.locator("img[src*=evil], img[src=x], object, embed, [onerror], [onload]").count() == 0
     for frame in watched.page.locator("iframe").all():
         inside = frame.content_frame
-        inside.locator("[data-mark]").nth(2).hover(position={"x": 3, "y": 6})  # where it begins: it may go on in the next line
+        # Where it begins: it may go on in the next line
+        inside.locator("[data-mark]").nth(2).hover(position={"x": 3, "y": 6})
         assert "<" in inside.locator("[data-readout]").text_content()
-        assert inside.locator("img, a, svg, iframe, [onerror], [onload]").count() == 0 and inside.locator("script").count() == 1
-    links = watched.page.evaluate("[...document.querySelectorAll('a[href]')].map(n => n.getAttribute('href'))")
-    assert not [link for link in links if not re.match(rf"(http://{explorer.ADDRESS}:{port})?/?(result|compare|$)|#|\?", link)]
+        assert (
+            inside.locator("img, a, svg, iframe, [onerror], [onload]").count() == 0
+            and inside.locator("script").count() == 1
+        )
+    links = watched.page.evaluate(
+        "[...document.querySelectorAll('a[href]')].map(n => n.getAttribute('href'))"
+    )
+    assert not [
+        link
+        for link in links
+        if not re.match(rf"(http://{explorer.ADDRESS}:{port})?/?(result|compare|$)|#|\?", link)
+    ]
     assert_quiet(watched)
 
 
@@ -210,21 +236,36 @@ def test_another_host_name_is_refused(port, host):
         "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
         "Sec-WebSocket-Version": "13",
     }  # fmt: skip
-    connection.request("GET", "/_stcore/stream", headers={"Host": host, "Origin": f"http://{host}", **upgrade})
+    connection.request(
+        "GET", "/_stcore/stream", headers={"Host": host, "Origin": f"http://{host}", **upgrade}
+    )
     assert connection.getresponse().status == 403
     connection.close()
 
 
 def test_what_another_host_name_gets_tells_nothing_of_the_runs(port, home):
-    """Everything about runs goes through the stream, which is refused; the shell of the page is the same for all."""
-    for path in ("/", "/result", "/_stcore/host-config", "/_stcore/health", "/media/", "/app/static/", "/../../etc/passwd"):
+    """Everything about runs goes through the stream, which is refused; the shell of the page
+    is the same for all.
+    """
+    for path in (
+        "/",
+        "/result",
+        "/_stcore/host-config",
+        "/_stcore/health",
+        "/media/",
+        "/app/static/",
+        "/../../etc/passwd",
+    ):
         connection = http.client.HTTPConnection(explorer.ADDRESS, port, timeout=10)
         connection.request("GET", path, headers={"Host": "evil.example", "Origin": "http://evil.example"})
         answer = connection.getresponse()
         body = answer.read().decode("utf-8", "replace")
         assert not [run_id for run_id in Store(home).run_ids() if run_id in body]
         assert str(home) not in body and "root:" not in body
-        assert answer.headers.get("Access-Control-Allow-Origin") in (None, f"http://{explorer.ADDRESS}:{port}")
+        assert answer.headers.get("Access-Control-Allow-Origin") in (
+            None,
+            f"http://{explorer.ADDRESS}:{port}",
+        )
         connection.close()
 
 

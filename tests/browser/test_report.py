@@ -29,7 +29,9 @@ def report(synthetic, tmp_path_factory):
 def hostile(synthetic, tmp_path_factory):
     result = synthetic.activation_result(synthetic.HOSTILE[0], layers=3, domains=synthetic.HOSTILE)
     frame = pd.DataFrame({"label": list(synthetic.HOSTILE), "value": 1.0})
-    result.add_table("odd", frame, (Column("label", "label", synthetic.HOSTILE[1]), Column("value", "value", "v")))
+    result.add_table(
+        "odd", frame, (Column("label", "label", synthetic.HOSTILE[1]), Column("value", "value", "v"))
+    )
     for text in synthetic.HOSTILE:
         result.note("warning", text, text)
         result.add_scalar(text, 1, text, text)
@@ -187,7 +189,9 @@ def test_a_narrow_window_has_no_sideways_scroll(watch, report):
 
 def test_a_single_figure_page_draws(watch, synthetic, tmp_path):
     path = tmp_path / "figure.html"
-    path.write_text(figure_page(synthetic.activation_result(layers=4).view("concentration"), title="One figure"))
+    path.write_text(
+        figure_page(synthetic.activation_result(layers=4).view("concentration"), title="One figure")
+    )
     watched = opened(watch, path, offline=True)
     assert watched.page.locator(".main-svg .cartesianlayer").count() == 1
     assert_quiet(watched)

@@ -1,4 +1,6 @@
-"""The page of a study in a real browser: figures draw, folded runs draw when they are opened, nothing else happens."""
+"""The page of a study in a real browser: figures draw, folded runs draw when they are opened,
+nothing else happens.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,21 @@ import pytest
 from sparsescope.reporting.build import build
 from sparsescope.runner.study import Declaration, Study, StudyResult, StudyRun
 
-SUBJECTS = [{"name": "m1", "label": "First"}, {"name": "s1", "label": "Shuffled", "control_of": "m1"}, {"name": "m2"}]
+SUBJECTS = [
+    {"name": "m1", "label": "First"},
+    {"name": "s1", "label": "Shuffled", "control_of": "m1"},
+    {"name": "m2"},
+]
 FIGURE = {
-    "analysis": "activation_sparsity", "table": "per_layer", "where": {"metric": "gini"}, "low": "low", "high": "high",
-    "reference": "reference", "relative": True, "title": "Gini",
-}  # fmt: skip
+    "analysis": "activation_sparsity",
+    "table": "per_layer",
+    "where": {"metric": "gini"},
+    "low": "low",
+    "high": "high",
+    "reference": "reference",
+    "relative": True,
+    "title": "Gini",
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +33,14 @@ def report(synthetic, tmp_path_factory):
     values = {"name": "toy", "title": "Toy", "question": "Which?", "subject": SUBJECTS, "figure": [FIGURE]}
     declared = Declaration.model_validate(values | {"analysis": [{"name": "activation_sparsity"}]})
     runs = [
-        StudyRun(subject, "activation_sparsity", synthetic.activation_result(subject.name, layers=6, seed=index))
+        StudyRun(
+            subject, "activation_sparsity", synthetic.activation_result(subject.name, layers=6, seed=index)
+        )
         for index, subject in enumerate(declared.subjects)
     ]
-    outcome = StudyResult(Study(Path("study.toml"), declared, "# Toy\n\n## Method\n\n" + "\n\n".join(synthetic.HOSTILE)), runs)
+    outcome = StudyResult(
+        Study(Path("study.toml"), declared, "# Toy\n\n## Method\n\n" + "\n\n".join(synthetic.HOSTILE)), runs
+    )
     return build(outcome, tmp_path_factory.mktemp("study") / "study.html")
 
 

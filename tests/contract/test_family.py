@@ -1,4 +1,6 @@
-"""A package that brings inputs, artifacts, a recipe and an analysis of any series appears everywhere with no edit elsewhere."""
+"""A package that brings inputs, artifacts, a recipe and an analysis of any series appears everywhere with
+no edit elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]  # the code under test: the program leaves this folder before it imports it
+# the code under test: the program leaves this folder before it imports it
+ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
 # Does everything in one process: importing takes longer than all the rest.
 PROGRAM = r"""
@@ -28,7 +31,11 @@ def sparsescope(name, *words):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = execute(app, words)
     shown = out.getvalue()
-    found[name] = {"code": code, "out": json.loads(shown) if shown.startswith("{") else shown, "err": err.getvalue()}
+    found[name] = {
+        "code": code,
+        "out": json.loads(shown) if shown.startswith("{") else shown,
+        "err": err.getvalue(),
+    }
     return found[name]["out"]
 
 small = ("--corpus", "python-docs", "--tokens", "400", "--context", "64")
@@ -41,28 +48,50 @@ torch.set_num_threads(1)
 for name, subject in (("drift", "grokking-short-seed1"), ("drift of text", "lazy-relu")):
     sparsescope(name, "run", "weight_drift", "--subject", subject, "--json")
 sparsescope("drift of a model", "run", "weight_drift", "--subject", "random-llama")
-sparsescope("words", "run", "listed_words", "--subject", "random-llama", *small, "--word-list", "words.txt", "--json")
+sparsescope(
+    "words", "run", "listed_words", "--subject", "random-llama", *small, "--word-list", "words.txt", "--json"
+)
 sparsescope("no words", "run", "listed_words", "--subject", "random-llama", *small)
-sparsescope("words for none", "run", "mean_code", "--subject", "random-llama", *small, "--word-list", "words.txt")
+sparsescope(
+    "words for none", "run", "mean_code", "--subject", "random-llama", *small, "--word-list", "words.txt"
+)
 made = sparsescope("code", "run", "mean_code", "--subject", "random-llama", *small, "--json")
 kept = next((folder / "runs" / "artifacts").iterdir())
 code = kept.name
-sparsescope("distance", "run", "code_distance", "--subject", "random-llama", *small, "--toy-code", code, "--json")
-(folder / "code.toml").write_text('kind = "toy_code"\nsubject = "random-llama"\ntexts = ["some words about wolves"]\n')
+sparsescope(
+    "distance", "run", "code_distance", "--subject", "random-llama", *small, "--toy-code", code, "--json"
+)
+(folder / "code.toml").write_text(
+    'kind = "toy_code"\nsubject = "random-llama"\ntexts = ["some words about wolves"]\n'
+)
 sparsescope("train", "train", "code.toml", "--json")
 sparsescope("train again", "train", "code.toml", "--json")
 sparsescope("train with output", "train", "code.toml", "--output", "x")
 other = found["train"]["out"]["artifact"]
-sparsescope("other distance", "run", "code_distance", "--subject", "random-llama", *small, "--toy-code", other, "--json")
+sparsescope(
+    "other distance",
+    "run",
+    "code_distance",
+    "--subject",
+    "random-llama",
+    *small,
+    "--toy-code",
+    other,
+    "--json",
+)
 sparsescope("report", "report", "random-llama", *small, "--output", "plain.html", "--json")
 more = ("--toy-code", code, "--word-list", "words.txt")
-sparsescope("report with inputs", "report", "random-llama", *small, *more, "--output", "inputs.html", "--json")
+sparsescope(
+    "report with inputs", "report", "random-llama", *small, *more, "--output", "inputs.html", "--json"
+)
 sparsescope("report of a series", "report", "grokking-short-seed1", "--output", "series.html", "--json")
 
 study = folder / "studied"
 study.mkdir()
 (study / "words.txt").write_text("the a is")
-(study / "code.toml").write_text('kind = "toy_code"\nscale = 2.0\nsubject = "random-llama"\ntexts = ["words of the study"]\n')
+(study / "code.toml").write_text(
+    'kind = "toy_code"\nscale = 2.0\nsubject = "random-llama"\ntexts = ["words of the study"]\n'
+)
 STUDY = '''
 name = "studied"
 title = "A family"
@@ -136,10 +165,18 @@ sparsescope("verify", "verify", "--json")
 
 from sparsescope.core.registry import analyses
 from sparsescope.testing import check_analysis
-subject, text = ss.load("random-llama"), ss.corpus(["some words about " + w * 40 for w in ("foxes ", "dogs ")], context=32)
+subject, text = (
+    ss.load("random-llama"),
+    ss.corpus(["some words about " + w * 40 for w in ("foxes ", "dogs ")], context=32),
+)
 in_memory = check_analysis(analyses().get("mean_code"), subject, text)
 check_analysis(analyses().get("listed_words"), subject, text, word_list=["dogs"])
-check_analysis(analyses().get("code_distance"), subject, text, toy_code=ss.run("mean_code", subject, text).artifacts["toy_code"])
+check_analysis(
+    analyses().get("code_distance"),
+    subject,
+    text,
+    toy_code=ss.run("mean_code", subject, text).artifacts["toy_code"],
+)
 check_analysis(analyses().get("weight_drift"), "grokking-short-seed1")
 print(json.dumps(found))
 """
@@ -149,9 +186,16 @@ print(json.dumps(found))
 def family(tmp_path_factory):
     folder = tmp_path_factory.mktemp("family")
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(folder)], capture_output=True, text=True, timeout=280,
-        env={**os.environ, "PYTHONPATH": f"{FIXTURES / 'toy_plugin'}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+        [sys.executable, "-c", PROGRAM, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{FIXTURES / 'toy_plugin'}{os.pathsep}{ROOT}",
+            "HF_HUB_OFFLINE": "1",
+        },
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert "Traceback" not in done.stdout
@@ -176,7 +220,10 @@ def test_what_an_analysis_reads_is_said_where_it_is_missing_or_too_much(family):
     found, _ = family
     assert found["no words"]["code"] == 1 and "listed_words reads a list of words" in found["no words"]["err"]
     assert "--word-list" in found["no words"]["err"]
-    assert found["words for none"]["code"] == 1 and "mean_code reads no list of words" in found["words for none"]["err"]
+    assert (
+        found["words for none"]["code"] == 1
+        and "mean_code reads no list of words" in found["words for none"]["err"]
+    )
     assert found["drift of a model"]["code"] == 1 and "checkpoint series" in found["drift of a model"]["err"]
 
 
@@ -208,8 +255,14 @@ def test_a_report_holds_what_fits(family):
     assert runs(found["report with inputs"]["out"]) & toys == {"listed_words", "mean_code", "code_distance"}
     assert runs(found["report of a series"]["out"]) == {"grokking", "weight_drift"}
     page = (folder / "inputs.html").read_text()
-    assert "Words of a list (toy)" in page and "Distance to a code (toy)" in page and "The toy reads its artifact" in page
-    assert found["code"]["out"]["provenance"]["artifacts"]["made"]["toy_code"] in page, "the foot names artifacts"
+    assert (
+        "Words of a list (toy)" in page
+        and "Distance to a code (toy)" in page
+        and "The toy reads its artifact" in page
+    )
+    assert found["code"]["out"]["provenance"]["artifacts"]["made"]["toy_code"] in page, (
+        "the foot names artifacts"
+    )
     assert "Drift of the weights (toy)" in (folder / "series.html").read_text()
 
 
@@ -217,7 +270,9 @@ def test_a_study_trains_what_is_absent_and_gives_inputs(family):
     found, folder = family
     assert found["study"]["code"] == 0, found["study"]["err"]
     assert [f["status"] for f in found["study"]["out"]["findings"]] == ["holds"]
-    assert len(found["study"]["out"]["runs"]) == 4 and all(run["run"] for run in found["study"]["out"]["runs"])
+    assert len(found["study"]["out"]["runs"]) == 4 and all(
+        run["run"] for run in found["study"]["out"]["runs"]
+    )
     assert all(run["stored_before"] for run in found["study again"]["out"]["runs"])
     assert "Distances" in (folder / "study.html").read_text()
     for name, words in (
@@ -233,9 +288,11 @@ def test_the_explorer_shows_it(family):
     assert "Analyses by series of checkpoints" in found["overview"]["words"]
     assert "not for grokking-short-seed1" not in found["overview"]["words"]
     for name, title in (
-        ("drift page", "Drift of the weights (toy)"), ("words page", "Words of a list (toy)"), ("code page", "Mean code (toy)"),
+        ("drift page", "Drift of the weights (toy)"),
+        ("words page", "Words of a list (toy)"),
+        ("code page", "Mean code (toy)"),
         ("distance page", "Distance to a code (toy)"),
-    ):  # fmt: skip
+    ):
         assert not found[name]["exceptions"] and title in found[name]["words"], name
     assert any("The toy reads its artifact" in title for title in found["code page"]["charts"])
 
@@ -247,5 +304,8 @@ def test_a_lost_artifact_is_an_empty_state_and_made_again(family):
     assert found["lost"]["code"] == 0
     assert found["lost read"]["code"] == 1 and "no artifact" in found["lost read"]["err"]
     assert found["remade"]["out"]["stored_before"] is False and found["remade there"]
-    assert found["remade"]["out"]["run"] == found["stored"]["out"]["run"] and found["stored"]["out"]["stored_before"] is True
+    assert (
+        found["remade"]["out"]["run"] == found["stored"]["out"]["run"]
+        and found["stored"]["out"]["stored_before"] is True
+    )
     assert found["verify"]["out"]["bad"] == 0

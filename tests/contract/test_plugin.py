@@ -1,4 +1,6 @@
-"""A third-party package (tests/fixtures/toy_plugin) appears everywhere with no edit; a broken one takes nothing down."""
+"""A third-party package (tests/fixtures/toy_plugin) appears everywhere with no edit; a broken one
+takes nothing down.
+"""
 
 from __future__ import annotations
 
@@ -45,12 +47,32 @@ from sparsescope.reporting import explorer
 sparsescope("show", "show", "mean_activation", "--json")
 sparsescope("doctor", "doctor", "--json")
 sparsescope("plain", "run", "mean_activation", "--subject", "random-llama", *corpus, "--json")
-sparsescope("other", "run", "mean_activation", "--subject", "random-llama", *corpus, "--set", "absolute=true", "--json")
-sparsescope("quick", "run", "mean_activation", "--subject", "random-llama", *corpus, "--preset", "quick", "--json")
+sparsescope(
+    "other",
+    "run",
+    "mean_activation",
+    "--subject",
+    "random-llama",
+    *corpus,
+    "--set",
+    "absolute=true",
+    "--json",
+)
+sparsescope(
+    "quick", "run", "mean_activation", "--subject", "random-llama", *corpus, "--preset", "quick", "--json"
+)
 sparsescope("wrong", "run", "mean_activation", "--subject", "random-llama", *corpus, "--set", "absolut=true")
 for name in ("scaled@0.5:random-llama", "scaled@0.25:random-llama", "scaled:random-llama"):
     sparsescope(name, "run", "mean_activation", "--subject", name, *corpus, "--json")
-sparsescope("scaled report", "report", "scaled@factor=0.5:random-llama", *corpus, "-o", str(folder / "scaled.html"), "--json")
+sparsescope(
+    "scaled report",
+    "report",
+    "scaled@factor=0.5:random-llama",
+    *corpus,
+    "-o",
+    str(folder / "scaled.html"),
+    "--json",
+)
 (folder / "study.toml").write_text('''
 name = "scaled"
 title = "A model and the same with smaller MLP outputs"
@@ -71,7 +93,9 @@ sparsescope("study", "study", str(folder / "study.toml"), "-o", str(folder / "st
 sparsescope("drawn", "run", "positive_share", "--subject", "random-llama", *corpus, "--json")
 sparsescope("tokens", "run", "token_norms", "--subject", "random-llama", *corpus, "--json")
 sparsescope("report", "report", "random-llama", *corpus, "-o", str(folder / "report.html"), "--json")
-runs = [json.loads(found[name]["out"])["run"] for name in ("plain", "other", "drawn", "scaled@0.5:random-llama")]
+runs = [
+    json.loads(found[name]["out"])["run"] for name in ("plain", "other", "drawn", "scaled@0.5:random-llama")
+]
 sparsescope("compare", "compare", *runs[:2], "--json")
 sparsescope("verify", "verify", "--json")
 
@@ -86,11 +110,14 @@ def page(**query):
     words = " ".join(str(element.value) for kind in kinds for element in test.get(kind)).replace("\\", "")
     charts = [chart.proto for chart in test.get("plotly_chart")]
     return {
-        "exceptions": [element.message for element in test.exception], "words": words,
-        "charts": [json.loads(chart.spec)["layout"]["title"]["text"] for chart in charts], "alts": [c.alt for c in charts],
+        "exceptions": [element.message for element in test.exception],
+        "words": words,
+        "charts": [json.loads(chart.spec)["layout"]["title"]["text"] for chart in charts],
+        "alts": [c.alt for c in charts],
         "boxes": {box.label: box.options for box in test.selectbox},
         "frames": [element.proto.srcdoc for element in test.get("iframe")],
-        "columns": [list(frame.value.columns) for frame in test.dataframe], "metrics": [m.value for m in test.metric],
+        "columns": [list(frame.value.columns) for frame in test.dataframe],
+        "metrics": [m.value for m in test.metric],
     }
 
 found["overview"], found["plain page"], found["drawn page"] = page(), page(run=runs[0]), page(run=runs[2])
@@ -104,7 +131,9 @@ if "--contract" in sys.argv:
     from sparsescope.testing import check_accumulator, check_analysis, check_variant
     subject = ss.load("random-llama")
     check_variant(registered_variants()["scaled"], subject, factor=0.5)
-    text = ss.corpus(["some words about " + w * 40 for w in ("foxes ", "dogs ", "wizards ")], context=32, deduplicate=False)
+    text = ss.corpus(
+        ["some words about " + w * 40 for w in ("foxes ", "dogs ", "wizards ")], context=32, deduplicate=False
+    )
     for name in ("mean_activation", "positive_share", "token_norms"):
         check_analysis(analyses().get(name), subject, text)
     from toy_sparsity.mean import Means
@@ -126,8 +155,11 @@ def everything(folder, *packages, more=()):
     path = os.pathsep.join(str(FIXTURES / package) for package in packages)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(folder), *more],
-        capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     for name, shown in found.items():
@@ -212,27 +244,39 @@ def test_a_variant_is_listed_and_described(toy):
 def test_a_variant_has_runs_of_its_own_under_its_name(toy):
     """Its weights and configuration are those of the plain model; what hooks do to it is not."""
     found, _ = toy
-    named = {name: found[name]["json"] for name in found if name.startswith("scaled") and "random-llama" in name}
+    named = {
+        name: found[name]["json"] for name in found if name.startswith("scaled") and "random-llama" in name
+    }
     assert len({found["plain"]["json"]["run"], *(shown["run"] for shown in named.values())}) == 4
     half = named["scaled@0.5:random-llama"]
     assert half["provenance"]["subject"]["id"] == "scaled@0.5:random-llama"
     assert "--subject scaled@0.5:random-llama " in half["provenance"]["command"]
-    weights = {json.dumps(shown["provenance"]["subject"]["weight_hash"]) for shown in [*named.values(), found["plain"]["json"]]}
+    weights = {
+        json.dumps(shown["provenance"]["subject"]["weight_hash"])
+        for shown in [*named.values(), found["plain"]["json"]]
+    }
     assert len(weights) == 1
     values = {name: shown["scalars"]["largest_mean"]["value"] for name, shown in named.items()}
-    assert values["scaled:random-llama"] == found["plain"]["json"]["scalars"]["largest_mean"]["value"], "times 1"
+    assert values["scaled:random-llama"] == found["plain"]["json"]["scalars"]["largest_mean"]["value"], (
+        "times 1"
+    )
     assert len(set(values.values())) == 3
 
 
 def test_a_variant_is_in_reports_studies_and_the_explorer(toy):
     found, folder = toy
     run = found["scaled@0.5:random-llama"]["json"]["run"]
-    assert run in {entry["run"] for entry in found["scaled report"]["json"]["runs"]}, "opened under its other spelling"
+    assert run in {entry["run"] for entry in found["scaled report"]["json"]["runs"]}, (
+        "opened under its other spelling"
+    )
     assert "scaled(factor=0.5) of random-llama" in (folder / "scaled.html").read_text()
     assert "scaled(factor" not in (folder / "report.html").read_text()
     of_study = {entry["subject"]: entry for entry in found["study"]["json"]["runs"]}
     assert found["study"]["code"] == 0, found["study"]["err"]
-    assert of_study["scaled@0.5:random-llama"]["run"] == run and of_study["scaled@0.5:random-llama"]["stored_before"]
+    assert (
+        of_study["scaled@0.5:random-llama"]["run"] == run
+        and of_study["scaled@0.5:random-llama"]["stored_before"]
+    )
     assert of_study["random-llama"]["run"] == found["plain"]["json"]["run"]
     assert not found["scaled page"]["exceptions"]
     assert "scaled(factor=0.5) of random-llama" in found["scaled page"]["words"]
@@ -243,8 +287,13 @@ def test_its_presets_are_those_of_every_analysis(toy):
     shown = {(row["preset"], row["parameter"]): row["value"] for row in found["show"]["json"]["presets"]}
     assert shown == {("quick", "sites"): "blocks.0.mlp.hook_post", ("magnitudes", "absolute"): True}
     quick = found["quick"]["json"]["provenance"]
-    assert quick["preset"] == "quick" and quick["params"] == {"sites": "blocks.0.mlp.hook_post", "absolute": False}
-    assert found["other"]["json"]["provenance"]["preset"] == "magnitudes", "the label says what the parameters are"
+    assert quick["preset"] == "quick" and quick["params"] == {
+        "sites": "blocks.0.mlp.hook_post",
+        "absolute": False,
+    }
+    assert found["other"]["json"]["provenance"]["preset"] == "magnitudes", (
+        "the label says what the parameters are"
+    )
     ran = {run["run"]: run["preset"] for run in found["report"]["json"]["runs"]}
     assert ran.get(found["plain"]["json"]["run"]) == "", "a stored run of the defaults was not taken"
     scaled = {run["run"].rsplit("-", 1)[0]: run["preset"] for run in found["scaled report"]["json"]["runs"]}
@@ -292,8 +341,15 @@ def test_what_fails_when_it_runs_fails_alone(toy):
 
 def test_broken_subjects_corpora_and_variants_are_listed(toy):
     found, _ = toy
-    assert found["broken kind"]["code"] == 1 and "broken_variant = broken_sparsity.raises:VARIANT" in found["broken kind"]["err"]
-    sections = (("subjects", "broken_subject", 4), ("corpora", "broken_corpus", 4), ("variants", "broken_variant", 3))
+    assert (
+        found["broken kind"]["code"] == 1
+        and "broken_variant = broken_sparsity.raises:VARIANT" in found["broken kind"]["err"]
+    )
+    sections = (
+        ("subjects", "broken_subject", 4),
+        ("corpora", "broken_corpus", 4),
+        ("variants", "broken_variant", 3),
+    )
     for section, name, least in sections:
         summaries = {record["name"]: record["summary"] for record in found[section]["json"][section]}
         assert "is</b> broken" in summaries[name] and len(summaries) >= least

@@ -1,4 +1,6 @@
-"""What every registered part is held to: the contract suites, light declarations, names that are unique and well formed."""
+"""What every registered part is held to: the contract suites, light declarations, names that are
+unique and well formed.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,14 @@ from sparsescope.models.catalog import registered_subjects
 from sparsescope.testing import check_analysis, check_subject
 
 CHECKED_ELSEWHERE = {  # tests/unit/activations/test_capture.py
-    "random-llama", "random-gpt2", "random-opt", "random-gemma2", "random-qwen2moe", "random-olmoe", "random-mixtral",
-}  # fmt: skip
+    "random-llama",
+    "random-gpt2",
+    "random-opt",
+    "random-gemma2",
+    "random-qwen2moe",
+    "random-olmoe",
+    "random-mixtral",
+}
 RECORDS = [*analyses(), *benchmarks()]
 
 
@@ -34,9 +42,13 @@ def test_every_analysis_keeps_the_contract(name, glass, text):
 
 
 def test_analyses_of_series_are_told_apart():
-    """They read what no model is, so a report about a model leaves them out; tests/unit/analysis holds them to the contract."""
+    """They read what no model is, so a report about a model leaves them out; tests/unit/analysis holds
+    them to the contract.
+    """
     model = [Known("subject", "a model", whole=True, has=frozenset({"tokenizer"})), Known("text", "a text")]
-    assert {"grokking", "sparsity_over_training"} == {r.name for r in analyses() if "reads a series" in (r.fits(model) or "")}
+    assert {"grokking", "sparsity_over_training"} == {
+        r.name for r in analyses() if "reads a series" in (r.fits(model) or "")
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in registered_subjects() if name.startswith("glassllm")])
@@ -59,7 +71,8 @@ def test_declarations_are_light():
         "from sparsescope.models.catalog import registered_subjects\n"
         "names = [r.name for r in (*analyses(), *benchmarks())] + list(registered_subjects())\n"
         "assert len(names) > 5 and not analyses().broken, analyses().broken\n"
-        "print(sorted({'torch', 'transformers', 'transformer_lens', 'plotly', 'streamlit', 'numba'} & set(sys.modules)))"
+        "print(sorted({'torch', 'transformers', 'transformer_lens', 'plotly', 'streamlit', "
+        "'numba'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
@@ -73,7 +86,12 @@ def test_names_are_unique_over_all_kinds():
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
 def test_every_record_is_complete(record):
-    assert re.fullmatch(NAME_PATTERN, record.name) and record.version and record.title and record.summary.endswith(".")
+    assert (
+        re.fullmatch(NAME_PATTERN, record.name)
+        and record.version
+        and record.title
+        and record.summary.endswith(".")
+    )
     assert issubclass(record.params, Params)
     record.params()  # every parameter has a default: a report runs with the defaults
     for name, field in record.params.model_fields.items():

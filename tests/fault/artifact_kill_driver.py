@@ -1,7 +1,7 @@
 """Kills processes that keep an artifact at random moments and records what they leave behind.
 
-Started by ``test_artifact_kill.py`` in a process of its own, which forks one child for each trial. A moment is drawn evenly
-within the time that an undisturbed child needs, and a little beyond it.
+Started by ``test_artifact_kill.py`` in a process of its own, which forks one child for each trial. A moment
+is drawn evenly within the time that an undisturbed child needs, and a little beyond it.
 Usage: artifact_kill_driver.py HOME SEED KILLS; prints one JSON line for each trial.
 """
 
@@ -64,8 +64,14 @@ def check(home: Path, expected: str) -> dict[str, object]:
     """What the killed process left, and what the next one makes of it."""
     store = Store(home)
     folder = home / "artifacts"
-    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
-    found: dict[str, object] = {"names": names, "listed": store.artifacts.ids(), "left_by_it": len(list(folder.glob(".tmp-*")))}
+    names = (
+        [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+    )
+    found: dict[str, object] = {
+        "names": names,
+        "listed": store.artifacts.ids(),
+        "left_by_it": len(list(folder.glob(".tmp-*"))),
+    }
     found["verdicts"] = [verdict.status for verdict in store.artifacts.verify()]
     stamp = (folder / expected / "artifact.json").stat().st_mtime_ns if names else None
     found["again"] = keep(home) == expected and store.artifacts.open(expected).verify() == []
@@ -85,7 +91,12 @@ def main(home: Path, seed: int, kills: int) -> None:
     for number in range(kills):
         offset = generator.random() * 1.2 * sorted(lengths)[1]
         code = disturbed(home / "runs", offset)
-        print(json.dumps({"trial": number, "at": round(offset, 4), "code": code, **check(home / "runs", expected)}), flush=True)
+        print(
+            json.dumps(
+                {"trial": number, "at": round(offset, 4), "code": code, **check(home / "runs", expected)}
+            ),
+            flush=True,
+        )
         shutil.rmtree(home / "runs")
 
 

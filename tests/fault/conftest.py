@@ -1,4 +1,6 @@
-"""Processes that a driver kills: each driver runs in a process of its own and prints one JSON record for each trial."""
+"""Processes that a driver kills: each driver runs in a process of its own and prints one JSON
+record for each trial.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Kills real ``sparsescope run`` processes at random moments and records what they leave behind.
 
-Started by ``test_kill.py`` in a process of its own. It imports everything once and forks one child for each trial, so that
-a trial costs half a second; one thread of torch, since a fork would lose the others. A moment is drawn evenly within one
-of three phases of the run (start, forward pass, write), whose lengths are those of an undisturbed run.
+Started by ``test_kill.py`` in a process of its own. It imports everything once and forks one child for each
+trial, so that a trial costs half a second; one thread of torch, since a fork would lose the others. A moment
+is drawn evenly within one of three phases of the run (start, forward pass, write), whose lengths are those of
+an undisturbed run.
 Usage: kill_driver.py HOME SEED KILLS; prints one JSON line for each trial.
 """
 
@@ -30,10 +31,26 @@ from sparsescope.runner import run as runner
 from sparsescope.testing import check_same_numbers
 
 COMMAND = [
-    "sparsescope", "run", "activation_sparsity", "--subject", "glassllm", "--corpus", "python-docs", "--tokens", "600",
-    "--context", "32", "--batch-tokens", "32", "--set", "resamples=100", "--set", "shares=0.5,0.9",
-]  # fmt: skip
-MARKS = {"start": b"s", "pass": b"p", "batch 5": b"5", "write": b"w"}  # what a process says when it gets there
+    "sparsescope",
+    "run",
+    "activation_sparsity",
+    "--subject",
+    "glassllm",
+    "--corpus",
+    "python-docs",
+    "--tokens",
+    "600",
+    "--context",
+    "32",
+    "--batch-tokens",
+    "32",
+    "--set",
+    "resamples=100",
+    "--set",
+    "shares=0.5,0.9",
+]
+# What a process says when it gets there
+MARKS = {"start": b"s", "pass": b"p", "batch 5": b"5", "write": b"w"}
 PHASES = ("start", "pass", "write")
 NO_SAVING = 1e9
 
@@ -92,13 +109,17 @@ def undisturbed(home: Path, more: tuple[str, ...] = ()) -> dict[str, float]:
     return {phase: b - a for phase, a, b in zip(PHASES, times, times[1:], strict=False)}
 
 
-def disturbed(home: Path, number: int, phase: str, offset: float, save_seconds: float, how: signal.Signals) -> int:
+def disturbed(
+    home: Path, number: int, phase: str, offset: float, save_seconds: float, how: signal.Signals
+) -> int:
     """Send a signal ``offset`` seconds after a phase began; return the exit code, negative for a signal."""
     child, reader = start(home, save_seconds=save_seconds)
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         while (mark := pipe.read(1)) != MARKS[phase]:
             if not mark:
-                raise SystemExit(f"trial {number} ended before {phase}: {home.with_suffix('.log').read_text()}")
+                raise SystemExit(
+                    f"trial {number} ended before {phase}: {home.with_suffix('.log').read_text()}"
+                )
         time.sleep(offset)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, how)
@@ -108,7 +129,9 @@ def disturbed(home: Path, number: int, phase: str, offset: float, save_seconds: 
 def fingerprint(folder: Path) -> str:
     """SHA-256 over the names and bytes of a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return hashlib.sha256(b"".join(str(p.relative_to(folder)).encode() + p.read_bytes() for p in files)).hexdigest()
+    return hashlib.sha256(
+        b"".join(str(p.relative_to(folder)).encode() + p.read_bytes() for p in files)
+    ).hexdigest()
 
 
 def check(store: Store, reference, older: dict[str, str]) -> dict[str, object]:
@@ -121,7 +144,11 @@ def check(store: Store, reference, older: dict[str, str]) -> dict[str, object]:
         except Exception as error:
             found["unreadable"].append(f"{name}: {error}")
     found["altered"] = [name for name, before in older.items() if fingerprint(store.path(name)) != before]
-    half = [p.name for p in store.root.iterdir() if not p.name.startswith(".") and not (p / "manifest.json").is_file()]
+    half = [
+        p.name
+        for p in store.root.iterdir()
+        if not p.name.startswith(".") and not (p / "manifest.json").is_file()
+    ]
     found["half_written"] = half
     found["complete"] = store.has(reference.run_id)
     found["saved"] = len(list(store.root.glob(".partial/*/*.safetensors")))
@@ -133,9 +160,14 @@ def check(store: Store, reference, older: dict[str, str]) -> dict[str, object]:
         found["differs"] = ""
     except AssertionError as error:
         found["differs"] = str(error)
-    log = [json.loads(line)["event"] for line in (store.path(reference.run_id) / "events.jsonl").read_text().splitlines()]
+    log = [
+        json.loads(line)["event"]
+        for line in (store.path(reference.run_id) / "events.jsonl").read_text().splitlines()
+    ]
     found["resumed"] = "resumed" in log
-    found["left"] = [str(p.relative_to(store.root)) for p in (*store.root.glob(".tmp-*"), *store.root.glob(".partial/*"))]
+    found["left"] = [
+        str(p.relative_to(store.root)) for p in (*store.root.glob(".tmp-*"), *store.root.glob(".partial/*"))
+    ]
     return found
 
 
@@ -165,9 +197,15 @@ def main(home: Path, seed: int, kills: int) -> None:
         share = generator.random() if phase in lengths else 0.0
         code = disturbed(store.root, number, phase, share * lengths.get(phase, 0.0), save_seconds, how)
         record = {
-            "trial": number, "phase": phase, "at": round(share, 3), "saving": save_seconds == 0, "signal": how.name,
-            "code": code, "said": store.root.with_suffix(".log").read_text(), **check(store, reference, older),
-        }  # fmt: skip
+            "trial": number,
+            "phase": phase,
+            "at": round(share, 3),
+            "saving": save_seconds == 0,
+            "signal": how.name,
+            "code": code,
+            "said": store.root.with_suffix(".log").read_text(),
+            **check(store, reference, older),
+        }
         print(json.dumps(record), flush=True)
         shutil.rmtree(store.path(reference.run_id))
     print(json.dumps(together(store.root, reference, older)), flush=True)

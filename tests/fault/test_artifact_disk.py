@@ -1,4 +1,6 @@
-"""Disks that refuse an artifact: a clear message, other artifacts untouched, nothing left over, success afterwards."""
+"""Disks that refuse an artifact: a clear message, other artifacts untouched, nothing left
+over, success afterwards.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def keep(store, content=b"new" * 4000):
 
 def fingerprint(folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return hashlib.sha256(b"".join(str(p.relative_to(folder)).encode() + p.read_bytes() for p in files)).hexdigest()
+    return hashlib.sha256(
+        b"".join(str(p.relative_to(folder)).encode() + p.read_bytes() for p in files)
+    ).hexdigest()
 
 
 @pytest.fixture
@@ -97,14 +101,29 @@ def refuse(monkeypatch):
     return inject
 
 
-# Of a streamed file, of the one that a library saves, of the record; the folder of the artifact; the parent folder.
-CASES = [("mkdir", 1), ("mkdir", 2), ("open", 1), ("open", 2), ("open", 3), ("write", 1), ("write", 2), ("write", 3),
-         ("fsync", 1), ("fsync", 3), ("fsync", 5), ("rename", 1)]  # fmt: skip
+# Of a streamed file, of the one that a library saves, of the record; the folder of the artifact;
+# the parent folder.
+CASES = [
+    ("mkdir", 1),
+    ("mkdir", 2),
+    ("open", 1),
+    ("open", 2),
+    ("open", 3),
+    ("write", 1),
+    ("write", 2),
+    ("write", 3),
+    ("fsync", 1),
+    ("fsync", 3),
+    ("fsync", 5),
+    ("rename", 1),
+]
 
 
 def check_message(error, path, code):
     text = error.message()
-    assert str(path) in text and code in text and "next:" in text and "cannot store the artifact" in text, text
+    assert str(path) in text and code in text and "next:" in text and "cannot store the artifact" in text, (
+        text
+    )
 
 
 @pytest.mark.parametrize("code", ["EROFS", "EACCES", "ENOSPC"])
@@ -122,7 +141,9 @@ def test_a_refusing_disk(store, refuse, monkeypatch, operation, call, code):
 
 
 def test_a_file_size_limit_of_the_system(store):
-    """No injection: the kernel refuses to write more than 4 KiB into a file, into ours and into that of a library."""
+    """No injection: the kernel refuses to write more than 4 KiB into a file, into ours and into
+    that of a library.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:

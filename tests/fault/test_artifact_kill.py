@@ -1,4 +1,6 @@
-"""kill -9 at random moments of keeping an artifact: it is complete or absent, and the next one that keeps it tidies up."""
+"""kill -9 at random moments of keeping an artifact: it is complete or absent, and the next one that
+keeps it tidies up.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ def trials(driven):
 
 def test_the_kills_hit_the_writing(trials):
     assert len(trials) == KILLS and {trial["code"] for trial in trials} <= {0, -9}
-    assert sum(trial["code"] == -9 for trial in trials) >= 0.5 * KILLS, "most processes ended before they were killed"
+    assert sum(trial["code"] == -9 for trial in trials) >= 0.5 * KILLS, (
+        "most processes ended before they were killed"
+    )
     assert sum(trial["left_by_it"] for trial in trials) >= 5, "no writing was interrupted"
     assert any(not trial["names"] for trial in trials)
 

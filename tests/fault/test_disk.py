@@ -1,4 +1,6 @@
-"""Disks that refuse: a clear message and exit code 1, complete runs untouched, nothing left over, success afterwards."""
+"""Disks that refuse: a clear message and exit code 1, complete runs untouched, nothing left
+over, success afterwards.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,21 @@ from sparsescope.core.run_store import Store
 from sparsescope.runner import engine
 
 RUN = (
-    "run", "activation_sparsity", "--subject", "random-llama", "--corpus", "python-docs", "--tokens", "300", "--context", "64",
-    "--batch-tokens", "64", "--set", "resamples=100",
-)  # fmt: skip
+    "run",
+    "activation_sparsity",
+    "--subject",
+    "random-llama",
+    "--corpus",
+    "python-docs",
+    "--tokens",
+    "300",
+    "--context",
+    "64",
+    "--batch-tokens",
+    "64",
+    "--set",
+    "resamples=100",
+)
 
 
 @pytest.fixture
@@ -40,7 +54,9 @@ def command(capsys):
 def fingerprint(folder):
     """SHA-256 over the names and bytes of a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return hashlib.sha256(b"".join(str(p.relative_to(folder)).encode() + p.read_bytes() for p in files)).hexdigest()
+    return hashlib.sha256(
+        b"".join(str(p.relative_to(folder)).encode() + p.read_bytes() for p in files)
+    ).hexdigest()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -152,7 +168,9 @@ def check_message(err, *, path, code):
 
 
 def leftovers(folder):
-    return [path.name for path in folder.rglob("*") if path.name.startswith(".tmp-") or path.name.endswith(".tmp")]
+    return [
+        path.name for path in folder.rglob("*") if path.name.startswith(".tmp-") or path.name.endswith(".tmp")
+    ]
 
 
 @pytest.mark.parametrize(("stage", "operation", "code"), CASES)
@@ -174,7 +192,9 @@ def test_a_refusing_disk(home, command, refuse, monkeypatch, stage, operation, c
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_report_that_cannot_be_written_leaves_the_old_one(home, command, refuse, monkeypatch, tmp_path, operation):
+def test_a_report_that_cannot_be_written_leaves_the_old_one(
+    home, command, refuse, monkeypatch, tmp_path, operation
+):
     target = tmp_path / "report.html"
     target.write_text("old")
     run_id = Store(home).run_ids()[0]

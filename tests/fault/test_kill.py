@@ -1,4 +1,6 @@
-"""kill -9 at random moments: complete runs stay as they are, nothing is half readable, the next run ends the same."""
+"""kill -9 at random moments: complete runs stay as they are, nothing is half readable, the next
+run ends the same.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def test_the_kills_hit_every_phase_with_and_without_saved_state(killed):
     ],
 )
 def test_after_every_signal(trials, what, expected):
-    """Verify says ok, every run opens, older runs are untouched, the next run equals the undisturbed one, all is tidy."""
+    """Verify says ok, every run opens, older runs are untouched, the next run equals the
+    undisturbed one, all is tidy.
+    """
     wrong = [record for record in trials if record[what] != expected]
     assert not wrong, wrong
 

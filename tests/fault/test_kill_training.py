@@ -1,4 +1,6 @@
-"""Trainings that are killed or interrupted go on to the same checkpoints; what is lost is bounded, after Ctrl-C nothing."""
+"""Trainings that are killed or interrupted go on to the same checkpoints; what is lost is bounded,
+after Ctrl-C nothing.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def test_the_kills_hit_steps_and_the_writing_of_the_series(trials):
     dead = [record for record in trials if record["code"] == -9]
     assert {record["phase"] for record in dead} == {"b", "f"}
     cut = [record for record in dead if record["phase"] == "b" and 0 < record["made"] < record["steps"]]
-    assert {record["saves"] for record in cut} == {0.0, 10.0}, "no training was killed between its first and last step"
+    assert {record["saves"] for record in cut} == {0.0, 10.0}, (
+        "no training was killed between its first and last step"
+    )
     assert all(record["code"] in (0, -9) for record in trials)
 
 
@@ -37,7 +41,9 @@ def test_a_killed_training_goes_on_to_the_same_series_and_leaves_nothing_else(tr
 
 
 def test_it_goes_on_from_the_saved_step_and_at_most_one_step_was_not_saved(trials):
-    """Saved after every step, only the step whose save was cut short is lost; all that was saved is not made again."""
+    """Saved after every step, only the step whose save was cut short is lost; all that was saved
+    is not made again.
+    """
     unfinished = [record for record in trials if not record["complete"]]
     assert any(record["saved"] for record in unfinished)
     assert all(record["saved"] + record["again"] == record["steps"] for record in unfinished)
@@ -69,19 +75,27 @@ def finished(recipe, output):
     from sparsescope.training.trainer import train
 
     content = SeriesFolder.open(train(read_recipe(recipe), output)).content
-    return [(found.step, found.sha256, found.float32_hash) for found in content.checkpoints], content.files["curves.parquet"]
+    return [(found.step, found.sha256, found.float32_hash) for found in content.checkpoints], content.files[
+        "curves.parquet"
+    ]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
 def test_an_interrupt_saves_after_the_running_step_and_loses_nothing(recipe, expected, tmp_path, how):
     command = [sys.executable, "-m", "sparsescope", "train", str(recipe), "--output", str(tmp_path / "run")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as child:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as child:
         first = child.stderr.readline()  # shown before the first step
         child.send_signal(how)
         said = first + child.stderr.read()
     assert child.returncode == 130, said
-    assert "0 of 400 steps" in first and "goes on from its last saved state" in said and "Traceback" not in said
+    assert (
+        "0 of 400 steps" in first and "goes on from its last saved state" in said and "Traceback" not in said
+    )
     with safe_open(tmp_path / "run" / ".partial" / "state.safetensors", framework="pt") as file:
         step = json.loads(file.metadata()["facts"])["step"]
-    assert 1 <= step < 400, "the state is not that after the running step: the first save by the clock comes after ten seconds"
+    assert 1 <= step < 400, (
+        "the state is not that after the running step: the first save by the clock comes after ten seconds"
+    )
     assert finished(recipe, tmp_path / "run") == expected

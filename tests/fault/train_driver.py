@@ -1,8 +1,8 @@
 """Kills real ``sparsescope train`` processes at random moments and records what they leave behind.
 
-Started by ``test_kill_training.py`` in a process of its own; as ``kill_driver.py`` does, it imports everything once and forks one
-child for each trial, with one thread of torch. A moment is drawn evenly within the steps, or within the writing of the finished
-series, whose lengths are those of an undisturbed training.
+Started by ``test_kill_training.py`` in a process of its own; as ``kill_driver.py`` does, it imports
+everything once and forks one child for each trial, with one thread of torch. A moment is drawn evenly within
+the steps, or within the writing of the finished series, whose lengths are those of an undisturbed training.
 Usage: train_driver.py HOME SEED KILLS; prints one JSON line for each trial.
 """
 
@@ -51,11 +51,13 @@ BEGIN, STEP, FINISH = b"b", b"s", b"f"
 
 
 def start(output: Path, saves: float) -> tuple[int, int]:
-    """Fork a process that trains; return its id and a pipe that tells of its beginning, of each step, and of its last part.
+    """Fork a process that trains; return its id and a pipe that tells of its beginning, of each step,
+    and of its last part.
 
     Args:
         output: Folder of the series; recipe and log lie beside it.
-        saves: The state is saved when this many times the length of a save have passed; 0 for after every step.
+        saves: The state is saved when this many times the length of a save have passed; 0
+            for after every step.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -108,7 +110,9 @@ def undisturbed(output: Path) -> tuple[dict[bytes, float], int]:
 
 
 def killed(output: Path, phase: bytes, offset: float, saves: float) -> tuple[int, int]:
-    """Kill a training ``offset`` seconds after a phase began; return its exit code and the steps that it had made."""
+    """Kill a training ``offset`` seconds after a phase began; return its exit code and the
+    steps that it had made.
+    """
     child, reader = start(output, saves)
     steps = 0
     with os.fdopen(reader, "rb", buffering=0) as pipe:
@@ -127,7 +131,8 @@ def outcome(output: Path) -> list[list[object]]:
     """What a finished series holds, without what was measured of the machine."""
     content = json.loads((output / "series.json").read_text())
     stored = [[record["step"], record["sha256"], record["float32_hash"]] for record in content["checkpoints"]]
-    names = {path.name for path in output.iterdir()} - {trainer.PARTIAL}  # there where only its removal was cut short
+    # There where only its removal was cut short
+    names = {path.name for path in output.iterdir()} - {trainer.PARTIAL}
     return [stored, sorted(content["files"].items()), sorted(names)]
 
 
@@ -138,7 +143,8 @@ def main(home: Path, seed: int, kills: int) -> None:
     for folder in (reference, output):
         folder.with_suffix(".toml").write_text(RECIPE)
     with contextlib.redirect_stdout(sys.stderr):
-        trainer.train(read_recipe(reference.with_suffix(".toml")), reference, recipe_text=RECIPE)  # imports what the children use
+        # Imports what the children use
+        trainer.train(read_recipe(reference.with_suffix(".toml")), reference, recipe_text=RECIPE)
     expected = outcome(reference)
     lengths, steps = undisturbed(output)
     shutil.rmtree(output)
@@ -152,9 +158,17 @@ def main(home: Path, seed: int, kills: int) -> None:
         complete = (output / "series.json").is_file()
         again = 0 if complete else undisturbed(output)[1]
         record = {
-            "trial": number, "phase": phase.decode(), "saves": saves, "code": code, "made": made, "saved": saved, "again": again,
-            "complete": complete, "steps": steps, "same": outcome(output) == expected,
-        }  # fmt: skip
+            "trial": number,
+            "phase": phase.decode(),
+            "saves": saves,
+            "code": code,
+            "made": made,
+            "saved": saved,
+            "again": again,
+            "complete": complete,
+            "steps": steps,
+            "same": outcome(output) == expected,
+        }
         print(json.dumps(record), flush=True)
         shutil.rmtree(output)
 

@@ -1,10 +1,12 @@
-"""What the release of schema 1 wrote (tests/fixtures/frozen), and how its numbers are compared with those of the present code.
+"""What the release of schema 1 wrote (tests/fixtures/frozen), and how its numbers are compared with those
+of the present code.
 
-On the machine of the fixtures (processor, instructions, packages, one thread) floats agree to 1e-12 relative and all else is
-equal, apart from measured times. On another machine the last bits of a forward pass differ, so a unit may fall on the other
-side of a threshold, equal units may change places and a bisection may end a step apart. There ids, shapes, names, units and
-definitions are still equal; of the entries of a column one in ten may differ, the others and the scalars agree to 1e-3
-relative or 1e-4 (to 1e-2 in bfloat16). ``ATEN_CPU_CAPABILITY=avx2`` makes another machine of the one at hand.
+On the machine of the fixtures (processor, instructions, packages, one thread) floats agree to 1e-12 relative
+and all else is equal, apart from measured times. On another machine the last bits of a forward pass differ,
+so a unit may fall on the other side of a threshold, equal units may change places and a bisection may end a
+step apart. There ids, shapes, names, units and definitions are still equal; of the entries of a column one in
+ten may differ, the others and the scalars agree to 1e-3 relative or 1e-4 (to 1e-2 in bfloat16).
+``ATEN_CPU_CAPABILITY=avx2`` makes another machine of the one at hand.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ def same_machine(freeze, frozen):
 def same_weights(freeze, same_machine):
     """Tells whether the subject of a run has the weights it had.
 
-    Random ones are drawn otherwise by processors without AVX2; a run of them is another run there, and holds nothing.
+    Random ones are drawn otherwise by processors without AVX2; a run of them is another run there,
+    and holds nothing.
     """
 
     def same(run):
@@ -70,7 +73,9 @@ def same_weights(freeze, same_machine):
         now = freeze.subject(run["subject"]).identity.weight_hash
         return (
             now
-            == json.loads((freeze.FROZEN / "stored" / run["run"] / "manifest.json").read_text())["spec"]["subject"]["weight_hash"]
+            == json.loads((freeze.FROZEN / "stored" / run["run"] / "manifest.json").read_text())["spec"][
+                "subject"
+            ]["weight_hash"]
         )
 
     return same
@@ -98,7 +103,9 @@ def check_same(same_machine):
             assert notes(old) == notes(new)
         for name, scalar in old.scalars.items():
             mine, theirs = numbers(scalar), numbers(new.scalars[name])
-            assert len(mine) == len(theirs) and close(mine, theirs, rtol).all(), f"{name}: {mine}, now {theirs}"
+            assert len(mine) == len(theirs) and close(mine, theirs, rtol).all(), (
+                f"{name}: {mine}, now {theirs}"
+            )
         for name, frame in old.tables.items():
             check_table(name, frame, new.tables[name], old.columns[name], rtol)
         for name, tensor in old.tensors.items():
@@ -111,14 +118,22 @@ def check_same(same_machine):
 
 def meanings(result):
     """The texts of a result that depend on no number; fields that a later release adds are left out."""
-    scalars = [(s.name, s.unit, s.direction, s.definition, s.interval and s.interval.method) for s in result.scalars.values()]
-    columns = {name: [(c.name, c.kind, c.description, c.unit) for c in found] for name, found in result.columns.items()}
+    scalars = [
+        (s.name, s.unit, s.direction, s.definition, s.interval and s.interval.method)
+        for s in result.scalars.values()
+    ]
+    columns = {
+        name: [(c.name, c.kind, c.description, c.unit) for c in found]
+        for name, found in result.columns.items()
+    }
     return scalars, columns, {name: tensor.dims for name, tensor in result.tensors.items()}
 
 
 def notes(result):
     """The notes, without the seconds that something took."""
-    return [(note.severity, re.sub(r"\b[\d.]+ s\b", "... s", note.message), note.place) for note in result.notes]
+    return [
+        (note.severity, re.sub(r"\b[\d.]+ s\b", "... s", note.message), note.place) for note in result.notes
+    ]
 
 
 def numbers(scalar):
@@ -133,10 +148,15 @@ def check_table(name, old, new, columns, rtol):
     for column in columns if len(old) else ():
         mine, theirs = old[column.name], new[column.name]
         assert mine.dtype == theirs.dtype, f"{name}.{column.name}: {mine.dtype}, now {theirs.dtype}"
-        if column.kind == "seconds" or (column.name == "collapsed" and rtol > EXACT):  # which counts what rounds to zero
+        # Which counts what rounds to zero
+        if column.kind == "seconds" or (column.name == "collapsed" and rtol > EXACT):
             continue
         if mine.dtype.kind in "iu":
-            found = (mine == theirs).to_numpy() if rtol == EXACT else close(mine.to_numpy(), theirs.to_numpy(), rtol)
+            found = (
+                (mine == theirs).to_numpy()
+                if rtol == EXACT
+                else close(mine.to_numpy(), theirs.to_numpy(), rtol)
+            )
         elif mine.dtype.kind == "f":
             found = close(mine.to_numpy(), theirs.to_numpy(), rtol)
         else:

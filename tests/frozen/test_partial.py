@@ -1,4 +1,6 @@
-"""Interrupted runs of schema 1: finished steps are not made again; a state of the shared pass of another version is not used."""
+"""Interrupted runs of schema 1: finished steps are not made again; a state of the shared pass of another
+version is not used.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,12 @@ def test_finished_steps_are_not_made_again(name, freeze, frozen, check_same, tmp
 
     def progress(*told):
         """Look what lies there; a step that is made again gets a new file."""
-        seen.update(str(path.relative_to(home / ".partial")) for path in home.glob(".partial/*/*.safetensors"))
-        changed.update(step for step, before in kept.items() if (home / ".partial" / step).stat().st_ino != before.st_ino)
+        seen.update(
+            str(path.relative_to(home / ".partial")) for path in home.glob(".partial/*/*.safetensors")
+        )
+        changed.update(
+            step for step, before in kept.items() if (home / ".partial" / step).stat().st_ino != before.st_ino
+        )
 
     result = freeze.made(frozen["runs"][name], home, progress)
     assert result.run_id == INTERRUPTED[name]["run"]
@@ -73,7 +79,8 @@ def test_a_state_of_another_version_is_not_used(name, freeze, frozen, check_same
     path = home / ".partial" / INTERRUPTED[name]["steps"][0]
     with safe_open(path, framework="numpy") as file:
         meta = json.loads(file.metadata()["meta"])
-        arrays = {key: 0 * file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # safe_open is no dict
+        # safe_open is no dict
+        arrays = {key: 0 * file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     assert meta["source"]["state"] == STATE_VERSION
     meta["source"]["state"] = 0
     save_file(arrays, path, {"meta": json.dumps(meta)})

@@ -13,8 +13,13 @@ from sparsescope.testing import check_figure
 FROZEN = Path(__file__).resolve().parents[1] / "fixtures" / "frozen"
 RUNS = json.loads((FROZEN / "frozen.json").read_text())["runs"]
 FOLDERS = sorted(path.name for path in (FROZEN / "stored").glob("*-*"))
-# Those of the plug-in need it (test_plugin.py); what measures time has other numbers each time; one needs the package index.
-MADE_AGAIN = [name for name in RUNS if name not in ("mean of the toy", "share of the toy", "time", "sparsity of an encoder")]
+# Those of the plug-in need it (test_plugin.py); what measures time has other numbers each time; one needs
+# the package index.
+MADE_AGAIN = [
+    name
+    for name in RUNS
+    if name not in ("mean of the toy", "share of the toy", "time", "sparsity of an encoder")
+]
 
 
 def test_every_folder_is_in_the_list_and_every_analysis_is_there(frozen):

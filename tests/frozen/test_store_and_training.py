@@ -1,4 +1,6 @@
-"""An activation store of schema 1 replays its batches, an unfinished one is completed, an unfinished training goes on exactly."""
+"""An activation store of schema 1 replays its batches, an unfinished one is completed, an unfinished
+training goes on exactly.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ from sparsescope.training.trainer import train
 def test_a_store_yields_the_batches_that_were_written(freeze, frozen):
     store = ActivationStore(freeze.FROZEN / "activations" / "whole")
     assert store.verify() == []
-    assert (store.n_batches, store.n_tokens) == (frozen["activations"]["batches"], frozen["activations"]["tokens"])
+    assert (store.n_batches, store.n_tokens) == (
+        frozen["activations"]["batches"],
+        frozen["activations"]["tokens"],
+    )
     assert freeze.digest(store) == frozen["activations"]["sha256"]
     assert [site.name for site in store.sites] == ["blocks.1.mlp.hook_post"]
 
@@ -32,7 +37,9 @@ def test_a_store_is_of_the_same_source(freeze, frozen, copied, same_machine, sam
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     tolerance = {"rtol": 0, "atol": 0} if same_machine else {"rtol": 1e-4, "atol": 1e-6}
     for batch, values in zip(ActivationStore(folder), live, strict=True):
-        np.testing.assert_allclose(values.numpy(), batch.values["blocks.1.mlp.hook_post"].numpy(), **tolerance)
+        np.testing.assert_allclose(
+            values.numpy(), batch.values["blocks.1.mlp.hook_post"].numpy(), **tolerance
+        )
 
 
 def test_an_unfinished_store_is_completed(freeze, frozen, copied, same_machine, same_weights):
@@ -59,4 +66,6 @@ def test_an_unfinished_training_ends_with_the_same_checkpoints(freeze, frozen, c
     curves = SeriesFolder.open(folder).curves()
     before = frozen["training"]["curves"]
     assert curves[["step", "measure", "split", "part"]].values.tolist() == [row[:4] for row in before]
-    np.testing.assert_allclose(curves["value"], [row[4] for row in before], rtol=1e-12 if same_machine else 1e-3)
+    np.testing.assert_allclose(
+        curves["value"], [row[4] for row in before], rtol=1e-12 if same_machine else 1e-3
+    )

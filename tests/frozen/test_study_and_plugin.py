@@ -28,10 +28,13 @@ for name in sys.argv[3:]:
     opened, again = freeze.made(recipe, home), freeze.made(recipe, None)
     record = next(record for record in ss.analyses() if record.name == recipe["analysis"])
     found[name] = {
-        "created": [stored.provenance["created"], opened.provenance["created"]], "run": opened.run_id,
+        "created": [stored.provenance["created"], opened.provenance["created"]],
+        "run": opened.run_id,
         "digests": [result.provenance["digest"] for result in (stored, again)],
         "scalars": [[scalar.value for scalar in result.scalars.values()] for result in (stored, again)],
-        "tables": [{key: frame.to_dict("list") for key, frame in result.tables.items()} for result in (stored, again)],
+        "tables": [
+            {key: frame.to_dict("list") for key, frame in result.tables.items()} for result in (stored, again)
+        ],
         "titles": [stored.view(view.name).layout.title.text for view in record.views],
     }
 print(json.dumps(found))
@@ -58,13 +61,18 @@ def test_a_run_of_a_plug_in_opens_without_it(name, freeze, frozen):
     assert run["analysis"] in result._repr_html_()
 
 
-def test_runs_of_a_plug_in_open_and_are_made_again_with_it(freeze, frozen, copied, same_machine, same_weights):
+def test_runs_of_a_plug_in_open_and_are_made_again_with_it(
+    freeze, frozen, copied, same_machine, same_weights
+):
     fixtures = freeze.FROZEN.parent
     path = os.pathsep.join([str(fixtures / "toy_plugin"), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(fixtures), str(copied("stored")), *TOYS],
-        capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     for name in TOYS:

@@ -1,9 +1,11 @@
-"""The decoder of the Bergamot "tiny" models by its equations, to translate through hidden states of an encoder.
+"""The decoder of the Bergamot "tiny" models by its equations, to translate through hidden
+states of an encoder.
 
-Two layers of: SSRU (simpler simple recurrent unit: f = sigmoid(x Wf + bf), c = f * c + (1 - f) * (x W), output
-relu(c)), attention over the source, ReLU MLP; each followed by residual and norm. The first input is the zero vector;
-id 0 ends a sentence. Sources: Kim et al. 2019, "From Research to Production and Back: Ludicrously Fast Neural Machine
-Translation"; ``src/rnn/cells.h`` and ``src/models/transformer.h`` of marian-nmt/marian-dev.
+Two layers of: SSRU (simpler simple recurrent unit: f = sigmoid(x Wf + bf), c = f * c + (1 - f) * (x W),
+output relu(c)), attention over the source, ReLU MLP; each followed by residual and norm. The first
+input is the zero vector; id 0 ends a sentence. Sources: Kim et al. 2019, "From Research to Production
+and Back: Ludicrously Fast Neural Machine Translation"; ``src/rnn/cells.h`` and
+``src/models/transformer.h`` of marian-nmt/marian-dev.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class Decoder:
         self.d_model = self.embedding.shape[1]
 
     def translate(self, states: torch.Tensor, longest: int = 40) -> list[int]:
-        """Return the ids that hidden states [pos, d_model] of a source sentence, its end included, are translated to."""
+        """Return the ids that hidden states [pos, d_model] of a source sentence, its end included,
+        are translated to.
+        """
         positions = sinusoidal_positions(longest, self.d_model)
         cells = [torch.zeros(1, self.d_model) for _ in range(LAYERS)]
         ids: list[int] = []
@@ -47,7 +51,9 @@ class Decoder:
                 break
         return ids
 
-    def _layer(self, head: str, x: torch.Tensor, cell: torch.Tensor, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _layer(
+        self, head: str, x: torch.Tensor, cell: torch.Tensor, states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         forget = torch.sigmoid(x @ self.weights[f"{head}rnn_Wf"] + self.weights[f"{head}rnn_bf"])
         cell = forget * cell + (1 - forget) * (x @ self.weights[f"{head}rnn_W"])
         x = self._norm(x + torch.relu(cell), f"{head}rnn_ffn_ln")
@@ -56,7 +62,9 @@ class Decoder:
             for source, name in ((x, "q"), (states, "k"), (states, "v"))
         )
         mixed = torch.softmax(q @ k.transpose(1, 2) / q.shape[-1] ** 0.5, -1) @ v
-        x = self._norm(x + self._linear(mixed.transpose(0, 1).flatten(1), f"{head}context_", "o"), f"{head}context_Wo_ln")
+        x = self._norm(
+            x + self._linear(mixed.transpose(0, 1).flatten(1), f"{head}context_", "o"), f"{head}context_Wo_ln"
+        )
         hidden = torch.relu(self._linear(x, f"{head}ffn_", "1"))
         return self._norm(x + self._linear(hidden, f"{head}ffn_", "2"), f"{head}ffn_ffn_ln"), cell
 

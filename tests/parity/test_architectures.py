@@ -199,7 +199,9 @@ def test_hidden_layers_of_experts_add_up(family: str) -> None:
         weight = (routing[site.layer, "mlp.hook_expert_weights"] * chosen).sum(-1)[rows, None]
         totals[site.layer][rows] += weight * out
 
-    patterns = [f"blocks.{block.layer}.mlp.{role}" for block in sparse for role in ("hook_expert_*", "experts.*")]
+    patterns = [
+        f"blocks.{block.layer}.mlp.{role}" for block in sparse for role in ("hook_expert_*", "experts.*")
+    ]
     with subject.attach(subject.sites(patterns), add):
         subject.forward(IDS)
     for handle in handles:
@@ -209,7 +211,9 @@ def test_hidden_layers_of_experts_add_up(family: str) -> None:
         assert float(total.abs().max()) > 0
 
 
-@pytest.mark.parametrize("name", ["random-llama", "random-gpt2", "random-opt", "random-gemma2", "random-olmoe", "random-mixtral"])
+@pytest.mark.parametrize(
+    "name", ["random-llama", "random-gpt2", "random-opt", "random-gemma2", "random-olmoe", "random-mixtral"]
+)
 def test_our_role_map_is_that_of_transformer_lens(name: str) -> None:
     subject = load(name)
     paths = bridge.component_paths(subject.model)
@@ -242,7 +246,9 @@ def test_the_map_of_transformer_lens_for_shared_experts() -> None:
 
 
 @pytest.mark.parametrize("name", ["random-llama", "random-opt", "random-gemma2"])
-def test_the_map_of_transformer_lens_can_stand_in_for_ours(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_map_of_transformer_lens_can_stand_in_for_ours(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     subject = load(name)
     assert bridge.block_modules(subject.model) == subject.blocks
     monkeypatch.setattr("sparsescope.models.structure.roles._MLP_CONTAINERS", ())

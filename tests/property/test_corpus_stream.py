@@ -58,7 +58,8 @@ def test_domains_get_equal_shares_up_to_what_they_have(arguments, tokens):
     found = corpus(**{**arguments, "tokens": tokens}).tokenize(TOKENIZERS[False])
     entries = found.describe()["domains"]
     have = {
-        name: sum(len(document.text.encode()) for document in arguments["source"] if document.domain == name) for name in entries
+        name: sum(len(document.text.encode()) for document in arguments["source"] if document.domain == name)
+        for name in entries
     }
     level = max(entry["tokens"] for entry in entries.values())
     for name, entry in entries.items():
@@ -95,10 +96,14 @@ def test_batches_cover_every_token_once_and_never_hold_two_documents(arguments, 
 @given(streams, st.booleans(), batch_sizes)
 def test_left_and_right_padding_give_the_same_tokens_and_positions(arguments, bos, batch_tokens):
     found = corpus(**arguments).tokenize(TOKENIZERS[bos])
-    for right, left in zip(found.batches(batch_tokens, "right"), found.batches(batch_tokens, "left"), strict=True):
+    for right, left in zip(
+        found.batches(batch_tokens, "right"), found.batches(batch_tokens, "left"), strict=True
+    ):
         assert np.array_equal(right.offset, left.offset)
         for name in ("input_ids", "position", "text_position"):
-            assert np.array_equal(getattr(right, name)[right.attention_mask], getattr(left, name)[left.attention_mask])
+            assert np.array_equal(
+                getattr(right, name)[right.attention_mask], getattr(left, name)[left.attention_mask]
+            )
         assert (left.position[~left.attention_mask] == -1).all()
         assert left.attention_mask[:, -1].all()
         assert right.attention_mask[:, 0].all()
@@ -110,7 +115,9 @@ def test_a_split_is_a_disjoint_cover_with_the_same_forward_passes(arguments, n, 
     found = corpus(**arguments).tokenize(TOKENIZERS[True])
     parts = found.split(n)
     assert 1 <= len(parts) <= n
-    assert [document.index for part in parts for document in part.documents] == list(range(len(found.documents)))
+    assert [document.index for part in parts for document in part.documents] == list(
+        range(len(found.documents))
+    )
     apart = [batch for part in parts for batch in part.batches(batch_tokens)]
     for together, alone in zip(found.batches(batch_tokens), apart, strict=True):
         for name in ("input_ids", "attention_mask", "document", "domain", "offset"):
@@ -139,10 +146,13 @@ def test_the_selection_depends_on_the_seed_and_not_on_the_order_in_the_file(argu
     domains = list(dict.fromkeys(document.domain for document in arguments["source"]))
     shuffled = list(arguments["source"])
     draw.shuffle(shuffled)
-    shuffled.sort(key=lambda document: domains.index(document.domain))  # the order of domains decides odd tokens
+    # The order of domains decides odd tokens
+    shuffled.sort(key=lambda document: domains.index(document.domain))
     first = corpus(**arguments).tokenize(TOKENIZERS[False])
     second = corpus(**{**arguments, "source": shuffled}).tokenize(TOKENIZERS[False])
-    assert [(d.id, d.ids.tolist()) for d in first.documents] == [(d.id, d.ids.tolist()) for d in second.documents]
+    assert [(d.id, d.ids.tolist()) for d in first.documents] == [
+        (d.id, d.ids.tolist()) for d in second.documents
+    ]
     assert first.digest == corpus(**arguments).tokenize(TOKENIZERS[False]).digest
 
 

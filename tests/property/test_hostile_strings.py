@@ -1,4 +1,6 @@
-"""Foreign strings in everything that is written without a browser: cells, CSV, notebooks, terminal, JSON, stored runs."""
+"""Foreign strings in everything that is written without a browser: cells, CSV, notebooks, terminal,
+JSON, stored runs.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def test_display_of_any_text(text):
     check_display(text)
 
 
-@pytest.mark.parametrize("text", ["مرحبا", "می\u200cخواهم", "👩\u200d👩\u200d👧", "Việt", "שָׁלוֹם", "plain words 12"])
+@pytest.mark.parametrize(
+    "text", ["مرحبا", "می\u200cخواهم", "👩\u200d👩\u200d👧", "Việt", "שָׁלוֹם", "plain words 12"]
+)
 def test_ordinary_spelling_is_left_alone(text):
     assert display(text) == text
 
@@ -85,7 +89,21 @@ def test_csv_has_no_formula_and_keeps_the_numbers(hostile_strings):
 
 
 @pytest.mark.parametrize(
-    "value", ["=1", " =1", "\u00a0@x", "\uff1d1", "\uff0b1", "\uff0d1", "\uff20x", "\t1", "\r1", "\n=1", "\ufeff=1", "-1"]
+    "value",
+    [
+        "=1",
+        " =1",
+        "\u00a0@x",
+        "\uff1d1",
+        "\uff0b1",
+        "\uff0d1",
+        "\uff20x",
+        "\t1",
+        "\r1",
+        "\n=1",
+        "\ufeff=1",
+        "-1",
+    ],
 )
 def test_what_begins_like_a_formula_is_guarded(value):
     assert tables.guard(value) == "'" + value
@@ -99,7 +117,9 @@ def test_what_does_not_is_left_alone(value):
 def test_a_stored_run_is_what_it_was(home, hostile_strings):
     made = hostile_strings.result("script")
     (run_id,) = [
-        i for i in Store(home).run_ids() if Store(home).manifest(i).spec.subject["id"] == made.provenance["subject"]["id"]
+        i
+        for i in Store(home).run_ids()
+        if Store(home).manifest(i).spec.subject["id"] == made.provenance["subject"]["id"]
     ]
     found = Store(home).open(run_id)
     assert list(found.scalars) == [well_formed(name) for name in made.scalars]
@@ -118,7 +138,14 @@ def test_notebooks_get_text(home):
         assert not re.search(r"<(script|img|svg|a|iframe|b|meta|style)\b", shown)
         assert "$" not in shown and "\\(" not in shown and "\\[" not in shown
         assert not [c for c in shown if unicodedata.category(c) in HIDDEN and c not in "\u200c\u200d"]
-        assert set(re.findall(r"<(\w+)", shown)) - {"details", "summary"} == {"h4", "table", "tr", "td", "ul", "li"}
+        assert set(re.findall(r"<(\w+)", shown)) - {"details", "summary"} == {
+            "h4",
+            "table",
+            "tr",
+            "td",
+            "ul",
+            "li",
+        }
         assert "\x1b" not in repr(Store(home).open(run_id))
 
 
@@ -147,7 +174,12 @@ def test_token_strips_hold_no_markup(hostile_strings):
             Column(f"{well_formed(trick)}value", "value", trick, trick[:500]),
         )  # fmt: skip
         many = len(texts)
-        cells = pd.Series([trick] * many, dtype=object), range(many), pd.Series(texts, dtype=object), np.arange(many)
+        cells = (
+            pd.Series([trick] * many, dtype=object),
+            range(many),
+            pd.Series(texts, dtype=object),
+            np.arange(many),
+        )
         frame = pd.DataFrame({column.name: values for column, values in zip(columns, cells, strict=True)})
         made = hostile_strings.result()
         made.provenance["subject"]["id"] = trick
@@ -156,7 +188,16 @@ def test_token_strips_hold_no_markup(hostile_strings):
         check_panel(panel)
         seen = Seen(panel.html())
         assert set(seen.tags) == {"div", "p", "b", "span", "br"}
-        assert seen.names <= {"class", "title", "tabindex", "role", "aria-label", "aria-live", "data-mark", "data-readout"}
+        assert seen.names <= {
+            "class",
+            "title",
+            "tabindex",
+            "role",
+            "aria-label",
+            "aria-live",
+            "data-mark",
+            "data-readout",
+        }
         for text in (seen.words, *seen.values):
             assert not [c for c in text if unicodedata.category(c) in HIDDEN and c not in "\u200c\u200d"]
             text.encode()
@@ -186,8 +227,17 @@ def safe_for_a_terminal(text):
 def test_every_verb_is_safe_for_a_terminal_and_its_json_is_json(home, capsys, monkeypatch):
     ids = Store(home).run_ids()
     pair = [i for i in ids if i.startswith("borrowed")]
-    lines = [["list"], ["verify"], ["compare", *pair], ["compare", pair[0], "\x1b[31m[red]x"], ["show", "\x9b[bold]"]]
-    lines += [["show", i] for i in ids] + [["run", "[red]\x1b[31m", "--subject", "\x1b]0;x\x07"], ["list", "--home", ""]]
+    lines = [
+        ["list"],
+        ["verify"],
+        ["compare", *pair],
+        ["compare", pair[0], "\x1b[31m[red]x"],
+        ["show", "\x9b[bold]"],
+    ]
+    lines += [["show", i] for i in ids] + [
+        ["run", "[red]\x1b[31m", "--subject", "\x1b]0;x\x07"],
+        ["list", "--home", ""],
+    ]
     for words in lines:
         where = [] if "--home" in words else ["--home", str(home)]
         for tail in ([], ["--json"]):
@@ -201,7 +251,9 @@ def test_every_verb_is_safe_for_a_terminal_and_its_json_is_json(home, capsys, mo
 
 
 def test_tables_on_a_terminal_keep_one_row_a_line(home, capsys):
-    first, second = (Store(home).open(run_id) for run_id in Store(home).run_ids() if run_id.startswith("borrowed"))
+    first, second = (
+        Store(home).open(run_id) for run_id in Store(home).run_ids() if run_id.startswith("borrowed")
+    )
     console.out(listing.tables_text(first))
     console.out(listing.comparison_text(compare(first, second)))
     found = capsys.readouterr().out
@@ -210,7 +262,10 @@ def test_tables_on_a_terminal_keep_one_row_a_line(home, capsys):
 
 def test_errors_stay_on_one_screen(hostile_strings, capsys):
     for text in hostile_strings.STRINGS.values():
-        console.say(f"error: {SparsescopeError('no such thing', where=text, allowed=[text], got=text, next_step=text)}")
+        console.say(
+            "error: "
+            f"{SparsescopeError('no such thing', where=text, allowed=[text], got=text, next_step=text)}"
+        )
         shown = capsys.readouterr().err
         assert safe_for_a_terminal(shown) and len(shown.splitlines()) <= 5 and len(shown) < 5000
         console.error_json(SparsescopeError(text, where=text, got=text))

@@ -1,4 +1,6 @@
-"""Damaged and hostile model files: refused with a message before anything large is allocated, or the same weights."""
+"""Damaged and hostile model files: refused with a message before anything large is allocated,
+or the same weights.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from sparsescope.models import load
 
-spec = importlib.util.spec_from_file_location("model_files", Path(__file__).parents[1] / "unit" / "models" / "conftest.py")
+spec = importlib.util.spec_from_file_location(
+    "model_files", Path(__file__).parents[1] / "unit" / "models" / "conftest.py"
+)
 model_files = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(model_files)
 
@@ -63,15 +67,39 @@ def test_a_changed_configuration(mutate, folder, tmp_path, llama, seed):
     read(mutate, folder, tmp_path, llama.identity.weight_hash)
 
 
-SIZES = ("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-HOSTILE = [(key, value) for key in (*SIZES, "num_hidden_layers") for value in (0, -1, 10**9, 10**30, 1.5, "64", None, [64])]
-HOSTILE = [pair for pair in HOSTILE if pair not in (("head_dim", None), ("num_key_value_heads", None))]  # those have defaults
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "vocab_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+HOSTILE = [
+    (key, value)
+    for key in (*SIZES, "num_hidden_layers")
+    for value in (0, -1, 10**9, 10**30, 1.5, "64", None, [64])
+]
+# Those have defaults
+HOSTILE = [pair for pair in HOSTILE if pair not in (("head_dim", None), ("num_key_value_heads", None))]
 HOSTILE += [
-    ("num_hidden_layers", 2), ("num_hidden_layers", 4), ("num_hidden_layers", 1000), ("vocab_size", 258), ("vocab_size", 260),
-    ("max_position_embeddings", 0), ("max_position_embeddings", -1), ("rms_norm_eps", float("nan")), ("model_type", "../x"),
-    ("model_type", ["llama"]), ("architectures", 7), ("architectures", [7]), ("auto_map", 7), ("auto_map", {"AutoModel": "x.y"}),
-    ("hidden_act", "surprise"), ("rope_parameters", {"rope_type": "surprise"}),
-]  # fmt: skip
+    ("num_hidden_layers", 2),
+    ("num_hidden_layers", 4),
+    ("num_hidden_layers", 1000),
+    ("vocab_size", 258),
+    ("vocab_size", 260),
+    ("max_position_embeddings", 0),
+    ("max_position_embeddings", -1),
+    ("rms_norm_eps", float("nan")),
+    ("model_type", "../x"),
+    ("model_type", ["llama"]),
+    ("architectures", 7),
+    ("architectures", [7]),
+    ("auto_map", 7),
+    ("auto_map", {"AutoModel": "x.y"}),
+    ("hidden_act", "surprise"),
+    ("rope_parameters", {"rope_type": "surprise"}),
+]
 
 
 @pytest.mark.parametrize(("key", "value"), HOSTILE)
@@ -81,7 +109,18 @@ def test_a_configuration_that_no_model_has_is_refused(mutate, folder, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "null", "7", '"x"', "[" * 100_000, '{"model_type": "llama"' + "," * 9, "\ud800", "{" + "}" * 3]
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        "7",
+        '"x"',
+        "[" * 100_000,
+        '{"model_type": "llama"' + "," * 9,
+        "\ud800",
+        "{" + "}" * 3,
+    ],
 )
 def test_a_configuration_that_is_none_is_refused(mutate, folder, tmp_path, llama, text):
     (folder / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -121,7 +160,8 @@ def test_weights_that_are_swapped_under_their_names_have_another_hash(folder, ll
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "", 7, None, ["x"], "x\0y", "x" * 9000]
+    "name",
+    ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "", 7, None, ["x"], "x\0y", "x" * 9000],
 )
 def test_an_index_that_leaves_the_folder_is_refused(mutate, folder, tmp_path, llama, name):
     shutil.copy(folder / "model.safetensors", tmp_path / "secret.safetensors")

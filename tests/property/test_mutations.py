@@ -1,4 +1,6 @@
-"""Damaged and hostile runs: refused with a message, or read as they were. Seeded; each bounded in time and memory."""
+"""Damaged and hostile runs: refused with a message, or read as they were. Seeded; each bounded
+in time and memory.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ from sparsescope.reporting.compare import compare
 from sparsescope.reporting.sections import section
 from sparsescope.testing import check_same_numbers
 
-LAYER, LABEL, VALUE = Column("layer", "layer", "Layer."), Column("label", "label", "Name."), Column("value", "fraction", "Share.")
+LAYER, LABEL, VALUE = (
+    Column("layer", "layer", "Layer."),
+    Column("label", "label", "Name."),
+    Column("value", "fraction", "Share."),
+)
 
 
 def small_result():
@@ -158,8 +164,12 @@ HOSTILE = {
     "NaN": lambda text: text.replace("0.25", "NaN", 1),
     "infinity": lambda text: text.replace("0.25", "-Infinity", 1),
     "a number of many digits": lambda text: text.replace("0.25", "1" * 5000, 1),
-    "deep lists": lambda text: text.replace('"params": {', '"params": {"a": ' + "[" * 5000 + "]" * 5000 + ",", 1),
-    "rather deep lists": lambda text: text.replace('"params": {', '"params": {"a": ' + "[" * 400 + "]" * 400 + ",", 1),
+    "deep lists": lambda text: text.replace(
+        '"params": {', '"params": {"a": ' + "[" * 5000 + "]" * 5000 + ",", 1
+    ),
+    "rather deep lists": lambda text: text.replace(
+        '"params": {', '"params": {"a": ' + "[" * 400 + "]" * 400 + ",", 1
+    ),
     "deep objects": lambda text: '{"a":' * 100_000 + "1" + "}" * 100_000,
     "too large": lambda text: text + " " * (6 * 1024 * 1024),
     "two documents": lambda text: text + text,
@@ -211,7 +221,9 @@ def edits(document):
         "long path": lambda: table.update(file="x" * 5000),
         "name of a table": lambda: document["tables"].update({"../x": document["tables"].pop("first")}),
         "name of a tensor": lambda: document["tensors"].update({"a\0b": document["tensors"].pop("weights")}),
-        "tensor without checksum": lambda: document.update(files=[f for f in document["files"] if "tensors" not in f["file"]]),
+        "tensor without checksum": lambda: document.update(
+            files=[f for f in document["files"] if "tensors" not in f["file"]]
+        ),
         "tensor that is no tensor": lambda: tensor.update(file="events.jsonl"),
         "shape": lambda: tensor.update(shape=[3, 2]),
         "dimensions": lambda: tensor.update(dims=["layer"]),
@@ -281,7 +293,9 @@ ENTRIES = {
     "pipe for a manifest": lambda run: pipe(run, "manifest.json"),
     "folder for a table": lambda run: folder(run, "tables/first.parquet"),
     "folder for a manifest": lambda run: folder(run, "manifest.json"),
-    "linked folder": lambda run: (run / "tables").rename(run.parent.parent / "t") and (run / "tables").symlink_to("../../t"),
+    "linked folder": lambda run: (
+        (run / "tables").rename(run.parent.parent / "t") and (run / "tables").symlink_to("../../t")
+    ),
 }
 
 
@@ -303,10 +317,12 @@ TABLES = {
     "bytes": pa.table({"layer": [0, 1, 2], "label": [b"\xff"] * 3, "value": [1.0] * 3}),
     "an index that hides a column": pa.table(
         {"layer": [0, 1, 2], "label": ["a"] * 3, "value": [1.0] * 3}
-    ).replace_schema_metadata({"pandas": json.dumps({"index_columns": ["layer"], "columns": [], "column_indexes": []})}),
-    "broken notes for pandas": pa.table({"layer": [0, 1, 2], "label": ["a"] * 3, "value": [1.0] * 3}).replace_schema_metadata(
-        {"pandas": "{"}
+    ).replace_schema_metadata(
+        {"pandas": json.dumps({"index_columns": ["layer"], "columns": [], "column_indexes": []})}
     ),
+    "broken notes for pandas": pa.table(
+        {"layer": [0, 1, 2], "label": ["a"] * 3, "value": [1.0] * 3}
+    ).replace_schema_metadata({"pandas": "{"}),
 }
 
 
@@ -318,7 +334,13 @@ def test_other_tables_with_checksums_that_fit_are_refused(mutate, run, tmp_path,
 
 
 def test_a_small_file_with_very_many_rows_is_refused_before_it_is_read(mutate, run, tmp_path):
-    part = pa.table({"layer": np.zeros(2_000_000, np.int64), "label": pa.array(["a"] * 2_000_000), "value": np.zeros(2_000_000)})
+    part = pa.table(
+        {
+            "layer": np.zeros(2_000_000, np.int64),
+            "label": pa.array(["a"] * 2_000_000),
+            "value": np.zeros(2_000_000),
+        }
+    )
     with pq.ParquetWriter(run / "tables" / "first.parquet", part.schema) as writer:
         for _ in range(10):
             writer.write_table(part)
@@ -333,11 +355,19 @@ def test_a_small_file_with_very_many_rows_is_refused_before_it_is_read(mutate, r
 NUMBERS = {
     "mixed": pa.table({"layer": ["x", None, "2"], "label": [1, 2, 3], "value": ["a", "b", None]}),
     "empty cells": pa.table({"layer": pa.nulls(3), "label": pa.nulls(3), "value": pa.nulls(3)}),
-    "extreme": pa.table({"layer": [-(2**63), 2**63 - 1, 0], "label": ["a"] * 3, "value": [1.7e308, -1.7e308, float("inf")]}),
-    "dates": pa.table({"layer": pa.array([0, 1, 2], pa.timestamp("ns")), "label": ["a"] * 3, "value": [1.0] * 3}),
-    "truth values": pa.table({"layer": [True, False, None], "label": [True, False, True], "value": [True, False, True]}),
-    "dictionaries": pa.table({"layer": [0, 1, 2], "label": pa.array(["a", "b", "a"]).dictionary_encode(), "value": [1.0] * 3}),
-}  # fmt: skip
+    "extreme": pa.table(
+        {"layer": [-(2**63), 2**63 - 1, 0], "label": ["a"] * 3, "value": [1.7e308, -1.7e308, float("inf")]}
+    ),
+    "dates": pa.table(
+        {"layer": pa.array([0, 1, 2], pa.timestamp("ns")), "label": ["a"] * 3, "value": [1.0] * 3}
+    ),
+    "truth values": pa.table(
+        {"layer": [True, False, None], "label": [True, False, True], "value": [True, False, True]}
+    ),
+    "dictionaries": pa.table(
+        {"layer": [0, 1, 2], "label": pa.array(["a", "b", "a"]).dictionary_encode(), "value": [1.0] * 3}
+    ),
+}
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -1,4 +1,6 @@
-"""Damaged and hostile studies: refused with a message, or read as data; nothing outside the folder is opened."""
+"""Damaged and hostile studies: refused with a message, or read as data; nothing outside
+the folder is opened.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,22 @@ STUDY = {
     "question": "Is it sparse?",
     "corpus": "python-docs",
     "tokens": 400,
-    "subject": [{"name": "random-llama", "label": "one"}, {"name": "random-opt", "control_of": "random-llama"}],
+    "subject": [
+        {"name": "random-llama", "label": "one"},
+        {"name": "random-opt", "control_of": "random-llama"},
+    ],
     "analysis": [
         {"name": "activation_sparsity", "params": {"seed": 1}},
         {"name": "activation_sparsity", "id": "other", "params": {"seed": 2}},
     ],
-    "figure": [{"analysis": "activation_sparsity", "table": "per_layer", "where": {"metric": "hoyer"}, "title": "Hoyer"}],
+    "figure": [
+        {
+            "analysis": "activation_sparsity",
+            "table": "per_layer",
+            "where": {"metric": "hoyer"},
+            "title": "Hoyer",
+        }
+    ],
     "finding": [
         {
             "label": "f",
@@ -98,7 +110,8 @@ def test_a_damaged_study(mutate, folder, seed):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.txt", "/etc/passwd", "..", ".", "", "\0", "x" * 5000, "README.md/x", "link.md", "loop.md"]
+    "name",
+    ["../secret.txt", "/etc/passwd", "..", ".", "", "\0", "x" * 5000, "README.md/x", "link.md", "loop.md"],
 )
 def test_a_narrative_outside_the_folder_is_refused(mutate, folder, name):
     (folder / "link.md").symlink_to(folder.parent / "secret.txt")
@@ -108,7 +121,16 @@ def test_a_narrative_outside_the_folder_is_refused(mutate, folder, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.txt", "/etc/passwd", "../small/../secret.txt", "~/x.txt", "\0.txt", "./link.txt", "a\\..\\b.txt"]
+    "name",
+    [
+        "../secret.txt",
+        "/etc/passwd",
+        "../small/../secret.txt",
+        "~/x.txt",
+        "\0.txt",
+        "./link.txt",
+        "a\\..\\b.txt",
+    ],
 )
 def test_a_corpus_or_a_model_outside_the_folder_is_refused(mutate, folder, name):
     (folder / "link.txt").symlink_to(folder.parent / "secret.txt")

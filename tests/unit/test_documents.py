@@ -15,7 +15,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_there_is_no_placeholder():
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
-        assert not re.findall(r"\b(?:TODO|FIXME|TBD|XXX|[A-Z]{3,}_[A-Z_]{3,})\b", text.replace("SPARSESCOPE_", "")), name
+        assert not re.findall(
+            r"\b(?:TODO|FIXME|TBD|XXX|[A-Z]{3,}_[A-Z_]{3,})\b", text.replace("SPARSESCOPE_", "")
+        ), name
 
 
 def test_every_verb_in_the_readme_exists():

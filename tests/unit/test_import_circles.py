@@ -20,7 +20,9 @@ def modules(root):
 
 
 def imported(node):
-    """Dotted names that a piece of code imports when it runs; what stands under ``if TYPE_CHECKING`` never does."""
+    """Dotted names that a piece of code imports when it runs; what stands under
+    ``if TYPE_CHECKING`` never does.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             for other in child.orelse:
@@ -34,7 +36,9 @@ def imported(node):
 
 
 def graph(paths):
-    """The modules that each module imports. ``from a import b`` imports the module a.b where there is one, else a."""
+    """The modules that each module imports. ``from a import b`` imports the module a.b where
+    there is one, else a.
+    """
     found = {}
     for name, path in paths.items():
         wanted = imported(ast.parse(path.read_text(encoding="utf-8")))
@@ -86,7 +90,12 @@ def test_no_module_imports_itself_through_others():
 def test_a_circle_would_be_found(line, circle, tmp_path):
     package = tmp_path / "sparsescope"
     package.mkdir()
-    for name, text in {"__init__": "", "a": "import sparsescope.b", "b": "from sparsescope.c import y", "c": line}.items():
+    for name, text in {
+        "__init__": "",
+        "a": "import sparsescope.b",
+        "b": "from sparsescope.c import y",
+        "c": line,
+    }.items():
         (package / f"{name}.py").write_text(text)
     expected = [["sparsescope.a", "sparsescope.b", "sparsescope.c"]] if circle else []
     assert circles(graph(modules(tmp_path))) == expected

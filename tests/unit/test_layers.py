@@ -11,7 +11,9 @@ from importlinter.application.use_cases import lint_imports
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*(ROOT / "sparsescope").rglob("*.py"), *(ROOT / "apps").rglob("*.py")])
-PACKAGES = sorted(p.name for p in (ROOT / "sparsescope" / "analysis").iterdir() if (p / "__init__.py").is_file())
+PACKAGES = sorted(
+    p.name for p in (ROOT / "sparsescope" / "analysis").iterdir() if (p / "__init__.py").is_file()
+)
 
 
 def name_of(path):
@@ -30,7 +32,12 @@ def imports(path):
 
 def found(wanted):
     """Places that import a module for which ``wanted(path, module)`` is true."""
-    return [f"{name_of(path)}:{line} {module}" for path in FILES for module, line in imports(path) if wanted(path, module)]
+    return [
+        f"{name_of(path)}:{line} {module}"
+        for path in FILES
+        for module, line in imports(path)
+        if wanted(path, module)
+    ]
 
 
 def within(module, *packages):
@@ -49,21 +56,31 @@ def test_the_contracts_of_import_linter_hold(monkeypatch, capsys):
 
 
 def test_only_the_bridge_imports_transformer_lens():
-    assert not found(lambda path, module: within(module, "transformer_lens") and name_of(path) != "sparsescope/models/bridge.py")
+    assert not found(
+        lambda path, module: (
+            within(module, "transformer_lens") and name_of(path) != "sparsescope/models/bridge.py"
+        )
+    )
 
 
 def test_only_kernels_import_compilers():
-    assert not found(lambda path, module: within(module, "triton", "numba") and "sparsescope/kernels/" not in name_of(path))
+    assert not found(
+        lambda path, module: within(module, "triton", "numba") and "sparsescope/kernels/" not in name_of(path)
+    )
 
 
 def test_only_the_runner_would_import_ray():
-    assert not found(lambda path, module: within(module, "ray") and name_of(path) != "sparsescope/runner/engine.py")
+    assert not found(
+        lambda path, module: within(module, "ray") and name_of(path) != "sparsescope/runner/engine.py"
+    )
 
 
 def test_analyses_do_not_import_each_other():
     def foreign(path, module):
         home = next((p for p in PACKAGES if f"sparsescope/analysis/{p}/" in name_of(path)), None)
-        return home is not None and any(within(module, f"sparsescope.analysis.{p}") for p in PACKAGES if p != home)
+        return home is not None and any(
+            within(module, f"sparsescope.analysis.{p}") for p in PACKAGES if p != home
+        )
 
     assert not found(foreign)
 
@@ -92,9 +109,22 @@ def test_nothing_imports_a_pickle():
 
 
 BANNED_KEYWORDS = {
-    "shell": True, "trust_remote_code": True, "unsafe_allow_html": True, "allow_pickle": True, "weights_only": False,
-}  # fmt: skip
-BANNED_CALLS = {"torch.load", "os.system", "os.popen", "eval", "exec", "np.random.seed", "torch.manual_seed", "random.seed"}
+    "shell": True,
+    "trust_remote_code": True,
+    "unsafe_allow_html": True,
+    "allow_pickle": True,
+    "weights_only": False,
+}
+BANNED_CALLS = {
+    "torch.load",
+    "os.system",
+    "os.popen",
+    "eval",
+    "exec",
+    "np.random.seed",
+    "torch.manual_seed",
+    "random.seed",
+}
 
 
 def banned(source, name):
@@ -105,7 +135,10 @@ def banned(source, name):
         if ast.unparse(node.func) in BANNED_CALLS:
             yield f"{name}:{node.lineno} calls {ast.unparse(node.func)}"
         for keyword in node.keywords:
-            if keyword.arg in BANNED_KEYWORDS and getattr(keyword.value, "value", None) is BANNED_KEYWORDS[keyword.arg]:
+            if (
+                keyword.arg in BANNED_KEYWORDS
+                and getattr(keyword.value, "value", None) is BANNED_KEYWORDS[keyword.arg]
+            ):
                 yield f"{name}:{node.lineno} sets {keyword.arg}"
 
 
@@ -114,7 +147,13 @@ def test_no_file_makes_a_banned_call():
 
 
 @pytest.mark.parametrize(
-    "line", ["torch.load(path)", "subprocess.run(x, shell=True)", "st.html(x, unsafe_allow_html=True)", "f(weights_only=False)"]
+    "line",
+    [
+        "torch.load(path)",
+        "subprocess.run(x, shell=True)",
+        "st.html(x, unsafe_allow_html=True)",
+        "f(weights_only=False)",
+    ],
 )
 def test_a_banned_call_would_be_found(line):
     assert list(banned(f"def f():\n    {line}", "f.py"))
@@ -125,4 +164,6 @@ def test_every_file_says_what_it_is_and_stays_small():
         text = path.read_text()
         assert ast.get_docstring(ast.parse(text)), f"{name_of(path)} has no docstring"
         assert len(text.splitlines()) <= 500, f"{name_of(path)} is too long"
-        assert not [w for w in ("TO" + "DO", "FIX" + "ME", "XX" + "X") if w in text], f"{name_of(path)} is not finished"
+        assert not [w for w in ("TO" + "DO", "FIX" + "ME", "XX" + "X") if w in text], (
+            f"{name_of(path)} is not finished"
+        )

@@ -68,7 +68,8 @@ def test_a_plug_in_imports_all_that_it_declares_without_torch():
         "import sys, sparsescope.plugin as plugin\n"
         "heavy = {'torch', 'transformers', 'plotly', 'streamlit', 'numba', 'scipy'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
-        "assert 'torch' not in sys.modules and plugin.Subject.__name__ == 'Subject' and 'torch' in sys.modules\n"
+        "assert 'torch' not in sys.modules and plugin.Subject.__name__ == 'Subject' and 'torch' in "
+        "sys.modules\n"
         "from sparsescope.plugin import *\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

@@ -1,4 +1,6 @@
-"""No test is skipped or expected to fail without a row in tests/QUARANTINE.md, and none disappears unnoticed."""
+"""No test is skipped or expected to fail without a row in tests/QUARANTINE.md, and
+none disappears unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,24 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-MARKS = {"skip", "skipif", "xfail", "importorskip", "expectedFailure", "skipIf", "skipUnless", "SkipTest", "exit"}
+MARKS = {
+    "skip",
+    "skipif",
+    "xfail",
+    "importorskip",
+    "expectedFailure",
+    "skipIf",
+    "skipUnless",
+    "SkipTest",
+    "exit",
+}
 MINIMUM = TESTS / "collected_minimum.txt"
 
 
 def marked(path):
-    """Names of the tests of a file (``file::test``) that are skipped or expected to fail; the file alone outside of tests."""
+    """Names of the tests of a file (``file::test``) that are skipped or expected to fail; the file
+    alone outside of tests.
+    """
     found = set()
 
     def visit(node, place):
@@ -25,7 +39,9 @@ def marked(path):
             place = [*place, node.name]
             for decorator in node.decorator_list:
                 visit(decorator, place)
-        name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
+        name = (
+            node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
+        )
         owner = ast.unparse(node.value).split(".")[0] if isinstance(node, ast.Attribute) else ""
         if name in MARKS and owner in ("pytest", "unittest", "mark"):
             found.add("::".join([path.relative_to(TESTS).as_posix(), *place]))
@@ -62,7 +78,8 @@ def test_marks_are_found_in_all_their_forms(tmp_path, monkeypatch):
         "@pytest.mark.skip\ndef test_a(): pass\n"
         "@mark.xfail(reason='x')\ndef test_b(): pass\n"
         "def test_c():\n    pytest.skip('no')\n"
-        "@pytest.mark.parametrize('x', [pytest.param(1, marks=pytest.mark.skipif(True))])\ndef test_d(x): pass\n"
+        "@pytest.mark.parametrize('x', [pytest.param(1, marks=pytest.mark.skipif(True))])\ndef test_d(x): "
+        "pass\n"
         "class TestE:\n    def test_f(self): pytest.importorskip('x')\n"
         "def test_g(words): words.skip()\n"
         "def test_h():\n    from pytest import skip\n    skip('no')\n"
@@ -72,14 +89,21 @@ def test_marks_are_found_in_all_their_forms(tmp_path, monkeypatch):
 
 
 def test_at_least_as_many_tests_as_before(request):
-    """The number is raised by hand when tests are added, so that a folder that is no longer collected is noticed."""
+    """The number is raised by hand when tests are added, so that a folder that is no longer
+    collected is noticed.
+    """
     assert collected(request.config, request.session) >= int(MINIMUM.read_text())
 
 
 def collected(config, session):
     """Number of tests of the whole suite: of this run where it is the whole suite, else counted anew."""
     folders = [(config.invocation_params.dir / argument).resolve() for argument in config.args]
-    if folders == [TESTS] and not config.option.keyword and not config.option.markexpr and not config.option.deselect:
+    if (
+        folders == [TESTS]
+        and not config.option.keyword
+        and not config.option.markexpr
+        and not config.option.deselect
+    ):
         return len(session.items)
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", str(TESTS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=TESTS.parent)

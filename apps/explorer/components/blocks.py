@@ -54,7 +54,9 @@ def findings(result: Result) -> None:
     """Say what the result shows; each sentence leads to its figure on this page."""
     titles = {view.name: (view.name, view.title) for view in views_of(result)}
     for finding in findings_of(result, titles):
-        st.markdown(sentence(finding) + (f" [{plain(finding.figure)}](#{finding.anchor})" if finding.anchor else ""))
+        st.markdown(
+            sentence(finding) + (f" [{plain(finding.figure)}](#{finding.anchor})" if finding.anchor else "")
+        )
 
 
 def sentence(finding: Finding) -> str:
@@ -80,7 +82,9 @@ def headline(result: Result) -> None:
     if rest:
         with st.expander(f"{len(rest)} further numbers"):
             rows = [(c.label, c.value, c.interval, c.definition) for c in rest]
-            st.dataframe(pd.DataFrame(rows, columns=["number", "value", "interval", "definition"]), hide_index=True)
+            st.dataframe(
+                pd.DataFrame(rows, columns=["number", "value", "interval", "definition"]), hide_index=True
+            )
 
 
 def _card(place: DeltaGenerator, content: Card) -> None:
@@ -94,7 +98,9 @@ def notes(result: Result) -> None:
     """Show what the reader of the numbers has to know: warnings open, notes of protocol folded."""
     shapes = {"error": st.error, "warning": st.warning}
     info = [note for note in result.notes if note.severity == "info"]
-    for note in sorted((n for n in result.notes if n not in info), key=lambda note: list(shapes).index(note.severity)):
+    for note in sorted(
+        (n for n in result.notes if n not in info), key=lambda note: list(shapes).index(note.severity)
+    ):
         shapes[note.severity](_note(note))
     if info:
         with st.expander(f"{len(info)} notes on method, precision and cost"):
@@ -145,7 +151,9 @@ def figure(result: Result, view: View, key: str, *, heading_text: bool = True) -
                 help="The figure as plotly JSON.",
             )
     if view.table in result.tables:
-        with st.expander(f"Table {plain(view.table.replace('_', ' '))}: {len(result.tables[view.table]):,} rows"):
+        with st.expander(
+            f"Table {plain(view.table.replace('_', ' '))}: {len(result.tables[view.table]):,} rows"
+        ):
             table(result, view.table, f"{key}-table")
 
 
@@ -156,7 +164,9 @@ def _choice(result: Result, view: View, key: str) -> Any:
         return None
     texts = [display(choice_text(result, view, value), limit=120, markup=False) for value in choices]
     label = plain(view.select.replace("_", " ").capitalize())
-    return choices[st.selectbox(label, range(len(choices)), key=f"select-{key}", format_func=lambda index: texts[index])]
+    return choices[
+        st.selectbox(label, range(len(choices)), key=f"select-{key}", format_func=lambda index: texts[index])
+    ]
 
 
 def _show(drawn: go.Figure | Panel, view: View, key: str) -> str:
@@ -205,7 +215,10 @@ def show_frame(frame: pd.DataFrame, columns: Sequence[Column], key: str) -> None
     if len(frame) > _SENT_ROWS:
         st.caption(f"Showing {_SENT_ROWS:,} of {len(frame):,} rows. The downloads have all.")
         frame = frame.head(_SENT_ROWS)
-    config = {c.name: st.column_config.Column(display(heading(c), markup=False), help=plain(c.description)) for c in columns}
+    config = {
+        c.name: st.column_config.Column(display(heading(c), markup=False), help=plain(c.description))
+        for c in columns
+    }
     shown: object = frame
     if 0 < frame.size <= _STYLED_CELLS and frame.columns.is_unique and frame.index.is_unique:
         shown = _styled(frame, columns)
@@ -263,17 +276,23 @@ def provenance(result: Result) -> None:
 
 
 def _artifacts(result: Result) -> None:
-    """Name the artifacts that the run made and read; of one that is not there, the command that makes it again."""
+    """Name the artifacts that the run made and read; of one that is not there, the command
+    that makes it again.
+    """
     lines = artifact_lines(result)
     if lines:
         st.markdown("**Artifacts**")
     for line in lines:
-        st.markdown(f"{plain(line.label)}  \n:gray[{plain(line.artifact_id)}, {plain(line.state, limit=400)}]")
+        st.markdown(
+            f"{plain(line.label)}  \n:gray[{plain(line.artifact_id)}, {plain(line.state, limit=400)}]"
+        )
         if line.command:
             st.markdown("To make it again:")
             _command(line.command)
 
 
 def _command(command: str) -> None:
-    """Show a command on one line: what follows a line feed would be out of sight, and run when it is pasted."""
+    """Show a command on one line: what follows a line feed would be out of sight, and run
+    when it is pasted.
+    """
     st.code(display(command, limit=4000, markup=False), language="bash", wrap_lines=True)

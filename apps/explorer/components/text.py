@@ -11,8 +11,8 @@ import re
 from sparsescope.viz.tokens import display
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
-# Shortcodes such as ":smile:" and bare addresses, which become links, are looked for after escapes are resolved;
-# a word joiner keeps them apart.
+# Shortcodes such as ":smile:" and bare addresses, which become links, are looked for after escapes are
+# resolved; a word joiner keeps them apart.
 _SHORTCODE = re.compile(r":(?=[a-z0-9_+/-]+:|//)|@(?=\S)|\bwww(?=\.)", re.IGNORECASE)
 
 

@@ -1,4 +1,6 @@
-"""The runs: what was found, what was measured on which model, the newest first, and what could not be read."""
+"""The runs: what was found, what was measured on which model, the newest first, and what
+could not be read.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,12 @@ def _empty() -> None:
 
 
 def _coverage(found: Sequence[state.Run]) -> None:
-    """A matrix of what was studied and analyses for each kind of what they study: models, series of checkpoints."""
-    by_kind = {name: roles()[state.studied(name)].title for name in dict.fromkeys(run.analysis for run in found)}
+    """A matrix of what was studied and analyses for each kind of what they study: models,
+    series of checkpoints.
+    """
+    by_kind = {
+        name: roles()[state.studied(name)].title for name in dict.fromkeys(run.analysis for run in found)
+    }
     for title in dict.fromkeys(by_kind.values()):
         names = [record.name for record in analyses() if roles()[state.studied(record.name)].title == title]
         runs = [run for run in found if by_kind[run.analysis] == title]
@@ -68,7 +74,10 @@ def _matrix(title: str, names: list[str], found: Sequence[state.Run]) -> None:
                 place.markdown("–", help=plain(f"not for {subject}: {reason}"))
             else:
                 with place.popover("not run", icon=":material/radio_button_unchecked:"):
-                    st.code(f"sparsescope run {name} --subject {shlex.quote(display(subject, markup=False))}", language="bash")
+                    st.code(
+                        f"sparsescope run {name} --subject {shlex.quote(display(subject, markup=False))}",
+                        language="bash",
+                    )
 
 
 def _newest(found: Sequence[state.Run]) -> None:
@@ -88,7 +97,9 @@ def _newest(found: Sequence[state.Run]) -> None:
         )
         for run in found[:_NEWEST]
     ]
-    frame = pd.DataFrame(rows, columns=["model", "analysis", "corpus", "tokens", "warnings", "preset", "made (UTC)", "run"])
+    frame = pd.DataFrame(
+        rows, columns=["model", "analysis", "corpus", "tokens", "warnings", "preset", "made (UTC)", "run"]
+    )
     frame["tokens"] = frame["tokens"].astype("Int64")
     config = {"tokens": st.column_config.NumberColumn(format="localized")}
     event = st.dataframe(
@@ -113,7 +124,11 @@ def _findings(found: Sequence[state.Run]) -> None:
     known = [record.name for record in analyses() if record.name in newest]
     for name in dict.fromkeys([*known, *newest]):
         left, right = st.columns([1, 4])
-        left.page_link(shell.pages()["result"], label=plain(state.title_of(name)), query_params={"run": newest[name].run_id})
+        left.page_link(
+            shell.pages()["result"],
+            label=plain(state.title_of(name)),
+            query_params={"run": newest[name].run_id},
+        )
         with right, boundary("say what this run found"):
             said = findings_of(state.open_result(newest[name].run_id), {})
             st.markdown(sentence(said[0]) if said else "–")
@@ -129,7 +144,9 @@ def _headlines(found: Sequence[state.Run]) -> None:
         for subject, run in runs.items():
             scalars = {scalar.name: scalar for scalar in run.scalars}
             shown = [n for n in wanted if n in scalars] or list(scalars)[:6]
-            rows.append({"model": subject} | {title_of(name, scalars[n]): format_scalar(scalars[n]) for n in shown})
+            rows.append(
+                {"model": subject} | {title_of(name, scalars[n]): format_scalar(scalars[n]) for n in shown}
+            )
         if rows:
             st.subheader(plain(f"{state.title_of(name)}: headline numbers"))
             st.dataframe(pd.DataFrame(rows).fillna("–"), hide_index=True)
@@ -141,7 +158,8 @@ def _problems(found: Sequence[state.Run]) -> None:
         st.subheader("Runs that cannot be read")
         for run in broken:
             st.error(
-                f"{plain(run.run_id)}: {plain(run.problem)}" + (f". Next step: {plain(run.next_step)}" if run.next_step else "")
+                f"{plain(run.run_id)}: {plain(run.problem)}"
+                + (f". Next step: {plain(run.next_step)}" if run.next_step else "")
             )
         st.code("sparsescope verify", language="bash")
     waiting = state.unfinished()

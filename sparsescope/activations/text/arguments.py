@@ -14,14 +14,26 @@ BosPolicy = Literal["auto", "always", "never"]
 
 
 def check_arguments(
-    tokens: int | None, seed: int, context: int | None, bos: str, min_tokens: int, max_document_tokens: int | None
+    tokens: int | None,
+    seed: int,
+    context: int | None,
+    bos: str,
+    min_tokens: int,
+    max_document_tokens: int | None,
 ) -> None:
     """Raise SpecError for the first argument that is not valid."""
     # name, value, least value, whether None is allowed, message, hint
     rules: tuple[tuple[str, object, int | None, bool, str, str], ...] = (
         ("tokens", tokens, 1, True, "the token budget must be positive", "None takes all the text there is"),
         ("seed", seed, None, False, "the seed must be a whole number", "give an int, for example 0"),
-        ("context", context, 2, True, "the context must hold at least two tokens", "left out, it is what the model takes"),
+        (
+            "context",
+            context,
+            2,
+            True,
+            "the context must hold at least two tokens",
+            "left out, it is what the model takes",
+        ),
         ("min_tokens", min_tokens, 1, False, "min_tokens must be positive", "2 is the default"),
         (
             "max_document_tokens",
@@ -40,4 +52,6 @@ def check_arguments(
             raise SpecError(what, where=where, allowed=allowed, got=repr(value), next_step=next_step)
     if bos not in get_args(BosPolicy):
         next_step = "'auto' does what the tokenizer does by itself"
-        raise SpecError("unknown BOS policy", where="bos", allowed=get_args(BosPolicy), got=repr(bos), next_step=next_step)
+        raise SpecError(
+            "unknown BOS policy", where="bos", allowed=get_args(BosPolicy), got=repr(bos), next_step=next_step
+        )

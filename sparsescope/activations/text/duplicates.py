@@ -32,7 +32,9 @@ def shingles(text: str) -> NDArray[np.uint64]:
     process (CRC-32 of words, SplitMix64 of 5-grams).
     """
     words = _WORD.findall(text.casefold())
-    codes = np.fromiter((zlib.crc32(word.encode("utf-8", "replace")) for word in words), np.uint64, len(words))
+    codes = np.fromiter(
+        (zlib.crc32(word.encode("utf-8", "replace")) for word in words), np.uint64, len(words)
+    )
     if len(codes) < WORDS:
         codes = np.concatenate([codes, np.zeros(WORDS - len(codes), np.uint64)])
     hashes = np.zeros(len(codes) - WORDS + 1, np.uint64)
@@ -82,7 +84,9 @@ class NearDuplicates:
             text: The part of it that will be used.
         """
         hashes = shingles(text)
-        bands = [band.tobytes() + bytes([n]) for n, band in enumerate(signature(hashes).reshape(_BANDS, _ROWS))]
+        bands = [
+            band.tobytes() + bytes([n]) for n, band in enumerate(signature(hashes).reshape(_BANDS, _ROWS))
+        ]
         candidates = dict.fromkeys(other for band in bands for other in self._buckets.get(band, ()))
         for other in candidates:
             if jaccard(hashes, self._shingles[other]) >= THRESHOLD:

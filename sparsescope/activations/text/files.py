@@ -57,7 +57,9 @@ def read_file(path: Path, name: str) -> list[Document]:
         )
     try:
         if path.suffix.lower() == ".txt":
-            return [Document(f"{name}/{n}", name, text) for n, text in enumerate(_CUT.split(_read_text(path)))]
+            return [
+                Document(f"{name}/{n}", name, text) for n, text in enumerate(_CUT.split(_read_text(path)))
+            ]
         rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _json_rows(path)
         return [_document(row, place, n, name, where) for n, (place, row) in enumerate(rows)]
     except OSError as error:

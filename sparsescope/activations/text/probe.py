@@ -1,8 +1,8 @@
 """The probe set of a checkpoint series as a corpus: the held-out text on which its checkpoints are compared.
 
-A series of language models carries windows of its validation documents, fixed by digest. Windows of one document stand
-together, so that statistics resample documents; each window is one sequence for the model, as it was cut. They are not
-tokenized again: what the checkpoints read here is what the trainer measured them on.
+A series of language models carries windows of its validation documents, fixed by digest. Windows of one
+document stand together, so that statistics resample documents; each window is one sequence for the model, as
+it was cut. They are not tokenized again: what the checkpoints read here is what the trainer measured them on.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def probe_corpus(series: CheckpointSeries) -> TokenizedCorpus:
             f"this series {kind}",
             where=series.name,
             allowed="a series with a probe set of text, or a corpus that is given",
-            next_step='give the text: ss.run(..., corpus=ss.corpus("python-docs")), on the command line --corpus python-docs'
+            next_step=(
+                'give the text: ss.run(..., corpus=ss.corpus("python-docs")), on the command '
+                "line --corpus python-docs"
+            )
             if content is None
             else "take a series of language models, for example lazy-relu",
         )
@@ -54,7 +57,9 @@ def probe_corpus(series: CheckpointSeries) -> TokenizedCorpus:
     for place, number in sorted({(int(d), int(n)) for d, n in zip(domain, document, strict=True)}):
         rows = probe.tokens[(domain == place) & (document == number)]
         ids = rows.reshape(-1).astype(np.int32)
-        documents.append(TokenizedDocument(len(documents), f"{names[place]}/{number}", names[place], ids, whole=False))
+        documents.append(
+            TokenizedDocument(len(documents), f"{names[place]}/{number}", names[place], ids, whole=False)
+        )
     tokenizer = byte_tokenizer(width)
     vocabulary = vocabulary_hash(tokenizer)
     licenses = {name: str(entry.get("license", "not stated")) for name, entry in described.items()}

@@ -24,7 +24,9 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"  # no "+", which joins names, 
 
 # Tests are not the library; the codec tables of encodings are data; pydoc_data is the corpus python-docs;
 # the others are generated or differ from one build of Python to the next.
-_NOT_SOURCE = frozenset({"test", "tests", "encodings", "pydoc_data", "idlelib", "site-packages", "dist-packages", "__phello__"})
+_NOT_SOURCE = frozenset(
+    {"test", "tests", "encodings", "pydoc_data", "idlelib", "site-packages", "dist-packages", "__phello__"}
+)
 _BUILD_FILES = ("_sysconfigdata", "config-")
 
 
@@ -83,7 +85,9 @@ def python_source(domain: str, folder: Path | None = None) -> Iterator[Document]
 
 def _is_source(path: Path) -> bool:
     """Return whether a path below the library's root is hand-written library code."""
-    return _NOT_SOURCE.isdisjoint(path.parts) and not any(part.startswith(_BUILD_FILES) for part in path.parts)
+    return _NOT_SOURCE.isdisjoint(path.parts) and not any(
+        part.startswith(_BUILD_FILES) for part in path.parts
+    )
 
 
 def licenses(domain: str, folder: Path = Path("/usr/share/common-licenses")) -> Iterator[Document]:
@@ -92,7 +96,11 @@ def licenses(domain: str, folder: Path = Path("/usr/share/common-licenses")) -> 
     Raises:
         DependencyError: If the folder is absent or empty.
     """
-    files = sorted(path for path in folder.glob("*") if path.is_file() and not path.is_symlink()) if folder.is_dir() else []
+    files = (
+        sorted(path for path in folder.glob("*") if path.is_file() and not path.is_symlink())
+        if folder.is_dir()
+        else []
+    )
     if not files:
         raise DependencyError(
             "the corpus 'licenses' needs license texts that this system does not have",
@@ -156,7 +164,9 @@ def registered_corpora() -> dict[str, CorpusEntry]:
         except Exception as error:  # a foreign package may fail in any way; the others must stay usable
             entry = _broken(point.name, package, f"{type(error).__name__}: {error}")
         if not isinstance(entry, CorpusEntry):
-            entry = _broken(point.name, package, f"{point.value} is a {type(entry).__name__}, not a CorpusEntry")
+            entry = _broken(
+                point.name, package, f"{point.value} is a {type(entry).__name__}, not a CorpusEntry"
+            )
         elif not re.fullmatch(NAME_PATTERN, entry.name):
             entry = _broken(point.name, package, f"the name {entry.name!r} does not match {NAME_PATTERN}")
         name = entry.name if entry.name not in entries else f"{entry.name}@{package}"
@@ -177,7 +187,11 @@ def registered_entries(name: str) -> list[CorpusEntry]:
             raise SpecError("a corpus name is empty", where="corpus", got=repr(name), allowed=sorted(known))
         if part not in known:
             hint = "a file needs its suffix (.txt, .jsonl, .parquet); texts go in a list: corpus([text])"
-            raise unknown_name("corpus", part if len(part) <= 80 else part[:77] + "...", known, next_step=hint)
+            raise unknown_name(
+                "corpus", part if len(part) <= 80 else part[:77] + "...", known, next_step=hint
+            )
     if len(set(parts)) < len(parts):
-        raise SpecError("a corpus is named twice", where="corpus", got=repr(name), next_step="name each corpus once")
+        raise SpecError(
+            "a corpus is named twice", where="corpus", got=repr(name), next_step="name each corpus once"
+        )
     return [known[part] for part in parts]

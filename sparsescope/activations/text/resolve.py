@@ -52,7 +52,9 @@ def resolve(source: str | Path | Iterable[str | Document], name: str | None) -> 
     """
     found, chosen, licenses = _read(source, name)
     documents = tuple(
-        Document(well_formed(item.id), well_formed(item.domain), well_formed(item.text)) for item in found if item.text.strip()
+        Document(well_formed(item.id), well_formed(item.domain), well_formed(item.text))
+        for item in found
+        if item.text.strip()
     )
     if not documents:
         raise SubjectError(
@@ -84,7 +86,9 @@ def resolve(source: str | Path | Iterable[str | Document], name: str | None) -> 
     return Resolved(chosen, documents, licenses, len(found) - len(documents))
 
 
-def _read(source: str | Path | Iterable[str | Document], name: str | None) -> tuple[list[Document], str, dict[str, str]]:
+def _read(
+    source: str | Path | Iterable[str | Document], name: str | None
+) -> tuple[list[Document], str, dict[str, str]]:
     """Return the documents of a source, the name of the corpus and the license of each domain."""
     if isinstance(source, str):
         _check_string(source)
@@ -117,7 +121,9 @@ def _read(source: str | Path | Iterable[str | Document], name: str | None) -> tu
 def _check_string(source: str) -> None:
     """Raise SpecError for a string that is neither a name nor a path, before it reaches the file system."""
     if not source.strip():
-        raise SpecError("the corpus name is empty", where="corpus", got=repr(source), allowed=sorted(registered_corpora()))
+        raise SpecError(
+            "the corpus name is empty", where="corpus", got=repr(source), allowed=sorted(registered_corpora())
+        )
     if len(source) > _LONGEST_NAME or "\n" in source or "\0" in source:
         raise SpecError(
             "a text was given where a corpus is named",

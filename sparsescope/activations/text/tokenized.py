@@ -187,7 +187,9 @@ class TokenizedCorpus:
         for start in range(0, len(document), step):
             yield list(range(start, min(start + step, len(document)), self.window))
 
-    def _batch(self, number: int, document: TokenizedDocument, offsets: list[int], padding_side: PaddingSide) -> TokenBatch:
+    def _batch(
+        self, number: int, document: TokenizedDocument, offsets: list[int], padding_side: PaddingSide
+    ) -> TokenBatch:
         rows = [[*self.prefix, *document.ids[start : start + self.window], *self.suffix] for start in offsets]
         width = max(map(len, rows))
         ids = np.full((len(rows), width), self.pad_id, np.int64)
@@ -245,7 +247,9 @@ class TokenizedCorpus:
             SpecError: If ``n`` is not positive.
         """
         if n < 1:
-            raise SpecError("a corpus is split into at least one part", where="n", allowed="an int >= 1", got=n)
+            raise SpecError(
+                "a corpus is split into at least one part", where="n", allowed="an int >= 1", got=n
+            )
         total, seen = self.n_tokens, 0
         parts: dict[int, list[int]] = {}
         for document in self.documents:
@@ -277,7 +281,9 @@ class TokenizedCorpus:
         ``documents``, ``tokens``, ``windows``, ``special_tokens`` (a window), ``tokenizer_hash``, ``digest``,
         and how many documents are ``cut``, left out as ``near_duplicates`` or as ``too_short``.
         """
-        domains = {name: {**entry, "documents": 0, "tokens": 0} for name, entry in self.provenance["domains"].items()}
+        domains = {
+            name: {**entry, "documents": 0, "tokens": 0} for name, entry in self.provenance["domains"].items()
+        }
         for document in self.documents:
             domains[document.domain]["documents"] += 1
             domains[document.domain]["tokens"] += len(document)

@@ -32,7 +32,11 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         before = getattr(backend, "encode_special_tokens", None)
         try:
-            return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
+            return list(
+                tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+                    "input_ids"
+                ]
+            )
         finally:
             # The call leaves this flag changed on the Rust tokenizer, where other users would meet it.
             if backend is not None and before is not None:
@@ -41,7 +45,9 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
     return encode
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase, policy: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def special_tokens(
+    tokenizer: PreTrainedTokenizerBase, policy: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids put before and after the text of every window.
 
     Args:

@@ -1,7 +1,7 @@
 """Interventions, computed: masked passes over the same tokens, all differences paired by token.
 
-Random sets and corrupted tokens come from generators seeded by the spec and by the batch, so a pass that is repeated after an
-interruption draws the same.
+Random sets and corrupted tokens come from generators seeded by the spec and by the batch, so a pass that is
+repeated after an interruption draws the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from sparsescope.analysis.activation_interventions import ActivationIntervention
 from sparsescope.core.numbers import Interval
 from sparsescope.core.result import Result
 from sparsescope.kernels.topk_masks import random_k_mask, top_k_mask
-from sparsescope.metrics.calibration import BINS, bin_of, expected_calibration_error, null_calibration_errors, reliability_bins
+from sparsescope.metrics.calibration import (
+    BINS,
+    bin_of,
+    expected_calibration_error,
+    null_calibration_errors,
+    reliability_bins,
+)
 from sparsescope.metrics.estimates import BOOTSTRAP, PAIRED_BOOTSTRAP, DocumentBootstrap
 
 if TYPE_CHECKING:
@@ -36,14 +42,21 @@ SITES = "blocks.*.mlp.hook_post"
 def compute(params: ActivationInterventionsParams, context: Context) -> Result:
     """Run the analysis."""
     _, chosen = held_out(context.corpus, params.tokens)
-    planned = 1 + len({*params.densities, params.robust_density}) + len(params.densities) + 2 * len(params.corruption)
+    planned = (
+        1
+        + len({*params.densities, params.robust_density})
+        + len(params.densities)
+        + 2 * len(params.corruption)
+    )
     passes = EditedPasses(context, chosen, context.subject.sites(SITES), planned)
     dense = passes.run("dense")
     found: dict[tuple[str, float], EditedPass] = {("dense", 1.0): dense}
     for kept in sorted({*params.densities, params.robust_density}, reverse=True):
         found["top-k", kept] = passes.run(f"top-{kept:g}", _top(kept))
     for kept in sorted(params.densities, reverse=True):
-        found["random-k", kept] = passes.run(f"random-{kept:g}", _random(kept, params.seed, context.subject.device))
+        found["random-k", kept] = passes.run(
+            f"random-{kept:g}", _random(kept, params.seed, context.subject.device)
+        )
     pool = np.concatenate([document.ids for document in chosen.documents])
     corrupted: dict[tuple[str, float], EditedPass] = {}
     for share in params.corruption:
@@ -61,14 +74,16 @@ def compute(params: ActivationInterventionsParams, context: Context) -> Result:
     _scalars(out, report)
     out.note(
         "info",
-        f"{passes.passes} passes over {chosen.n_tokens} tokens, {passes.seconds:.0f} s, apart from the shared forward pass",
+        f"{passes.passes} passes over {chosen.n_tokens} tokens, {passes.seconds:.0f} s, apart from "
+        "the shared forward pass",
         place="cost",
     )
     out.note(
         "info",
-        f"protocol: corpus {context.corpus.name}, windows of {context.corpus.context} tokens without overlap, losses of every "
-        f"text token but the first of a window, {context.subject.dtype}; k units are kept on every position in every layer; "
-        "the model is frozen, so published results of models trained with top-k are no comparison",
+        f"protocol: corpus {context.corpus.name}, windows of {context.corpus.context} tokens without "
+        f"overlap, losses of every text token but the first of a window, {context.subject.dtype}; k units "
+        "are kept on every position in every layer; the model is frozen, so published results of models "
+        "trained with top-k are no comparison",
         place="protocol",
     )
     if report.n["documents"] < 2:
@@ -91,7 +106,9 @@ def _random(kept: float, seed: int, device: str) -> Callable[[Site, torch.Tensor
 
 
 def _corrupt(share: float, pool: NDArray[np.int32], seed: int) -> Callable[[TokenBatch], NDArray[np.int64]]:
-    """Replace text tokens independently with probability ``share`` by tokens drawn from the text (maybe by themselves)."""
+    """Replace text tokens independently with probability ``share`` by tokens drawn from the text
+    (maybe by themselves).
+    """
 
     def replace(batch: TokenBatch) -> NDArray[np.int64]:
         generator = np.random.default_rng([seed, int(batch.document[0]), int(batch.offset[0])])
@@ -105,9 +122,13 @@ def _corrupt(share: float, pool: NDArray[np.int32], seed: int) -> Callable[[Toke
 class _Reporter:
     """Turns passes into rows with paired intervals."""
 
-    def __init__(self, params: ActivationInterventionsParams, passes: EditedPasses, dense: EditedPass) -> None:
+    def __init__(
+        self, params: ActivationInterventionsParams, passes: EditedPasses, dense: EditedPass
+    ) -> None:
         self.params, self.passes, self.dense = params, passes, dense
-        self.draws = DocumentBootstrap.draw(passes.domains, params.resamples, params.seed, params.level, PAIRED_BOOTSTRAP)
+        self.draws = DocumentBootstrap.draw(
+            passes.domains, params.resamples, params.seed, params.level, PAIRED_BOOTSTRAP
+        )
         self.n = {"tokens": int(passes.targets.sum()), "documents": int((passes.targets > 0).sum())}
 
     def difference(self, values: NDArray[np.float64], name: str, prefix: str = "") -> dict[str, float]:
@@ -119,12 +140,16 @@ class _Reporter:
         """One row for each model."""
         return [
             {
-                "model": model, "kept": kept, "loss": float(one.nll.mean()),
-                **self.difference(one.nll - self.dense.nll, "loss_rise"), "accuracy": float(one.correct.mean()),
-                "changed": float((one.correct != self.dense.correct).mean()), **self.n,
+                "model": model,
+                "kept": kept,
+                "loss": float(one.nll.mean()),
+                **self.difference(one.nll - self.dense.nll, "loss_rise"),
+                "accuracy": float(one.correct.mean()),
+                "changed": float((one.correct != self.dense.correct).mean()),
+                **self.n,
             }
             for (model, kept), one in found.items()
-        ]  # fmt: skip
+        ]
 
     def calibration(self, found: dict[tuple[str, float], EditedPass]) -> list[dict[str, Any]]:
         """ECE of the dense and the top-k models with interval and null."""
@@ -134,7 +159,11 @@ class _Reporter:
                 continue
             low, high = self.draws.ends(self._resampled_error(one), self.n["documents"])
             null = null_calibration_errors(one.confidence, self.params.null_draws, self.params.seed)
-            row = {"model": model, "kept": kept, "ece": expected_calibration_error(one.confidence, one.correct)}
+            row = {
+                "model": model,
+                "kept": kept,
+                "ece": expected_calibration_error(one.confidence, one.correct),
+            }
             row |= {"low": float(low), "high": float(high), "null": float(null.mean())}
             row |= {"null_high": float(np.quantile(null, 0.95)), "confidence": float(one.confidence.mean())}
             rows.append(row | {"accuracy": float(one.correct.mean()), **self.n})
@@ -151,14 +180,21 @@ class _Reporter:
         """Accuracy against confidence, by bin."""
         rows = []
         for model, one in models.items():
-            kept, bins = 1.0 if model == "dense" else self.params.robust_density, reliability_bins(one.confidence, one.correct)
+            kept, bins = (
+                1.0 if model == "dense" else self.params.robust_density,
+                reliability_bins(one.confidence, one.correct),
+            )
             for count, confidence, accuracy in zip(bins.count, bins.confidence, bins.accuracy, strict=True):
                 if count:
-                    interval = binomtest(round(accuracy * count), int(count)).proportion_ci(self.params.level, "wilson")
+                    interval = binomtest(round(accuracy * count), int(count)).proportion_ci(
+                        self.params.level, "wilson"
+                    )
                     rows.append((model, kept, confidence, accuracy, interval.low, interval.high, int(count)))
         return rows
 
-    def robustness(self, clean: dict[str, EditedPass], corrupted: dict[tuple[str, float], EditedPass]) -> list[dict[str, Any]]:
+    def robustness(
+        self, clean: dict[str, EditedPass], corrupted: dict[tuple[str, float], EditedPass]
+    ) -> list[dict[str, Any]]:
         """Rise of the loss under corruption, and by how much more it rises for the sparse model."""
         rows = []
         for share in self.params.corruption:
@@ -182,13 +218,21 @@ def _scalars(out: Result, report: _Reporter) -> None:
 
     for model, suffix in (("top-k", "top_k"), ("random-k", "random_k")):
         row = near(curve, model)
-        text = f"loss with {row['kept']:.4g} of the units of each layer kept ({model}) - dense loss, {report.n['tokens']} tokens"
+        text = (
+            f"loss with {row['kept']:.4g} of the units of each layer kept ({model}) - dense loss, "
+            f"{report.n['tokens']} tokens"
+        )
         spread = draws.between(row["low"], row["high"], row["documents"])
-        out.add_scalar(f"loss_rise_{suffix}", row["loss_rise"], "nats", text, interval=spread, direction="lower")
+        out.add_scalar(
+            f"loss_rise_{suffix}", row["loss_rise"], "nats", text, interval=spread, direction="lower"
+        )
     for model, suffix in (("dense", "dense"), ("top-k", "top_k")):
         row = near(errors, model)
         kept = "" if model == "dense" else f" with {row['kept']:.4g} of the units kept"
-        text = f"expected calibration error of the most probable token{kept}; a calibrated model would show {row['null']:.4f}"
+        text = (
+            f"expected calibration error of the most probable token{kept}; a calibrated model would "
+            f"show {row['null']:.4f}"
+        )
         spread = Interval.of(row["low"], row["high"], params.level, BOOTSTRAP, row["documents"])
         out.add_scalar(f"ece_{suffix}", row["ece"], "fraction", text, interval=spread, direction="lower")
     rows = robust[robust["model"] == "top-k"]
@@ -196,7 +240,8 @@ def _scalars(out: Result, report: _Reporter) -> None:
         row = rows.iloc[-1]
         text = (
             f"rise of the loss with {row['corrupted']:.4g} of the input tokens replaced: sparse model "
-            f"({params.robust_density:.4g} kept) - dense model; negative means that the sparse model is more robust"
+            f"({params.robust_density:.4g} kept) - dense model; negative means that the "
+            "sparse model is more robust"
         )
         spread = draws.between(row["excess_low"], row["excess_high"], row["documents"])
         out.add_scalar("robustness_excess", row["excess"], "nats", text, interval=spread, direction="lower")

@@ -35,8 +35,8 @@ def _loss(result: Result) -> list[Statement]:
         return []
     top, random = found
     text = (
-        f"Keeping the largest {_kept(top)} of the hidden units on every token changes the loss by {said(top)}, "
-        f"as many random ones by {said(random)} ({basis(top)}): {_ranking(top, random)}."
+        f"Keeping the largest {_kept(top)} of the hidden units on every token changes the loss by "
+        f"{said(top)}, as many random ones by {said(random)} ({basis(top)}): {_ranking(top, random)}."
     )
     return [Statement(text, "loss_curve", ("loss_rise_top_k", "loss_rise_random_k"))]
 
@@ -55,10 +55,15 @@ def _calibration(result: Result) -> list[Statement]:
     if found is None:
         return []
     dense, top = found
-    text = f"The calibration error is {said(dense)} for the untouched model and {said(top)} for the sparse one"
+    text = (
+        f"The calibration error is {said(dense)} for the untouched model and {said(top)} for the sparse one"
+    )
     table = rows(result, "calibration", model="dense")
     if table is not None and "null" in table:
-        text += f"; a perfectly calibrated model would show {100 * float(table['null'].iloc[0]):.2f} % on as many tokens"
+        text += (
+            "; a perfectly calibrated model would show "
+            f"{100 * float(table['null'].iloc[0]):.2f} % on as many tokens"
+        )
     return [Statement(f"{text} ({basis(dense)}).", "calibration", ("ece_dense", "ece_top_k"))]
 
 
@@ -73,5 +78,7 @@ def _robustness(result: Result) -> list[Statement]:
         reading = "a difference in robustness is not shown"
     else:
         reading = f"the sparse model is {'less' if excess.value > 0 else 'more'} robust"
-    text = f"Corrupted input raises the loss of the sparse model by {said(excess)} relative to the untouched one"
+    text = (
+        f"Corrupted input raises the loss of the sparse model by {said(excess)} relative to the untouched one"
+    )
     return [Statement(f"{text} ({basis(excess)}): {reading}.", "robustness", ("robustness_excess",))]

@@ -1,8 +1,8 @@
 """Activation rank: how many directions the tokens of a layer spread over.
 
-Sparse counts units, rank counts directions: a layer can use few units and many directions, or all units and few directions.
-A sample of tokens, the same for every layer, is centered and its singular values are summed up in three effective ranks,
-beside what independent entries of the same shape would give.
+Sparse counts units, rank counts directions: a layer can use few units and many directions, or all units and
+few directions. A sample of tokens, the same for every layer, is centered and its singular values are summed
+up in three effective ranks, beside what independent entries of the same shape would give.
 Shapes: m sampled tokens x n units.
 """
 
@@ -23,7 +23,9 @@ class ActivationRankParams(Params):
     sample_tokens: int = Field(
         768, ge=16, le=16_384, description="Tokens in the sample; no rank can be larger than this less one."
     )
-    memory: int = Field(512, ge=1, description="MiB for the sampled activations; more sites than fit are thinned out evenly.")
+    memory: int = Field(
+        512, ge=1, description="MiB for the sampled activations; more sites than fit are thinned out evenly."
+    )
     level: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
     seed: int = Field(0, ge=0, description="Seed of the sample.")
 
@@ -31,10 +33,22 @@ class ActivationRankParams(Params):
 TABLES: dict[str, tuple[Column, ...]] = {
     "ranks": (
         *PLACE,
-        Column("metric", "metric", "Effective rank: entropy_rank, stable_rank or participation (of the eigenvalues)."),
-        *with_interval(Column("mean", "value", "Effective rank of the centered sample.", "directions"), JACKKNIFED),
-        Column("reference", "value", "The same for as many independent entries of equal variance.", "directions"),
-        Column("ratio", "value", "mean / reference: below 1 where tokens spread over fewer directions than noise would."),
+        Column(
+            "metric",
+            "metric",
+            "Effective rank: entropy_rank, stable_rank or participation (of the eigenvalues).",
+        ),
+        *with_interval(
+            Column("mean", "value", "Effective rank of the centered sample.", "directions"), JACKKNIFED
+        ),
+        Column(
+            "reference", "value", "The same for as many independent entries of equal variance.", "directions"
+        ),
+        Column(
+            "ratio",
+            "value",
+            "mean / reference: below 1 where tokens spread over fewer directions than noise would.",
+        ),
         Column("largest", "count", "Largest rank that the sample allows: min(tokens - 1, units)."),
         Column("units", "count", "Units of the site."),
         Column("tokens", "count", "Tokens in the sample."),
@@ -53,7 +67,8 @@ ANALYSIS = Analysis(
     place=30,
     version="1",
     title="Activation rank",
-    summary="How many directions the tokens of a layer spread over: three effective ranks, with independent entries beside.",
+    summary="How many directions the tokens of a layer spread over: three effective ranks, with "
+    "independent entries beside.",
     params=ActivationRankParams,
     compute="sparsescope.analysis.activation_rank.compute",
     view_module="sparsescope.analysis.activation_rank.views",
@@ -61,20 +76,23 @@ ANALYSIS = Analysis(
         View(
             "ranks",
             "Effective rank by layer",
-            "Three effective ranks of a centered sample of tokens, by layer, on log axes. Dotted: independent entries of equal "
-            "variance. The entropy rank counts small directions too; the stable rank looks at the largest direction only; the "
-            "participation ratio lies between. All depend on the number of tokens: compare runs with equal samples.",
+            "Three effective ranks of a centered sample of tokens, by layer, on log axes. Dotted: "
+            "independent entries of equal variance. The entropy rank counts small directions too; the stable "
+            "rank looks at the largest direction only; the participation ratio lies between. All depend on "
+            "the number of tokens: compare runs with equal samples.",
             table="ranks",
-            formula="entropy rank = exp(-sum p ln p), p = s / sum s;  stable rank = sum s^2 / max s^2;  participation ratio = "
-            "(sum s^2)^2 / sum s^4;  s: singular values of the centered matrix. References: integral over the "
-            "Marchenko-Pastur density;  m n / (sqrt m + sqrt n)^2;  m n / (m + n)",
+            formula="entropy rank = exp(-sum p ln p), p = s / sum s;  stable rank = sum s^2 / max "
+            "s^2;  participation ratio = (sum s^2)^2 / sum s^4;  s: singular values of the "
+            "centered matrix. References: integral over the Marchenko-Pastur density;  m n / (sqrt "
+            "m + sqrt n)^2;  m n / (m + n)",
             citation="Roy & Vetterli 2007; Marchenko & Pastur 1967",
         ),
         View(
             "spectrum",
             "Variance held by the largest directions",
-            "Share of the variance that the k largest principal components hold, one line for each layer; dotted: independent "
-            "entries. A line far above the dotted one means that few directions carry most of what varies between tokens.",
+            "Share of the variance that the k largest principal components hold, one line for each layer; "
+            "dotted: independent entries. A line far above the dotted one means that few directions carry "
+            "most of what varies between tokens.",
             table="spectrum",
             formula="sum of the k largest s^2 / sum of all s^2",
         ),

@@ -1,6 +1,7 @@
 """Activation rank, computed: a sample of tokens by hash, then singular values from inner products in float64.
 
-The sample does not depend on batches or workers; sites that do not fit into the memory are thinned out, and a note says so.
+The sample does not depend on batches or workers; sites that do not fit into the memory are thinned out,
+and a note says so.
 Shapes: m sampled tokens, L sites, G folds of documents.
 """
 
@@ -72,11 +73,22 @@ def result(params: ActivationRankParams, context: Context, accumulated: Activati
     out.add(
         "ranks",
         grid(
-            [places(sites), {"metric": MEASURES}], mean=whole, low=np.maximum(low, 1.0), high=high, reference=reference,
-            ratio=whole / reference, largest=np.minimum(m - 1, units), units=units, tokens=m, documents=documents,
+            [places(sites), {"metric": MEASURES}],
+            mean=whole,
+            low=np.maximum(low, 1.0),
+            high=high,
+            reference=reference,
+            ratio=whole / reference,
+            largest=np.minimum(m - 1, units),
+            units=units,
+            tokens=m,
+            documents=documents,
         ),
-    )  # fmt: skip
-    out.add("spectrum", pd.concat([_spectrum(site, held, m) for site, (_, _, held) in zip(sites, found, strict=True)]))
+    )
+    out.add(
+        "spectrum",
+        pd.concat([_spectrum(site, held, m) for site, (_, _, held) in zip(sites, found, strict=True)]),
+    )
     _scalars(out, whole, replicates, params.level, m, documents)
     _notes(out, params, context, sites, m, documents)
     return out
@@ -87,10 +99,14 @@ def _spectrum(site: Site, energies: np.ndarray, tokens: int) -> pd.DataFrame:
     components = np.unique(np.geomspace(1, min(tokens - 1, site.width), SPECTRUM_POINTS).round().astype(int))
     held = np.cumsum(energies)[components - 1] / energies.sum() if energies.sum() > 0 else np.nan
     reference = independent_energy(tokens - 1, site.width, components)
-    return grid([{"components": components}], layer=site.layer, site=site.name, energy=held, reference=reference)
+    return grid(
+        [{"components": components}], layer=site.layer, site=site.name, energy=held, reference=reference
+    )
 
 
-def _scalars(out: Result, whole: np.ndarray, replicates: np.ndarray, level: float, tokens: int, documents: int) -> None:
+def _scalars(
+    out: Result, whole: np.ndarray, replicates: np.ndarray, level: float, tokens: int, documents: int
+) -> None:
     """Means over sites."""
     table = out.tables["ranks"]
     over = f"mean over {len(whole)} sites"
@@ -98,31 +114,42 @@ def _scalars(out: Result, whole: np.ndarray, replicates: np.ndarray, level: floa
         mean, name = whole[:, index].mean(), metric.replace("_", " ")
         ends = jackknife_interval(mean, replicates[:, :, index].mean(1), level)
         text = f"{name} = {_MEANING[metric]} of {tokens} centered tokens; {over}"
-        out.add_scalar(f"mean_{metric}", mean, "", text, interval=Interval.of(*ends, level, JACKKNIFE, documents))
+        out.add_scalar(
+            f"mean_{metric}", mean, "", text, interval=Interval.of(*ends, level, JACKKNIFE, documents)
+        )
         ratio = table.loc[table["metric"] == metric, "ratio"].mean()
-        out.add_scalar(f"mean_{metric}_ratio", ratio, "", f"{name} / that of independent entries; mean over sites")
+        out.add_scalar(
+            f"mean_{metric}_ratio", ratio, "", f"{name} / that of independent entries; mean over sites"
+        )
     out.add_scalar("tokens", tokens, "count", "tokens in the sample, after the first of each window")
-    out.add_scalar("documents", documents, "count", "documents in the sample, the independent units of every interval")
+    out.add_scalar(
+        "documents", documents, "count", "documents in the sample, the independent units of every interval"
+    )
 
 
 def _notes(
-    out: Result, params: ActivationRankParams, context: Context, sites: tuple[Site, ...], tokens: int, documents: int
+    out: Result,
+    params: ActivationRankParams,
+    context: Context,
+    sites: tuple[Site, ...],
+    tokens: int,
+    documents: int,
 ) -> None:
     """Say what the reader has to know."""
     asked = len(context.subject.sites(params.sites))
     if len(sites) < asked:
         out.note(
             "info",
-            f"{len(sites)} of {asked} sites were measured, evenly spaced, to stay within {params.memory} MiB; "
-            "the parameter memory allows more.",
+            f"{len(sites)} of {asked} sites were measured, evenly spaced, to stay within {params.memory} "
+            "MiB; the parameter memory allows more.",
             "ranks",
         )
     widest = max(site.width for site in sites)
     if tokens <= widest:
         out.note(
             "info",
-            f"The sample has {tokens} tokens for up to {widest} units: no rank can exceed {tokens - 1}. Compare with the "
-            "reference, which has the same limit, and compare runs with equal samples only.",
+            f"The sample has {tokens} tokens for up to {widest} units: no rank can exceed {tokens - 1}. "
+            "Compare with the reference, which has the same limit, and compare runs with equal samples only.",
             "ranks",
         )
     note_few_documents(out, documents, "ranks", "intervals")

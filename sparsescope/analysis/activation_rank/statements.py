@@ -26,8 +26,8 @@ def statements(result: Result) -> list[Statement]:
         return []
     rank, ratio = found
     text = (
-        f"The tokens of a layer spread over about {said(rank)} directions ({basis(rank)}), {said_value(ratio)} times as many as "
-        f"independent noise{_reading(rank, ratio)}."
+        f"The tokens of a layer spread over about {said(rank)} directions ({basis(rank)}), "
+        f"{said_value(ratio)} times as many as independent noise{_reading(rank, ratio)}."
     )
     out = [Statement(text, "ranks", names)]
     if spread := by_layer(rows(result, "ranks", metric="participation"), "mean", ""):
@@ -35,8 +35,9 @@ def statements(result: Result) -> list[Statement]:
     if others := defined(result, "mean_stable_rank", "mean_entropy_rank"):
         stable, entropy = others
         text = (
-            f"That is the participation ratio; weighing the largest direction alone gives {said(stable)} (stable rank), counting "
-            f"small ones too {said(entropy)} (entropy rank). All grow with the sample: compare equal samples only."
+            f"That is the participation ratio; weighing the largest direction alone gives {said(stable)} "
+            f"(stable rank), counting small ones too {said(entropy)} (entropy rank). All grow with the "
+            "sample: compare equal samples only."
         )
         out.append(Statement(text, "ranks", (stable.name, entropy.name)))
     return out

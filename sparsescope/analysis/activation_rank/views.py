@@ -8,10 +8,22 @@ from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
 from sparsescope.viz.curves import curve, dotted
-from sparsescope.viz.layers import dropped_text, layer_axis, layer_bar, layer_lines, layer_shades, rows_of, series
+from sparsescope.viz.layers import (
+    dropped_text,
+    layer_axis,
+    layer_bar,
+    layer_lines,
+    layer_shades,
+    rows_of,
+    series,
+)
 from sparsescope.viz.sentences import band_text, percent
 
-_MEASURES = {"entropy_rank": "Entropy rank", "participation": "Participation ratio", "stable_rank": "Stable rank"}
+_MEASURES = {
+    "entropy_rank": "Entropy rank",
+    "participation": "Participation ratio",
+    "stable_rank": "Stable rank",
+}
 _NULL = "independent entries"
 _TICKS = [digit * 10**power for power in range(5) for digit in (1, 2, 3, 5)]
 
@@ -26,19 +38,33 @@ def ranks(result: Result) -> fig.Figure:
     for column, metric in enumerate(_MEASURES, 1):
         for role, color in zip(found.roles, theme.CATEGORIES["light"], strict=False):
             curve(
-                figure, rows_of(found, role, metric=metric), "mean", role, color=color, columns=columns, show="{:.1f}".format,
+                figure,
+                rows_of(found, role, metric=metric),
+                "mean",
+                role,
+                color=color,
+                columns=columns,
+                show="{:.1f}".format,
                 text=lambda at, shown: f"layer {at.layer:g}: {shown}, {at.ratio:.2f} of independent entries",
-                reference="reference", reference_name=_NULL, reference_color=theme.SLATE, legend=len(found.roles) > 1,
+                reference="reference",
+                reference_name=_NULL,
+                reference_color=theme.SLATE,
+                legend=len(found.roles) > 1,
                 column=column,
-            )  # fmt: skip
+            )
     layer_axis(figure, found.frame, ticks=8)
     fig.y_axes(figure, "effective rank (directions, log scale)", type="log", tickvals=_TICKS)
     middle = rows_of(found, found.roles[0]).groupby("metric")[["mean", "reference"]].median()
     largest, tokens = int(table["largest"].max()), int(table["tokens"].max())
     entropy = middle.loc["entropy_rank"]
-    title = f"{tokens:,} tokens spread over {entropy['mean']:.0f} of at most {largest:,} directions (entropy rank, median layer)"
+    title = (
+        f"{tokens:,} tokens spread over {entropy['mean']:.0f} of at most {largest:,} directions "
+        "(entropy rank, median layer)"
+    )
     title += f"; independent entries over {entropy['reference']:.0f}"
-    rest = "; ".join(f"{_MEASURES[name]} {middle.loc[name, 'mean']:.1f}" for name in ("participation", "stable_rank"))
+    rest = "; ".join(
+        f"{_MEASURES[name]} {middle.loc[name, 'mean']:.1f}" for name in ("participation", "stable_rank")
+    )
     bands = band_text(result, "jackknife interval over folds of documents")
     subtitle = f"centered sample; dotted: independent entries; {bands}{dropped_text(found)}"
     alt = f"Lines of effective rank by layer. {title}. {rest}."
@@ -65,7 +91,13 @@ def spectrum(result: Result) -> fig.Figure:
     layer_bar(figure, shades)
     middle = percent(float(np.median([np.interp(10, rows["components"], rows["energy"]) for rows in sites])))
     null = percent(float(np.interp(10, widest["components"], widest["reference"])))
-    title = f"Ten directions hold {middle} of the variance in the median layer, {null} if entries were independent"
-    alt = f"Curves of the variance held by the largest components, one for each of {len(shades)} layers. {title}."
+    title = (
+        f"Ten directions hold {middle} of the variance in the median layer, {null} if "
+        "entries were independent"
+    )
+    alt = (
+        "Curves of the variance held by the largest components, one for each of "
+        f"{len(shades)} layers. {title}."
+    )
     subtitle = "principal components of the centered sample of tokens"
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)

@@ -1,7 +1,8 @@
-"""Sums behind ``activation_reuse``: unions over chunks, overlaps of neighbours, and samples for the permuted orders.
+"""Sums behind ``activation_reuse``: unions over chunks, overlaps of neighbours, and samples for
+the permuted orders.
 
-Chunks never cross a window, and the first token of a window is in none. Everything is kept by document, in whole numbers
-where it is a count, so that parts of a stream merge into the sums of the whole.
+Chunks never cross a window, and the first token of a window is in none. Everything is kept by document, in
+whole numbers where it is a count, so that parts of a stream merge into the sums of the whole.
 Shapes: C documents, L sites, R = 2 rules, K chunk lengths 1, 2, 4, ..., U units, F folds.
 """
 
@@ -36,15 +37,18 @@ class ReuseAccumulator(DocumentAccumulator):
         threads: Threads; the number of cores when None.
 
     Attributes:
-        sums: By name, arrays [C, ...]: ``union`` and ``first`` int64 [C, L, R, K] (sizes of unions over all whole chunks, and
-            over the first chunk of each window), ``chunks`` and ``firsts`` int64 [C, K], ``overlap`` float64 and ``pairs`` int64
-            [C, L, R] (Jaccard index of neighbours), ``within`` float64 [C, L, R] (of permuted tokens, for as many pairs).
+        sums: By name, arrays [C, ...]: ``union`` and ``first`` int64 [C, L, R, K] (sizes of unions over all
+            whole chunks, and over the first chunk of each window), ``chunks`` and ``firsts`` int64 [C, K],
+            ``overlap`` float64 and ``pairs`` int64 [C, L, R] (Jaccard index of neighbours), ``within``
+            float64 [C, L, R] (of permuted tokens, for as many pairs).
         fired: For each site int64 [F, R, U].
         fold_tokens: int64 [F].
         sample: Tokens of all documents for the order across them.
     """
 
-    def __init__(self, sites: tuple[Site, ...], use_share: float, context: int, seed: int, threads: int | None = None) -> None:
+    def __init__(
+        self, sites: tuple[Site, ...], use_share: float, context: int, seed: int, threads: int | None = None
+    ) -> None:
         super().__init__(sites, (use_share, context, seed), threads)
         self.use_share, self.seed = use_share, seed
         self.levels = max((context - 1).bit_length(), 1)
@@ -55,7 +59,9 @@ class ReuseAccumulator(DocumentAccumulator):
         self.sums |= {"overlap": np.zeros(shape), "within": np.zeros(shape)}
         self.fired = [np.zeros((FOLDS, len(RULES), site.width), np.int64) for site in self.sites]
         self.fold_tokens = np.zeros(FOLDS, np.int64)
-        self._parts = {str(n): ((len(RULES), words_of(site.width)), np.uint64) for n, site in enumerate(self.sites)}
+        self._parts = {
+            str(n): ((len(RULES), words_of(site.width)), np.uint64) for n, site in enumerate(self.sites)
+        }
         self.sample = TokenSample(ACROSS, self._parts)
         self._open_sample = TokenSample(WITHIN, self._parts)
         self._open_pairs = np.zeros(shape[1:], np.int64)
@@ -89,7 +95,9 @@ class ReuseAccumulator(DocumentAccumulator):
         self.sums = {name: with_room(array, clusters) for name, array in self.sums.items()}
 
     def _close(self, cluster: int) -> None:
-        """Put the tokens of the document into random order, weighted to as many pairs as it has neighbours."""
+        """Put the tokens of the document into random order, weighted to as many pairs as
+        it has neighbours.
+        """
         self._open_sample.sort()
         order = np.arange(len(self._open_sample))
         for n in range(len(self.sites)):

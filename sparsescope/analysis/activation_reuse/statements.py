@@ -43,8 +43,9 @@ def _chunk(result: Result, suffix: str, idle: str) -> list[Statement]:
         return []
     token, chunk, ratio = found
     text = (
-        f"Eight tokens in a row need {said(ratio)} times as many units as independent tokens would ({basis(ratio)}): "
-        f"{_reading(ratio)}. {said_value(token)} of the units are idle on one token, {said_value(chunk)} on all eight ({idle})."
+        f"Eight tokens in a row need {said(ratio)} times as many units as independent tokens would "
+        f"({basis(ratio)}): {_reading(ratio)}. {said_value(token)} of the units are idle on one token, "
+        f"{said_value(chunk)} on all eight ({idle})."
     )
     return [Statement(text, "union_density", (names[2], names[0], names[1]))]
 
@@ -60,18 +61,26 @@ def _reading(ratio: Scalar) -> str:
 
 
 def _neighbors(result: Result, suffix: str) -> list[Statement]:
-    names = (f"neighbor_overlap_{suffix}", f"neighbor_overlap_within_{suffix}", f"neighbor_overlap_across_{suffix}")
+    names = (
+        f"neighbor_overlap_{suffix}",
+        f"neighbor_overlap_within_{suffix}",
+        f"neighbor_overlap_across_{suffix}",
+    )
     found = defined(result, *names)
     if found is None:
         return []
     own, within, across = found
     text = (
-        f"Two neighboring tokens share {said(own)} of their units (Jaccard index); tokens of the same document in random order "
-        f"{said_value(within)}, of different documents {said_value(across)}."
+        f"Two neighboring tokens share {said(own)} of their units (Jaccard index); tokens of the same "
+        f"document in random order {said_value(within)}, of different documents {said_value(across)}."
     )
     if own.interval is not None:
         above = own.interval.low > within.value
-        text += " The order of the words matters." if above else " That the order of the words matters is not shown."
+        text += (
+            " The order of the words matters."
+            if above
+            else " That the order of the words matters is not shown."
+        )
     return [Statement(text, "neighbors", names[:1])]
 
 
@@ -79,5 +88,8 @@ def _hot(result: Result, suffix: str) -> list[Statement]:
     hot = defined(result, f"hot_share_{suffix}")
     if hot is None:
         return []
-    text = f"The most used {said(hot[0])} of the units do 80 % of all firings; 80 % of them would if all fired equally often."
+    text = (
+        f"The most used {said(hot[0])} of the units do 80 % of all firings; 80 % of them would if "
+        "all fired equally often."
+    )
     return [Statement(text, "lorenz", (hot[0].name, f"gini_of_use_{suffix}"))]

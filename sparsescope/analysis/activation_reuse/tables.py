@@ -1,7 +1,8 @@
 """The tables of ``activation_reuse`` from its sums by document.
 
-Nulls take the rates of units from all tokens but the first of each window. Numbers that are no means over tokens (ratios to a
-null, inequality of units) have jackknife intervals over folds of documents, in which the rates are taken anew.
+Nulls take the rates of units from all tokens but the first of each window. Numbers that are no means over
+tokens (ratios to a null, inequality of units) have jackknife intervals over folds of documents, in which the
+rates are taken anew.
 Shapes: C documents, L sites, R rules, K chunk lengths, B resamples, G folds with documents, U units.
 """
 
@@ -96,7 +97,9 @@ class Measured:
         kept = counts.any(0)
         cells = values | {count: counts.sum(0), "documents": (counts > 0).sum(0)}
         sizes = [1 << n for n in np.flatnonzero(kept).tolist()]
-        frame = grid([*self.axes, {length: sizes}], **{name: array[..., kept] for name, array in cells.items()})
+        frame = grid(
+            [*self.axes, {length: sizes}], **{name: array[..., kept] for name, array in cells.items()}
+        )
         return frame.sort_values(["layer", "site", "rule", length], kind="stable")
 
     def unions(self) -> pd.DataFrame:
@@ -106,12 +109,21 @@ class Measured:
         ratio = _over(density.mean, nulls[..., 1])
         low, high = jackknife_interval(ratio, self.ratios, self.draws.level)
         return self._by_length(
-            "chunk", "chunks", "chunks", **density._asdict(), independent=nulls[..., 0], marginal=nulls[..., 1],
-            ratio=ratio, ratio_low=low, ratio_high=high,
-        )  # fmt: skip
+            "chunk",
+            "chunks",
+            "chunks",
+            **density._asdict(),
+            independent=nulls[..., 0],
+            marginal=nulls[..., 1],
+            ratio=ratio,
+            ratio_low=low,
+            ratio_high=high,
+        )
 
     def chunk_sparsity(self) -> pd.DataFrame:
-        """Token-level and chunk-level sparsity; the second is NaN where no window has 8 tokens after the first."""
+        """Token-level and chunk-level sparsity; the second is NaN where no window has 8
+        tokens after the first.
+        """
         sparsity = self.draws.ratio(self.sums["union"], self.sums["chunks"][:, None, None, :]).complement
         columns = {}
         for name, k in (("token", 1), ("chunk", CHUNK)):
@@ -125,9 +137,14 @@ class Measured:
         unused = self.draws.ratio(self.sums["first"], self.sums["firsts"][:, None, None, :]).complement
         nulls = 1 - self._nulls(self.rates)
         return self._by_length(
-            "tokens", "firsts", "windows", **unused._asdict(), independent=nulls[..., 0], marginal=nulls[..., 1],
+            "tokens",
+            "firsts",
+            "windows",
+            **unused._asdict(),
+            independent=nulls[..., 0],
+            marginal=nulls[..., 1],
             ratio=_over(unused.mean, nulls[..., 1]),
-        )  # fmt: skip
+        )
 
     def neighbors(self) -> pd.DataFrame:
         """Jaccard index of neighbours with both nulls."""
@@ -138,7 +155,9 @@ class Measured:
             ("within", "within_", self.sums["within"]),
             ("excess", "excess_", self.sums["overlap"] - self.sums["within"]),
         ):
-            columns |= dict(zip((name, f"{prefix}low", f"{prefix}high"), self.draws.ratio(values, pairs), strict=True))
+            columns |= dict(
+                zip((name, f"{prefix}low", f"{prefix}high"), self.draws.ratio(values, pairs), strict=True)
+            )
         sample = self.found.sample
         left = np.flatnonzero(sample.documents[:-1] != sample.documents[1:])
         across, across_pairs = [], []
@@ -162,7 +181,10 @@ class Measured:
 
     def concentration(self) -> pd.DataFrame:
         """Inequality of units with intervals."""
-        low, high = (np.clip(ends, 0, 1) for ends in jackknife_interval(self.use, self.use_replicates, self.draws.level))
+        low, high = (
+            np.clip(ends, 0, 1)
+            for ends in jackknife_interval(self.use, self.use_replicates, self.draws.level)
+        )
         columns: dict[str, np.ndarray] = {}
         for index, (name, prefix) in enumerate((("gini", "gini"), ("hot_share", "hot"))):
             columns |= {name: self.use[index], f"{prefix}_low": low[index], f"{prefix}_high": high[index]}
@@ -176,7 +198,9 @@ class Measured:
         if not hidden:
             return []
         model = read_dimensions(context.subject)
-        attended = default_attended(model, context.corpus.context) if params.attended is None else params.attended
+        attended = (
+            default_attended(model, context.corpus.context) if params.attended is None else params.attended
+        )
         layers = [self.found.sites[n].layer for n in hidden]
         shares = self.sums["union"][:, hidden]  # [C, L, R, K]
         rows: list[dict[str, Any]] = []
@@ -190,7 +214,9 @@ class Measured:
                 measured = (active.sum(0) / count.sum(), self.draws.replicates(active, count[:, None]))
                 for scheme in schemes_of(model):
                     assumed = Assumptions(scheme, attended, model.bytes_per_weight, together=k)
-                    bounds = bound_rows(name, model, layers, *measured, assumed, self.draws, int((count > 0).sum()))
+                    bounds = bound_rows(
+                        name, model, layers, *measured, assumed, self.draws, int((count > 0).sum())
+                    )
                     rows += [row for row in bounds if row["quantity"] == "weight bytes"]
         return rows
 
@@ -202,4 +228,6 @@ def _over(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _inequality(fired: list[np.ndarray]) -> np.ndarray:
     """Gini coefficient and hot share of how often the units of each site fired, [2, L, R]."""
-    return np.array([[measure(site.astype(float)) for site in fired] for measure in (gini_of_rates, hot_share)])
+    return np.array(
+        [[measure(site.astype(float)) for site in fired] for measure in (gini_of_rates, hot_share)]
+    )

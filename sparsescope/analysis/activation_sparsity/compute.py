@@ -68,7 +68,8 @@ def result(params: ActivationSparsityParams, context: Context, accumulated: Spar
     later_sums, later_counts = sums[:, :, 1:].sum(2), counts[:, :, 1:].sum(2)
     if not later_counts.any():
         raise SubjectError(
-            "there is no token after the first of a window, and the first one is not measured with the others",
+            "there is no token after the first of a window, and the first one is not "
+            "measured with the others",
             where=f"corpus {context.corpus.name}",
             got=f"{context.corpus.n_tokens} tokens in {len(order)} documents",
             next_step="read more text: a larger token budget, or longer documents",
@@ -83,19 +84,32 @@ def result(params: ActivationSparsityParams, context: Context, accumulated: Spar
     references = [half_normal_reference(metric) for metric in metrics] * len(sites)
     out.add("per_layer", frame.assign(sparsity=sparsity, q05=q05, q50=q50, q95=q95, reference=references))
     first, last = zip(*accumulated.bins, strict=True)
-    frame = _long([place, {"position": first, "position_end": last}, measures], draws.ratio(sums, counts), counts)
-    out.add("by_position", frame[frame["tokens"] > 0].sort_values(["layer", "site", "position"], kind="stable"))
+    frame = _long(
+        [place, {"position": first, "position_end": last}, measures], draws.ratio(sums, counts), counts
+    )
+    out.add(
+        "by_position", frame[frame["tokens"] > 0].sort_values(["layer", "site", "position"], kind="stable")
+    )
     frames = []
     for domain in np.unique(strata):
         member = strata == domain
         found = draws.among(member).ratio(later_sums[member], later_counts[member])
-        frames.append(_long([place, measures], found, later_counts[member]).assign(domain=context.corpus.domains[domain]))
+        frames.append(
+            _long([place, measures], found, later_counts[member]).assign(
+                domain=context.corpus.domains[domain]
+            )
+        )
     out.add("by_domain", pd.concat(frames))
     out.add("frequency", pd.concat([_frequency(site, statistics[site.name]) for site in sites]))
-    out.add("unit_use", [row for site in sites for row in _unit_use(site, statistics[site.name], params.level)])
+    out.add(
+        "unit_use", [row for site in sites for row in _unit_use(site, statistics[site.name], params.level)]
+    )
     out.add("units", pd.concat([_units(site, statistics[site.name]) for site in sites]))
     lifetimes = [_lifetime(site, statistics[site.name], params.level) for site in sites]
-    out.add("lifetime", pd.DataFrame(lifetimes).assign(population=per_layer.mean[:, metrics.index("treves_rolls")]))
+    out.add(
+        "lifetime",
+        pd.DataFrame(lifetimes).assign(population=per_layer.mean[:, metrics.index("treves_rolls")]),
+    )
     bounds = bounds_of(params, context, sites, metrics, later_sums, later_counts, draws)
     out.add("upper_bounds", bounds)
     _scalars(out, params, metrics, later_sums, later_counts, draws, statistics)
@@ -145,17 +159,23 @@ def _frequency(site: Site, found: SiteStatistics) -> pd.DataFrame:
 
 
 def _unit_use(site: Site, found: SiteStatistics, level: float) -> list[dict[str, Any]]:
-    """Dead and always-on units with bounds that count tokens of one document as dependent; a row for each rule."""
+    """Dead and always-on units with bounds that count tokens of one document as dependent; a
+    row for each rule.
+    """
     documents, tokens, squared = (int(n) for n in found.lengths)
     rows = []
     for index, rate in enumerate(_rates(found)):
         p = rate if tokens else np.zeros(site.width)
         spread = found.fired_squared[index] - 2 * p * found.fired_by_length[index] + p * p * squared
-        # Pooled over units, since a unit that always or never fires has no correlation of its own. With hardly any
-        # event to pool, the documents are taken as the only independent units (ICC = 1).
+        # Pooled over units, since a unit that always or never fires has no correlation of its own. With
+        # hardly any event to pool, the documents are taken as the only independent units (ICC = 1).
         variance = (p * (1 - p)).sum()
         enough = tokens * variance >= MIN_EVENTS
-        icc = pooled_intraclass_correlation(spread.sum(), variance, tokens, squared, documents) if enough else 1.0
+        icc = (
+            pooled_intraclass_correlation(spread.sum(), variance, tokens, squared, documents)
+            if enough
+            else 1.0
+        )
         n_effective = effective_tokens(tokens, squared, icc)
         bound = zero_events_bound(n_effective, level)
         dead, on = rate == 0, rate > ALWAYS_ON
@@ -163,9 +183,15 @@ def _unit_use(site: Site, found: SiteStatistics, level: float) -> list[dict[str,
         known = 1.0 if tokens else np.nan
         row = {"layer": site.layer, "site": site.name, "rule": RULES[index], "units": site.width}
         row |= {"dead": int(dead.sum()), "dead_share": known * dead.mean(), "dead_bound": bound}
-        row |= {"always_on": int(on.sum()), "always_on_share": known * on.mean(), "always_on_bound": 1 - bound}
+        row |= {
+            "always_on": int(on.sum()),
+            "always_on_share": known * on.mean(),
+            "always_on_bound": 1 - bound,
+        }
         row |= {f"below_{100 * limit:g}%": known * (rate < limit).mean() for limit in (0.001, 0.01, 0.1, 0.5)}
-        rows.append(row | {"icc": icc, "effective_tokens": n_effective, "tokens": tokens, "documents": documents})
+        rows.append(
+            row | {"icc": icc, "effective_tokens": n_effective, "tokens": tokens, "documents": documents}
+        )
     return rows
 
 
@@ -186,14 +212,24 @@ def _lifetime(site: Site, found: SiteStatistics, level: float) -> dict[str, Any]
     total, energy, tokens = found.magnitude.sum(0), found.energy.sum(0), int(found.fold_tokens.sum())
     units = treves_rolls_from_sums(total, energy, tokens)
     replicates = [
-        treves_rolls_from_sums(total - found.magnitude[fold], energy - found.energy[fold], tokens - found.fold_tokens[fold])
+        treves_rolls_from_sums(
+            total - found.magnitude[fold], energy - found.energy[fold], tokens - found.fold_tokens[fold]
+        )
         for fold in np.flatnonzero(found.fold_tokens)
     ]
     mean = mean_over_present(units, 0)
-    low, high = jackknife_interval(mean, mean_over_present(np.array(replicates).reshape(-1, site.width), 1), level)
+    low, high = jackknife_interval(
+        mean, mean_over_present(np.array(replicates).reshape(-1, site.width), 1), level
+    )
     known = units[np.isfinite(units)]
     quantiles = np.quantile(known, (0.05, 0.5, 0.95)) if len(known) else np.full(3, np.nan)
-    row = {"layer": site.layer, "site": site.name, "mean": float(mean), "low": max(float(low), 0.0), "high": float(high)}
+    row = {
+        "layer": site.layer,
+        "site": site.name,
+        "mean": float(mean),
+        "low": max(float(low), 0.0),
+        "high": float(high),
+    }
     row |= dict(zip(("q05", "q50", "q95"), map(float, quantiles), strict=True))
     row |= {"reference": half_normal_reference("treves_rolls")}
     return row | {"units": len(known), "tokens": tokens, "documents": int(found.lengths[0])}
@@ -210,8 +246,8 @@ def _bound_scalars(out: Result, bounds: list[dict[str, Any]], draws: DocumentBoo
             f"bound_{what}_saved_{rule}",
             row["saved_model"],
             "fraction",
-            f"upper bound on the {row['quantity']} of one decoded token saved by skipping inactive units; active: {row['rule']}; "
-            f"{row['assumptions']}",
+            f"upper bound on the {row['quantity']} of one decoded token saved by skipping inactive units; "
+            f"active: {row['rule']}; {row['assumptions']}",
             interval=draws.between(row["low"], row["high"], row["documents"]),
         )
 
@@ -230,7 +266,8 @@ def _scalars(
     sums, counts = sums[:, seen], counts[:, seen]
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = (sums.sum(0) / counts.sum(0)).mean(0)  # [S]
-    spread = mean_over_present(draws.replicates(sums, counts), axis=1)  # [B, S]; a rare expert may be absent from a resample
+    # [B, S]; a rare expert may be absent from a resample
+    spread = mean_over_present(draws.replicates(sums, counts), axis=1)
     documents = int((counts.sum((1, 2)) > 0).sum())
     over = f"mean over {int(seen.sum())} sites of the mean over tokens after the first of each window"
     for index, metric in enumerate(metrics):
@@ -246,16 +283,27 @@ def _scalars(
     rates = [_rates(statistics[name]) for name in statistics]
     for index in range(len(RULES)):
         suffix = "" if index == 0 else "_in_use"
-        meaning = "not exactly zero" if index == 0 else f"in the set that holds {params.use_share:.0%} of the energy"
+        meaning = (
+            "not exactly zero"
+            if index == 0
+            else f"in the set that holds {params.use_share:.0%} of the energy"
+        )
         dead = sum(int((rate[index] == 0).sum()) for rate in rates)
         on = sum(int((rate[index] > ALWAYS_ON).sum()) for rate in rates)
-        out.add_scalar(f"dead_units{suffix}", dead, "count", f"units that were never {meaning}, all sites together")
         out.add_scalar(
-            f"always_on_units{suffix}", on, "count", f"units that were {meaning} on more than {ALWAYS_ON:.0%} of tokens"
+            f"dead_units{suffix}", dead, "count", f"units that were never {meaning}, all sites together"
+        )
+        out.add_scalar(
+            f"always_on_units{suffix}",
+            on,
+            "count",
+            f"units that were {meaning} on more than {ALWAYS_ON:.0%} of tokens",
         )
     lengths = np.stack([found.lengths for found in statistics.values()])
     out.add_scalar("units", sum(rate.shape[1] for rate in rates), "count", "units at all sites together")
-    out.add_scalar("tokens", lengths[:, 1].max(), "count", "tokens after the first of each window (most of any site)")
+    out.add_scalar(
+        "tokens", lengths[:, 1].max(), "count", "tokens after the first of each window (most of any site)"
+    )
     out.add_scalar("documents", documents, "count", "documents, the independent units of every interval")
 
 
@@ -263,9 +311,15 @@ def _meaning(metric: str) -> str:
     if metric == "density_nonzero":
         return "(share of units that are not exactly zero)"
     if metric.startswith("density_l1_"):
-        return f"(share of units in the smallest set that holds {metric.removeprefix('density_l1_')} % of the L1 norm)"
+        return (
+            "(share of units in the smallest set that holds "
+            f"{metric.removeprefix('density_l1_')} % of the L1 norm)"
+        )
     if metric.startswith("density_energy_"):
-        return f"(share of units in the smallest set that holds {metric.removeprefix('density_energy_')} % of the energy)"
+        return (
+            "(share of units in the smallest set that holds "
+            f"{metric.removeprefix('density_energy_')} % of the energy)"
+        )
     return {
         "hoyer": "= (sqrt(n) - L1/L2) / (sqrt(n) - 1)",
         "gini": "index of |v|",
@@ -284,8 +338,8 @@ def _notes(out: Result, context: Context, accumulated: SparsityAccumulator, nonz
     if identity.origin_precision != identity.dtype:
         out.note(
             "info",
-            f"The weights were stored as {identity.origin_precision} and computed in {identity.dtype}: what is "
-            "measured is the model as rounded for storage.",
+            f"The weights were stored as {identity.origin_precision} and computed in {identity.dtype}: what "
+            "is measured is the model as rounded for storage.",
             "subject",
         )
     if identity.dtype in {"bfloat16", "float16"}:
@@ -298,25 +352,30 @@ def _notes(out: Result, context: Context, accumulated: SparsityAccumulator, nonz
     if np.nanmin(nonzero) > 0.98:
         out.note(
             "info",
-            "More than 98 % of entries are not exactly zero at every site, as expected of SwiGLU and GELU: the exact-zero "
-            "density carries no information here. Read the top-p densities and the concentration measures.",
+            "More than 98 % of entries are not exactly zero at every site, as expected of SwiGLU and GELU: "
+            "the exact-zero density carries no information here. Read the top-p densities and the "
+            "concentration measures.",
             "density_nonzero",
         )
     if len(accumulated.documents) > documents:
         out.note(
             "info",
-            f"{len(accumulated.documents)} documents were grouped into {documents} clusters to bound memory; intervals resample "
-            "clusters, and 'documents' in the tables counts them.",
+            f"{len(accumulated.documents)} documents were grouped into {documents} clusters to bound memory; "
+            "intervals resample clusters, and 'documents' in the tables counts them.",
             "per_layer",
         )
     note_few_documents(out, documents, "per_layer")
     if accumulated.zero_vectors:
         out.note(
             "info",
-            f"{accumulated.zero_vectors} activation vectors were zero throughout; they count as density 0 and are left out "
-            "of Hoyer, Gini and the participation ratios.",
+            f"{accumulated.zero_vectors} activation vectors were zero throughout; they count as density 0 "
+            "and are left out of Hoyer, Gini and the participation ratios.",
             "per_layer",
         )
     empty = [name for name, found in accumulated.statistics.items() if found.lengths[1] == 0]
     if empty:
-        out.note("warning", f"{len(empty)} sites saw no token, for example {empty[0]}; they are left out of means.", "per_layer")
+        out.note(
+            "warning",
+            f"{len(empty)} sites saw no token, for example {empty[0]}; they are left out of means.",
+            "per_layer",
+        )

@@ -1,7 +1,8 @@
 """Upper bounds on what the measured densities could save: rows of the table ``upper_bounds``.
 
-Active units are those that are not exactly zero, or those in the set with a large share of the energy. Only hidden layers
-of MLPs count; a layer with experts has the density of the experts that run, weighted by the tokens that they get.
+Active units are those that are not exactly zero, or those in the set with a large share of the energy. Only
+hidden layers of MLPs count; a layer with experts has the density of the experts that run, weighted by the
+tokens that they get.
 Shapes: C documents, L sites, S statistics.
 """
 
@@ -47,13 +48,18 @@ def bounds_of(
     Returns:
         Nothing where no hidden layer of an MLP was measured.
     """
-    hidden = [index for index, site in enumerate(sites) if site.role.endswith("hook_post") and counts[:, index, 0].any()]
+    hidden = [
+        index
+        for index, site in enumerate(sites)
+        if site.role.endswith("hook_post") and counts[:, index, 0].any()
+    ]
     if not hidden:
         return []
     model = read_dimensions(context.subject)
     layers = sorted({sites[index].layer for index in hidden})
     width = np.array([sites[index].width for index in hidden], dtype=float)
-    member = np.array([[sites[index].layer == layer for index in hidden] for layer in layers], dtype=float)  # [layer, site]
+    # [layer, site]
+    member = np.array([[sites[index].layer == layer for index in hidden] for layer in layers], dtype=float)
     attended = default_attended(model, context.corpus.context) if params.attended is None else params.attended
     documents = int((counts[:, hidden, 0].sum(1) > 0).sum())
     rows = []
@@ -72,4 +78,7 @@ def _rules(params: ActivationSparsityParams) -> list[tuple[str, str]]:
     """Names of rules with their metric ids: exact zeros, and the energy sets of large shares."""
     wanted = [share for share in params.shares if share in ENERGY_SHARES] or params.shares[-1:]
     names = [percent_name(share) for share in wanted]
-    return [("nonzero", "density_nonzero"), *((f"energy {name} %", f"density_energy_{name}") for name in names)]
+    return [
+        ("nonzero", "density_nonzero"),
+        *((f"energy {name} %", f"density_energy_{name}") for name in names),
+    ]

@@ -49,16 +49,22 @@ def _of_zeros(result: Result) -> list[Statement]:
     """A model with exact zeros (ReLU)."""
     nonzero, zero = result.scalars["mean_nonzero"], result.scalars["mean_zero_sparsity"]
     text = (
-        f"{said(nonzero)} of the hidden units are not zero on a token, on average over layers ({basis(nonzero)}): the other "
-        f"{said_value(zero)} could be skipped without any change of the output."
+        f"{said(nonzero)} of the hidden units are not zero on a token, on average over layers "
+        f"({basis(nonzero)}): the other {said_value(zero)} could be skipped without any change of the output."
     )
-    out = [Statement(text, "per_layer", ("mean_nonzero", "mean_zero_sparsity", _energy(result), "mean_gini", "dead_units"))]
+    out = [
+        Statement(
+            text,
+            "per_layer",
+            ("mean_nonzero", "mean_zero_sparsity", _energy(result), "mean_gini", "dead_units"),
+        )
+    ]
     if spread := by_layer(rows(result, "per_layer", metric="density_nonzero"), "mean"):
         out.append(Statement(f"By layer, the share of units that are not zero runs {spread}.", "per_layer"))
     if bound := defined(result, "bound_weight_bytes_saved_nonzero"):
         text = (
-            f"Skipping the zeros saves at most {said(bound[0])} of the weight bytes that one decoded token reads: a bound on "
-            "counts, not a speed."
+            f"Skipping the zeros saves at most {said(bound[0])} of the weight bytes that one decoded token "
+            "reads: a bound on counts, not a speed."
         )
         out.append(Statement(text, "upper_bounds", (bound[0].name,)))
     return out
@@ -71,19 +77,29 @@ def _of_energy(result: Result) -> list[Statement]:
         return []
     held, percent = result.scalars[name], name.rpartition("_")[2]
     text = (
-        f"{said(held)} of the hidden units hold {percent} % of a token's energy (squared activations), on average over layers "
-        f"({basis(held)})."
+        f"{said(held)} of the hidden units hold {percent} % of a token's energy (squared activations), on "
+        f"average over layers ({basis(held)})."
     )
-    named = (name, name.replace("density", "sparsity"), nearest(result, "mean_density_l1_", 90) or "", "mean_gini")
+    named = (
+        name,
+        name.replace("density", "sparsity"),
+        nearest(result, "mean_density_l1_", 90) or "",
+        "mean_gini",
+    )
     out = [Statement(text, "per_layer", (*named, "dead_units_in_use"))]
     if spread := by_layer(rows(result, "per_layer", metric=name.removeprefix("mean_")), "mean"):
         out.append(Statement(f"By layer, that share of units runs {spread}.", "per_layer"))
     if bound := defined(result, f"bound_weight_bytes_saved_energy_{percent}"):
         zeros = defined(result, "mean_nonzero")
-        text = f"{said_value(zeros[0])} of the units are not zero, so hardly any can be skipped for free. " if zeros else ""
+        text = (
+            f"{said_value(zeros[0])} of the units are not zero, so hardly any can be skipped for free. "
+            if zeros
+            else ""
+        )
         text += (
-            f"Leaving out the weak ones saves at most {said(bound[0])} of the weight bytes that one decoded token reads, and "
-            "changes the output by an amount that is not measured here: a bound on counts, not a speed."
+            f"Leaving out the weak ones saves at most {said(bound[0])} of the weight bytes that one "
+            "decoded token reads, and changes the output by an amount that is not measured here: a bound "
+            "on counts, not a speed."
         )
         out.append(Statement(text, "upper_bounds", (bound[0].name,)))
     return out

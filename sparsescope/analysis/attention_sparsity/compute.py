@@ -44,7 +44,9 @@ def compute(params: AttentionSparsityParams, context: Context) -> Result:
     _scalars(out, params, statistics, draws, causal)
     _notes(out, context, corpus, len(documents), causal)
     some = replace(corpus, documents=corpus.documents[: params.dose_windows])
-    response = losses_with_fewer_keys(context, some, params) if params.dose_windows and _has_loss(context) else None
+    response = (
+        losses_with_fewer_keys(context, some, params) if params.dose_windows and _has_loss(context) else None
+    )
     add_critical_sparsity(out, params, response)
     return out
 
@@ -54,7 +56,11 @@ def _has_loss(context: Context) -> bool:
 
 
 def _measure(
-    params: AttentionSparsityParams, context: Context, corpus: TokenizedCorpus, documents: list[int], causal: bool
+    params: AttentionSparsityParams,
+    context: Context,
+    corpus: TokenizedCorpus,
+    documents: list[int],
+    causal: bool,
 ) -> AttentionStatistics:
     """Run the windows one by one."""
     subject = context.subject
@@ -91,7 +97,8 @@ def _references(names: list[str], sums: Sums, part: slice, n: np.ndarray) -> tup
         null = sums.null[..., part].sum(0) / sums.n_null[..., part].sum(0)
     for s, name in enumerate(names):
         if name.startswith(("share_first", "share_previous", "share_local", "share_sink")):
-            # Dealing the weights of a row at random leaves 1/t on each key in expectation, exactly the uniform value.
+            # Dealing the weights of a row at random leaves 1/t on each key in expectation, exactly
+            # the uniform value.
             null[..., s] = uniform[:, None, s]
         elif name.startswith(("error_", "density_output")):
             uniform[..., s] = null[..., s] = np.nan
@@ -99,21 +106,34 @@ def _references(names: list[str], sums: Sums, part: slice, n: np.ndarray) -> tup
 
 
 def _long(
-    axes: list[dict[str, Any]], names: list[str], found: Estimate, references: tuple[np.ndarray, np.ndarray], n: np.ndarray
+    axes: list[dict[str, Any]],
+    names: list[str],
+    found: Estimate,
+    references: tuple[np.ndarray, np.ndarray],
+    n: np.ndarray,
 ) -> pd.DataFrame:
     """One row for each place and measure, from arrays [..., S]; ``n`` is [D, ..., S]."""
     uniform, null = references
     return grid(
-        [*axes, {"metric": names}], **found._asdict(), uniform=uniform, null=null, rows=n.sum(0).astype(np.int64),
+        [*axes, {"metric": names}],
+        **found._asdict(),
+        uniform=uniform,
+        null=null,
+        rows=n.sum(0).astype(np.int64),
         documents=(n > 0).sum(0),
-    )  # fmt: skip
+    )
 
 
 def _row_tables(out: Result, statistics: AttentionStatistics, draws: DocumentBootstrap) -> None:
     """Tables by layer, by head and by length."""
-    layers, heads = ({name: np.arange(n)} for name, n in zip(("layer", "head"), statistics.shapes.real.shape[1:3], strict=True))
+    layers, heads = (
+        {name: np.arange(n)}
+        for name, n in zip(("layer", "head"), statistics.shapes.real.shape[1:3], strict=True)
+    )
 
-    def over_heads(names: list[str], real: np.ndarray, n: np.ndarray, references: tuple[np.ndarray, np.ndarray]) -> pd.DataFrame:
+    def over_heads(
+        names: list[str], real: np.ndarray, n: np.ndarray, references: tuple[np.ndarray, np.ndarray]
+    ) -> pd.DataFrame:
         """Every head has the same rows, so the mean over heads is that of the pooled rows."""
         uniform, null = references
         found = draws.ratio(real.sum(2), n.sum(2))
@@ -134,7 +154,10 @@ def _row_tables(out: Result, statistics: AttentionStatistics, draws: DocumentBoo
     # By the number of keys t; entropy in units of ln t and in nats.
     sums, names = statistics.lengths, [*statistics.shape_names, *statistics.key_names]
     with np.errstate(invalid="ignore", divide="ignore"):
-        references = (sums.uniform.sum(0) / statistics.n_uniform.sum(0), sums.null.sum(0) / sums.n_null.sum(0))
+        references = (
+            sums.uniform.sum(0) / statistics.n_uniform.sum(0),
+            sums.null.sum(0) / sums.n_null.sum(0),
+        )
     first, last = zip(*statistics.bins, strict=True)
     axes: list[dict[str, Any]] = [layers, {"position": first, "position_end": last}]
     n = sums.n / statistics.shapes.real.shape[2]
@@ -149,30 +172,47 @@ def main_share(params: AttentionSparsityParams) -> str:
 
 def _head_table(out: Result, params: AttentionSparsityParams) -> None:
     """Classes of heads."""
-    table = out.tables["per_head"].pivot_table(index=["layer", "head"], columns="metric", values="mean", dropna=False)
+    table = out.tables["per_head"].pivot_table(
+        index=["layer", "head"], columns="metric", values="mean", dropna=False
+    )
     found = {
-        "first": "share_first", "previous": "share_previous", "local": "share_local_16", "sink_rate": "share_sink_window",
-        "sink_rate_64": f"share_sink_{SINK_LENGTH}", "density_90": f"density_top_{main_share(params)}",
+        "first": "share_first",
+        "previous": "share_previous",
+        "local": "share_local_16",
+        "sink_rate": "share_sink_window",
+        "sink_rate_64": f"share_sink_{SINK_LENGTH}",
+        "density_90": f"density_top_{main_share(params)}",
         "entropy_normalized": "entropy_normalized",
-    }  # fmt: skip
+    }
     frame = pd.DataFrame({name: table.get(metric, np.nan) for name, metric in found.items()}).reset_index()
     kinds = [head_class(*row) for row in frame[["first", "previous", "local"]].itertuples(index=False)]
     out.add("heads", frame.assign(**{"class": kinds}))
 
 
 def _scalars(
-    out: Result, params: AttentionSparsityParams, statistics: AttentionStatistics, draws: DocumentBootstrap, causal: bool
+    out: Result,
+    params: AttentionSparsityParams,
+    statistics: AttentionStatistics,
+    draws: DocumentBootstrap,
+    causal: bool,
 ) -> None:
     """Headline numbers: means over layers and heads of the means over rows."""
-    over = f"mean over layers, heads and rows of at least {params.t_min} keys, in {statistics.n_windows} windows"
+    over = (
+        f"mean over layers, heads and rows of at least {params.t_min} keys, in {statistics.n_windows} windows"
+    )
     meanings = {
-        "entropy_normalized": "entropy of a row / ln t", "gini": "Gini index of a row", "density_support": "e^entropy / t",
+        "entropy_normalized": "entropy of a row / ln t",
+        "gini": "Gini index of a row",
+        "density_support": "e^entropy / t",
         "gini_received": "Gini index over keys of the attention they receive in a window",
-        "share_columns": "mass on the 1 % heaviest keys of a window", "share_diagonals": "mass on the 1 % heaviest distances",
-        "share_first": "mass on the first key of the window", "share_first_4": "mass on the first four keys",
-        "share_previous": "mass on the key before the query", "share_sink_window": "sink rate alpha_1 over the whole window",
+        "share_columns": "mass on the 1 % heaviest keys of a window",
+        "share_diagonals": "mass on the 1 % heaviest distances",
+        "share_first": "mass on the first key of the window",
+        "share_first_4": "mass on the first four keys",
+        "share_previous": "mass on the key before the query",
+        "share_sink_window": "sink rate alpha_1 over the whole window",
         f"share_sink_{SINK_LENGTH}": f"sink rate alpha_1 over the first {SINK_LENGTH} rows",
-    }  # fmt: skip
+    }
     for names, sums, part in _parts(statistics):
         real, n = sums.real[..., part], sums.n[..., part]
         # Layers and heads weigh the same, also where some see fewer keys.
@@ -190,12 +230,21 @@ def _scalars(
             unit = "" if name.startswith("gini") else "fraction"
             out.add_scalar(f"mean_{short}", base, unit, f"{meaning}: {over}", interval=interval)
             if short.startswith("density_"):
-                other = None if interval is None else replace(interval, low=1 - interval.high, high=1 - interval.low)
+                other = (
+                    None
+                    if interval is None
+                    else replace(interval, low=1 - interval.high, high=1 - interval.low)
+                )
                 name = f"mean_{short.replace('density', 'sparsity')}"
                 out.add_scalar(name, 1 - base, unit, f"sparsity = 1 - mean_{short}: {over}", interval=other)
     _sink_scalars(out, statistics, draws, causal)
     out.add_scalar("windows", statistics.n_windows, "count", "windows that were measured")
-    out.add_scalar("documents", len(statistics.shapes.real), "count", "documents, the independent units of every interval")
+    out.add_scalar(
+        "documents",
+        len(statistics.shapes.real),
+        "count",
+        "documents, the independent units of every interval",
+    )
 
 
 def _documents(n: np.ndarray) -> int:
@@ -203,7 +252,9 @@ def _documents(n: np.ndarray) -> int:
     return int((n.reshape(len(n), -1).sum(1) > 0).sum())
 
 
-def _sink_scalars(out: Result, statistics: AttentionStatistics, draws: DocumentBootstrap, causal: bool) -> None:
+def _sink_scalars(
+    out: Result, statistics: AttentionStatistics, draws: DocumentBootstrap, causal: bool
+) -> None:
     """Share of heads that are sinks; the first 64 rows where there are such windows, as in the source."""
     names, sums = statistics.window_names, statistics.windows
     at_64 = causal and sums.n[..., -1].any()
@@ -230,7 +281,9 @@ def _meaning(name: str) -> str:
         "density_top": f"share of the keys that hold {number} % of a row",
         "error_top": f"relative output error when only the keys that hold {number} % of a row are kept",
         "density_output": f"share of the keys to keep for an output error of at most {number} %",
-        "density_blocks": f"share of the {number} x {number} blocks that hold 95 % of the mass of each block of queries",
+        "density_blocks": (
+            f"share of the {number} x {number} blocks that hold 95 % of the mass of each block of queries"
+        ),
         "share_local": f"mass on keys less than {number} away from the query, itself included",
     }[stem]
 
@@ -239,13 +292,22 @@ def _notes(out: Result, context: Context, corpus: TokenizedCorpus, documents: in
     """Say what the reader has to know."""
     total = context.corpus.n_windows
     if len(corpus.documents) < total:
-        message = f"{len(corpus.documents)} of {total} windows were measured, spread over documents; 'windows' sets it."
+        message = (
+            f"{len(corpus.documents)} of {total} windows were measured, spread over "
+            "documents; 'windows' sets it."
+        )
         out.note("info", message, "per_layer")
     lengths = [len(document) + corpus.context - corpus.window for document in corpus.documents]
     if min(lengths) < max(lengths):
-        message = f"Windows have {min(lengths)} to {max(lengths)} tokens; measures of a whole window mix these lengths."
+        message = (
+            f"Windows have {min(lengths)} to {max(lengths)} tokens; measures of a whole "
+            "window mix these lengths."
+        )
         out.note("info", message, "per_layer")
     if not causal:
-        message = "This model sees both sides: t is the whole window for every row, and there is no loss to respond to a dose."
+        message = (
+            "This model sees both sides: t is the whole window for every row, and there is no "
+            "loss to respond to a dose."
+        )
         out.note("info", message, "per_layer")
     note_few_documents(out, documents, "per_layer")

@@ -1,7 +1,8 @@
 """Tables of the dose-response: intervals, isotonic fit, critical sparsities.
 
-The detector is the tolerance point: isotonic regression of the mean rise over the levels of a rule, inverted at
-ln(1 + tolerance). Every resample of documents is fitted anew; pairs stay together, since a document is at all levels.
+The detector is the tolerance point: isotonic regression of the mean rise over the levels of a rule,
+inverted at ln(1 + tolerance). Every resample of documents is fitted anew; pairs stay together, since a
+document is at all levels.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def add_critical_sparsity(out: Result, params: AttentionSparsityParams, response
     out.add("critical", points)
 
 
-def _rule(rule: str, response: Response, draws: DocumentBootstrap, epsilon: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _rule(
+    rule: str, response: Response, draws: DocumentBootstrap, epsilon: float
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows of one rule in ``dose_response``, and its row in ``critical``."""
     chosen = sorted((dose for dose in response.doses if dose.rule == rule), key=lambda dose: dose.sparsity)
     tokens, documents = int(response.tokens.sum()), len(response.tokens)
@@ -55,7 +58,12 @@ def _rule(rule: str, response: Response, draws: DocumentBootstrap, epsilon: floa
     ends = draws.ends(resampled_crossings(np.broadcast_to(x, samples.shape), samples, epsilon))
     # Levels in fixed order, stop at the first failure: no correction for several tests is needed.
     passed = int(np.concatenate([high < epsilon, [False]]).argmin())
-    point = {"rule": rule, "sparsity": np.nan if at.censored else at.at, "low": float(ends[0]), "high": float(ends[1])}
+    point = {
+        "rule": rule,
+        "sparsity": np.nan if at.censored else at.at,
+        "low": float(ends[0]),
+        "high": float(ends[1]),
+    }
     point |= {f"{side}_censored": "yes" if at.censored == side else "no" for side in ("left", "right")}
     point |= {"smallest": x[0], "largest": x[-1], "non_inferior": x[passed - 1] if passed else np.nan}
     return rows, point | {"documents": documents}
@@ -69,19 +77,31 @@ def _scalars(
     draws: DocumentBootstrap,
 ) -> None:
     out.add_scalar(
-        "loss", response.loss, "nats", "mean loss per token of the unchanged model on the windows of the dose-response"
+        "loss",
+        response.loss,
+        "nats",
+        "mean loss per token of the unchanged model on the windows of the dose-response",
     )
     for point in points:
         name = f"critical_sparsity_{point['rule'].replace('-', '_')}"
-        censored = "left" if point["left_censored"] == "yes" else "right" if point["right_censored"] == "yes" else ""
+        censored = (
+            "left" if point["left_censored"] == "yes" else "right" if point["right_censored"] == "yes" else ""
+        )
         definition = (
-            f"attention sparsity at which rule '{point['rule']}' raises the perplexity by {params.tolerance:.1%}, kept weights "
-            "rescaled, isotonic fit" + (f"; {censored}-censored: not reached within the levels measured" if censored else "")
+            f"attention sparsity at which rule '{point['rule']}' raises the perplexity by "
+            f"{params.tolerance:.1%}, kept weights rescaled, isotonic fit"
+            + (f"; {censored}-censored: not reached within the levels measured" if censored else "")
         )
         interval = None if censored else draws.between(point["low"], point["high"])
         out.add_scalar(name, point["sparsity"], "fraction", definition, interval=interval)
         if censored:
             side = "smallest" if censored == "left" else "largest"
-            message = f"Rule '{point['rule']}': the tolerated rise is {'exceeded' if censored == 'left' else 'not reached'} "
-            message += f"at the {side} sparsity measured ({point[side]:.1%}); its critical sparsity is {censored}-censored."
+            message = (
+                f"Rule '{point['rule']}': the tolerated rise is "
+                f"{'exceeded' if censored == 'left' else 'not reached'} "
+            )
+            message += (
+                f"at the {side} sparsity measured ({point[side]:.1%}); its critical sparsity "
+                f"is {censored}-censored."
+            )
             out.note("info", message, "critical")

@@ -1,7 +1,7 @@
 """Dose-response: how much the loss rises when rows of attention keep only some keys.
 
-The model runs as it is, but for the weights: kept ones are scaled so that a row sums to what it did. All layers and
-heads at once; nothing is fitted, so no text is needed beside the one that is measured.
+The model runs as it is, but for the weights: kept ones are scaled so that a row sums to what it did. All
+layers and heads at once; nothing is fitted, so no text is needed beside the one that is measured.
 """
 
 from __future__ import annotations
@@ -79,14 +79,17 @@ class _Keeper:
     def visit(self, rows: AttentionRows) -> torch.Tensor:
         """Return the weights that are left."""
         low, high = contiguous_keys(rows)
-        # ``token_losses`` first tries the output head on a few tokens: these are not counted, and draw alike each time.
+        # ``token_losses`` first tries the output head on a few tokens: these are not counted, and
+        # draw alike each time.
         counted = rows.length >= SHORTEST
         self.windows += counted and rows.layer == 0 and rows.start == 0
         state = np.random.SeedSequence([self.seed, self.windows if counted else 0, rows.layer, rows.start])
         changed = []
         for weights in rows.weights.contiguous().cpu().numpy():
             if self.rule == "local":
-                new, kept = kernels.keep_local(weights, low, high, rows.start, rows.first_key, int(self.setting))
+                new, kept = kernels.keep_local(
+                    weights, low, high, rows.start, rows.first_key, int(self.setting)
+                )
             else:
                 seed = int(state.generate_state(1)[0]) if self.rule == "random" else None
                 new, kept = kernels.keep_top(weights, low, high, self.setting, seed)
@@ -97,7 +100,9 @@ class _Keeper:
         return torch.stack(changed).to(rows.weights.device)
 
 
-def losses_with_fewer_keys(context: Context, corpus: TokenizedCorpus, params: AttentionSparsityParams) -> Response:
+def losses_with_fewer_keys(
+    context: Context, corpus: TokenizedCorpus, params: AttentionSparsityParams
+) -> Response:
     """Measure the loss of the unchanged model and at every level, on the same tokens.
 
     Args:
@@ -125,8 +130,12 @@ def losses_with_fewer_keys(context: Context, corpus: TokenizedCorpus, params: At
     return Response(tuple(doses), tokens, strata, float(plain["nll"].mean()))
 
 
-def _plain(subject: Subject, corpus: TokenizedCorpus, params: AttentionSparsityParams) -> dict[str, np.ndarray]:
-    """Losses of the unchanged model; one window per pass, like the changed ones, so that only the weights differ."""
+def _plain(
+    subject: Subject, corpus: TokenizedCorpus, params: AttentionSparsityParams
+) -> dict[str, np.ndarray]:
+    """Losses of the unchanged model; one window per pass, like the changed ones, so that only
+    the weights differ.
+    """
     with attention_rows(subject, lambda rows: None, chunk_rows=params.chunk):
         found = token_losses(subject, corpus, batch_tokens=1)
     return {"nll": found.nll, "document": found.document, "domain": found.domain}

@@ -1,7 +1,8 @@
 """Sums of the measures of attention rows, fed by a running model.
 
-For each layer three kinds of rows go through the same kernels: the real ones, uniform ones over the same keys, and null
-rows (normal scores with the real row's variance; real weights dealt at random to the keys). All sums are by document.
+For each layer three kinds of rows go through the same kernels: the real ones, uniform ones over the same
+keys, and null rows (normal scores with the real row's variance; real weights dealt at random to the keys).
+All sums are by document.
 Shapes: D documents, L layers, H heads, P length bins, S measures.
 """
 
@@ -45,7 +46,9 @@ class Sums:
     def zeros(cls, *shape: int) -> Sums:
         """Empty sums for [D, L, H, S]."""
         d, layers, _, s = shape
-        return cls(np.zeros(shape), np.zeros((d, layers, s)), np.zeros(shape), np.zeros(shape), np.zeros(shape))
+        return cls(
+            np.zeros(shape), np.zeros((d, layers, s)), np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        )
 
 
 @dataclass(slots=True)
@@ -81,19 +84,36 @@ class AttentionStatistics:
         causal: Whether rows see only what is before them.
     """
 
-    def __init__(self, params: AttentionSparsityParams, shape: tuple[int, int, int], longest: int, causal: bool) -> None:
+    def __init__(
+        self, params: AttentionSparsityParams, shape: tuple[int, int, int], longest: int, causal: bool
+    ) -> None:
         from sparsescope.analysis.attention_sparsity import percent_name
 
         self.params, self.causal = params, causal
         tops = [f"top_{percent_name(p)}" for p in params.shares]
-        self.shape_names = ["entropy_normalized", "gini", "density_support", *(f"density_{name}" for name in tops)]
+        self.shape_names = [
+            "entropy_normalized",
+            "gini",
+            "density_support",
+            *(f"density_{name}" for name in tops),
+        ]
         self.key_names = ["entropy", "support", *(f"keys_{name}" for name in tops)]
         # A window that holds everything says nothing.
         self.widths = tuple(w for w in LOCAL_WIDTHS if w < longest)
-        self.place_names = ["share_first", "share_first_4", "share_previous", *(f"share_local_{w}" for w in self.widths)]
+        self.place_names = [
+            "share_first",
+            "share_first_4",
+            "share_previous",
+            *(f"share_local_{w}" for w in self.widths),
+        ]
         self.output_names = [f"error_{name}" for name in tops]
         self.output_names += [f"density_output_{percent_name(level)}" for level in params.errors]
-        self.window_names = ["share_columns", "share_diagonals", "gini_received", *(f"density_blocks_{b}" for b in params.blocks)]
+        self.window_names = [
+            "share_columns",
+            "share_diagonals",
+            "gini_received",
+            *(f"density_blocks_{b}" for b in params.blocks),
+        ]
         self.window_names += ["share_sink_window", f"share_sink_{SINK_LENGTH}"]
         documents, layers, _ = shape
         self.bins = length_bins(longest, params.t_min)
@@ -134,7 +154,11 @@ class AttentionStatistics:
             }
         keys = np.arange(weights.shape[2])
         even = (((keys >= low[:, None]) & (keys < high[:, None])) / t[:, None]).astype(np.float32)[None]
-        seed = int(np.random.SeedSequence([self.params.seed, self.n_windows, rows.layer, rows.start]).generate_state(1)[0])
+        seed = int(
+            np.random.SeedSequence([self.params.seed, self.n_windows, rows.layer, rows.start]).generate_state(
+                1
+            )[0]
+        )
         dealt = kernels.shuffled_rows(weights, low, high, seed)
         real = self._shapes(weights, low, high)
         self._add_shapes(rows.layer, t, text, main, real, self._shapes(even, low, high))
@@ -148,15 +172,25 @@ class AttentionStatistics:
         if stop == rows.length:
             self._finish_window(rows.layer, rows.length)
 
-    def _shapes(self, weights: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Measures [head, row, S] in the order of ``shape_names`` and ``key_names``, and the spread of the scores."""
+    def _shapes(
+        self, weights: np.ndarray, low: np.ndarray, high: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Measures [head, row, S] in the order of ``shape_names`` and ``key_names``, and the
+        spread of the scores.
+        """
         found = kernels.row_shapes(weights, low, high, self.params.shares)
         entropy, support, unequal, spread = np.moveaxis(found[..., : kernels.N_SHAPE], -1, 0)
         counts = found[..., kernels.N_SHAPE :]
         t = (high - low)[None, :].astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             shares = [entropy / np.log(t), unequal, support / t]
-        measures = [*shares, *np.moveaxis(counts / t[..., None], -1, 0), entropy, support, *np.moveaxis(counts, -1, 0)]
+        measures = [
+            *shares,
+            *np.moveaxis(counts / t[..., None], -1, 0),
+            entropy,
+            support,
+            *np.moveaxis(counts, -1, 0),
+        ]
         return np.stack(measures, -1), spread
 
     def _add_shapes(
@@ -175,7 +209,12 @@ class AttentionStatistics:
             self.n_uniform[d, layer, index] += here.sum()
 
     def _add_null(
-        self, layer: int, t: np.ndarray, main: np.ndarray, sampled: np.ndarray, real: tuple[np.ndarray, np.ndarray]
+        self,
+        layer: int,
+        t: np.ndarray,
+        main: np.ndarray,
+        sampled: np.ndarray,
+        real: tuple[np.ndarray, np.ndarray],
     ) -> None:
         """Rows of normal scores, as ``metrics.attention.normal_null``, for the sampled rows of every head."""
         d, lengths = self._document, t[sampled]
@@ -197,12 +236,16 @@ class AttentionStatistics:
         self, rows: AttentionRows, weights: np.ndarray, low: np.ndarray, high: np.ndarray, chosen: np.ndarray
     ) -> None:
         values = rows.values[0].float().contiguous().cpu().numpy()
-        found = kernels.dropped_outputs(weights, values, low, high, chosen, self.params.shares, self.params.errors)
+        found = kernels.dropped_outputs(
+            weights, values, low, high, chosen, self.params.shares, self.params.errors
+        )
         defined = np.isfinite(found)
         self.outputs.real[self._document, rows.layer] += np.where(defined, found, 0).sum(1)
         self.outputs.n[self._document, rows.layer] += defined.sum(1)
 
-    def _add_places(self, rows: AttentionRows, weights: np.ndarray, even: np.ndarray, main: np.ndarray) -> None:
+    def _add_places(
+        self, rows: AttentionRows, weights: np.ndarray, even: np.ndarray, main: np.ndarray
+    ) -> None:
         d = self._document
         found = kernels.row_places(weights, rows.start, rows.first_key, self.widths)
         reference = kernels.row_places(even, rows.start, rows.first_key, self.widths)
@@ -213,13 +256,24 @@ class AttentionStatistics:
             lines = self._lines[name]
             if rows.start == 0:
                 lines.first = np.zeros((some.shape[0], 2))
-            # All rows of a window count for the sink rate of a causal model; of an encoder, the rows of the text.
-            counted = np.ones(some.shape[1], np.bool_) if self.causal else self._text[rows.start : rows.start + some.shape[1]]
+            # All rows of a window count for the sink rate of a causal model; of an encoder,
+            # the rows of the text.
+            counted = (
+                np.ones(some.shape[1], np.bool_)
+                if self.causal
+                else self._text[rows.start : rows.start + some.shape[1]]
+            )
             lines.first[:, 0] += some[:, counted, 0].sum(1)
             lines.first[:, 1] += some[:, : max(SINK_LENGTH - rows.start, 0), 0].sum(1)
 
     def _add_lines(
-        self, rows: AttentionRows, name: str, weights: np.ndarray, low: np.ndarray, high: np.ndarray, main: np.ndarray
+        self,
+        rows: AttentionRows,
+        name: str,
+        weights: np.ndarray,
+        low: np.ndarray,
+        high: np.ndarray,
+        main: np.ndarray,
     ) -> None:
         lines = self._lines[name]
         kernels.add_lines(weights, main, rows.start, rows.first_key, lines.columns, lines.diagonals)
@@ -239,15 +293,22 @@ class AttentionStatistics:
         n = np.ones(len(self.window_names))
         n[-1] = float(self.causal and length >= SINK_LENGTH)
         for name, lines in self._lines.items():
-            first = np.array([[a / rows, b / SINK_LENGTH] for a, b in lines.first]) if name != "null" else np.zeros((1, 2))
+            first = (
+                np.array([[a / rows, b / SINK_LENGTH] for a, b in lines.first])
+                if name != "null"
+                else np.zeros((1, 2))
+            )
             if lines.columns.sum() > 0:
                 heads = zip(lines.columns, lines.diagonals, strict=True)
-                # A causal window has no keys after the query: those diagonals are not lines that could be kept.
+                # A causal window has no keys after the query: those diagonals are not lines
+                # that could be kept.
                 start = length - 1 if self.causal else 0
                 parts = [[concentration(c), concentration(d[start:]), gini(c)] for c, d in heads]
             else:
                 parts, n[:3] = [[0.0] * 3] * len(lines.columns), 0.0
-            found = np.concatenate([parts, lines.needed / lines.pairs, np.broadcast_to(first, (len(parts), 2))], axis=1)
+            found = np.concatenate(
+                [parts, lines.needed / lines.pairs, np.broadcast_to(first, (len(parts), 2))], axis=1
+            )
             found = np.where(n > 0, found, 0.0)
             place = (self._document, layer)
             if name == "real":

@@ -53,7 +53,10 @@ def _keys(result: Result) -> list[Statement]:
     if name is None:
         return []
     density, percent = result.scalars[name], name.rpartition("_")[2]
-    text = f"A query puts {percent} % of its attention on {said(density)} of the keys that it may see ({basis(density)})"
+    text = (
+        f"A query puts {percent} % of its attention on {said(density)} of the keys that it may "
+        f"see ({basis(density)})"
+    )
     table = rows(result, "per_layer", metric=name.removeprefix("mean_"))
     null = float(table["null"].mean()) if table is not None and "null" in table else math.nan
     if math.isfinite(null):
@@ -77,7 +80,8 @@ def _dropping(result: Result) -> list[Statement]:
     if not parts:
         return []
     text = (
-        f"Share of all pairs of query and key that can be dropped at {100 * tolerance:g} % more perplexity: {'; '.join(parts)}."
+        f"Share of all pairs of query and key that can be dropped at {100 * tolerance:g} % more "
+        f"perplexity: {'; '.join(parts)}."
     )
     return [Statement(text, "dose_response", tuple(names))]
 
@@ -101,14 +105,24 @@ def _places(result: Result) -> list[Statement]:
     if sinks is not None:
         uniform = nearest(result, "uniform_share_sink_", 64)
         null = f" (uniform rows give {said_value(result.scalars[uniform])})" if uniform else ""
-        parts.append(f"{said(sinks[0])} of the heads put more than 30 % of their weight on the first key{null}")
+        parts.append(
+            f"{said(sinks[0])} of the heads put more than 30 % of their weight on the first key{null}"
+        )
         names.append("share_sink_heads")
     near = nearest(result, "mean_share_local_", 16)
     if near is not None:
-        parts.append(f"{said(result.scalars[near])} of all weight lies less than {near.rpartition('_')[2]} keys away")
+        parts.append(
+            f"{said(result.scalars[near])} of all weight lies less than {near.rpartition('_')[2]} keys away"
+        )
         names.append(near)
     if not parts:
         return []
     text = "; ".join(parts)
     last = result.scalars[names[-1]]
-    return [Statement(f"{text[:1].upper()}{text[1:]} ({basis(last)}).", "sink_grid" if sinks else "mass_profile", tuple(names))]
+    return [
+        Statement(
+            f"{text[:1].upper()}{text[1:]} ({basis(last)}).",
+            "sink_grid" if sinks else "mass_profile",
+            tuple(names),
+        )
+    ]

@@ -1,7 +1,7 @@
 """Which windows of a corpus are measured: spread over domains and documents, the same for the same seed.
 
-A chosen window is the one window of a document of a small corpus of its own, so that everything that reads a corpus
-reads it, with document numbers kept.
+A chosen window is the one window of a document of a small corpus of its own, so that everything that reads a
+corpus reads it, with document numbers kept.
 """
 
 from __future__ import annotations
@@ -37,9 +37,15 @@ def choose(corpus: TokenizedCorpus, count: int, shortest: int, seed: int) -> Tok
     for place in generator.permutation(len(corpus.documents)):
         document = corpus.documents[place]
         offsets = [
-            o for o in range(0, len(document), corpus.window) if min(len(document) - o, corpus.window) + special >= shortest
+            o
+            for o in range(0, len(document), corpus.window)
+            if min(len(document) - o, corpus.window) + special >= shortest
         ]
-        parts = [_part(document, offset, corpus.window) for offset in generator.permutation(offsets)] if offsets else []
+        parts = (
+            [_part(document, offset, corpus.window) for offset in generator.permutation(offsets)]
+            if offsets
+            else []
+        )
         for turn, part in enumerate(parts):
             rounds = queues.setdefault(document.domain, [])
             while len(rounds) <= turn:

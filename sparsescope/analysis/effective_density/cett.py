@@ -1,8 +1,9 @@
 """CETT: the relative error of a layer's output when its small contributions are left out, and its inverse.
 
-Unit i adds n_i = h_i W[:, i] to the output y = sum n_i of its layer (the bias is no contribution). For a threshold e the
-units with ||n_i|| < e are left out: CETT(e) = mean over tokens of ||sum of the n_i left out|| / ||y||. Per token it may fall
-as e rises, because contributions cancel; its mean hardly ever does, and the inverse uses a monotone fit.
+Unit i adds n_i = h_i W[:, i] to the output y = sum n_i of its layer (the bias is no contribution). For a
+threshold e the units with ||n_i|| < e are left out: CETT(e) = mean over tokens of ||sum of the n_i left
+out|| / ||y||. Per token it may fall as e rises, because contributions cancel; its mean hardly ever does, and
+the inverse uses a monotone fit.
 Source: ReLU^2 Wins, arXiv:2402.03804; Sparsing Law, arXiv:2411.02335. Shapes: h [M, f], W [d, f] (out, in).
 """
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Shares of contributions that are left out, from one in a thousand up to all but one in ten thousand.
-GRID = np.unique(np.concatenate([np.linspace(0.0, 0.95, 20), 1 - np.geomspace(0.05, 1e-4, 10), [0.001, 0.01, 0.02]]))
+GRID = np.unique(
+    np.concatenate([np.linspace(0.0, 0.95, 20), 1 - np.geomspace(0.05, 1e-4, 10), [0.001, 0.01, 0.02]])
+)
 
 
 def column_norms(weight: torch.Tensor) -> torch.Tensor:
@@ -60,7 +63,9 @@ class CettCurve:
     values: NDArray[np.float64]
 
     def threshold(self, level: float) -> float:
-        """Threshold whose CETT is ``level``, linear between grid points; 0 keeps everything, 1 may leave out all."""
+        """Threshold whose CETT is ``level``, linear between grid points; 0 keeps everything, 1
+        may leave out all.
+        """
         if level <= 0:
             return 0.0
         if level >= self.values[-1]:

@@ -1,8 +1,9 @@
-"""Effective density, computed: thresholds on calibration tokens, losses on held-out documents, densities where they cross.
+"""Effective density, computed: thresholds on calibration tokens, losses on held-out documents,
+densities where they cross.
 
-One calibration pass gives the CETT curve of every layer. Bisection over one CETT level for all layers then runs masked
-passes until the rise of perplexity is within the tolerance of the wanted one; the top-p rule runs its grid until both
-criteria are passed. All passes see the same tokens, so differences are paired.
+One calibration pass gives the CETT curve of every layer. Bisection over one CETT level for all layers then
+runs masked passes until the rise of perplexity is within the tolerance of the wanted one; the top-p rule runs
+its grid until both criteria are passed. All passes see the same tokens, so differences are paired.
 """
 
 from __future__ import annotations
@@ -100,8 +101,12 @@ def compute(params: EffectiveDensityParams, context: Context) -> Result:
     return out
 
 
-def _hidden(context: Context, calibration: TokenizedCorpus, sites: tuple[Site, ...], tokens: int) -> dict[str, torch.Tensor]:
-    """Activations of evenly spread calibration tokens after the first of each window, float32 [M, f] for each site."""
+def _hidden(
+    context: Context, calibration: TokenizedCorpus, sites: tuple[Site, ...], tokens: int
+) -> dict[str, torch.Tensor]:
+    """Activations of evenly spread calibration tokens after the first of each window, float32
+    [M, f] for each site.
+    """
     parts: dict[str, list[torch.Tensor]] = {site.name: [] for site in sites}
     total = calibration.n_tokens
     stride = max(1, total // tokens)
@@ -146,8 +151,8 @@ def _bisect(
 ) -> float:
     """Find the CETT level whose rise of perplexity is ``percent``; points of earlier searches bracket it.
 
-    Between the ends the logarithm of the level is interpolated in the logarithm of the loss (the loss grows about as a
-    power of CETT); when that moves one end only, plain bisection takes over.
+    Between the ends the logarithm of the level is interpolated in the logarithm of the loss (the loss grows
+    about as a power of CETT); when that moves one end only, plain bisection takes over.
     """
     low, low_rise, high, high_rise = 0.0, 0.0, 1.0, math.inf
     for level, found in sorted(rule.points.items()):
@@ -197,7 +202,9 @@ class _Reporter:
 
     def __init__(self, params: EffectiveDensityParams, passes: EditedPasses, dense: EditedPass) -> None:
         self.params, self.passes, self.dense = params, passes, dense
-        self.draws = DocumentBootstrap.draw(passes.domains, params.resamples, params.seed, params.level, PAIRED_BOOTSTRAP)
+        self.draws = DocumentBootstrap.draw(
+            passes.domains, params.resamples, params.seed, params.level, PAIRED_BOOTSTRAP
+        )
         self.n = {"documents": len(passes.documents), "tokens": int(passes.targets.sum())}
         self.dense_correct = passes.by_document(dense.correct)
 
@@ -217,7 +224,10 @@ class _Reporter:
     def criteria(self) -> list[tuple[str, str, float]]:
         """Label, kind and tolerance of every criterion."""
         rises = [(f"perplexity +{p:g} %", "loss", math.log1p(p / 100)) for p in self.params.percents]
-        return [*rises, (f"{self.params.keep_score:.4g} of dense accuracy", "accuracy", 1 - self.params.keep_score)]
+        return [
+            *rises,
+            (f"{self.params.keep_score:.4g} of dense accuracy", "accuracy", 1 - self.params.keep_score),
+        ]
 
     def effective(self, rules: tuple[_Rule, ...]) -> list[dict[str, Any]]:
         """Densities where each rule meets each criterion, from isotonic fits."""
@@ -226,15 +236,27 @@ class _Reporter:
         for rule in rules:
             found = list(rule.points.values())
             sparsity = np.array([0.0, *(1 - point.density().mean() for point in found)])
-            drawn = np.stack([untouched, *(1 - point.density(self.draws.weights).mean(1) for point in found)], 1)
+            drawn = np.stack(
+                [untouched, *(1 - point.density(self.draws.weights).mean(1) for point in found)], 1
+            )
             for label, kind, tolerance in self.criteria():
-                measured = [self.loss(point) if kind == "loss" else self.accuracy_lost(point) for point in found]
+                measured = [
+                    self.loss(point) if kind == "loss" else self.accuracy_lost(point) for point in found
+                ]
                 damage = np.array([0.0, *(mean for mean, _ in measured)])
                 replicates = np.stack([untouched, *(values for _, values in measured)], 1)
                 at = tolerance_crossing(sparsity, damage, tolerance)
                 low, high = map(float, self.draws.ends(resampled_crossings(drawn, replicates, tolerance)))
-                censored = "sparsity is a lower bound: the loss stayed within the tolerance" if at.censored else "no"
-                row = {"rule": rule.name, "criterion": label, "density": 1 - at.at, "sparsity": at.at, "low": 1 - high}
+                censored = (
+                    "sparsity is a lower bound: the loss stayed within the tolerance" if at.censored else "no"
+                )
+                row = {
+                    "rule": rule.name,
+                    "criterion": label,
+                    "density": 1 - at.at,
+                    "sparsity": at.at,
+                    "low": 1 - high,
+                }
                 rows.append(row | {"high": 1 - low, "bracket": at.bracket, "censored": censored, **self.n})
         return rows
 
@@ -244,7 +266,10 @@ class _Reporter:
         for rule in rules:
             setting = 0.0 if rule.name == "CETT" else 1.0
             rows.append(self._point(rule.name, setting, 1.0, self.dense))
-            points = [self._point(rule.name, at, float(found.density().mean()), found) for at, found in rule.points.items()]
+            points = [
+                self._point(rule.name, at, float(found.density().mean()), found)
+                for at, found in rule.points.items()
+            ]
             rows += sorted(points, key=lambda row: -row["density"])
         return rows
 
@@ -257,7 +282,9 @@ class _Reporter:
         lost, _ = self.accuracy_lost(found)
         return row | {"accuracy": float(found.correct.mean()), "relative_accuracy": 1 - lost}
 
-    def per_layer(self, found: dict[float, tuple[float, EditedPass]], calibrated: _Calibration) -> pd.DataFrame:
+    def per_layer(
+        self, found: dict[float, tuple[float, EditedPass]], calibrated: _Calibration
+    ) -> pd.DataFrame:
         """Density of each layer at each wanted rise, with the threshold and the CETT that it really has."""
         frames = []
         for percent, (level, point) in found.items():
@@ -266,16 +293,24 @@ class _Reporter:
             thresholds, errors = calibrated.at(level)
             frames.append(
                 grid(
-                    [places(calibrated.sites)], percent=percent, density=density, sparsity=1 - density, low=low, high=high,
-                    threshold=thresholds, cett=errors,
+                    [places(calibrated.sites)],
+                    percent=percent,
+                    density=density,
+                    sparsity=1 - density,
+                    low=low,
+                    high=high,
+                    threshold=thresholds,
+                    cett=errors,
                 )
-            )  # fmt: skip
+            )
         return pd.concat(frames)
 
     def bounds(
         self, found: dict[float, tuple[float, EditedPass]], context: Context, sites: tuple[Site, ...]
     ) -> list[dict[str, Any]]:
-        """Upper bounds on what is saved per decoded token at each rise, for each way to know the active units."""
+        """Upper bounds on what is saved per decoded token at each rise, for each way to
+        know the active units.
+        """
         model = read_dimensions(context.subject)
         attended = default_attended(model, context.corpus.context)
         layers = [site.layer for site in sites]
@@ -304,7 +339,10 @@ class _Calibration:
         names = [site.name for site in self.sites]
         thresholds = [self.curves[name].threshold(level) for name in names]
         with torch.inference_mode():
-            errors = [cett(self.hidden[n], self.weights[n], self.norms[n], t) for n, t in zip(names, thresholds, strict=True)]
+            errors = [
+                cett(self.hidden[n], self.weights[n], self.norms[n], t)
+                for n, t in zip(names, thresholds, strict=True)
+            ]
         return thresholds, errors
 
 
@@ -317,18 +355,26 @@ def _scalars(out: Result, report: _Reporter) -> None:
     """Headline numbers from the table ``effective``."""
     params, draws, table = report.params, report.draws, out.tables["effective"]
     where = f"on {report.n['tokens']} held-out tokens; isotonic fit of the measured points"
-    wanted = [(f"_ppl_{p:g}", f"perplexity +{p:g} %", f"perplexity rises by {p:g} %") for p in params.percents]
+    wanted = [
+        (f"_ppl_{p:g}", f"perplexity +{p:g} %", f"perplexity rises by {p:g} %") for p in params.percents
+    ]
     for rule, suffix in (("CETT", "cett"), ("top-p", "top_p")):
         rows = {row.criterion: row for row in table[table["rule"] == rule].itertuples()}
         for name, criterion, meaning in wanted:
             row = rows[criterion]
-            text = f"share of hidden units kept by the {rule} rule, mean over layers and tokens, where {meaning}, {where}"
+            text = (
+                f"share of hidden units kept by the {rule} rule, mean over layers and tokens, "
+                f"where {meaning}, {where}"
+            )
             spread = draws.between(row.low, row.high)
             out.add_scalar(f"density_{suffix}{name}", row.density, "fraction", text, interval=spread)
             text, spread = f"sparsity = 1 - density_{suffix}{name}", draws.between(1 - row.high, 1 - row.low)
             out.add_scalar(f"sparsity_{suffix}{name}", row.sparsity, "fraction", text, interval=spread)
         row = rows[report.criteria()[-1][0]]
-        text = f"sparsity of the {rule} rule where {params.keep_score:.4g} of the dense next-token accuracy is left, {where}"
+        text = (
+            f"sparsity of the {rule} rule where {params.keep_score:.4g} of the dense next-token "
+            f"accuracy is left, {where}"
+        )
         spread = draws.between(1 - row.high, 1 - row.low)
         out.add_scalar(f"critical_sparsity_{suffix}", row.sparsity, "fraction", text, interval=spread)
     dense = report.dense
@@ -354,29 +400,33 @@ def _notes(
     passes = report.passes
     out.note(
         "info",
-        f"cost apart from the shared forward pass: calibration {calibrated:.0f} s on {calibration.n_tokens} tokens, "
-        f"{passes.passes} passes {passes.seconds:.0f} s on {chosen.n_tokens} held-out tokens each",
+        f"cost apart from the shared forward pass: calibration {calibrated:.0f} s on {calibration.n_tokens} "
+        f"tokens, {passes.passes} passes {passes.seconds:.0f} s on {chosen.n_tokens} held-out tokens each",
         place="cost",
     )
     out.note(
         "info",
-        f"protocol: corpus {context.corpus.name}, windows of {context.corpus.context} tokens without overlap, losses of every "
-        f"text token but the first of a window, {context.subject.dtype}, {len(passes.documents)} held-out documents; masks act "
-        "on every position, densities leave out the first of each window",
+        f"protocol: corpus {context.corpus.name}, windows of {context.corpus.context} tokens without "
+        f"overlap, losses of every text token but the first of a window, {context.subject.dtype}, "
+        f"{len(passes.documents)} held-out documents; masks act on every position, densities leave out "
+        "the first of each window",
         place="protocol",
     )
     curve = out.tables["curve"]
     if 100 * curve["perplexity_rise_high"].min() < 0:
         out.note(
             "warning",
-            "switching units off lowers the perplexity of this text, beyond its interval: the model fits the text badly, and a "
-            "rise of perplexity does not find the units that it needs; read the accuracy criterion, or take other text",
+            "switching units off lowers the perplexity of this text, beyond its interval: the model fits the "
+            "text badly, and a rise of perplexity does not find the units that it needs; read the accuracy "
+            "criterion, or take other text",
             place="precision",
         )
     for percent, level in levels.items():
         row = curve[(curve["rule"] == "CETT") & (curve["setting"] == level)].iloc[0]
         missed = abs(100 * row["perplexity_rise"] - percent)
-        reached = f"CETT {level:.4g} gives a rise of {100 * row['perplexity_rise']:.3f} % for {percent:g} % wanted"
+        reached = (
+            f"CETT {level:.4g} gives a rise of {100 * row['perplexity_rise']:.3f} % for {percent:g} % wanted"
+        )
         if missed < report.params.tolerance:
             out.note("info", reached, place="bisection")
         elif level >= 1.0 and 100 * row["perplexity_rise"] < percent:
@@ -384,15 +434,16 @@ def _notes(
             out.note("warning", f"{lost}: no CETT level gives a rise of {percent:g} %", place="bisection")
         else:
             out.note("warning", f"{reached}: the search ended {missed:.3f} points away", place="bisection")
-    known = curve[curve["perplexity_rise_high"] > curve["perplexity_rise_low"]]  # the dense pass is compared with itself
+    # The dense pass is compared with itself
+    known = curve[curve["perplexity_rise_high"] > curve["perplexity_rise_low"]]
     if len(known):
         wanted = report.params.percents[len(report.params.percents) // 2]
         row = known.loc[(100 * known["perplexity_rise"] - wanted).abs().idxmin()]
         spread = 50 * (row["perplexity_rise_high"] - row["perplexity_rise_low"])
         out.note(
             "info",
-            f"with these tokens a rise of {100 * row['perplexity_rise']:.3g} % is known to within {spread:.2g} points either "
-            "way: more held-out tokens narrow the intervals of the densities",
+            f"with these tokens a rise of {100 * row['perplexity_rise']:.3g} % is known to within "
+            f"{spread:.2g} points either way: more held-out tokens narrow the intervals of the densities",
             place="precision",
         )
     elif report.n["documents"] < 2:

@@ -1,6 +1,7 @@
 """What effective density found, in sentences, and the titles of its numbers.
 
-The perplexity criterion leads, unless switching units off lowers the perplexity of the text: then accuracy does.
+The perplexity criterion leads, unless switching units off lowers the perplexity of the text:
+then accuracy does.
 """
 
 from __future__ import annotations
@@ -29,9 +30,15 @@ def statements(result: Result) -> list[Statement]:
 
 
 def _misfit(result: Result) -> bool:
-    """Whether switching units off lowers the perplexity beyond its interval: then the model fits the text badly."""
+    """Whether switching units off lowers the perplexity beyond its interval: then the model
+    fits the text badly.
+    """
     curve = result.tables.get("curve")
-    return curve is not None and "perplexity_rise_high" in curve and bool((curve["perplexity_rise_high"] < 0).any())
+    return (
+        curve is not None
+        and "perplexity_rise_high" in curve
+        and bool((curve["perplexity_rise_high"] < 0).any())
+    )
 
 
 def _perplexity(result: Result) -> list[Statement]:
@@ -41,13 +48,21 @@ def _perplexity(result: Result) -> list[Statement]:
     density, percent = result.scalars[name], name.rpartition("_")[2]
     kept = result.scalars.get(name.replace("density", "sparsity"))
     criterion = f"perplexity +{percent} %"
-    text = f"Perplexity rises by {percent} % when {said(density)} of the hidden units stay on ({basis(density)}), "
+    text = (
+        f"Perplexity rises by {percent} % when {said(density)} of the hidden units stay "
+        f"on ({basis(density)}), "
+    )
     text += "chosen token by token."
     if _censored(result, "CETT", criterion):
         text += " That rise was not met within the levels tried: the number is only a bound."
     elif _misfit(result):
-        text += " Do not rely on it: switching units off lowers the perplexity of this text, which the model fits badly."
-    elif (other := defined(result, f"density_top_p_ppl_{percent}")) and not _censored(result, "top-p", criterion):
+        text += (
+            " Do not rely on it: switching units off lowers the perplexity of this text, "
+            "which the model fits badly."
+        )
+    elif (other := defined(result, f"density_top_p_ppl_{percent}")) and not _censored(
+        result, "top-p", criterion
+    ):
         text += f" Chosen by magnitude alone (top-p), {said_value(other[0])} are needed."
     return [Statement(text, "loss_curve", (name, *([kept.name] if kept else [])))]
 
@@ -60,14 +75,17 @@ def _accuracy(result: Result) -> list[Statement]:
     rule, critical = max(found, key=lambda item: item[1].value)
     keep = (result.provenance.get("params") or {}).get("keep_score", 0.99)
     text = (
-        f"{said(critical)} of the hidden units can be switched off with {100 * keep:g} % of the accuracy of the next token left "
-        f"({_RULES[rule]}, {basis(critical)})."
+        f"{said(critical)} of the hidden units can be switched off with {100 * keep:g} % of the accuracy of "
+        f"the next token left ({_RULES[rule]}, {basis(critical)})."
     )
     if (table := rows(result, "effective", rule=_RULES[rule])) is not None:
         last = table[~table["criterion"].astype(str).str.startswith("perplexity")]
         if len(last) and str(last["censored"].iloc[0]) != "no":
             text += " The loss was not met within the levels tried: the number is only a bound."
-    named = [critical.name, *(name for name in ("dense_perplexity", "dense_accuracy") if name in result.scalars)]
+    named = [
+        critical.name,
+        *(name for name in ("dense_perplexity", "dense_accuracy") if name in result.scalars),
+    ]
     return [Statement(text, "accuracy_curve", tuple(named))]
 
 
@@ -75,7 +93,11 @@ def _layers(result: Result) -> list[Statement]:
     name = nearest(result, "density_cett_ppl_", 1)
     percent = float(name.rpartition("_")[2]) if name else 1.0
     spread = by_layer(rows(result, "per_layer", percent=percent), "density")
-    return [Statement(f"By layer, the units that stay on at that level run {spread}.", "per_layer")] if spread else []
+    return (
+        [Statement(f"By layer, the units that stay on at that level run {spread}.", "per_layer")]
+        if spread
+        else []
+    )
 
 
 def _censored(result: Result, rule: str, criterion: str) -> bool:

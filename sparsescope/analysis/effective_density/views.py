@@ -1,4 +1,6 @@
-"""Figures of ``effective_density``: what switching units off costs, where, and what is left of the accuracy."""
+"""Figures of ``effective_density``: what switching units off costs, where, and what is
+left of the accuracy.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def loss_curve(result: Result) -> fig.Figure:
     fig.y_axes(figure, "rise of perplexity", tickformat="+.3~%")
     at = _nearest_to_one(wanted)
     rows = _criterion(result, f"perplexity +{at:g} %")
-    parts = [f"{'at most ' if row.censored != 'no' else ''}{percent(row.density)} by {row.rule}" for row in rows]
+    parts = [
+        f"{'at most ' if row.censored != 'no' else ''}{percent(row.density)} by {row.rule}" for row in rows
+    ]
     title = f"At +{at:g} % perplexity the model needs {' and '.join(parts)} of its hidden units"
     alt = f"Two line charts of the rise of perplexity against the share of hidden units kept. {title}."
     dotted = ", ".join(f"+{value:g} %" for value in wanted)
@@ -44,15 +48,25 @@ def loss_curve(result: Result) -> fig.Figure:
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
-def _by_rule(figure: fig.Figure, result: Result, y: str, show: Callable[[float], str], text: str, column: int = 1) -> None:
+def _by_rule(
+    figure: fig.Figure, result: Result, y: str, show: Callable[[float], str], text: str, column: int = 1
+) -> None:
     """Draw a column of the curve against density, one line for each rule."""
     table = result.tables["curve"]
     for rule, look in _LOOKS.items():
         curve(
-            figure, table[table["rule"] == rule].sort_values("density"), y, f"{rule} rule", x="density", show=show,
-            text=lambda at, shown: text.format(percent(at.density), shown), columns=result.columns["curve"],
-            legend=True, column=column, **look,
-        )  # fmt: skip
+            figure,
+            table[table["rule"] == rule].sort_values("density"),
+            y,
+            f"{rule} rule",
+            x="density",
+            show=show,
+            text=lambda at, shown: text.format(percent(at.density), shown),
+            columns=result.columns["curve"],
+            legend=True,
+            column=column,
+            **look,
+        )
     figure.update_xaxes(title_text=_DENSITY, tickformat=".0%", range=[0, 1.02])
     fig.legend_below(figure)
 
@@ -81,7 +95,10 @@ def per_layer(result: Result) -> fig.Figure:
     least, most = rows.loc[rows["density"].idxmin()], rows.loc[rows["density"].idxmax()]
     title = f"At +{at:g} % perplexity layer {least['layer']} keeps {percent(least['density'])} of its units, "
     title += f"layer {most['layer']} {percent(most['density'])}"
-    alt = f"Line chart of the share of hidden units kept by layer, one line for each rise of perplexity. {title}."
+    alt = (
+        "Line chart of the share of hidden units kept by layer, one line for each rise "
+        f"of perplexity. {title}."
+    )
     subtitle = f"one CETT level for all layers; {paired_text(result.tables['effective'])}"
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
@@ -89,13 +106,21 @@ def per_layer(result: Result) -> fig.Figure:
 def accuracy_curve(result: Result) -> fig.Figure:
     """Draw relative accuracy against density, with the level that critical sparsity keeps."""
     figure = fig.panels(height=_HEIGHT)
-    _by_rule(figure, result, "relative_accuracy", lambda score: f"{100 * score:.2f} %", "{} kept: {} of the dense accuracy")
+    _by_rule(
+        figure,
+        result,
+        "relative_accuracy",
+        lambda score: f"{100 * score:.2f} %",
+        "{} kept: {} of the dense accuracy",
+    )
     criterion = next(name for name in result.tables["effective"]["criterion"] if "accuracy" in name)
     level = float(criterion.split()[0])
     figure.add_hline(y=level, line=theme.LEVEL)
     fig.y_axes(figure, "accuracy / dense accuracy", tickformat=".1%")
     rows = _criterion(result, criterion)
-    parts = [f"{'at least ' if row.censored != 'no' else ''}{percent(row.sparsity)} by {row.rule}" for row in rows]
+    parts = [
+        f"{'at least ' if row.censored != 'no' else ''}{percent(row.sparsity)} by {row.rule}" for row in rows
+    ]
     title = f"Critical sparsity at {level:.4g} of the dense accuracy: {' and '.join(parts)}"
     alt = f"Line chart of relative next-token accuracy against the share of hidden units kept. {title}."
     subtitle = f"dotted: {level:.4g} of the dense accuracy"

@@ -1,8 +1,9 @@
 """The measures of one checkpoint: one forward pass over all pairs, and its weights.
 
-Losses and accuracies are over the whole vocabulary V, as in training; Fourier measures over the p residues alone.
-Shapes: pairs [p^2, 3] in the order a p + b; logits [p^2, V] of the last position; hidden [p^2, f] of the last position, the
-units of all dense layers side by side.
+Losses and accuracies are over the whole vocabulary V, as in training; Fourier measures over
+the p residues alone.
+Shapes: pairs [p^2, 3] in the order a p + b; logits [p^2, V] of the last position; hidden [p^2, f] of the last
+position, the units of all dense layers side by side.
 """
 
 from __future__ import annotations
@@ -77,13 +78,17 @@ def task_of(series: CheckpointSeries) -> Task | None:
     pairs = np.arange(p * p)
     wanted = np.stack([pairs // p, pairs % p], 1)
     if len(probe.tokens) != p * p or not np.array_equal(probe.tokens[:, :2], wanted):
-        raise SpecError("the probe set is not all pairs in order", where=series.name, allowed=f"{p * p} rows [a, b, =]")
+        raise SpecError(
+            "the probe set is not all pairs in order", where=series.name, allowed=f"{p * p} rows [a, b, =]"
+        )
     return Task(p, probe.tokens, probe.fields["train"] == 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one forward pass over all pairs gives; ``hidden`` has no columns where no dense layer can be read."""
+    """What one forward pass over all pairs gives; ``hidden`` has no columns where no dense
+    layer can be read.
+    """
 
     logits: NDArray[np.float32]
     hidden: NDArray[np.float32]
@@ -100,7 +105,10 @@ def run_pass(subject: Subject, task: Task) -> Pass:
         logits.append(found.float().cpu().numpy())
         if sites:
             hidden.append(torch.cat([read[site.name] for site in sites], -1).float().cpu().numpy())
-    return Pass(np.concatenate(logits), np.concatenate(hidden) if hidden else np.zeros((len(task.tokens), 0), np.float32))
+    return Pass(
+        np.concatenate(logits),
+        np.concatenate(hidden) if hidden else np.zeros((len(task.tokens), 0), np.float32),
+    )
 
 
 def _reader(read: dict[str, torch.Tensor]) -> Callable[[Site, torch.Tensor, torch.Tensor | None], None]:
@@ -135,7 +143,9 @@ def _embedding(subject: Subject, task: Task) -> Array:
     return subject.model.get_input_embeddings().weight.detach().double().cpu().numpy()[: task.modulus]
 
 
-def measure(subject: Subject, task: Task | None, keys: Sequence[int], params: GrokkingParams) -> dict[str, NDArray[Any]]:
+def measure(
+    subject: Subject, task: Task | None, keys: Sequence[int], params: GrokkingParams
+) -> dict[str, NDArray[Any]]:
     """Measure a checkpoint.
 
     Args:
@@ -145,9 +155,10 @@ def measure(subject: Subject, task: Task | None, keys: Sequence[int], params: Gr
         params: Parameters of the analysis.
 
     Returns:
-        ``values`` [measures] in the order of ``MEASURES``, NaN where not defined; ``losses`` [4] (train and test loss, train
-        and test accuracy; empty without a task); ``tensors`` [parameters, 3] (squared norm, effective and stable rank);
-        ``units``, ``embedding_norms``, ``logit_energy`` and ``excluded`` [frequencies].
+        ``values`` [measures] in the order of ``MEASURES``, NaN where not defined; ``losses`` [4]
+        (train and test loss, train and test accuracy; empty without a task); ``tensors``
+        [parameters, 3] (squared norm, effective and stable rank); ``units``, ``embedding_norms``,
+        ``logit_energy`` and ``excluded`` [frequencies].
     """
     values = dict.fromkeys(NAMES, np.nan)
     tensors = _weights(subject, values)
@@ -168,7 +179,9 @@ def _weights(subject: Subject, values: dict[str, float]) -> Array:
             entries.append(array.ravel())
     values["weight_norm"] = float(np.sqrt(sum(row[0] for row in rows)))
     values["gini_weights"] = float(gini(np.concatenate(entries)))
-    values["rank_embedding"] = _ranks(subject.model.get_input_embeddings().weight.detach().double().cpu().numpy())[0]
+    values["rank_embedding"] = _ranks(
+        subject.model.get_input_embeddings().weight.detach().double().cpu().numpy()
+    )[0]
     out = [_ranks(subject.parameter(name).detach().double().cpu().numpy())[0] for name in _out_names(subject)]
     values["rank_mlp_out"] = float(np.mean(out)) if out else np.nan
     return np.array(rows)
@@ -177,7 +190,8 @@ def _weights(subject: Subject, values: dict[str, float]) -> Array:
 def _out_names(subject: Subject) -> list[str]:
     """Names of the second MLP matrices, of experts all of a layer together."""
     return [
-        f"weight:blocks.{block.layer}.mlp.{'experts.' if block.experts is not None else ''}out.weight" for block in subject.blocks
+        f"weight:blocks.{block.layer}.mlp.{'experts.' if block.experts is not None else ''}out.weight"
+        for block in subject.blocks
     ]
 
 
@@ -186,7 +200,9 @@ def _ranks(array: Array) -> tuple[float, float]:
     if array.ndim < 2 or min(array.shape[-2:]) < 2:
         return np.nan, np.nan
     stacked = array.reshape(-1, *array.shape[-2:])
-    found = np.array([effective_ranks(np.linalg.svd(matrix, compute_uv=False) ** 2)[:2] for matrix in stacked])
+    found = np.array(
+        [effective_ranks(np.linalg.svd(matrix, compute_uv=False) ** 2)[:2] for matrix in stacked]
+    )
     return float(found[:, 0].mean()), float(found[:, 1].mean())
 
 
@@ -197,7 +213,10 @@ def _on_pairs(
     p, sums, found = task.modulus, task.sums, run_pass(subject, task)
     logits = found.logits[:, :p].astype(np.float64)
     means, train = fourier.sum_means(logits), np.flatnonzero(task.train)
-    losses, right = fourier.cross_entropy(found.logits.astype(np.float64), sums), found.logits.argmax(1) == sums
+    losses, right = (
+        fourier.cross_entropy(found.logits.astype(np.float64), sums),
+        found.logits.argmax(1) == sums,
+    )
     test = ~task.train
     whole = [losses[task.train].mean(), losses[test].mean(), right[task.train].mean(), right[test].mean()]
     excluded = fourier.excluded_losses(logits, means, train)
@@ -225,17 +244,25 @@ def _on_pairs(
 
 def _collapsed(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
     """Share of rows whose cross-entropy is exactly 0 in float32: the other classes vanish in the sum."""
-    found = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets), reduction="none")
+    found = torch.nn.functional.cross_entropy(
+        torch.from_numpy(logits), torch.from_numpy(targets), reduction="none"
+    )
     return float((found == 0).double().mean())
 
 
-def _subnetworks(subject: Subject, task: Task, found: Pass, params: GrokkingParams, values: dict[str, float]) -> None:
-    """Smallest sub-networks of a model of one dense layer whose logits are linear in its hidden units; NaN for others."""
+def _subnetworks(
+    subject: Subject, task: Task, found: Pass, params: GrokkingParams, values: dict[str, float]
+) -> None:
+    """Smallest sub-networks of a model of one dense layer whose logits are linear in its hidden
+    units; NaN for others.
+    """
     layer = _linear_layer(subject, task, found)
     if layer is None:
         return
     to_logits, importance = layer
-    values["gini_neuron_logit"] = float(gini(fourier.component_norms(to_logits[: task.modulus].astype(np.float64))))
+    values["gini_neuron_logit"] = float(
+        gini(fourier.component_norms(to_logits[: task.modulus].astype(np.float64)))
+    )
     order = np.argsort(-importance, kind="stable")
     hidden, directions = found.hidden[:, order], to_logits[:, order]
     base = found.logits - hidden @ directions.T
@@ -256,7 +283,8 @@ def _subnetworks(subject: Subject, task: Task, found: Pass, params: GrokkingPara
 
 
 def _linear_layer(subject: Subject, task: Task, found: Pass) -> tuple[NDArray[np.float32], Array] | None:
-    """W_U W_out [V, f] and the importance ||w_in|| ||w_out|| of each unit, if the logits are linear in the units.
+    """W_U W_out [V, f] and the importance ||w_in|| ||w_out|| of each unit, if the logits are
+    linear in the units.
 
     That is tried, on some pairs: with all units switched off the logits must be what W_U W_out says.
     """

@@ -1,4 +1,6 @@
-"""Figures of ``grokking`` with one row for each measure: lead times over series, correlations beside their trend null."""
+"""Figures of ``grokking`` with one row for each measure: lead times over series, correlations
+beside their trend null.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,10 @@ def lead_times(result: Result) -> fig.Figure:
     series = int(summary["series"].max())
     if series > 1:
         _intervals(figure, summary, "interval of the median")
-        texts = [f"{words(n)}: median {v:+,.0f} steps" for n, v in summary[["measure", "median"]].itertuples(index=False)]
+        texts = [
+            f"{words(n)}: median {v:+,.0f} steps"
+            for n, v in summary[["measure", "median"]].itertuples(index=False)
+        ]
         ink, at = theme.INK["light"], list(places.values())
         fig.dots(figure, summary["median"], at, "median", color=ink, texts=texts, symbol="line-ns-open")
     _rows(figure, names)
@@ -55,11 +60,15 @@ def lead_times(result: Result) -> fig.Figure:
 
 
 def correlations(result: Result) -> fig.Figure:
-    """Draw each measure's correlation with the test accuracy and that of the differences; open where a trend does as much."""
+    """Draw each measure's correlation with the test accuracy and that of the differences; open where a
+    trend does as much.
+    """
     table = result.tables["correlations"]
     table = table[(table["score"] == "test accuracy") & np.isfinite(table["pearson"])].sort_values("pearson")
     if table.empty:
-        return fig.empty("No correlations", "Fewer than three checkpoints from t_mem on, or nothing that moves.")
+        return fig.empty(
+            "No correlations", "Fewer than three checkpoints from t_mem on, or nothing that moves."
+        )
     figure = fig.panels(height=max(220, _ROW * len(table)))
     at = list(range(len(table)))
     _intervals(figure, table, "Fisher interval")
@@ -71,12 +80,25 @@ def correlations(result: Result) -> fig.Figure:
     beyond = table["reading"] == "beyond trend"
     filled = ["circle" if b else "circle-open" for b in beyond]
     fig.dots(figure, table["pearson"], at, "correlation", color=theme.BLUE, texts=texts, symbol=filled)
-    texts = [f"{words(row.measure)}: r of the differences {row.differenced:.3f}" for row in table.itertuples()]
-    fig.dots(figure, table["differenced"], at, "of the differences", color=theme.VERMILION, texts=texts, symbol="diamond")
+    texts = [
+        f"{words(row.measure)}: r of the differences {row.differenced:.3f}" for row in table.itertuples()
+    ]
+    fig.dots(
+        figure,
+        table["differenced"],
+        at,
+        "of the differences",
+        color=theme.VERMILION,
+        texts=texts,
+        symbol="diamond",
+    )
     _rows(figure, table["measure"].tolist())
     figure.update_xaxes(title_text="Pearson correlation with the test accuracy", range=[-1.04, 1.04])
     many, count, strong = len(table), int(table["n"].max()), int((table["pearson"].abs() > 0.9).sum())
-    title = f"{strong} of {many} measures correlate above 0.9 with the test accuracy, {int(beyond.sum())} of {many} beyond trend"
+    title = (
+        f"{strong} of {many} measures correlate above 0.9 with the test accuracy, {int(beyond.sum())} "
+        f"of {many} beyond trend"
+    )
     subtitle = f"n = {count} checkpoints of one run; filled: above 95 % of monotone surrogates"
     alt = f"Dot plot of correlations by measure. {title}."
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
@@ -92,5 +114,10 @@ def _rows(figure: fig.Figure, names: Sequence[str]) -> None:
     """Name the rows, draw the line at zero and the legend."""
     figure.add_vline(x=0, line=theme.LEVEL)
     places = list(range(len(names)))
-    figure.update_yaxes(title_text="measure", tickvals=places, ticktext=[words(n) for n in names], range=[-0.6, len(names) - 0.4])
+    figure.update_yaxes(
+        title_text="measure",
+        tickvals=places,
+        ticktext=[words(n) for n in names],
+        range=[-0.6, len(names) - 0.4],
+    )
     fig.legend_below(figure)

@@ -65,8 +65,9 @@ def _circuit(result: Result) -> list[Statement]:
         return []
     keys, neurons, variance = found
     text = (
-        f"At the last checkpoint one frequency explains each of {said_value(neurons)} of the hidden units, and "
-        f"{said_value(keys)} key frequencies explain {said_value(variance)} of the variance of the logits."
+        f"At the last checkpoint one frequency explains each of {said_value(neurons)} of the hidden "
+        f"units, and {said_value(keys)} key frequencies explain {said_value(variance)} of the "
+        "variance of the logits."
     )
     losses = defined(result, "restricted_loss", "excluded_loss")
     if losses is not None:
@@ -82,12 +83,28 @@ def _leads(result: Result) -> list[Statement]:
     first = max(found, key=lambda scalar: scalar.value)
     measure = first.name.removeprefix("lead_").replace("_", " ")
     if first.value <= 0:
-        return [Statement(f"No measure moved before generalization; the first was {measure}.", "lead_times", (first.name,))]
+        return [
+            Statement(
+                f"No measure moved before generalization; the first was {measure}.",
+                "lead_times",
+                (first.name,),
+            )
+        ]
     late = [s for s in found if s.value <= 0]
-    text = f"The {measure} has made half of its way {said(first)} steps before generalization ({_seeds(first)})"
-    text += f"; {len(late)} of {len(found)} measures move after it." if late else "; all measures looked at move before it."
+    text = (
+        f"The {measure} has made half of its way {said(first)} steps before generalization ({_seeds(first)})"
+    )
+    text += (
+        f"; {len(late)} of {len(found)} measures move after it."
+        if late
+        else "; all measures looked at move before it."
+    )
     return [Statement(text, "lead_times", (first.name,))]
 
 
 def _seeds(scalar: Scalar) -> str:
-    return "one run, which says nothing about other seeds" if scalar.interval is None else f"median, {basis(scalar, 'series')}"
+    return (
+        "one run, which says nothing about other seeds"
+        if scalar.interval is None
+        else f"median, {basis(scalar, 'series')}"
+    )

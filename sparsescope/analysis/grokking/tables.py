@@ -1,8 +1,8 @@
 """Tables of ``grokking`` that are made from measured series: phases, onsets, leads, correlations, spectra.
 
-Phases: memorization until t_mem; circuit formation until the test loss begins to fall; cleanup while it falls steepest, at
-least until t_gen; then after. Where it begins to fall is the begin of the steepest falling line of log10(test loss), of
-those that end after t_mem and begin before t_gen (``metrics.changepoints``).
+Phases: memorization until t_mem; circuit formation until the test loss begins to fall; cleanup while it falls
+steepest, at least until t_gen; then after. Where it begins to fall is the begin of the steepest falling line
+of log10(test loss), of those that end after t_mem and begin before t_gen (``metrics.changepoints``).
 """
 
 from __future__ import annotations
@@ -39,14 +39,18 @@ def log_loss(values: pd.Series) -> np.ndarray:
 
 
 def segments(own: Measured, params: GrokkingParams) -> tuple[Rows, tuple[int, int] | None]:
-    """Divide the logs of test loss and excluded loss into lines; return table and the steps of the steepest fall."""
+    """Divide the logs of test loss and excluded loss into lines; return table and the steps of
+    the steepest fall.
+    """
     rows: Rows = []
     options = {"most": params.most_segments, "surrogates": params.surrogates, "seed": params.seed}
     cleanup = None
     for curve, frame in (("test_loss", own.curves), ("excluded_loss", own.checkpoints)):
         steps = frame["step"].to_numpy()
         found = segment(
-            steps / 1000, log_loss(frame[curve]) if frame[curve].notna().any() else np.full(len(steps), np.nan), **options
+            steps / 1000,
+            log_loss(frame[curve]) if frame[curve].notna().any() else np.full(len(steps), np.nan),
+            **options,
         )
         for number, line in enumerate(found.segments, 1):
             begin, end = int(steps[line.first]), int(steps[line.last])
@@ -60,7 +64,11 @@ def _steepest_fall(found: Segmentation, steps: np.ndarray, own: Measured) -> tup
     memorized, generalized = own.onsets.memorized, own.onsets.generalized
     if memorized is None or generalized is None:
         return None
-    lines = [s for s in found.segments if s.slope < 0 and steps[s.last] > memorized and steps[s.first] < generalized]
+    lines = [
+        s
+        for s in found.segments
+        if s.slope < 0 and steps[s.last] > memorized and steps[s.first] < generalized
+    ]
     if not lines:
         return None
     steepest = min(lines, key=lambda line: line.slope)
@@ -93,12 +101,24 @@ def onsets(measured: list[Measured]) -> Rows:
         o = m.onsets
         steps = [math.nan if value is None else float(value) for value in (o.memorized, o.generalized)]
         lost = math.nan if o.lost_at is None else float(o.lost_at)
-        rows.append((m.name, *steps, o.delay, o.ratio, "yes" if o.grokked else "no", lost, float(m.curves["step"].iloc[-1])))
+        rows.append(
+            (
+                m.name,
+                *steps,
+                o.delay,
+                o.ratio,
+                "yes" if o.grokked else "no",
+                lost,
+                float(m.curves["step"].iloc[-1]),
+            )
+        )
     return rows
 
 
 def leads(measured: list[Measured]) -> Rows:
-    """Lead of each measure in each series, by both rules; of a series with few checkpoints only what its curves have."""
+    """Lead of each measure in each series, by both rules; of a series with few checkpoints only
+    what its curves have.
+    """
     rows: Rows = []
     for m in measured:
         memorized = m.onsets.memorized
@@ -107,7 +127,8 @@ def leads(measured: list[Measured]) -> Rows:
             table = points(m, name)
             if table is None:
                 continue
-            steps, values = table["step"].to_numpy(), followed(table, name)  # a loss leaves its band on a logarithmic scale
+            # a loss leaves its band on a logarithmic scale
+            steps, values = table["step"].to_numpy(), followed(table, name)
             left = half = math.nan
             early = 0
             if memorized is not None:
@@ -120,7 +141,9 @@ def leads(measured: list[Measured]) -> Rows:
 
 
 def points(m: Measured, name: str) -> pd.DataFrame | None:
-    """Where a measure is known: in the logs of the training, or at checkpoints if there are enough of them."""
+    """Where a measure is known: in the logs of the training, or at checkpoints if there
+    are enough of them.
+    """
     if name in m.curves and m.curves[name].notna().any():
         return m.curves
     return m.checkpoints if m.checkpoints[name].notna().sum() >= LEAST_CHECKPOINTS else None
@@ -128,7 +151,11 @@ def points(m: Measured, name: str) -> pd.DataFrame | None:
 
 def followed(table: pd.DataFrame, name: str) -> np.ndarray:
     """Values of a measure; of a loss its logarithm."""
-    return log_loss(table[name]) if name.endswith("_loss") and table[name].notna().any() else table[name].to_numpy(np.float64)
+    return (
+        log_loss(table[name])
+        if name.endswith("_loss") and table[name].notna().any()
+        else table[name].to_numpy(np.float64)
+    )
 
 
 def lead_summary(leads: pd.DataFrame, params: GrokkingParams) -> Rows:
@@ -154,17 +181,25 @@ def aligned(measured: list[Measured]) -> Rows:
             if table is None:
                 continue
             values = table[["step", name]].dropna()
-            rows += [(m.name, name, float(step - m.onsets.generalized), float(v)) for step, v in values.itertuples(index=False)]
+            rows += [
+                (m.name, name, float(step - m.onsets.generalized), float(v))
+                for step, v in values.itertuples(index=False)
+            ]
     return rows
 
 
 def correlations(own: Measured, params: GrokkingParams) -> Rows:
-    """Correlation of each measure with test accuracy and with log test loss over the checkpoints from t_mem on."""
+    """Correlation of each measure with test accuracy and with log test loss over the
+    checkpoints from t_mem on.
+    """
     table = own.checkpoints
     if own.onsets.memorized is not None:
         table = table[table["step"] >= own.onsets.memorized]
     steps = table["step"].to_numpy(np.float64)
-    scores = {"test accuracy": table["test_accuracy"].to_numpy(np.float64), "log10 test loss": log_loss(table["test_loss"])}
+    scores = {
+        "test accuracy": table["test_accuracy"].to_numpy(np.float64),
+        "log10 test loss": log_loss(table["test_loss"]),
+    }
     rows: Rows = []
     for name in FOLLOWED:
         values = followed(table, name)
@@ -175,9 +210,25 @@ def correlations(own: Measured, params: GrokkingParams) -> Rows:
             reading = "beyond trend" if c.beyond_trend else "too few" if c.n < LEAST_N else "trend alone"
             reading = reading if math.isfinite(c.pearson) else "not defined"
             rows.append(
-                (name, title, c.n, c.pearson, c.low, c.high, c.spearman, c.spearman_p, c.kendall, c.differenced, c.partial,
-                 c.trend_percentile, c.least, c.most, c.n_effective, reading)
-            )  # fmt: skip
+                (
+                    name,
+                    title,
+                    c.n,
+                    c.pearson,
+                    c.low,
+                    c.high,
+                    c.spearman,
+                    c.spearman_p,
+                    c.kendall,
+                    c.differenced,
+                    c.partial,
+                    c.trend_percentile,
+                    c.least,
+                    c.most,
+                    c.n_effective,
+                    reading,
+                )
+            )
     return rows
 
 
@@ -203,7 +254,9 @@ def tensors(own: Measured) -> Rows:
     """Norm and ranks of every parameter at every checkpoint."""
     rows: Rows = []
     for step, found in zip(own.checkpoints["step"], own.arrays, strict=True):
-        rows += [(step, name, *map(float, row)) for name, row in zip(own.tensors, found["tensors"], strict=True)]
+        rows += [
+            (step, name, *map(float, row)) for name, row in zip(own.tensors, found["tensors"], strict=True)
+        ]
     return rows
 
 

@@ -1,6 +1,7 @@
 """Sparsity over training, computed: one checkpoint in memory at a time, then tables with paired intervals.
 
-All checkpoints are resampled with the same draws of documents, so the interval of a difference is that of the pairs.
+All checkpoints are resampled with the same draws of documents, so the interval of a difference is
+that of the pairs.
 Shapes: T checkpoints, D documents, L sites, M metrics, B resamples.
 """
 
@@ -49,7 +50,8 @@ def compute(params: SparsityOverTrainingParams, context: Context) -> Result:
     found = _Measured.of(series.steps, arrays, sites, corpus, params)
     if not found.counts.any():
         raise SubjectError(
-            "there is no token after the first of a window, and the first one is not measured with the others",
+            "there is no token after the first of a window, and the first one is not "
+            "measured with the others",
             where=f"corpus {corpus.name}",
             next_step="read more text: a larger token budget, or longer documents",
         )
@@ -76,11 +78,17 @@ def _is_held_out(series: CheckpointSeries, corpus: TokenizedCorpus) -> bool:
     from sparsescope.activations.text.probe import probe_corpus
 
     content = series.trained
-    return content is not None and content.data.get("kind") == "byte_text" and probe_corpus(series).digest == corpus.digest
+    return (
+        content is not None
+        and content.data.get("kind") == "byte_text"
+        and probe_corpus(series).digest == corpus.digest
+    )
 
 
 def _beside_baselines(losses: pd.DataFrame, series: CheckpointSeries) -> pd.DataFrame:
-    """Fill in what the trainer recorded on all validation windows: the losses of the model and of n-gram models."""
+    """Fill in what the trainer recorded on all validation windows: the losses of the model
+    and of n-gram models.
+    """
     content, names = series.trained, ("unigram", "trigram")
     recorded: dict[tuple[int, str], tuple[float, ...]] = {}
     for entry in content.checkpoints if content is not None else ():
@@ -90,8 +98,13 @@ def _beside_baselines(losses: pd.DataFrame, series: CheckpointSeries) -> pd.Data
             parts.append((loss, *(values.get(name, math.nan) for name in names)))
             recorded[entry.step, domain] = parts[-1]
         recorded[entry.step, "all"] = tuple(map(float, np.mean(parts, 0)))
-    rows = [recorded[int(step), str(domain)] for step, domain in zip(losses["step"], losses["domain"], strict=True)]
-    return losses.assign(**{name: [row[place] for row in rows] for place, name in enumerate(("validation", *names))})
+    rows = [
+        recorded[int(step), str(domain)]
+        for step, domain in zip(losses["step"], losses["domain"], strict=True)
+    ]
+    return losses.assign(
+        **{name: [row[place] for row in rows] for place, name in enumerate(("validation", *names))}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +120,8 @@ class _Measured:
     counts: NDArray[np.float64]
     draws: DocumentBootstrap  # of the clusters of documents behind ``sums``
     domains: NDArray[np.int64]  # [documents of the corpus]
-    document_draws: DocumentBootstrap  # of the documents of the corpus; as ``draws`` where no documents share a cluster
+    # of the documents of the corpus; as ``draws`` where no documents share a cluster
+    document_draws: DocumentBootstrap
 
     @classmethod
     def of(
@@ -140,7 +154,9 @@ class _Measured:
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """Sites that saw a token at every checkpoint, [L]: experts that no token was routed to drop out of all means."""
+        """Sites that saw a token at every checkpoint, [L]: experts that no token was routed to
+        drop out of all means.
+        """
         return np.asarray((self.counts[..., 0].sum(1) > 0).all(0))
 
     def means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -157,7 +173,9 @@ class _Measured:
         if not self.params.control:
             return np.full((len(self.steps), *self.sums.shape[2:]), np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.stack([entry["control_sums"].sum(0) / entry["control_counts"].sum(0) for entry in self.arrays])
+            return np.stack(
+                [entry["control_sums"].sum(0) / entry["control_counts"].sum(0) for entry in self.arrays]
+            )
 
     def per_checkpoint(self) -> pd.DataFrame:
         """One row for each step and metric."""
@@ -175,9 +193,12 @@ class _Measured:
         """One row for each step, site and metric."""
         found = Estimate(*map(np.stack, zip(*map(self.draws.ratio, self.sums, self.counts), strict=True)))
         return grid(
-            [{"step": self.steps}, places(self.sites), {"metric": self.metrics}], **found._asdict(), control=self.control(),
-            tokens=self.counts.sum(1).astype(np.int64), documents=(self.counts > 0).sum(1),
-        )  # fmt: skip
+            [{"step": self.steps}, places(self.sites), {"metric": self.metrics}],
+            **found._asdict(),
+            control=self.control(),
+            tokens=self.counts.sum(1).astype(np.int64),
+            documents=(self.counts > 0).sum(1),
+        )
 
     def unit_use(self) -> pd.DataFrame:
         """One row for each step, site and rule."""
@@ -194,7 +215,8 @@ class _Measured:
             if "nll" not in entry:
                 continue
             members = {
-                domain: (self.domains == place) & (entry["targets"] > 0) for place, domain in enumerate(self.corpus.domains)
+                domain: (self.domains == place) & (entry["targets"] > 0)
+                for place, domain in enumerate(self.corpus.domains)
             }
             members = {domain: member for domain, member in members.items() if member.any()}
             losses, accuracies, replicates = [], [], []
@@ -207,11 +229,16 @@ class _Measured:
                 ends = map(float, draws.ends(replicates[-1], documents))
                 rows.append((step, domain, losses[-1], *ends, accuracies[-1], int(targets.sum()), documents))
             n = sum(int(member.sum()) for member in members.values())
-            # A domain of one document varies in no resample that has it: the mean would look more certain than it is.
+            # A domain of one document varies in no resample that has it: the mean would look more
+            # certain than it is.
             several = all(member.sum() > 1 for member in members.values())
             ends = map(float, self.document_draws.ends(np.mean(replicates, 0), n if several else 1))
-            rows.append((step, "all", np.mean(losses), *ends, np.mean(accuracies), int(entry["targets"].sum()), n))
-        return pd.DataFrame(rows, columns=["step", "domain", "loss", "low", "high", "accuracy", "tokens", "documents"])
+            rows.append(
+                (step, "all", np.mean(losses), *ends, np.mean(accuracies), int(entry["targets"].sum()), n)
+            )
+        return pd.DataFrame(
+            rows, columns=["step", "domain", "loss", "low", "high", "accuracy", "tokens", "documents"]
+        )
 
     def push(self) -> pd.DataFrame | list[pd.DataFrame]:
         """One row for each step and site."""
@@ -260,38 +287,53 @@ def _scalars(out: Result, found: _Measured) -> None:
     text = "checkpoint of step {}, mean over sites of the mean over tokens after the first of each window"
     meanings = {
         "nonzero": "density (share of units that are not exactly zero)",
-        "density_energy": f"density (share of units in the smallest set that holds {found.params.share:.0%} of the energy)",
+        "density_energy": (
+            f"density (share of units in the smallest set that holds {found.params.share:.0%} of the energy)"
+        ),
     }
     for name, metric in zip(meanings, (found.metrics[0], found.metrics[2]), strict=True):
         rows = table[table["metric"] == metric].set_index("step")
         for when, step in (("first", first), ("last", last)):
             add(f"{name}_{when}", rows.loc[step], "mean", f"{meanings[name]}: {text.format(step)}")
             if found.params.control:
-                control = f"{meanings[name]} with shuffled MLP input weights and zero biases: {text.format(step)}"
+                control = (
+                    f"{meanings[name]} with shuffled MLP input weights and zero biases: {text.format(step)}"
+                )
                 out.add_scalar(f"{name}_control_{when}", rows.loc[step, "control"], "fraction", control)
         change = f"{meanings[name]}: step {last} minus step {first}, paired by document"
         add(f"{name}_change", rows.loc[last], "change", change, "change_", "")
         lowest = rows["mean"].idxmin()
         add(f"{name}_lowest", rows.loc[lowest], "mean", f"{meanings[name]}: lowest of all checkpoints")
-        out.add_scalar(f"{name}_lowest_step", float(lowest), "count", f"step of the checkpoint with the lowest {name}")
+        out.add_scalar(
+            f"{name}_lowest_step", float(lowest), "count", f"step of the checkpoint with the lowest {name}"
+        )
     use = out.tables["unit_use"]
     for when, step in (("first", first), ("last", last)):
         rows = use[(use["step"] == step) & (use["rule"] == "nonzero")]
         known = rows.dropna(subset="dead_share")
-        share = float((known["dead_share"] * known["units"]).sum() / max(known["units"].sum(), 1)) if len(known) else math.nan
+        share = (
+            float((known["dead_share"] * known["units"]).sum() / max(known["units"].sum(), 1))
+            if len(known)
+            else math.nan
+        )
         text = f"share of units that were never nonzero on the text, of sites that saw a token: step {step}"
         out.add_scalar(f"dead_{when}", share, "fraction", text)
     _loss_scalars(out, found)
     if "push" in found.arrays[0]:
         for when, index in (("first", 0), ("last", -1)):
             value, drawn = found.relative_push(index)
-            text = f"mean(sign(a) g) / rms(g), g = dL/da of nonzero units, mean over sites: step {found.steps[index]}"
+            text = (
+                "mean(sign(a) g) / rms(g), g = dL/da of nonzero units, mean over sites: "
+                f"step {found.steps[index]}"
+            )
             out.add_scalar(f"push_{when}", value, "", text, interval=draws.interval(drawn, documents))
     out.add_scalar("documents", documents, "count", "documents, the independent units of every interval")
 
 
 def _loss_scalars(out: Result, found: _Measured) -> None:
-    """Losses of the first and last checkpoint, and what the last one gains on n-gram models in its worst domain."""
+    """Losses of the first and last checkpoint, and what the last one gains on n-gram models
+    in its worst domain.
+    """
     losses = out.tables["losses"]
     if losses.empty:
         return
@@ -306,10 +348,12 @@ def _loss_scalars(out: Result, found: _Measured) -> None:
         if margins.notna().all():
             worst = int(margins.to_numpy().argmin())
             out.add_scalar(
-                f"{name}_margin", margins.iloc[worst], "nats",
-                f"loss of a {name} model minus that of the last checkpoint, both on all validation windows, in the domain where "
-                f"this is least ({last['domain'].iloc[worst]})",
-            )  # fmt: skip
+                f"{name}_margin",
+                margins.iloc[worst],
+                "nats",
+                f"loss of a {name} model minus that of the last checkpoint, both on all validation windows, "
+                f"in the domain where this is least ({last['domain'].iloc[worst]})",
+            )
 
 
 def _notes(out: Result, found: _Measured, held_out: bool) -> None:
@@ -323,20 +367,27 @@ def _notes(out: Result, found: _Measured, held_out: bool) -> None:
     if float(np.nanmin(out.tables["per_layer"].query("metric == 'density_nonzero'")["mean"])) > 0.98:
         out.note(
             "info",
-            "More than 98 % of entries are not exactly zero at every checkpoint, as expected of SwiGLU and GELU: the exact-zero "
-            "density carries no information here. Read the energy sets.",
+            "More than 98 % of entries are not exactly zero at every checkpoint, as expected of SwiGLU and "
+            "GELU: the exact-zero density carries no information here. Read the energy sets.",
             "density_nonzero",
         )
     if out.tables["losses"].empty:
-        out.note("info", "The models are no causal language models: they have no loss of the next token.", "losses")
+        out.note(
+            "info", "The models are no causal language models: they have no loss of the next token.", "losses"
+        )
     if out.tables["push"].empty and found.params.push:
         out.note("info", "Gradients are measured at dense hidden layers of causal models only.", "push")
     if not held_out:
-        out.note("warning", "This text is not the held-out text of the series: the training may have read it.", "losses")
+        out.note(
+            "warning",
+            "This text is not the held-out text of the series: the training may have read it.",
+            "losses",
+        )
     missing = int((~found.present).sum())
     if missing:
         out.note(
             "warning",
-            f"{missing} of {len(found.sites)} sites saw no token at one checkpoint or more; means over sites leave them out.",
+            f"{missing} of {len(found.sites)} sites saw no token at one checkpoint or more; means "
+            "over sites leave them out.",
             "per_checkpoint",
         )

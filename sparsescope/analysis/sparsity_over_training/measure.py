@@ -1,7 +1,7 @@
 """One checkpoint of ``sparsity_over_training``: sums over a text that tables and intervals are made of.
 
-Shapes: D documents in the order of the corpus (of ``sums`` and ``counts`` clusters of documents, where there are more than
-4096), L sites, M metrics, 2 rules of unit use. The first position of each window is left out.
+Shapes: D documents in the order of the corpus (of ``sums`` and ``counts`` clusters of documents, where there
+are more than 4096), L sites, M metrics, 2 rules of unit use. The first position of each window is left out.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def sites_of(subject: Subject, params: SparsityOverTrainingParams) -> tuple[Site
     return found
 
 
-def measure(subject: Subject, corpus: TokenizedCorpus, params: SparsityOverTrainingParams) -> dict[str, NDArray[np.float64]]:
+def measure(
+    subject: Subject, corpus: TokenizedCorpus, params: SparsityOverTrainingParams
+) -> dict[str, NDArray[np.float64]]:
     """Sum what is asked for over a text.
 
     Args:
@@ -57,9 +59,10 @@ def measure(subject: Subject, corpus: TokenizedCorpus, params: SparsityOverTrain
         params: What is asked for.
 
     Returns:
-        ``sums`` and ``counts`` [D, L, M], ``domain`` [D]; of the control ``control_sums`` and ``control_counts``; ``dead`` and
-        ``always_on`` [L, 2], shares of units; ``seen`` [L], tokens; ``nll``, ``correct``, ``targets`` [D]; ``push``, ``square``,
-        ``active`` [D, L]. What does not apply is left out.
+        ``sums`` and ``counts`` [D, L, M], ``domain`` [D]; of the control ``control_sums`` and
+        ``control_counts``; ``dead`` and ``always_on`` [L, 2], shares of units; ``seen`` [L], tokens;
+        ``nll``, ``correct``, ``targets`` [D]; ``push``, ``square``, ``active`` [D, L]. What does not
+        apply is left out.
     """
     found, dead = _densities(subject, corpus, params)
     arrays = {**found, **dead}
@@ -69,24 +72,35 @@ def measure(subject: Subject, corpus: TokenizedCorpus, params: SparsityOverTrain
     if {"causal", "logits"} <= subject.capabilities:
         arrays |= _losses(subject, corpus)
         sites = sites_of(subject, params)
-        if params.push and all(site.kind == "input" and site.part is None and site.argument == 0 for site in sites):
+        if params.push and all(
+            site.kind == "input" and site.part is None and site.argument == 0 for site in sites
+        ):
             pushed = shrink_sums(subject, corpus, sites)
-            arrays |= {"push": pushed.push, "square": pushed.square, "active": pushed.count.astype(np.float64)}
+            arrays |= {
+                "push": pushed.push,
+                "square": pushed.square,
+                "active": pushed.count.astype(np.float64),
+            }
     return arrays
 
 
 def _densities(
     subject: Subject, corpus: TokenizedCorpus, params: SparsityOverTrainingParams
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
-    """Sums of the metrics by document and site, and the use of units, after the first position of each window."""
-    accumulator = SparsityAccumulator(sites_of(subject, params), (params.share,), params.share, corpus.context)
+    """Sums of the metrics by document and site, and the use of units, after the first
+    position of each window.
+    """
+    accumulator = SparsityAccumulator(
+        sites_of(subject, params), (params.share,), params.share, corpus.context
+    )
     for batch in LiveSource(subject, corpus, accumulator.sites):
         accumulator.update(batch)
     statistics = accumulator.finish()
     order, domains, _ = accumulator.by_document()
     found = [statistics[site.name] for site in accumulator.sites]
     sums = np.stack([entry.sums[order][:, 1:, _PICKED].sum(1) for entry in found], axis=1)
-    tokens = np.stack([entry.counts[order][:, 1:].sum(1) for entry in found], axis=1)  # [D, L, 2]: tokens, non-zero vectors
+    # [D, L, 2]: tokens, non-zero vectors
+    tokens = np.stack([entry.counts[order][:, 1:].sum(1) for entry in found], axis=1)
     shaped = np.array([index >= 3 for index in _PICKED])
     counts = np.where(shaped, tokens[..., 1:2], tokens[..., :1]).astype(np.float64)
     seen = np.array([entry.lengths[1] for entry in found], np.float64)

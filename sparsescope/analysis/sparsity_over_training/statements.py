@@ -53,15 +53,21 @@ def _density(result: Result) -> list[Statement]:
         return []
     first, last, change = found
     share = _SHARE.search(first.definition)
-    what = "that are not zero" if exact else f"that hold {share[1] if share else 'the stated'} % of a token's energy"
+    what = (
+        "that are not zero"
+        if exact
+        else f"that hold {share[1] if share else 'the stated'} % of a token's energy"
+    )
     text = (
-        f"From step {_step(first)} to step {_step(last)} the share of hidden units {what} {_course(change)} from {said(first)} "
-        f"to {said(last)} ({basis(change)}, one training run)."
+        f"From step {_step(first)} to step {_step(last)} the share of hidden units {what} {_course(change)} "
+        f"from {said(first)} to {said(last)} ({basis(change)}, one training run)."
     )
     control = defined(result, f"{stem}_control_last")
     if control is not None:
         beyond = (
-            "learned directions and thresholds make the difference" if _beyond(last, control[0]) else "no difference is shown"
+            "learned directions and thresholds make the difference"
+            if _beyond(last, control[0])
+            else "no difference is shown"
         )
         text += f" With shuffled input weights the last checkpoint has {said_value(control[0])}: {beyond}."
     named = (last.name, first.name, *([control[0].name] if control else []), "dead_last")
@@ -106,10 +112,15 @@ def _push(result: Result) -> list[Statement]:
     if found is None:
         return []
     first, last = found
-    reading = {1: "descent shrinks active units", -1: "descent grows active units", 0: "no direction is shown"}
+    reading = {
+        1: "descent shrinks active units",
+        -1: "descent grows active units",
+        0: "no direction is shown",
+    }
     text = (
-        f"The mean gradient along active units, relative to its size, is {said(first)} at the first checkpoint "
-        f"({reading[_sign(first)]}) and {said(last)} at the last ({reading[_sign(last)]}; {basis(last)})."
+        f"The mean gradient along active units, relative to its size, is {said(first)} at the first "
+        f"checkpoint ({reading[_sign(first)]}) and {said(last)} at the last "
+        f"({reading[_sign(last)]}; {basis(last)})."
     )
     return [Statement(text, "push", ("push_first", "push_last"))]
 

@@ -1,4 +1,6 @@
-"""Figures of ``sparsity_over_training``: functions of the stored result that say their finding in the title."""
+"""Figures of ``sparsity_over_training``: functions of the stored result that say their
+finding in the title.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,18 @@ from sparsescope.viz.steps import StepAxis
 _STEP = "layer {0.layer:g}, step {0.step:,}: {1}".format
 _LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "loss": ("model", {"color": theme.BLUE}),
-    "validation": ("model, all validation windows", {"color": theme.GREEN, "dash": "dot", "symbol": "circle-open", "width": 1}),
-    "unigram": ("unigram model of the domain", {"color": theme.SLATE, "dash": "dot", "symbol": None, "width": 1.6}),
-    "trigram": ("trigram model of the domain", {"color": theme.VERMILION, "dash": "dash", "symbol": None, "width": 1.6}),
+    "validation": (
+        "model, all validation windows",
+        {"color": theme.GREEN, "dash": "dot", "symbol": "circle-open", "width": 1},
+    ),
+    "unigram": (
+        "unigram model of the domain",
+        {"color": theme.SLATE, "dash": "dot", "symbol": None, "width": 1.6},
+    ),
+    "trigram": (
+        "trigram model of the domain",
+        {"color": theme.VERMILION, "dash": "dash", "symbol": None, "width": 1.6},
+    ),
 }
 
 
@@ -36,7 +47,9 @@ def _title_of(metric: str) -> str:
 
 
 def _layers(table: pd.DataFrame, value: str, columns: Sequence[Column]) -> pd.DataFrame:
-    """One row for each step and layer: the sites of a layer (its experts) as their median, without an interval."""
+    """One row for each step and layer: the sites of a layer (its experts) as their median,
+    without an interval.
+    """
     groups = table.groupby(["step", "layer"], as_index=False)
     frame = groups[value].median()
     for end in interval_of(columns, value) or ():
@@ -51,7 +64,11 @@ def _band_text(ends: pd.Series) -> str:
 def _experts_text(table: pd.DataFrame) -> str:
     """Say that a line is a median over experts, where it is."""
     several = table.groupby(["step", "layer"])["site"].nunique().max() if len(table) else 1
-    return f"; a layer is the median of its {several} sites ({role(table['site'].iloc[0])})" if several > 1 else ""
+    return (
+        f"; a layer is the median of its {several} sites ({role(table['site'].iloc[0])})"
+        if several > 1
+        else ""
+    )
 
 
 def density(result: Result) -> fig.Figure:
@@ -64,14 +81,26 @@ def density(result: Result) -> fig.Figure:
     controlled = bool(whole["control"].notna().any())
     for column, metric in enumerate((exact, energy), 1):
         layer_lines(
-            figure, axis.place(_layers(table[table["metric"] == metric], "mean", columns)), "at", "mean", _STEP,
-            shades=shades, columns=columns, alpha=0.15, width=1.2, column=column,
-        )  # fmt: skip
+            figure,
+            axis.place(_layers(table[table["metric"] == metric], "mean", columns)),
+            "at",
+            "mean",
+            _STEP,
+            shades=shades,
+            columns=columns,
+            alpha=0.15,
+            width=1.2,
+            column=column,
+        )
         rows = axis.place(whole[whole["metric"] == metric])
         look: dict[str, Any] = {"x": "at", "legend": True, "column": column}
         text = "mean over sites, step {0.step:,}: {1}".format
         curve(figure, rows, "mean", "mean over sites", color=theme.VERMILION, width=3, text=text, **look)
-        look |= {"dash": "dash", "symbol": "circle-open", "text": "shuffled control, step {0.step:,}: {1}".format}
+        look |= {
+            "dash": "dash",
+            "symbol": "circle-open",
+            "text": "shuffled control, step {0.step:,}: {1}".format,
+        }
         curve(figure, rows, "control", "shuffled control", color=theme.SLATE, **look)
     axis.arrange(figure, columns=2)
     fig.y_axes(figure, "density (share of units)", tickformat=".0%", rangemode="tozero")
@@ -80,7 +109,9 @@ def density(result: Result) -> fig.Figure:
     title = f"{_course(whole, exact, 'Exact density')}; {_course(whole, energy, 'energy density')}"
     control = "; dashed: shuffled MLP input weights, zero biases" if controlled else ""
     subtitle = f"{_band_text(table['low'])}{_experts_text(table)}{control}"
-    alt = f"Two line charts of density over training steps, one line for each of {len(shades)} layers. {title}."
+    alt = (
+        f"Two line charts of density over training steps, one line for each of {len(shades)} layers. {title}."
+    )
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
@@ -94,7 +125,10 @@ def _course(whole: pd.DataFrame, metric: str, name: str) -> str:
     between = ""
     if lowest["mean"] < 0.95 * min(first["mean"], last["mean"]):
         between = f", lowest {percent(lowest['mean'])} at step {lowest['step']:,}"
-    return f"{name} {percent(first['mean'])} at step {first['step']:,}, {percent(last['mean'])} at step {last['step']:,}{between}"
+    return (
+        f"{name} {percent(first['mean'])} at step {first['step']:,}, {percent(last['mean'])} at step "
+        f"{last['step']:,}{between}"
+    )
 
 
 def change(result: Result) -> fig.Figure:
@@ -102,12 +136,23 @@ def change(result: Result) -> fig.Figure:
     whole = result.tables["per_checkpoint"]
     axis = StepAxis.of(whole["step"])
     figure = fig.panels(height=340)
-    for metric, color, symbol in zip(_names(result), (theme.BLUE, theme.VERMILION), theme.MARKERS, strict=False):
+    for metric, color, symbol in zip(
+        _names(result), (theme.BLUE, theme.VERMILION), theme.MARKERS, strict=False
+    ):
         rows = axis.place(whole[whole["metric"] == metric])
         curve(
-            figure, rows, "change", _title_of(metric), x="at", color=color, symbol=symbol, show=_points, legend=True,
-            text="step {0.step:,}: {1} points".format, columns=result.columns["per_checkpoint"],
-        )  # fmt: skip
+            figure,
+            rows,
+            "change",
+            _title_of(metric),
+            x="at",
+            color=color,
+            symbol=symbol,
+            show=_points,
+            legend=True,
+            text="step {0.step:,}: {1} points".format,
+            columns=result.columns["per_checkpoint"],
+        )
     figure.add_hline(y=0, line=theme.LEVEL)
     axis.arrange(figure)
     figure.update_yaxes(tickformat="+.0%", title_text="density minus that of the first checkpoint")
@@ -118,7 +163,11 @@ def change(result: Result) -> fig.Figure:
         said.append(f"{_title_of(metric)} {100 * row['change']:+.1f} points")
     title = f"From the first to the last checkpoint: {', '.join(said)}"
     documents = int(whole["documents"].max())
-    bands = f"bands: intervals of the paired difference, n = {documents} documents" if documents > 1 else NO_INTERVALS
+    bands = (
+        f"bands: intervals of the paired difference, n = {documents} documents"
+        if documents > 1
+        else NO_INTERVALS
+    )
     alt = f"Two lines of the change of density over training steps. {title}."
     return fig.describe(figure, title=title, subtitle=f"{bands}; one training run", alt=alt, result=result)
 
@@ -141,9 +190,18 @@ def losses(result: Result) -> fig.Figure:
         part = axis.place(table[table["domain"] == domain])
         for y, (name, look) in _LOSSES.items():
             curve(
-                figure, part, y, name, x="at", columns=result.columns["losses"] if y == "loss" else (), legend=True,
-                show="{:.3f}".format, text="{0.domain}, step {0.step:,}: {1} nats".format, **fig.place_of(index, columns), **look,
-            )  # fmt: skip
+                figure,
+                part,
+                y,
+                name,
+                x="at",
+                columns=result.columns["losses"] if y == "loss" else (),
+                legend=True,
+                show="{:.3f}".format,
+                text="{0.domain}, step {0.step:,}: {1} nats".format,
+                **fig.place_of(index, columns),
+                **look,
+            )
     axis.arrange(figure, columns=columns)
     fig.y_axes(figure, "loss, nats a token", rangemode="tozero")
     fig.legend_below(figure)
@@ -156,7 +214,9 @@ def losses(result: Result) -> fig.Figure:
         title += f"; on all validation windows it is below a trigram model in {below} of {len(own)} domains"
     alt = f"Lines of the loss over training steps, one panel for each domain. {title}."
     text = (result.provenance.get("corpus") or {}).get("name", "text")
-    return fig.describe(figure, title=title, subtitle=f"{text}; {_band_text(table['low'])}", alt=alt, result=result)
+    return fig.describe(
+        figure, title=title, subtitle=f"{text}; {_band_text(table['low'])}", alt=alt, result=result
+    )
 
 
 def unit_use(result: Result) -> fig.Figure:
@@ -164,21 +224,32 @@ def unit_use(result: Result) -> fig.Figure:
     table = result.tables["unit_use"]
     axis = StepAxis.of(table["step"])
     shades = layer_shades(table)
-    kinds = (("dead_share", "never nonzero", "nonzero"), ("always_on_share", "nonzero on over 99 % of tokens", "nonzero"),
-             ("dead_share", "never in use", "in use"))  # fmt: skip
+    kinds = (
+        ("dead_share", "never nonzero", "nonzero"),
+        ("always_on_share", "nonzero on over 99 % of tokens", "nonzero"),
+        ("dead_share", "never in use", "in use"),
+    )
     figure = fig.panels(1, 3, titles=[text for _, text, _ in kinds], height=330, gap=0.07)
     for column, (name, text, rule) in enumerate(kinds, 1):
         part = _layers(table[table["rule"] == rule], name, ())
         layer_lines(
-            figure, axis.place(part), "at", name, f"layer {{0.layer:g}}, step {{0.step:,}}: {{1}} {text}".format,
-            shades=shades, width=1.6, column=column,
-        )  # fmt: skip
+            figure,
+            axis.place(part),
+            "at",
+            name,
+            f"layer {{0.layer:g}}, step {{0.step:,}}: {{1}} {text}".format,
+            shades=shades,
+            width=1.6,
+            column=column,
+        )
     axis.arrange(figure, columns=len(kinds))
     fig.y_axes(figure, "share of units", tickformat=".3~%", rangemode="tozero")
     layer_bar(figure, shades)
     last = result.scalars["dead_last"].value
     tokens = int(table["tokens"].max())
-    title = f"At the last checkpoint {percent(last)} of the units are never nonzero on up to {tokens:,} tokens"
+    title = (
+        f"At the last checkpoint {percent(last)} of the units are never nonzero on up to {tokens:,} tokens"
+    )
     alt = f"Three line charts of shares of units over training steps, a line for each layer. {title}."
     subtitle = f"in use: in the smallest set that holds the stated share of the energy{_experts_text(table)}"
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
@@ -193,19 +264,30 @@ def push(result: Result) -> fig.Figure:
     axis, shades, columns = StepAxis.of(table["step"]), layer_shades(table), result.columns["push"]
     figure = fig.panels(height=340)
     layer_lines(
-        figure, axis.place(_layers(table, "relative", columns)), "at", "relative", _STEP, shades=shades, columns=columns,
-        show="{:+.4f}".format, symbol="circle", width=2,
-    )  # fmt: skip
+        figure,
+        axis.place(_layers(table, "relative", columns)),
+        "at",
+        "relative",
+        _STEP,
+        shades=shades,
+        columns=columns,
+        show="{:+.4f}".format,
+        symbol="circle",
+        width=2,
+    )
     figure.add_hline(y=0, line=theme.LEVEL)
     axis.arrange(figure)
     fig.y_axes(figure, "mean(sign(a) g) / rms(g)")
     layer_bar(figure, shades)
     first = table[table["step"] == table["step"].min()]
     known = bool(first["relative_low"].notna().any())
-    low, high = (first["relative_low"], first["relative_high"]) if known else (first["relative"], first["relative"])
+    low, high = (
+        (first["relative_low"], first["relative_high"]) if known else (first["relative"], first["relative"])
+    )
     title = (
-        f"At step {first['step'].iloc[0]:,} the loss shrinks active units in {int((low > 0).sum())} of {len(first)} sites and "
-        f"grows them in {int((high < 0).sum())} ({'whole interval on one side of zero' if known else 'no intervals'})"
+        f"At step {first['step'].iloc[0]:,} the loss shrinks active units in {int((low > 0).sum())} of "
+        f"{len(first)} sites and grows them in {int((high < 0).sum())} "
+        f"({'whole interval on one side of zero' if known else 'no intervals'})"
     )
     alt = f"Lines of the normalized push on active units over training steps, one for each layer. {title}."
     subtitle = f"above zero: descent shrinks |a|; {_band_text(table['relative_low'])}"

@@ -1,1 +1,3 @@
-"""How models are stored: folders, the hub, GGUF, Marian, series of checkpoints, wheels; read with every field checked."""
+"""How models are stored: folders, the hub, GGUF, Marian, series of checkpoints, wheels; read with
+every field checked.
+"""

@@ -1,4 +1,5 @@
-"""Whether a configuration can belong to the weights that lie beside it, found out before anything is allocated.
+"""Whether a configuration can belong to the weights that lie beside it, found out before
+anything is allocated.
 
 A configuration is a file that others wrote. One that asks for 10^9 layers keeps transformers building modules
 for hours; one that asks for a few more layers than are stored has them filled with random values first and
@@ -19,9 +20,13 @@ from sparsescope.errors import SubjectError
 
 MOST_LAYERS = 1024
 MOST_PARTS = 65_536
-_LAYERS = re.compile(r"(num_hidden_layers|num_layers|n_layers?|\w*(encoder|decoder)_layers|num_blocks|block_count)")
+_LAYERS = re.compile(
+    r"(num_hidden_layers|num_layers|n_layers?|\w*(encoder|decoder)_layers|num_blocks|block_count)"
+)
 _PARTS = re.compile(r"\w*(heads|experts|n_head|groups|num_labels)")
-_LENGTHS = re.compile(r"(max_position_embeddings|n_positions|hidden_size|n_embd|d_model|vocab_size|intermediate_size|head_dim)")
+_LENGTHS = re.compile(
+    r"(max_position_embeddings|n_positions|hidden_size|n_embd|d_model|vocab_size|intermediate_size|head_dim)"
+)
 # Room for tied weights stored once and for small models with large derived parts.
 _FACTOR, _SLACK = 2, 2**24
 _MOST_BUFFERS = 2**27  # elements; derived tables such as causal masks and sinusoids
@@ -88,11 +93,13 @@ def check_size(model_class: Any, config: Any, stored: int, where: str) -> None:
     derived = sum(buffer.numel() for buffer in model.buffers())
     if wanted > _FACTOR * stored + _SLACK or derived > _MOST_BUFFERS + _FACTOR * stored:
         raise SubjectError(
-            "the configuration asks for a model that is much larger than its weights; the rest would be random",
+            "the configuration asks for a model that is much larger than its weights; "
+            "the rest would be random",
             where=where,
             allowed=f"about {stored:,} weights, as many as are stored",
             got=f"{wanted:,} weights and {derived:,} derived values",
-            next_step="the configuration belongs to another model, or files are missing: copy the folder again",
+            next_step="the configuration belongs to another model, or files are "
+            "missing: copy the folder again",
         )
 
 
@@ -107,7 +114,9 @@ def stored_elements(folder: Path) -> int:
         return sum(path.stat().st_size for path in folder.glob("pytorch_model*.bin"))
     total = 0
     for path in paths:
-        for entry in read_header(path, SubjectError, "the weights cannot be read: the header of a file is not valid").values():
+        for entry in read_header(
+            path, SubjectError, "the weights cannot be read: the header of a file is not valid"
+        ).values():
             begin, end = entry.span
             # Quantized weights share bytes: two in each, and more of them where a tensor holds whole words.
             total += 2 * (end - begin) if entry.dtype in _PACKED else entry.elements
@@ -116,7 +125,9 @@ def stored_elements(folder: Path) -> int:
 
 def _numbers(values: Any, prefix: str) -> Iterator[tuple[str, float]]:
     """Yield the dotted name and value of every number of nested dicts and lists."""
-    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    items = (
+        values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    )
     for name, value in items:
         label = f"{prefix}{name}"
         if isinstance(value, int | float) and not isinstance(value, bool):

@@ -87,13 +87,16 @@ def check_layout(folder: Path) -> None:
 
 
 def _shards(index: Path) -> set[str]:
-    """Return the file names that an index of sharded weights mentions; a name that no file has when it is damaged."""
+    """Return the file names that an index of sharded weights mentions; a name that no file has
+    when it is damaged.
+    """
     try:
         names = set(parse(index.read_bytes())["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {f"a readable {index.name}"}
     for name in names:
-        # Shards lie beside their index; a path would let a downloaded folder read files elsewhere on this disk.
+        # Shards lie beside their index; a path would let a downloaded folder read files
+        # elsewhere on this disk.
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}", name):
             raise SubjectError(
                 "the index of the weights names a file that is not in this folder",
@@ -148,7 +151,9 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
     check_counts(raw, str(path))
     try:
         with quiet_transformers():
-            return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+            return AutoConfig.from_pretrained(
+                folder, trust_remote_code=trust_remote_code, local_files_only=True
+            )
     except Exception as error:  # transformers raises ValueError, KeyError, OSError, validation errors
         kind = raw.get("model_type")
         known = isinstance(kind, str) and kind in CONFIG_MAPPING
@@ -234,7 +239,8 @@ def check_loaded(model: Any, report: dict[str, Any], where: str) -> None:
         where: The folder or file, for the message.
 
     Raises:
-        SubjectError: Weights are missing, of another shape, or of layers that the configuration does not have.
+        SubjectError: Weights are missing, of another shape, or of layers that the
+            configuration does not have.
     """
     faults = {"missing_keys": "are missing", "mismatched_keys": "have another shape than the model"}
     for key, what in faults.items():
@@ -256,7 +262,9 @@ def _check_unused(model: Any, unused: Any, where: str) -> None:
     """
     number = re.compile(r"\.\d+\.")
     kinds = {number.sub(".0.", name) for name, _ in model.named_parameters() if number.search(name)}
-    further = sorted(str(name) for name in unused if number.search(str(name)) and number.sub(".0.", str(name)) in kinds)
+    further = sorted(
+        str(name) for name in unused if number.search(str(name)) and number.sub(".0.", str(name)) in kinds
+    )
     if further:
         raise SubjectError(
             f"{len(further)} weights of the checkpoint belong to layers that its configuration does not have",
@@ -276,7 +284,9 @@ def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
 
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=trust_remote_code, local_files_only=True
+            )
     except BaseException as error:
         # A panic of the Rust library is no Exception, but not a reason to end the program either.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

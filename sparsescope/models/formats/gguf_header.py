@@ -51,7 +51,9 @@ class _Walk:
     def skip(self, count: int) -> bytes:
         """Return the next bytes."""
         if count > len(self.data) - self.at:
-            raise self.refuse(f"at most {len(self.data) - self.at} bytes, which is the rest of the file", f"{count} bytes")
+            raise self.refuse(
+                f"at most {len(self.data) - self.at} bytes, which is the rest of the file", f"{count} bytes"
+            )
         begin, self.at = self.at, self.at + count
         return self.data[begin : self.at] if count <= LONGEST_NAME else b""
 
@@ -79,14 +81,18 @@ class _Walk:
         elif kind == _ARRAY and depth < _MOST_NESTED:
             inner = int(self.number("I"))
             size = struct.calcsize("<" + _SCALARS[inner]) if inner in _SCALARS else 8
-            length = self.count((len(self.data) - self.at) // size, "values, which fit in the rest of the file")
+            length = self.count(
+                (len(self.data) - self.at) // size, "values, which fit in the rest of the file"
+            )
             if inner in _SCALARS:
                 self.skip(length * size)
             else:
                 for _ in range(length):
                     self.value(inner, depth + 1)
         else:
-            raise self.refuse(f"a type of value up to {max(_SCALARS)}, nested at most {_MOST_NESTED} times", f"type {kind}")
+            raise self.refuse(
+                f"a type of value up to {max(_SCALARS)}, nested at most {_MOST_NESTED} times", f"type {kind}"
+            )
         return None
 
 

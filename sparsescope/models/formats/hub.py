@@ -22,7 +22,9 @@ PROBE_TIMEOUT_SECONDS = 1.5
 _ALWAYS = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
-def load_hub(request: LoadRequest, repository: str | None = None, registered: Iterable[str] = ()) -> LoadedModel:
+def load_hub(
+    request: LoadRequest, repository: str | None = None, registered: Iterable[str] = ()
+) -> LoadedModel:
     """Load a hub model.
 
     Args:
@@ -59,7 +61,9 @@ def _download(repository: str, request: LoadRequest, registered: Iterable[str]) 
 
     info = _probe(repository, request.revision, registered)
     names = [sibling.rfilename for sibling in info.siblings or []]
-    weights = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model*.bin"
+    weights = (
+        "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model*.bin"
+    )
     code = ["*.py"] if request.trust_remote_code else []
     try:
         folder = snapshot_download(repository, revision=info.sha, allow_patterns=[*_ALWAYS, weights, *code])

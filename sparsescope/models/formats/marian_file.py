@@ -1,12 +1,13 @@
 """Read the binary weight files of Marian, the translation toolkit of the Bergamot models.
 
 Layout, all numbers little-endian: version (uint64, 1); number n of entries (uint64); n headers of four uint64
-(length of the name with its final zero byte, type, rank, bytes of data); n names; n shapes (int32); length of a
-padding (uint64) and the padding; the data, each entry padded to 256 bytes. Source: ``src/common/binary.cpp`` and
-``src/common/types.h`` of https://github.com/marian-nmt/marian-dev.
+(length of the name with its final zero byte, type, rank, bytes of data); n names; n shapes (int32); length of
+a padding (uint64) and the padding; the data, each entry padded to 256 bytes. Source:
+``src/common/binary.cpp`` and ``src/common/types.h`` of https://github.com/marian-nmt/marian-dev.
 
-``intgemm8`` entries are int8 values followed by one float32 multiplier: weight = value / multiplier. They are stored
-transposed (so that products read them row by row), except the embedding ``Wemb``. Their shape is that of the matrix.
+``intgemm8`` entries are int8 values followed by one float32 multiplier: weight = value / multiplier. They
+are stored transposed (so that products read them row by row), except the embedding ``Wemb``. Their shape is
+that of the matrix.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def read_marian(path: Path) -> MarianFile:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise SubjectError(f"the file cannot be read: {error}", where=str(path), next_step="check the path") from error
+        raise SubjectError(
+            f"the file cannot be read: {error}", where=str(path), next_step="check the path"
+        ) from error
     return parse_marian(data, str(path))
 
 
@@ -202,14 +205,17 @@ class _Reader:
                 where=f"{self._where}, entry {entry.name}",
                 allowed=known,
                 got=f"{entry.type:#x}",
-                next_step="types packed for one kind of processor cannot be read; convert the model to intgemm8 or float32",
+                next_step="types packed for one kind of processor cannot be read; convert the model "
+                "to intgemm8 or float32",
             )
         if any(size < 1 for size in entry.shape):
             raise self.damaged(f"the shape of {entry.name!r} is {entry.shape}")
         count = math.prod(entry.shape)
         needed = {_INT8: count, _FLOAT32: 4 * count, _INTGEMM8: count + 4}[entry.type]
         if not needed <= entry.length < needed + _ALIGNMENT:
-            raise self.damaged(f"{entry.name!r} of shape {entry.shape} needs {needed} bytes and has {entry.length}")
+            raise self.damaged(
+                f"{entry.name!r} of shape {entry.shape} needs {needed} bytes and has {entry.length}"
+            )
         return entry
 
     def damaged(self, why: str) -> SubjectError:

@@ -1,9 +1,10 @@
-"""Names of training checkpoints: ``step1000``, ``stage1-step1000-tokens5B``, ``checkpoint-500``, ``step-4000``.
+"""Names of training checkpoints: ``step1000``,
+``stage1-step1000-tokens5B``, ``checkpoint-500``, ``step-4000``.
 
-Forms that are known: Pythia and PolyPythia ``step143000``; OLMo ``step1000-tokens4B``; OLMo 2 ``stage1-step1000-tokens5B``
-and ``stage2-ingredient1-step1000-tokens3B``; OLMoE ``step5000-tokens20B``; Stanford CRFM and the trainer of transformers
-``checkpoint-500``; our own trainer ``step-4000``. A series has names of one form: steps of different stages, or of
-different ways of counting, must not be put on one axis.
+Forms that are known: Pythia and PolyPythia ``step143000``; OLMo ``step1000-tokens4B``; OLMo 2
+``stage1-step1000-tokens5B`` and ``stage2-ingredient1-step1000-tokens3B``; OLMoE ``step5000-tokens20B``;
+Stanford CRFM and the trainer of transformers ``checkpoint-500``; our own trainer ``step-4000``. A series has
+names of one form: steps of different stages, or of different ways of counting, must not be put on one axis.
 """
 
 from __future__ import annotations
@@ -52,11 +53,15 @@ def parse_name(revision: str) -> CheckpointName | None:
     found = match.groupdict()
     if found["checkpoint"] is not None:
         return CheckpointName(revision, int(found["checkpoint"]), "checkpoint-N")
-    stage, ingredient, tokens = (None if found[key] is None else int(found[key]) for key in ("stage", "ingredient", "tokens"))
+    stage, ingredient, tokens = (
+        None if found[key] is None else int(found[key]) for key in ("stage", "ingredient", "tokens")
+    )
     form = f"step{found['dash']}N" + ("" if tokens is None else "-tokensMB")
     form = ("" if ingredient is None else f"ingredient{ingredient}-") + form
     form = ("" if stage is None else f"stage{stage}-") + form
-    return CheckpointName(revision, int(found["step"]), form, stage, ingredient, None if tokens is None else tokens * 10**9)
+    return CheckpointName(
+        revision, int(found["step"]), form, stage, ingredient, None if tokens is None else tokens * 10**9
+    )
 
 
 def ordered_names(revisions: Iterable[str], where: str) -> tuple[CheckpointName, ...]:
@@ -83,7 +88,10 @@ def ordered_names(revisions: Iterable[str], where: str) -> tuple[CheckpointName,
         names.append(name)
     if not names:
         raise SpecError(
-            "there is no checkpoint", where=where, allowed=FORMS, next_step="check the place, or the names of its checkpoints"
+            "there is no checkpoint",
+            where=where,
+            allowed=FORMS,
+            next_step="check the place, or the names of its checkpoints",
         )
     forms = Counter(name.form for name in names)
     if len(forms) > 1:

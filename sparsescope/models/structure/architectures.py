@@ -1,7 +1,9 @@
-"""The architectures that this project trains and ships, and a model of one of them from plain configuration values.
+"""The architectures that this project trains and ships, and a model of one of them from
+plain configuration values.
 
-Three classes of transformers and one of our own. Building one draws its initialization from a seed and leaves the random
-state of the process as it was: the same seed gives the same weights in every process of one torch version.
+Three classes of transformers and one of our own. Building one draws its initialization from a seed and
+leaves the random state of the process as it was: the same seed gives the same weights in every process of
+one torch version.
 """
 
 from __future__ import annotations
@@ -31,7 +33,12 @@ def architecture(name: str) -> type[PreTrainedModel]:
         SpecError: It is not one of ``ARCHITECTURES``.
     """
     if name not in ARCHITECTURES:
-        raise unknown_name("architecture", name, ARCHITECTURES, next_step="choose one of the architectures that can be trained")
+        raise unknown_name(
+            "architecture",
+            name,
+            ARCHITECTURES,
+            next_step="choose one of the architectures that can be trained",
+        )
     return getattr(import_module(ARCHITECTURES[name]), name)
 
 
@@ -40,7 +47,8 @@ _FORMER = frozenset({"rope_theta", "rope_scaling"})
 
 
 def check_config(name: str, values: Iterable[str]) -> None:
-    """Refuse names that the configuration of an architecture does not have: transformers keeps them and nothing reads them.
+    """Refuse names that the configuration of an architecture does not have: transformers keeps them and
+    nothing reads them.
 
     Args:
         name: One of ``ARCHITECTURES``.
@@ -55,10 +63,17 @@ def check_config(name: str, values: Iterable[str]) -> None:
         known |= _FORMER
     for value in values:
         if value not in known:
-            raise unknown_name("value of the model's configuration", value, known, next_step="mend [model.config] of the recipe")
+            raise unknown_name(
+                "value of the model's configuration",
+                value,
+                known,
+                next_step="mend [model.config] of the recipe",
+            )
 
 
-def build_model(name: str, values: Mapping[str, Any], seed: int = 0, attn_implementation: str | None = None) -> PreTrainedModel:
+def build_model(
+    name: str, values: Mapping[str, Any], seed: int = 0, attn_implementation: str | None = None
+) -> PreTrainedModel:
     """Build a model at its initialization, in float32 on the CPU.
 
     Args:

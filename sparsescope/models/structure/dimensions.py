@@ -1,9 +1,10 @@
 """The shapes of a subject that costs are counted from: ``read_dimensions(subject) -> ModelDimensions``.
 
-With ``metrics.bounds.upper_bounds(read_dimensions(subject), {layer: density}, Assumptions(...))`` any analysis that has a
-density per layer gets an upper bound on the FLOPs and weight bytes saved. Shapes come from the modules themselves, never
-from the names of configurations; weights that are shared by two modules are counted once in ``parameters``.
-Entries of a matrix are counted as the model multiplies with them, so a quantized file counts its entries, not its bytes.
+With ``metrics.bounds.upper_bounds(read_dimensions(subject), {layer: density}, Assumptions(...))`` any
+analysis that has a density per layer gets an upper bound on the FLOPs and weight bytes saved. Shapes come
+from the modules themselves, never from the names of configurations; weights that are shared by two modules
+are counted once in ``parameters``. Entries of a matrix are counted as the model multiplies with them, so a
+quantized file counts its entries, not its bytes.
 """
 
 from __future__ import annotations

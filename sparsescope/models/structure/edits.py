@@ -1,12 +1,13 @@
 """Forward passes with changed activations: what if only these units had fired?
 
-``edit`` lets a function replace what sites see while the ``with`` block runs: inputs and outputs of modules, parts of
-them, the routing of a mixture, and the hidden layers of its experts. Weights are not touched, and the hooks are gone when
-the block ends in any way.
+``edit`` lets a function replace what sites see while the ``with`` block runs: inputs and outputs of modules,
+parts of them, the routing of a mixture, and the hidden layers of its experts. Weights are not touched, and
+the hooks are gone when the block ends in any way.
 
-A replacement that changes nothing changes no bit, except at expert sites: there the whole mixture is computed once more
-from the hidden layers (``experts.expert_output``), which moves its output by rounding. A reference that edited passes are
-compared with therefore takes the same recomputation: give it the same sites and a function that returns what it gets.
+A replacement that changes nothing changes no bit, except at expert sites: there the whole mixture is computed
+once more from the hidden layers (``experts.expert_output``), which moves its output by rounding. A reference
+that edited passes are compared with therefore takes the same recomputation: give it the same sites and a
+function that returns what it gets.
 
 Shapes: the function gets and returns [batch, pos, width], at expert sites [routed, width].
 """
@@ -21,7 +22,15 @@ import torch
 
 from sparsescope.errors import SubjectError
 from sparsescope.models.structure.experts import expert_output
-from sparsescope.models.structure.sites import Site, argument, by_module, module_at, shape_hook, shaped, with_argument
+from sparsescope.models.structure.sites import (
+    Site,
+    argument,
+    by_module,
+    module_at,
+    shape_hook,
+    shaped,
+    with_argument,
+)
 
 #: Called as ``replace(site, tensor)``, and at expert sites as ``replace(site, tensor, rows)``.
 Replace = Callable[..., torch.Tensor]
@@ -34,17 +43,18 @@ def edit(model: Any, sites: Sequence[Site], replace: Replace) -> Iterator[None]:
     Args:
         model: The HF model that the module paths of the sites start from.
         sites: Where. Where sites see the same tensor, they act in the order given.
-        replace: Gets the site and its tensor and returns a tensor of the same shape and dtype. It must not write to the
-            tensor that it gets: the model may use that elsewhere. At expert sites it gets a third argument, the rows int64
-            [routed], ascending indices into batch * pos (padding included) of the tokens routed to that expert; an expert
-            without tokens is not called.
+        replace: Gets the site and its tensor and returns a tensor of the same shape and dtype. It must not
+            write to the tensor that it gets: the model may use that elsewhere. At expert sites it gets a
+            third argument, the rows int64 [routed], ascending indices into batch * pos (padding included) of
+            the tokens routed to that expert; an expert without tokens is not called.
 
     Raises:
-        SubjectError: If nothing computes with a site, the replacement has another shape or dtype, or a forward pass went
-            through the block of a site without using its module.
+        SubjectError: If nothing computes with a site, the replacement has another shape or dtype, or a
+            forward pass went through the block of a site without using its module.
     """
     handles: list[Any] = []
-    shapes: dict[str, tuple[int, int]] = {}  # block path -> (batch, pos): some MLPs see their tokens flattened
+    # Block path -> (batch, pos): some MLPs see their tokens flattened
+    shapes: dict[str, tuple[int, int]] = {}
     used: set[str] = set()
     dense, routed = by_module(sites)
     try:
@@ -54,13 +64,17 @@ def edit(model: Any, sites: Sequence[Site], replace: Replace) -> Iterator[None]:
         for site in dense:
             if site.role == "mlp.router.hook_out":
                 raise SubjectError(
-                    "activations cannot be replaced here: the mixture takes the experts that the router chose, not its scores",
+                    "activations cannot be replaced here: the mixture takes the experts that the "
+                    "router chose, not its scores",
                     where=site.name,
                     allowed="sites that the model goes on with",
                     got=site.role,
                     next_step="replace mlp.hook_expert_indices or mlp.hook_expert_weights",
                 )
-            module, make = module_at(model, site.module_path), _input_hook if site.kind == "input" else _output_hook
+            module, make = (
+                module_at(model, site.module_path),
+                _input_hook if site.kind == "input" else _output_hook,
+            )
             hook = make(site, replace, shapes, used)
             if site.kind == "input":
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
@@ -79,7 +93,9 @@ def edit(model: Any, sites: Sequence[Site], replace: Replace) -> Iterator[None]:
 def _input_hook(
     site: Site, replace: Replace, shapes: dict[str, tuple[int, int]], used: set[str]
 ) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(
+        module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         used.add(site.name)
         after = _replaced(site, argument(args, kwargs, site.argument), replace, shapes)
         return with_argument(args, kwargs, site.argument, after)
@@ -107,7 +123,9 @@ def _experts_hook(group: list[Site], replace: Replace, used: set[str]) -> Callab
         site = by_expert.get(expert)
         return hidden if site is None else _alike(site, hidden, replace(site, hidden, rows))
 
-    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
+    def hook(
+        module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
+    ) -> torch.Tensor:
         used.update(site.name for site in group)
         states, index, weights = (argument(args, kwargs, number) for number in range(3))
         return expert_output(module, states, index, weights, change)
@@ -115,14 +133,18 @@ def _experts_hook(group: list[Site], replace: Replace, used: set[str]) -> Callab
     return hook
 
 
-def _replaced(site: Site, given: torch.Tensor, replace: Replace, shapes: dict[str, tuple[int, int]]) -> torch.Tensor:
+def _replaced(
+    site: Site, given: torch.Tensor, replace: Replace, shapes: dict[str, tuple[int, int]]
+) -> torch.Tensor:
     """The tensor that takes the place of ``given``, of which the site may be a part."""
     before = shaped(site, given, shapes)
     after = _alike(site, before, replace(site, before))
     if site.part is None:
         return after.reshape(given.shape)
     begin, end = site.part
-    return torch.cat([given[..., :begin], after.reshape(*given.shape[:-1], site.width), given[..., end:]], dim=-1)
+    return torch.cat(
+        [given[..., :begin], after.reshape(*given.shape[:-1], site.width), given[..., end:]], dim=-1
+    )
 
 
 def _alike(site: Site, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:

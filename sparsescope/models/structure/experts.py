@@ -1,9 +1,11 @@
-"""The hidden layer of one expert, recomputed from the tokens routed to it, and the output with hidden layers replaced.
+"""The hidden layer of one expert, recomputed from the tokens routed to it, and the output with
+hidden layers replaced.
 
 transformers 5 stores all experts of a layer in 3-D tensors and runs them in one fused module, so
 there is no module whose input is the hidden layer of an expert. Its input and the routing are
 known at the module, hence the hidden layer is ``act(gate(x)) * up(x)`` on the routed rows.
-The sum over experts of ``weight * down(hidden)`` is the output of the module, so hidden layers can be replaced as well.
+The sum over experts of ``weight * down(hidden)`` is the output of the module, so hidden layers can
+be replaced as well.
 
 Shapes: T = batch * pos tokens, K = experts per token, E = experts, d = d_model, f = width of one expert.
 """
@@ -65,7 +67,10 @@ def expert_hidden(
         matrix [n_routed, f], and the rows int64 [n_routed] as ascending indices into T.
     """
     with torch.no_grad():
-        flat, routing = rearrange(hidden_states, "... d -> (...) d"), rearrange(top_k_index, "... k -> (...) k")
+        flat, routing = (
+            rearrange(hidden_states, "... d -> (...) d"),
+            rearrange(top_k_index, "... k -> (...) k"),
+        )
         for expert in experts:
             rows = (routing == expert).any(dim=-1).nonzero().squeeze(-1)
             if rows.numel():
@@ -81,15 +86,16 @@ def expert_output(
 ) -> torch.Tensor:
     """Compute what a fused expert module gives when the hidden layers of its experts are replaced.
 
-    With a replacement that changes nothing it is the output of the module up to rounding: the sums run in another order.
+    With a replacement that changes nothing it is the output of the module up to rounding: the sums
+    run in another order.
 
     Args:
         module: Fused expert module.
         hidden_states: Its input, [T, d] or [batch, pos, d].
         top_k_index: Experts of each token, int64 [T, K].
         top_k_weights: Their weights, [T, K].
-        replace: Gets expert, hidden layer [n_routed, f] and rows int64 [n_routed], for every expert with at least one
-            token, and returns the hidden layer that goes on.
+        replace: Gets expert, hidden layer [n_routed, f] and rows int64 [n_routed], for every expert with at
+            least one token, and returns the hidden layer that goes on.
 
     Returns:
         The output of the module, shaped like ``hidden_states``.
@@ -126,4 +132,6 @@ def _matrix(module: Any, name: str, states: torch.Tensor, expert: int) -> torch.
     """Apply one matrix of an expert, with its bias where there is one."""
     weight = getattr(module, name)[expert]
     biases = getattr(module, f"{name}_bias", None)
-    return linear(states, weight.T if is_transposed(module) else weight, None if biases is None else biases[expert])
+    return linear(
+        states, weight.T if is_transposed(module) else weight, None if biases is None else biases[expert]
+    )

@@ -63,7 +63,9 @@ def parameters_of(model: Any, blocks: Sequence[Block]) -> tuple[ParameterSite, .
                 "qkv": attention.qkv,
                 "o": attention.out,
             }
-            found += [_matrix(model, block.layer, f"attn.{key}", m) for key, m in named.items() if m is not None]
+            found += [
+                _matrix(model, block.layer, f"attn.{key}", m) for key, m in named.items() if m is not None
+            ]
         if block.mlp is not None:
             found += _mlp(model, block.layer, "mlp", block.mlp)
         if block.experts is not None:

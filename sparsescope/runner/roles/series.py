@@ -37,10 +37,12 @@ def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None)
 
 
 def identity(value: CheckpointSeries, *companions: CheckpointSeries) -> dict[str, Any]:
-    """Return what ``SubjectIdentity.as_dict`` returns for a model: the last checkpoint, under a hash of them all.
+    """Return what ``SubjectIdentity.as_dict`` returns for a model: the last checkpoint, under
+    a hash of them all.
 
-    ``weight_hash`` covers step and weights of each checkpoint, the curves and the probe set, and the same of the companions.
-    A series of our own trainer says its digests; of others every checkpoint is loaded once to be hashed.
+    ``weight_hash`` covers step and weights of each checkpoint, the curves and the probe set, and the same
+    of the companions. A series of our own trainer says its digests; of others every checkpoint is loaded
+    once to be hashed.
 
     Args:
         value: The series.
@@ -61,7 +63,9 @@ def identity(value: CheckpointSeries, *companions: CheckpointSeries) -> dict[str
 
 
 def capabilities(value: CheckpointSeries) -> frozenset[str]:
-    """What analyses can ask of it; see ``series_capabilities``. Of a series of others its last checkpoint says what it reads."""
+    """What analyses can ask of it; see ``series_capabilities``. Of a series of others its last checkpoint
+    says what it reads.
+    """
     if value.trained is not None:
         return frozenset(series_capabilities(str(value.trained.data.get("kind"))))
     return frozenset({"tokenizer"} & value.subject(value.steps[-1]).capabilities)
@@ -83,7 +87,10 @@ def _marks(series: CheckpointSeries) -> str:
     if content is None:
         return "\n".join(f"{found.revision} {subject.identity.weight_hash}" for found, subject in series)
     lines = [f"{name} {digest}" for name, digest in sorted(content.files.items())]
-    recorded = [content.baselines, *({k: dict(v) for k, v in found.stored.items()} for found in content.checkpoints)]
+    recorded = [
+        content.baselines,
+        *({k: dict(v) for k, v in found.stored.items()} for found in content.checkpoints),
+    ]
     lines += [f"{found.step} {found.sha256}" for found in content.checkpoints]
     lines.append(json.dumps(recorded, sort_keys=True))  # losses that results show as they were recorded
     return "\n".join([*lines, content.probe_digest])

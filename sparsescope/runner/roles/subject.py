@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None) -> Subject:
-    """Return the subject that was given; a name is not loaded here, since how to load it is the caller's choice.
+    """Return the subject that was given; a name is not loaded here, since how to load it is
+    the caller's choice.
 
     Raises:
         SpecError: It is something else.
@@ -42,14 +43,22 @@ def capabilities(value: Subject) -> frozenset[str]:
 
 
 def words(value: Subject, opened: Mapping[str, tuple[Any, ...]], flag: str) -> list[str] | None:
-    """Options that load it again; None for a model in memory. Of a path of this machine only the last part is shown."""
+    """Options that load it again; None for a model in memory. Of a path of this machine only the
+    last part is shown.
+    """
     if not value.unchanged:
         return None
     found = value.identity.as_dict()
     _, place = split_name(str(value.source))
-    local = Path(place).exists() or ("@" in place and Path(place.rpartition("@")[0]).exists())  # FOLDER@step-N
+    # FOLDER@step-N
+    local = Path(place).exists() or ("@" in place and Path(place.rpartition("@")[0]).exists())
     variants, bare = split_name(str(found["id"]))
-    options = [flag, f"{variants}PATH/TO/{bare}" if local else str(found["id"]), "--dtype", str(found["dtype"])]
+    options = [
+        flag,
+        f"{variants}PATH/TO/{bare}" if local else str(found["id"]),
+        "--dtype",
+        str(found["dtype"]),
+    ]
     options += ["--attention", str(found["attn_implementation"])]
     options += ["--revision", str(found["revision"])] if found.get("revision") else []
     return options + (["--trust-remote-code"] if found.get("trust_remote_code") else [])

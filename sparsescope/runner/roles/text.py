@@ -41,7 +41,9 @@ def carried(opened: Mapping[str, tuple[Any, ...]]) -> TokenizedCorpus | None:
 
 
 def check_context(subject: Subject, text: TokenizedCorpus) -> None:
-    """Refuse windows that are longer than the model was made for: rotary models would answer, with nonsense."""
+    """Refuse windows that are longer than the model was made for: rotary models would
+    answer, with nonsense.
+    """
     special = text.context - text.window
     limit, longest = subject.max_positions, max(min(len(d) + special, text.context) for d in text.documents)
     if limit is not None and longest > limit:
@@ -77,7 +79,8 @@ def capabilities(value: TokenizedCorpus) -> frozenset[str]:
 
 
 def words(value: TokenizedCorpus, opened: Mapping[str, tuple[Any, ...]], flag: str) -> list[str] | None:
-    """Options that make this very token stream; none for what a series carries, None where no options make it.
+    """Options that make this very token stream; none for what a series carries, None where
+    no options make it.
 
     The text is made again to see whether it is the same: that costs little.
     """
@@ -88,7 +91,9 @@ def words(value: TokenizedCorpus, opened: Mapping[str, tuple[Any, ...]], flag: s
         return []  # the held-out text of a series needs no option
     if found.get("budget") is None or any(name not in registered_corpora() for name in value.name.split("+")):
         return None
-    again = corpus(value.name, tokens=found["budget"], **{key: found[key] for key in ("seed", "context", "bos")})
+    again = corpus(
+        value.name, tokens=found["budget"], **{key: found[key] for key in ("seed", "context", "bos")}
+    )
     if again.tokenize(_reader(opened).tokenizer).digest != value.digest:
         return None
     options = [(flag, "name"), ("--tokens", "budget"), ("--context", "context"), ("--seed", "seed")]

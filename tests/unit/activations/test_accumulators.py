@@ -37,7 +37,9 @@ def stream(documents=5, pieces=2, seed=0):
             }
             rows = {SITES[1].name: routed.numpy()}
             ids, positions = np.arange(n), np.arange(n, dtype=np.int32)
-            batches.append(ActivationBatch(len(batches), document, document % 2, ids, positions, values, rows))
+            batches.append(
+                ActivationBatch(len(batches), document, document % 2, ids, positions, values, rows)
+            )
     return batches
 
 
@@ -57,10 +59,22 @@ def test_sums_are_those_of_the_definitions():
     tokens = found.counts[..., 0].sum(0)
     assert tokens[0] == (~later).sum() and tokens[1:].sum() == later.sum()
     sums = found.sums.sum(0)
-    expected = [m.density(x), m.top_p_density(x, 0.5), m.top_p_density(x, 0.9), m.top_p_density(x, 0.5, 2),
-                m.top_p_density(x, 0.9, 2), m.hoyer(x), m.gini(x), m.participation_ratio(x),
-                m.participation_ratio(x, 4), m.entropy_number(x), m.kurtosis(x), m.treves_rolls(x)]  # fmt: skip
-    exact = np.where(np.arange(len(expected)) == 9, 3e-7, 1e-9)  # the entropy goes through a float32 logarithm
+    expected = [
+        m.density(x),
+        m.top_p_density(x, 0.5),
+        m.top_p_density(x, 0.9),
+        m.top_p_density(x, 0.5, 2),
+        m.top_p_density(x, 0.9, 2),
+        m.hoyer(x),
+        m.gini(x),
+        m.participation_ratio(x),
+        m.participation_ratio(x, 4),
+        m.entropy_number(x),
+        m.kurtosis(x),
+        m.treves_rolls(x),
+    ]
+    # The entropy goes through a float32 logarithm
+    exact = np.where(np.arange(len(expected)) == 9, 3e-7, 1e-9)
     for got, rows in ((sums[0], ~later), (sums[1:].sum(0), later)):
         wanted = np.array([e[rows].sum() for e in expected])
         assert (np.abs(got - wanted) <= exact * wanted).all()
@@ -93,7 +107,9 @@ def test_folds_hold_whole_documents():
         rows = [b.values[SITES[0].name][b.positions > 0] for b in batches if fold_of(b.document) == fold]
         assert found.fold_tokens[fold] == sum(map(len, rows))
         if rows:
-            np.testing.assert_allclose(found.magnitude[fold], torch.cat(rows).double().sum(0).numpy(), rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(
+                found.magnitude[fold], torch.cat(rows).double().sum(0).numpy(), rtol=1e-9, atol=1e-12
+            )
 
 
 def test_a_unit_that_fires_on_first_tokens_only_leaves_no_rounding_behind():
@@ -139,7 +155,9 @@ def test_memory_does_not_grow_with_documents_without_end():
     accumulator = SparsityAccumulator(SITES[:1], (0.5,), 0.9, context=4, threads=1)
     values = {SITES[0].name: torch.ones(2, 50)}
     for document in range(MAX_CLUSTERS + 50):
-        accumulator.update(ActivationBatch(document, document, 0, np.arange(2), np.arange(2, dtype=np.int32), values))
+        accumulator.update(
+            ActivationBatch(document, document, 0, np.arange(2), np.arange(2, dtype=np.int32), values)
+        )
     found = accumulator.finish()[SITES[0].name]
     assert len(found.sums) == MAX_CLUSTERS
     assert found.lengths.tolist() == [MAX_CLUSTERS + 50, MAX_CLUSTERS + 50, MAX_CLUSTERS + 50]

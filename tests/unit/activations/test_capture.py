@@ -12,8 +12,14 @@ from sparsescope.models.doctor import count_hooks
 from sparsescope.testing import check_subject
 
 ARCHITECTURES = [
-    "random-llama", "random-gpt2", "random-opt", "random-gemma2", "random-qwen2moe", "random-olmoe", "random-mixtral",
-]  # fmt: skip
+    "random-llama",
+    "random-gpt2",
+    "random-opt",
+    "random-gemma2",
+    "random-qwen2moe",
+    "random-olmoe",
+    "random-mixtral",
+]
 
 
 def hidden_patterns(subject):
@@ -30,7 +36,10 @@ def rows(subject, corpus, sites, **options):
                 number = batch.rows.get(name, np.arange(len(batch.token_ids))) + sum(map(len, tokens))
                 values.setdefault(name, []).append((number, value.clone()))
             tokens.append(batch.token_ids)
-    merged = {name: (np.concatenate([n for n, _ in parts]), torch.cat([v for _, v in parts])) for name, parts in values.items()}
+    merged = {
+        name: (np.concatenate([n for n, _ in parts]), torch.cat([v for _, v in parts]))
+        for name, parts in values.items()
+    }
     return merged, np.concatenate(tokens)
 
 
@@ -65,7 +74,9 @@ def test_values_are_those_of_the_model(llama, small_corpus):
     try:
         with ss.capture(llama, tokens, "blocks.1.mlp.hook_post") as source:
             for batch, text in zip(source, tokens.batches(), strict=True):
-                expected = seen[-1].reshape(-1, seen[-1].shape[-1])[torch.from_numpy(text.attention_mask.reshape(-1))]
+                expected = seen[-1].reshape(-1, seen[-1].shape[-1])[
+                    torch.from_numpy(text.attention_mask.reshape(-1))
+                ]
                 assert torch.equal(batch.values["blocks.1.mlp.hook_post"], expected)
                 assert (batch.positions == text.position[text.attention_mask]).all()
     finally:
@@ -105,7 +116,8 @@ def modules_run(subject, run):
     handles = [
         module.register_forward_hook(lambda module, args, output, path=path: found.append(path))
         for path, module in subject.model.named_modules()
-        if not path.endswith("experts.act_fn")  # called by capture too, which recomputes the hidden layers of experts
+        # Called by capture too, which recomputes the hidden layers of experts
+        if not path.endswith("experts.act_fn")
     ]
     try:
         run()
@@ -135,7 +147,9 @@ def whole_passes(subject, tokens, sites):
 
 def test_what_fails_in_a_shortened_pass_is_told(llama, small_corpus):
     before = count_hooks(llama.model)
-    handle = llama.model.model.layers[0].register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("on purpose")))
+    handle = llama.model.model.layers[0].register_forward_hook(
+        lambda *_: (_ for _ in ()).throw(RuntimeError("on purpose"))
+    )
     try:
         with (
             pytest.raises(RuntimeError, match="on purpose"),
@@ -166,10 +180,14 @@ def test_hooks_are_gone_after_a_broken_loop(llama, small_corpus):
 def test_a_non_finite_activation_names_site_and_batch(value, small_corpus):
     subject = ss.load("random-llama")
     layer = subject.model.model.layers[1].mlp.up_proj
-    handle = layer.register_forward_hook(lambda module, args, output: output.index_fill(-1, torch.tensor([3]), value))
+    handle = layer.register_forward_hook(
+        lambda module, args, output: output.index_fill(-1, torch.tensor([3]), value)
+    )
     try:
         with (
-            pytest.raises(SubjectError, match=r"not finite[\s\S]*blocks\.1\.mlp\.hook_post, batch 0[\s\S]*unit 3"),
+            pytest.raises(
+                SubjectError, match=r"not finite[\s\S]*blocks\.1\.mlp\.hook_post, batch 0[\s\S]*unit 3"
+            ),
             ss.capture(subject, small_corpus, "blocks.*.mlp.hook_post") as source,
         ):
             next(iter(source))

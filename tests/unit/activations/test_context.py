@@ -1,4 +1,6 @@
-"""A context that is not given is what the model takes, 256 at most; everything that is hashed has the resolved number."""
+"""A context that is not given is what the model takes, 256 at most; everything that is hashed has
+the resolved number.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def test_a_short_model_runs_and_its_run_is_that_of_the_resolved_context(glass, t
 def test_without_a_model_the_context_is_256(llama):
     text = ss.corpus(["some words " * 200])
     given = ss.corpus(["some words " * 200], context=256)
-    assert text.tokenize(llama.tokenizer).context == 256 and text.tokenize(llama.tokenizer, 4096).context == 256
+    assert (
+        text.tokenize(llama.tokenizer).context == 256 and text.tokenize(llama.tokenizer, 4096).context == 256
+    )
     assert text.tokenize(llama.tokenizer).digest == given.tokenize(llama.tokenizer).digest
     assert text.digest == given.digest != ss.corpus(["some words " * 200], context=100).digest
     assert given.tokenize(llama.tokenizer, 100).context == 256, "one that was given stays"

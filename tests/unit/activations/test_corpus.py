@@ -60,7 +60,9 @@ def test_long_documents_are_read_further_only_where_documents_run_out(tokenizer)
     found = corpus(prose(2, 200), tokens=2000, context=50).tokenize(tokenizer)
     assert found.n_tokens == 2000
     assert len(found.documents) == 2
-    assert all(text.startswith(text_of(tokenizer, document)) for text, document in matched(found, prose(2, 200)))
+    assert all(
+        text.startswith(text_of(tokenizer, document)) for text, document in matched(found, prose(2, 200))
+    )
 
 
 def matched(found, texts):
@@ -96,7 +98,9 @@ def test_budget_is_split_evenly_over_domains_and_shortage_goes_to_the_others(tok
 
 
 def test_every_prefix_of_the_stream_has_both_domains(tokenizer):
-    texts = [Document(f"{d}/{n}", d, text) for d in "ab" for n, text in enumerate(prose(20, 100, seed=ord(d)))]
+    texts = [
+        Document(f"{d}/{n}", d, text) for d in "ab" for n, text in enumerate(prose(20, 100, seed=ord(d)))
+    ]
     documents = corpus(texts, tokens=4000, context=50).tokenize(tokenizer).documents
     tokens = np.array([len(document) for document in documents])
     in_a = np.array([document.domain == "a" for document in documents])
@@ -196,7 +200,9 @@ def test_text_that_spells_a_special_token_is_text_and_the_tokenizer_stays_as_it_
     assert 257 in tokenizer("end </s> here")["input_ids"]
 
 
-@pytest.mark.parametrize("text", ["\ud800 lone", "nul \0 inside", "\ufeff mark", "e\u0301\u200d", "\u2028 line"])
+@pytest.mark.parametrize(
+    "text", ["\ud800 lone", "nul \0 inside", "\ufeff mark", "e\u0301\u200d", "\u2028 line"]
+)
 def test_odd_unicode_is_read(tokenizer, text):
     found = corpus([text], tokens=None).tokenize(tokenizer)
     assert text_of(tokenizer, found.documents[0]) == text.replace("\ud800", "\ufffd")
@@ -228,7 +234,9 @@ def test_seed_draws_the_documents(tokenizer):
     texts = prose(60, 100)
 
     def ids(seed):
-        return [document.id for document in corpus(texts, tokens=2000, seed=seed).tokenize(tokenizer).documents]
+        return [
+            document.id for document in corpus(texts, tokens=2000, seed=seed).tokenize(tokenizer).documents
+        ]
 
     assert ids(0) == ids(0)
     assert set(ids(0)) != set(ids(1))
@@ -276,7 +284,9 @@ def test_digest_is_a_constant_of_the_text_in_any_process():
     code = "from sparsescope.activations.corpus import corpus; print(corpus(['ä text', 'second']).digest)"
     for hash_seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+        )
         assert done.stdout.strip() == corpus(["ä text", "second"]).digest
     assert corpus(["ä text", "second"]).digest == DIGEST
 

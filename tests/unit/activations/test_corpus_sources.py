@@ -224,7 +224,9 @@ def test_plug_ins_are_listed_and_broken_ones_fail_only_when_used(monkeypatch):
         EntryPoint("gone", "no_such_module_at_all:X", registered.ENTRY_POINT_GROUP),
         EntryPoint("odd", "plug_in_corpora:mine", registered.ENTRY_POINT_GROUP),
     ]
-    monkeypatch.setattr(registered, "entry_points", lambda group: points if group == registered.ENTRY_POINT_GROUP else [])
+    monkeypatch.setattr(
+        registered, "entry_points", lambda group: points if group == registered.ENTRY_POINT_GROUP else []
+    )
     found = registered_corpora()
     assert contents(corpus("mine")) == [("mine/1", "chat", "hello there")]
     assert corpus("mine").license == "CC0-1.0"
@@ -242,7 +244,9 @@ def test_importing_and_reading_corpora_loads_no_torch():
         "import sys; from sparsescope.activations.corpus import corpus; corpus('python-docs');"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -310,7 +314,9 @@ def test_a_failed_download_says_how_to_do_it_by_hand(tmp_path, monkeypatch, outc
     def run(command, timeout, **_):
         if outcome == "hangs":
             raise subprocess.TimeoutExpired(command, timeout)
-        return subprocess.CompletedProcess(command, 1, "", "WARNING: x\nERROR: No matching distribution found\n")
+        return subprocess.CompletedProcess(
+            command, 1, "", "WARNING: x\nERROR: No matching distribution found\n"
+        )
 
     monkeypatch.setattr(packages.subprocess, "run", run)
     with pytest.raises(DependencyError, match="could not be downloaded") as caught:

@@ -27,7 +27,8 @@ def test_the_push_is_the_slope_of_the_loss_along_the_signs_of_the_activations(ca
     sites = subject.sites(SITES)
     found = shrink_sums(subject, text, sites)
     assert found.documents.tolist() == [document.index for document in text.documents]
-    # Of ReLU hardly a unit may cross its kink; the norms of Llama compute in float32, whatever the weights are.
+    # Of ReLU hardly a unit may cross its kink; the norms of Llama compute in float32,
+    # whatever the weights are.
     step, rtol = (1e-7, 1e-4) if subject.id == "random-opt" else (1e-3, 1e-2)
     for column, site in enumerate(sites):
         slope = np.zeros(len(found.documents))
@@ -44,7 +45,9 @@ def loss(subject, site, batch, h):
     mask = torch.from_numpy(batch.attention_mask).long()
     with torch.no_grad(), subject.edit([site], lambda _, tensor: tensor + h * tensor.sign() * kept):
         logits = subject.model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-    return float(torch.nn.functional.cross_entropy(logits[wanted].double(), ids[:, 1:][wanted], reduction="sum"))
+    return float(
+        torch.nn.functional.cross_entropy(logits[wanted].double(), ids[:, 1:][wanted], reduction="sum")
+    )
 
 
 def test_counts_and_bounds(case):
@@ -52,9 +55,13 @@ def test_counts_and_bounds(case):
     sites = subject.sites(SITES)
     found = shrink_sums(subject, text, sites)
     positions = sum(max(0, row.sum() - 2) for batch in text.batches() for row in batch.attention_mask)
-    assert (found.count.sum(0) <= positions * np.array([site.width for site in sites])).all() and (found.count.sum(0) > 0).all()
+    assert (found.count.sum(0) <= positions * np.array([site.width for site in sites])).all() and (
+        found.count.sum(0) > 0
+    ).all()
     rms = np.sqrt(found.square.sum(0) / found.count.sum(0))
-    assert (np.abs(found.push.sum(0) / found.count.sum(0)) <= rms).all(), "a mean of signed slopes exceeds their root mean square"
+    assert (np.abs(found.push.sum(0) / found.count.sum(0)) <= rms).all(), (
+        "a mean of signed slopes exceeds their root mean square"
+    )
 
 
 def test_the_model_is_left_as_it_was(case):
@@ -71,7 +78,13 @@ def test_the_model_is_left_as_it_was(case):
 def test_a_model_without_next_tokens_is_refused():
     from transformers import BertConfig, BertModel
 
-    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 300}
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "vocab_size": 300,
+    }
     subject = ss.wrap(BertModel(BertConfig(**small)).eval(), load("random-llama").tokenizer)
     text = ss.corpus("python-docs", tokens=100, context=32).tokenize(subject.tokenizer)
     with pytest.raises(SubjectError, match="causal"):

@@ -40,5 +40,7 @@ def test_a_series_without_text_is_refused():
     with pytest.raises(SpecError, match="residues"):
         probe_corpus(open_series("grokking-relu"))
     with pytest.raises(SpecError, match="carries no text") as caught:
-        probe_corpus(CheckpointSeries("org/model", [Checkpoint(1, "step1")], lambda checkpoint: load("random-opt")))
+        probe_corpus(
+            CheckpointSeries("org/model", [Checkpoint(1, "step1")], lambda checkpoint: load("random-opt"))
+        )
     assert "--corpus" in caught.value.next_step

@@ -63,4 +63,7 @@ def test_keys_are_even_and_depend_on_seed_document_and_index():
     shares = keys / 2.0**64
     assert abs(shares.mean() - 0.5) < 0.01 and abs(np.corrcoef(shares[1:], shares[:-1])[0, 1]) < 0.03
     np.testing.assert_array_equal(token_keys(0, 4, 100, 50), keys[100:150])
-    assert not np.isin(token_keys(1, 4, 0, 1000), keys).any() and not np.isin(token_keys(0, 5, 0, 1000), keys).any()
+    assert (
+        not np.isin(token_keys(1, 4, 0, 1000), keys).any()
+        and not np.isin(token_keys(0, 5, 0, 1000), keys).any()
+    )

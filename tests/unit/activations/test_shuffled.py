@@ -19,7 +19,9 @@ DENSE = ("blocks.0.mlp.hook_post", "blocks.1.mlp.hook_in")
 
 @pytest.fixture(scope="module")
 def stores(llama, small_corpus, tmp_path_factory):
-    """Dense sites and all experts of a mixture, in shards of about one batch, and the dense ones in one shard."""
+    """Dense sites and all experts of a mixture, in shards of about one batch, and the dense
+    ones in one shard.
+    """
     made = {}
     for name, subject, sites, shard_bytes in (
         ("dense", llama, DENSE, 1),
@@ -27,7 +29,9 @@ def stores(llama, small_corpus, tmp_path_factory):
         ("experts", ss.load("random-olmoe"), "blocks.*.mlp.experts.hook_post", 40_000),
     ):
         with ss.capture(subject, small_corpus, sites, batch_tokens=128) as source:
-            made[name] = write_store(source, tmp_path_factory.mktemp("stores") / name, shard_bytes=shard_bytes)
+            made[name] = write_store(
+                source, tmp_path_factory.mktemp("stores") / name, shard_bytes=shard_bytes
+            )
     return made
 
 
@@ -37,7 +41,14 @@ def stream(store: ActivationStore, site: str) -> list[tuple[int, int, int, bytes
     for batch in store:
         rows = batch.rows.get(site, np.arange(len(batch.token_ids)))
         for row, value in zip(rows, batch.values[site], strict=True):
-            found.append((batch.document, int(batch.token_ids[row]), int(batch.positions[row]), value.numpy().tobytes()))
+            found.append(
+                (
+                    batch.document,
+                    int(batch.token_ids[row]),
+                    int(batch.positions[row]),
+                    value.numpy().tobytes(),
+                )
+            )
     return found
 
 
@@ -52,7 +63,9 @@ def rows_of(batches: Iterable[RowBatch], site: str) -> list[tuple[int, int, int,
 
 
 @pytest.mark.parametrize(("batch_rows", "buffer_rows"), [(7, 30), (64, 64), (100, 10**6), (10**6, 1)])
-@pytest.mark.parametrize(("name", "sites"), [("dense", DENSE), ("experts", ("blocks.1.mlp.experts.3.hook_post",))])
+@pytest.mark.parametrize(
+    ("name", "sites"), [("dense", DENSE), ("experts", ("blocks.1.mlp.experts.3.hook_post",))]
+)
 def test_every_row_comes_once_an_epoch(name, sites, batch_rows, buffer_rows, stores):
     rows = ShuffledRows(stores[name], sites, batch_rows=batch_rows, buffer_rows=buffer_rows, epochs=2, seed=3)
     batches = list(rows)
@@ -120,7 +133,10 @@ def test_only_the_shards_of_a_buffer_are_opened_for_it(stores, monkeypatch):
 
 def test_its_fingerprint_changes_with_what_changes_the_rows(stores):
     plain = ShuffledRows(stores["dense"], DENSE, batch_rows=16, buffer_rows=64)
-    assert plain.fingerprint == ShuffledRows(stores["one shard"], DENSE, batch_rows=16, buffer_rows=60, epochs=9).fingerprint
+    assert (
+        plain.fingerprint
+        == ShuffledRows(stores["one shard"], DENSE, batch_rows=16, buffer_rows=60, epochs=9).fingerprint
+    )
     others = [
         ShuffledRows(stores["dense"], DENSE, batch_rows=16, buffer_rows=80),
         ShuffledRows(stores["dense"], DENSE, batch_rows=8, buffer_rows=64),

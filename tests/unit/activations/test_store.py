@@ -1,4 +1,6 @@
-"""Activation shards: replayed as they were, resumed where they stopped, refused when they are something else."""
+"""Activation shards: replayed as they were, resumed where they stopped, refused when they
+are something else.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,17 @@ PATTERNS = {"random-llama": "blocks.*.mlp.hook_post", "random-olmoe": "blocks.*.
 
 def copies(source):
     return [
-        (b.index, b.document, b.domain, b.token_ids.copy(), b.positions.copy(), {k: v.clone() for k, v in b.values.items()},
-         {k: v.copy() for k, v in b.rows.items()})
+        (
+            b.index,
+            b.document,
+            b.domain,
+            b.token_ids.copy(),
+            b.positions.copy(),
+            {k: v.clone() for k, v in b.values.items()},
+            {k: v.copy() for k, v in b.rows.items()},
+        )
         for b in source
-    ]  # fmt: skip
+    ]
 
 
 def same(a, b):
@@ -55,10 +64,17 @@ def test_live_and_stored_sources_keep_the_contract(name, small_corpus, tmp_path)
         check_source(source)
         stored = write_store(source, tmp_path / "acts", shard_bytes=30_000)
         check_source(stored)
-        # A pass over the model can go on from the disk, and the other way round; the keys are those of older states.
+        # A pass over the model can go on from the disk, and the other way round; the keys are
+        # those of older states.
         assert stored.fingerprint == source.fingerprint
-        assert source.fingerprint == {"batch_tokens": 128, "padding_side": "right", "corpus": source.corpus.digest}
-    with ss.capture(ss.load(name), small_corpus, PATTERNS[name], batch_tokens=128, dtype="bfloat16") as rounded:
+        assert source.fingerprint == {
+            "batch_tokens": 128,
+            "padding_side": "right",
+            "corpus": source.corpus.digest,
+        }
+    with ss.capture(
+        ss.load(name), small_corpus, PATTERNS[name], batch_tokens=128, dtype="bfloat16"
+    ) as rounded:
         assert rounded.fingerprint == {**source.fingerprint, "dtype": "bfloat16"}
         assert write_store(rounded, tmp_path / "rounded").fingerprint == rounded.fingerprint
 
@@ -68,7 +84,10 @@ def test_going_on_opens_no_earlier_shard(llama, small_corpus, tmp_path, monkeypa
         stored = write_store(source, tmp_path / "acts", shard_bytes=1)
     opened, original = [], module.load_shard
     monkeypatch.setattr(module, "load_shard", lambda path: opened.append(path) or original(path))
-    assert [batch.index for batch in stored.batches(stored.n_batches - 2)] == [stored.n_batches - 2, stored.n_batches - 1]
+    assert [batch.index for batch in stored.batches(stored.n_batches - 2)] == [
+        stored.n_batches - 2,
+        stored.n_batches - 1,
+    ]
     assert opened == stored.shard_paths[-2:] and list(stored.batches(stored.n_batches)) == []
 
 
@@ -109,7 +128,9 @@ def test_writing_goes_on_after_the_last_shard(llama, small_corpus, tmp_path, mon
         stored = write_store(source, tmp_path / "acts", shard_bytes=1)
     same(live, copies(stored))
     for name, stamp in stamps.items():
-        assert (tmp_path / "acts" / "shards" / name).stat().st_mtime_ns == stamp, "a finished shard was written again"
+        assert (tmp_path / "acts" / "shards" / name).stat().st_mtime_ns == stamp, (
+            "a finished shard was written again"
+        )
 
 
 def test_a_folder_with_other_activations_is_refused(llama, small_corpus, tmp_path):

@@ -1,4 +1,6 @@
-"""Interventions against what must hold: dense at k = f, ranking beats chance, the same corrupted tokens for both models."""
+"""Interventions against what must hold: dense at k = f, ranking beats chance, the same corrupted
+tokens for both models.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +20,31 @@ SMALL = {"tokens": 300, "densities": (0.5, 0.1), "corruption": (0.2,), "null_dra
 def test_contract(name, small_corpus):
     result = check_analysis(ANALYSIS, ss.load(name), small_corpus)
     curve = result.tables["loss_curve"]
-    assert (curve["low"] <= curve["loss_rise"] + 1e-12).all() and (curve["loss_rise"] <= curve["high"] + 1e-12).all()
+    assert (curve["low"] <= curve["loss_rise"] + 1e-12).all() and (
+        curve["loss_rise"] <= curve["high"] + 1e-12
+    ).all()
     errors = result.tables["calibration"]
     assert errors[["ece", "null", "null_high"]].to_numpy().min() >= 0 and errors["ece"].max() <= 1
     assert set(result.tables["robustness"]["model"]) == {"dense", "top-k"}
 
 
 def test_the_largest_units_matter_more_than_random_ones(glass):
-    """On a trained model, at the same k, keeping the largest changes fewer predictions than keeping random ones.
+    """On a trained model, at the same k, keeping the largest changes fewer predictions than
+    keeping random ones.
 
-    The loss is no test here: the text is foreign to the model, and random noise lowers the loss of an overconfident model.
+    The loss is no test here: the text is foreign to the model, and random noise lowers the loss of
+    an overconfident model.
     """
     text = ss.corpus("python-docs", tokens=1500, context=64)
     result = ss.run(
-        "activation_interventions", glass, text, tokens=1000, densities=(0.25,), robust_density=0.25, corruption=(), resamples=100
+        "activation_interventions",
+        glass,
+        text,
+        tokens=1000,
+        densities=(0.25,),
+        robust_density=0.25,
+        corruption=(),
+        resamples=100,
     )
     curve = result.tables["loss_curve"].set_index("model")
     assert curve.loc["top-k", "changed"] < 0.5 * curve.loc["random-k", "changed"]
@@ -41,7 +54,9 @@ def test_the_largest_units_matter_more_than_random_ones(glass):
 
 def test_a_top_k_beyond_the_active_units_is_the_dense_model(small_corpus):
     """Half of the units of a random ReLU layer are zero: keeping 3/4 changes nothing at all."""
-    result = ss.run("activation_interventions", ss.load("random-opt"), small_corpus, **{**SMALL, "densities": (0.75, 0.5)})
+    result = ss.run(
+        "activation_interventions", ss.load("random-opt"), small_corpus, **{**SMALL, "densities": (0.75, 0.5)}
+    )
     curve = result.tables["loss_curve"]
     same = curve[(curve["model"] == "top-k") & (curve["kept"] == 0.75)].iloc[0]
     assert same["loss_rise"] == 0 and same["changed"] == 0
@@ -55,7 +70,9 @@ def test_corruption_replaces_text_tokens_at_its_rate_and_nests(llama, small_corp
     for batch in text.batches(512):
         a, b = few(batch), many(batch)
         assert (a[~batch.text_mask] == batch.input_ids[~batch.text_mask]).all()
-        assert ((a != batch.input_ids) <= (b != batch.input_ids)).all(), "a larger share replaces the same tokens and more"
+        assert ((a != batch.input_ids) <= (b != batch.input_ids)).all(), (
+            "a larger share replaces the same tokens and more"
+        )
         assert (few(batch) == a).all()
         changed += int((b == 7)[batch.text_mask].sum() - (batch.input_ids == 7)[batch.text_mask].sum())
         total += int(batch.text_mask.sum())

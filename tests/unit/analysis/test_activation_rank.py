@@ -26,7 +26,9 @@ def stream(documents=6, tokens=25):
         for piece in range(2):
             positions = np.arange(tokens, dtype=np.int32)
             values = {SITE.name: torch.randn(tokens, 30, generator=generator)}
-            yield ActivationBatch(2 * document + piece, document, document % 2, positions.astype(np.int64), positions, values)
+            yield ActivationBatch(
+                2 * document + piece, document, document % 2, positions.astype(np.int64), positions, values
+            )
 
 
 @pytest.mark.parametrize("name", ["random-llama", "random-gpt2"])
@@ -48,21 +50,31 @@ def test_accumulators_obey_the_laws():
 
 @pytest.mark.parametrize("sample", [64, 16_384])
 def test_ranks_are_those_of_the_captured_tokens(glass, sample):
-    """With a sample of all tokens, both orders of the matrix (more tokens, more units) agree with a plain decomposition."""
+    """With a sample of all tokens, both orders of the matrix (more tokens, more units) agree with
+    a plain decomposition.
+    """
     text, site = ss.corpus("python-docs", tokens=500, context=64), "blocks.1.mlp.hook_post"
     result = ss.run("activation_rank", glass, text, sites=site, sample_tokens=sample)
     with ss.capture(glass, text, site) as source:
-        x = np.concatenate([batch.values[site].numpy()[batch.positions > 0] for batch in source]).astype(np.float64)
+        x = np.concatenate([batch.values[site].numpy()[batch.positions > 0] for batch in source]).astype(
+            np.float64
+        )
     row = result.tables["ranks"].set_index("metric")
     if sample > len(x):
         expected = r.effective_ranks(np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2)
         np.testing.assert_allclose(row.loc[list(r.MEASURES), "mean"], expected, rtol=1e-6)
-    assert (row["tokens"] == min(sample, len(x))).all() and (row["largest"] == min(sample - 1, 341, len(x) - 1)).all()
-    np.testing.assert_allclose(row.loc[list(r.MEASURES), "reference"], r.independent_ranks(min(sample, len(x)) - 1, 341))
+    assert (row["tokens"] == min(sample, len(x))).all() and (
+        row["largest"] == min(sample - 1, 341, len(x) - 1)
+    ).all()
+    np.testing.assert_allclose(
+        row.loc[list(r.MEASURES), "reference"], r.independent_ranks(min(sample, len(x)) - 1, 341)
+    )
 
 
 def test_planted_directions_are_found():
-    """Tokens in a plane of three directions, far from the origin, and independent entries, which meet the reference."""
+    """Tokens in a plane of three directions, far from the origin, and independent entries, which
+    meet the reference.
+    """
     generator = np.random.default_rng(0)
     plane = 50 + generator.standard_normal((400, 3)) @ np.linalg.qr(generator.standard_normal((200, 3)))[0].T
     folds = np.arange(400) % 5
@@ -73,7 +85,8 @@ def test_planted_directions_are_found():
         noise = generator.standard_normal(shape).astype(np.float32)
         whole, replicates, _ = r.ranks_and_folds(noise, np.arange(shape[0]) % 5)
         np.testing.assert_allclose(whole, r.independent_ranks(shape[0] - 1, shape[1]), rtol=0.05)
-        np.testing.assert_allclose(replicates, np.tile(whole, (5, 1)), rtol=0.08)  # brought to the size of the whole
+        # Brought to the size of the whole
+        np.testing.assert_allclose(replicates, np.tile(whole, (5, 1)), rtol=0.08)
 
 
 def test_folds_of_unequal_size_are_not_taken_for_uncertainty():
@@ -105,7 +118,10 @@ def test_shards_and_batches_give_the_same_sample(glass):
 
 def test_the_seed_draws_another_sample(glass):
     text = ss.corpus("python-docs", tokens=900, context=64)
-    a, b = (ss.run("activation_rank", glass, text, sample_tokens=100, seed=seed).tables["ranks"] for seed in (0, 1))
+    a, b = (
+        ss.run("activation_rank", glass, text, sample_tokens=100, seed=seed).tables["ranks"]
+        for seed in (0, 1)
+    )
     assert not np.allclose(a["mean"], b["mean"])
 
 
@@ -133,7 +149,9 @@ def test_what_cannot_be_measured_is_refused(llama, small_corpus):
         for batch in (batches[2], batches[1]):
             first.update(batch)
     one = ss.run("activation_rank", llama, ss.corpus(["some words " * 40], context=64))
-    assert one.tables["ranks"]["low"].isna().all() and any("one document" in note.message for note in one.notes)
+    assert one.tables["ranks"]["low"].isna().all() and any(
+        "one document" in note.message for note in one.notes
+    )
 
 
 def test_a_layer_that_never_varies_has_no_rank(small_corpus):

@@ -1,4 +1,6 @@
-"""Activation reuse end to end: contract, brute force on captured activations, nulls that order as they must."""
+"""Activation reuse end to end: contract, brute force on captured activations, nulls that
+order as they must.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ from sparsescope.models.structure.dimensions import read_dimensions
 from sparsescope.models.structure.sites import Site
 from sparsescope.testing import check_accumulator, check_analysis, check_same_numbers
 
-SITES = tuple(Site(f"blocks.{n}.mlp.hook_post", n, "mlp.hook_post", "input", "x", width) for n, width in enumerate((50, 70)))
+SITES = tuple(
+    Site(f"blocks.{n}.mlp.hook_post", n, "mlp.hook_post", "input", "x", width)
+    for n, width in enumerate((50, 70))
+)
 CONTEXT = 20
 
 
@@ -36,7 +41,12 @@ def stream(values, windows, documents=1, sites=SITES[:1]):
         flat = torch.as_tensor(values[document]).reshape(windows * CONTEXT, -1).float()
         positions = np.tile(np.arange(CONTEXT, dtype=np.int32), windows)
         yield ActivationBatch(
-            document, document, document % 2, np.arange(len(flat)), positions, {site.name: flat for site in sites}
+            document,
+            document,
+            document % 2,
+            np.arange(len(flat)),
+            positions,
+            {site.name: flat for site in sites},
         )
 
 
@@ -47,7 +57,11 @@ def random_stream(documents=5, pieces=2):
             lengths = torch.randint(1, CONTEXT, (3,), generator=generator).tolist()
             positions = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
             values = {s.name: torch.randn(len(positions), s.width, generator=generator).relu() for s in SITES}
-            batches.append(ActivationBatch(len(batches), document, document % 2, np.arange(len(positions)), positions, values))
+            batches.append(
+                ActivationBatch(
+                    len(batches), document, document % 2, np.arange(len(positions)), positions, values
+                )
+            )
     return batches
 
 
@@ -59,7 +73,9 @@ def test_contract(name, small_corpus):
         assert rows["marginal"].is_monotonic_increasing
         assert (rows["marginal"] <= rows["independent"] + 1e-12).all()
         single = rows[rows["chunk"] == 1].iloc[0]
-        assert single["mean"] == pytest.approx(single["marginal"]) and single["mean"] == pytest.approx(single["independent"])
+        assert single["mean"] == pytest.approx(single["marginal"]) and single["mean"] == pytest.approx(
+            single["independent"]
+        )
         assert single["ratio"] == pytest.approx(1) and single["ratio_low"] == pytest.approx(1)
     shares = unions[["mean", "low", "high", "independent", "marginal"]].to_numpy()
     assert np.nanmin(shares) >= 0 and np.nanmax(shares) <= 1 + 1e-12
@@ -83,16 +99,22 @@ def test_sums_are_those_of_the_definitions(glass):
             members.append(both[:, batch.positions > 0])
     rates = np.concatenate(members, axis=1).mean(1)
     for index, rule in enumerate(RULES):
-        tables = {name: frame[frame["rule"] == rule] for name, frame in result.tables.items() if "rule" in frame}
+        tables = {
+            name: frame[frame["rule"] == rule] for name, frame in result.tables.items() if "rule" in frame
+        }
         for k in (1, 2, 8, 32):
-            sizes = [w[index, i : i + k].any(0).mean() for w in windows for i in range(0, w.shape[1] - k + 1, k)]
+            sizes = [
+                w[index, i : i + k].any(0).mean() for w in windows for i in range(0, w.shape[1] - k + 1, k)
+            ]
             row = tables["union_density"].query("chunk == @k").iloc[0]
             assert row["mean"] == pytest.approx(np.mean(sizes), abs=1e-12) and row["chunks"] == len(sizes)
             assert row["marginal"] == pytest.approx(np.mean(1 - (1 - rates[index]) ** k))
             assert row["independent"] == pytest.approx(1 - (1 - rates[index].mean()) ** k)
             heads = [w[index, :k].any(0).mean() for w in windows if w.shape[1] >= k]
             row = tables["aggregated"].query("tokens == @k").iloc[0]
-            assert row["mean"] == pytest.approx(1 - np.mean(heads), abs=1e-12) and row["windows"] == len(heads)
+            assert row["mean"] == pytest.approx(1 - np.mean(heads), abs=1e-12) and row["windows"] == len(
+                heads
+            )
         pairs = [(w[index, i], w[index, i + 1]) for w in windows for i in range(w.shape[1] - 1)]
         row = tables["neighbors"].iloc[0]
         assert row["mean"] == pytest.approx(np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs]))
@@ -120,7 +142,9 @@ def test_independent_tokens_meet_the_nulls():
 
 
 def test_tokens_that_repeat_need_no_more_units_than_one():
-    """Every window repeats one token: no union grows, neighbours agree entirely, and the nulls see the difference."""
+    """Every window repeats one token: no union grows, neighbours agree entirely, and the nulls
+    see the difference.
+    """
     generator = np.random.default_rng(1)
     one = (generator.random((6, 4, 1, 50)) < 0.2) * generator.random((6, 4, 1, 50))
     values = np.repeat(one, CONTEXT, axis=2)
@@ -158,7 +182,9 @@ def test_batches_padding_and_order_of_shards_change_nothing(name):
 
     def accumulate(part, batch_tokens=2048, side="right"):
         accumulator = module.accumulator(params, context)
-        for batch in LiveSource(subject, part, accumulator.sites, batch_tokens=batch_tokens, padding_side=side):
+        for batch in LiveSource(
+            subject, part, accumulator.sites, batch_tokens=batch_tokens, padding_side=side
+        ):
             accumulator.update(batch)
         return accumulator
 
@@ -179,18 +205,26 @@ def test_trained_text_is_reused_more_than_independent_tokens_would(glass):
     rows = result.tables["union_density"].query("rule == 'in use' and chunk == 8")
     assert (rows["mean"] < rows["marginal"]).all() and (rows["marginal"] < rows["independent"]).all()
     overlap = result.tables["neighbors"].query("rule == 'in use'")
-    assert (overlap["mean"] > overlap["within"]).all() and (overlap["within"] > overlap["across"]).mean() >= 0.5
+    assert (overlap["mean"] > overlap["within"]).all() and (
+        overlap["within"] > overlap["across"]
+    ).mean() >= 0.5
     assert (overlap["excess_low"] > 0).all()
 
 
 def test_bounds_on_bytes_use_the_union(small_corpus):
     subject = ss.load("random-opt")
     result = ss.run("activation_reuse", subject, small_corpus)
-    table = result.tables["upper_bounds"].query("rule == 'nonzero' and scheme == 'ideal predictor'").set_index("together")
+    table = (
+        result.tables["upper_bounds"]
+        .query("rule == 'nonzero' and scheme == 'ideal predictor'")
+        .set_index("together")
+    )
     assert set(table["quantity"]) == {"weight bytes"} and {1, 8} <= set(table.index)
     for k, row in table.iterrows():
         unions = result.tables["union_density"].query("rule == 'nonzero' and chunk == @k")["mean"]
-        assert row["density"] == pytest.approx(unions.mean()) and row["saved_mlp"] == pytest.approx(1 - unions.mean())
+        assert row["density"] == pytest.approx(unions.mean()) and row["saved_mlp"] == pytest.approx(
+            1 - unions.mean()
+        )
         dense = dense_cost(read_dimensions(subject), attended=row["attended"], together=int(k)).total_bytes
         assert row["dense"] == pytest.approx(dense)
     assert table["saved_model"].is_monotonic_decreasing
@@ -198,22 +232,35 @@ def test_bounds_on_bytes_use_the_union(small_corpus):
 
 def test_the_seed_changes_the_permuted_orders_alone(glass):
     text = ss.corpus("python-docs", tokens=900, context=64)
-    a, b = (ss.run("activation_reuse", glass, text, seed=seed, resamples=100).tables["neighbors"] for seed in (0, 1))
+    a, b = (
+        ss.run("activation_reuse", glass, text, seed=seed, resamples=100).tables["neighbors"]
+        for seed in (0, 1)
+    )
     np.testing.assert_array_equal(a["mean"], b["mean"])
     assert not np.array_equal(a.query("rule == 'in use'")["within"], b.query("rule == 'in use'")["within"])
 
 
 def test_one_document_gives_no_interval(llama):
     result = ss.run("activation_reuse", llama, ss.corpus(["some words " * 40], context=64))
-    assert result.tables["union_density"]["low"].isna().all() and result.tables["union_density"]["ratio_low"].isna().all()
+    assert (
+        result.tables["union_density"]["low"].isna().all()
+        and result.tables["union_density"]["ratio_low"].isna().all()
+    )
     assert result.scalars["token_sparsity_in_use"].interval is None
     assert any("one document" in note.message for note in result.notes)
 
 
 def test_short_windows_have_no_long_chunks(llama):
-    result = ss.run("activation_reuse", llama, ss.corpus(["a b c d", "e f g h"], context=6, min_tokens=1, deduplicate=False))
+    result = ss.run(
+        "activation_reuse",
+        llama,
+        ss.corpus(["a b c d", "e f g h"], context=6, min_tokens=1, deduplicate=False),
+    )
     assert result.tables["union_density"]["chunk"].max() <= 4
-    assert result.tables["chunk_sparsity"]["chunk_sparsity"].isna().all() and "chunk_sparsity_in_use" not in result.scalars
+    assert (
+        result.tables["chunk_sparsity"]["chunk_sparsity"].isna().all()
+        and "chunk_sparsity_in_use" not in result.scalars
+    )
     for view in ANALYSIS.views:
         assert ANALYSIS.draw(view.name, result).layout.title.text
 

@@ -51,7 +51,9 @@ def test_random_relu_is_half_active():
     assert np.min(layers) > 0.45 and np.max(layers) < 0.55
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("glassllm", 4000), pytest.param("smollm2-135m", 2048, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("glassllm", 4000), pytest.param("smollm2-135m", 2048, marks=pytest.mark.slow)]
+)
 def test_two_halves_merged_equal_the_whole(name, tokens):
     subject = ss.load(name)
     text = ss.corpus("python-docs+python-source", tokens=tokens, context=128).tokenize(subject.tokenizer)
@@ -80,7 +82,9 @@ def test_density_and_sparsity_stand_together(llama, small_corpus):
 
 
 def test_relu_of_normal_pre_activations_has_the_shape_of_half_a_half_normal():
-    table = ss.run("activation_sparsity", ss.load("random-opt"), ss.corpus("python-docs", tokens=2000, context=64)).tables
+    table = ss.run(
+        "activation_sparsity", ss.load("random-opt"), ss.corpus("python-docs", tokens=2000, context=64)
+    ).tables
     means = table["per_layer"].groupby("metric")["mean"].mean()
     for metric in ("pr2", "pr4", "entropy_number"):
         assert means[metric] == pytest.approx(0.5 * half_normal_reference(metric), rel=0.03)
@@ -109,14 +113,17 @@ def test_bounds_follow_from_the_densities(small_corpus):
     result = ss.run("activation_sparsity", subject, small_corpus, attended=10.0)
     table = result.tables["upper_bounds"]
     density = result.scalars["mean_nonzero"].value  # all layers are alike
-    for quantity, row in table.query("rule == 'nonzero' and scheme == 'ideal predictor'").set_index("quantity").iterrows():
+    for quantity, row in (
+        table.query("rule == 'nonzero' and scheme == 'ideal predictor'").set_index("quantity").iterrows()
+    ):
         assert row["density"] == pytest.approx(density) and row["saved_mlp"] == pytest.approx(1 - density)
         assert row["saved_model"] == pytest.approx((1 - density) * row["mlp_share"]) and row["attended"] == 10
         cost = dense_cost(read_dimensions(subject), attended=10)
         assert row["dense"] == pytest.approx(cost.total_flops if quantity == "FLOPs" else cost.total_bytes)
     first = table.query("rule == 'nonzero' and scheme == 'first matrix computed'")
     np.testing.assert_allclose(first["saved_mlp"], (1 - density) / 2)
-    assert set(table["scheme"]) == {"first matrix computed", "ideal predictor"}  # two matrices: the same as 'down only'
+    # Two matrices: the same as 'down only'
+    assert set(table["scheme"]) == {"first matrix computed", "ideal predictor"}
     assert ((table["low"] <= table["saved_model"]) & (table["saved_model"] <= table["high"])).all()
     scalar = result.scalars["bound_flops_saved_nonzero"]
     assert scalar.value == pytest.approx(first["saved_model"].iloc[0]) and scalar.interval is not None
@@ -132,7 +139,9 @@ def test_bounds_of_a_mixture_weigh_experts_by_their_tokens(small_corpus):
 
 def test_other_sites_have_no_bounds(llama, small_corpus):
     result = ss.run("activation_sparsity", llama, small_corpus, sites="blocks.*.hook_out")
-    assert result.tables["upper_bounds"].empty and not [name for name in result.scalars if name.startswith("bound_")]
+    assert result.tables["upper_bounds"].empty and not [
+        name for name in result.scalars if name.startswith("bound_")
+    ]
 
 
 def test_units_that_never_fire_are_bounded_by_effective_tokens(small_corpus):
@@ -164,7 +173,9 @@ def test_half_precision_is_labelled(small_corpus):
 
 
 def test_other_sites_can_be_asked_for(llama, small_corpus):
-    result = ss.run("activation_sparsity", llama, small_corpus, sites=["blocks.*.attn.hook_z", "blocks.0.hook_out"])
+    result = ss.run(
+        "activation_sparsity", llama, small_corpus, sites=["blocks.*.attn.hook_z", "blocks.0.hook_out"]
+    )
     sites = set(result.tables["per_layer"]["site"])
     assert "blocks.0.hook_out" in sites and "blocks.2.attn.hook_z" in sites
     with pytest.raises(SubjectError):
@@ -204,7 +215,10 @@ def test_many_domains_of_one_document_have_an_interval_of_some_width(llama):
     from sparsescope.activations.corpus import Document
 
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
-    texts = [Document(f"d{n}", f"domain{n}", " ".join(words[(n + i * i) % 10] for i in range(40))) for n in range(8)]
+    texts = [
+        Document(f"d{n}", f"domain{n}", " ".join(words[(n + i * i) % 10] for i in range(40)))
+        for n in range(8)
+    ]
     result = ss.run("activation_sparsity", llama, ss.corpus(texts, tokens=900, context=64, deduplicate=False))
     interval = result.scalars["mean_gini"].interval
     assert interval.high - interval.low > 1e-6
@@ -226,6 +240,8 @@ def test_runs_of_version_1_are_still_drawn(synthetic):
     table = result.tables["per_layer"]
     result.tables["per_layer"] = table[~table["metric"].isin(["entropy_number", "kurtosis", "treves_rolls"])]
     views = views_of(result)
-    assert [view.name for view in views] == [v.name for v in ANALYSIS.views if v.name not in ("lifetime", "upper_bounds")]
+    assert [view.name for view in views] == [
+        v.name for v in ANALYSIS.views if v.name not in ("lifetime", "upper_bounds")
+    ]
     for view in views:
         assert draw(result, view).layout.meta["alt"]

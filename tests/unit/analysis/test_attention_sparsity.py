@@ -1,4 +1,6 @@
-"""Attention sparsity end to end: contract, closed forms, brute force over T x T weights, invariances, dose-response."""
+"""Attention sparsity end to end: contract, closed forms, brute force over T x T
+weights, invariances, dose-response.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ def run(subject, corpus, **params):
 
 
 def per_head(result, metric, column="mean"):
-    return result.tables["per_head"].query("metric == @metric").pivot(index="layer", columns="head", values=column).to_numpy()
+    return (
+        result.tables["per_head"]
+        .query("metric == @metric")
+        .pivot(index="layer", columns="head", values=column)
+        .to_numpy()
+    )
 
 
 @pytest.mark.parametrize("name", ["random-llama", "random-gemma2"])
@@ -42,7 +49,13 @@ def toy():
     """GPT-2 of one layer: head 0 looks at the previous token, head 1 at every key alike."""
     donor = ss.load("random-gpt2")
     config = transformers.GPT2Config(
-        vocab_size=donor.model.config.vocab_size, n_positions=32, n_embd=64, n_head=2, n_layer=1, bos_token_id=1, eos_token_id=2
+        vocab_size=donor.model.config.vocab_size,
+        n_positions=32,
+        n_embd=64,
+        n_head=2,
+        n_layer=1,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     model = transformers.GPT2LMHeadModel(config).eval()
     with torch.no_grad():
@@ -63,11 +76,15 @@ def test_a_previous_token_head_and_a_uniform_head(toy, texts):
     corpus = ss.corpus(texts, tokens=600, context=32, deduplicate=False)
     result = run(toy, corpus)
     heads = result.tables["heads"]
-    assert heads.loc[0, "class"] == "previous token" and heads.loc[0, "previous"] == pytest.approx(1, abs=1e-4)
+    assert heads.loc[0, "class"] == "previous token" and heads.loc[0, "previous"] == pytest.approx(
+        1, abs=1e-4
+    )
     assert per_head(result, "entropy_normalized")[0] == pytest.approx([0, 1], abs=1e-4)
     assert per_head(result, "share_diagonals")[0, 0] == pytest.approx(1, abs=1e-4)
     t = np.arange(8, 33)
-    assert per_head(result, "density_top_90")[0] == pytest.approx([(1 / t).mean(), (np.ceil(9 * t / 10) / t).mean()], abs=1e-6)
+    assert per_head(result, "density_top_90")[0] == pytest.approx(
+        [(1 / t).mean(), (np.ceil(9 * t / 10) / t).mean()], abs=1e-6
+    )
     assert per_head(result, "density_support")[0, 1] == pytest.approx(1, abs=1e-5)
     assert per_head(result, "share_sink_window")[0, 1] == pytest.approx(m.sink_of_uniform(32), abs=1e-6)
     # The second head is its own reference, and what is dealt anew to a uniform row is uniform.
@@ -82,7 +99,9 @@ def test_a_previous_token_head_and_a_uniform_head(toy, texts):
     ):
         for column in ("uniform", "null"):
             tight = {"rel": 1e-5, "abs": 1e-6}
-            assert per_head(result, metric)[0, 1] == pytest.approx(per_head(result, metric, column)[0, 1], **tight), metric
+            assert per_head(result, metric)[0, 1] == pytest.approx(
+                per_head(result, metric, column)[0, 1], **tight
+            ), metric
     by_length = result.tables["by_length"].query("metric == 'entropy'")
     assert (by_length["uniform"] > by_length["mean"]).all()
 
@@ -98,7 +117,9 @@ def sharp():
 
 
 def brute_force(subject, ids, t_min):
-    """Measures of every head of one window from its T x T weights, in plain NumPy, {metric: [layer, head, row or 1]}."""
+    """Measures of every head of one window from its T x T weights, in plain NumPy, {metric:
+    [layer, head, row or 1]}.
+    """
     copy = subject.copy()
     copy.model.set_attn_implementation("eager")
     with torch.inference_mode():
@@ -129,7 +150,10 @@ def brute_force(subject, ids, t_min):
         put("share_diagonals", layer, head, m.concentration(distances))
         put("gini_received", layer, head, m.gini(columns))
         blocks = -(-length // 16)
-        mass = [[full[16 * q : 16 * q + 16, 16 * k : 16 * k + 16].sum() for k in range(q + 1)] for q in range(blocks)]
+        mass = [
+            [full[16 * q : 16 * q + 16, 16 * k : 16 * k + 16].sum() for k in range(q + 1)]
+            for q in range(blocks)
+        ]
         needed = sum(int(m.blocks_needed(np.array(row))) for row in mass)
         put("density_blocks_16", layer, head, needed / (blocks * (blocks + 1) / 2))
     return out
@@ -145,7 +169,11 @@ def test_brute_force_over_the_whole_matrix(sharp, texts, chunk):
     for metric in windows[0]:
         for layer, head in np.ndindex(windows[0][metric].shape):
             wanted = np.concatenate([window[metric][layer, head] for window in windows]).mean()
-            assert per_head(result, metric)[layer, head] == pytest.approx(wanted, rel=1e-4, abs=1e-6), (metric, layer, head)
+            assert per_head(result, metric)[layer, head] == pytest.approx(wanted, rel=1e-4, abs=1e-6), (
+                metric,
+                layer,
+                head,
+            )
 
 
 def test_chunks_change_nothing_but_the_deals(sharp, texts):
@@ -159,15 +187,25 @@ def test_heads_in_another_order(sharp, small_corpus):
     """Query heads swapped within a group, with their output columns: the same numbers in the other order."""
     swapped = sharp.copy()
     width = swapped.model.config.hidden_size // 4
-    order = torch.cat([torch.arange(width, 2 * width), torch.arange(width), torch.arange(2 * width, 4 * width)])
+    order = torch.cat(
+        [torch.arange(width, 2 * width), torch.arange(width), torch.arange(2 * width, 4 * width)]
+    )
     with torch.no_grad():
         for layer in swapped.model.model.layers:
             layer.self_attn.q_proj.weight.copy_(layer.self_attn.q_proj.weight[order].clone())
             layer.self_attn.o_proj.weight.copy_(layer.self_attn.o_proj.weight[:, order].clone())
     before, after = run(sharp, small_corpus), run(ss.wrap(swapped.model, swapped.tokenizer), small_corpus)
-    for metric in ("entropy_normalized", "density_top_90", "error_top_90", "density_output_10", "share_columns"):
+    for metric in (
+        "entropy_normalized",
+        "density_top_90",
+        "error_top_90",
+        "density_output_10",
+        "share_columns",
+    ):
         assert not np.allclose(per_head(before, metric)[:, 0], per_head(before, metric)[:, 1], rtol=1e-3)
-        np.testing.assert_allclose(per_head(after, metric)[:, [1, 0, 2, 3]], per_head(before, metric), rtol=1e-3)
+        np.testing.assert_allclose(
+            per_head(after, metric)[:, [1, 0, 2, 3]], per_head(before, metric), rtol=1e-3
+        )
 
 
 def test_an_encoder_is_measured_on_both_sides_without_a_dose(small_corpus, tmp_path):
@@ -182,9 +220,13 @@ def test_an_encoder_is_measured_on_both_sides_without_a_dose(small_corpus, tmp_p
             layer.attention.self.query.bias.zero_()
     result = run(ss.wrap(model, tokenizer), small_corpus, dose_windows=4)
     assert result.tables["dose_response"].empty and result.tables["critical"].empty
-    assert np.isnan(per_head(result, "share_sink_64")).all() and result.tables["heads"]["sink_rate_64"].isna().all()
+    assert (
+        np.isnan(per_head(result, "share_sink_64")).all()
+        and result.tables["heads"]["sink_rate_64"].isna().all()
+    )
     lengths = result.tables["by_length"]["position_end"].unique()
-    np.testing.assert_allclose(per_head(result, "entropy_normalized"), 1, rtol=1e-6)  # every key alike, on both sides
+    # Every key alike, on both sides
+    np.testing.assert_allclose(per_head(result, "entropy_normalized"), 1, rtol=1e-6)
     assert lengths.max() >= 64 and len(lengths) <= 2
     windows = choose(small_corpus.tokenize(tokenizer), 4, 16, 0)
     sizes = [len(d) + windows.context - windows.window for d in windows.documents]
@@ -198,7 +240,13 @@ def test_an_encoder_is_measured_on_both_sides_without_a_dose(small_corpus, tmp_p
 
 def test_dose_response(glass):
     corpus = ss.corpus("python-docs", tokens=3000, context=96)
-    shape = {"windows": 6, "dose_windows": 6, "dose_shares": (0.3, 0.9, 0.999), "dose_widths": (4, 95), "dose_random": (0.9,)}
+    shape = {
+        "windows": 6,
+        "dose_windows": 6,
+        "dose_shares": (0.3, 0.9, 0.999),
+        "dose_widths": (4, 95),
+        "dose_random": (0.9,),
+    }
     result = run(glass, corpus, **shape)
     table = result.tables["dose_response"].set_index(["rule", "setting"])
     np.testing.assert_allclose(table["density"] + table["sparsity"], 1)
@@ -213,7 +261,10 @@ def test_dose_response(glass):
     points = result.tables["critical"].set_index("rule")
     assert points.loc["random", "left_censored"] == "yes" and np.isnan(points.loc["random", "sparsity"])
     inside = points.loc["top-p"]
-    assert inside["smallest"] < inside["sparsity"] < inside["largest"] and inside["low"] <= inside["sparsity"] <= inside["high"]
+    assert (
+        inside["smallest"] < inside["sparsity"] < inside["largest"]
+        and inside["low"] <= inside["sparsity"] <= inside["high"]
+    )
     assert any("left-censored" in note.message for note in result.notes)
     generous = run(glass, corpus, **shape, tolerance=0.9).tables["critical"].set_index("rule")
     assert generous.loc["local", "right_censored"] == "yes"
@@ -231,7 +282,9 @@ def test_same_seed_same_numbers_other_seed_other_windows(llama, small_corpus):
 def test_windows_are_spread(small_corpus, llama):
     text = small_corpus.tokenize(llama.tokenizer)
     chosen = choose(text, 6, 16, 0).documents
-    assert sorted(d.index for d in chosen) == sorted(d.index for d in text.documents), "a second window before every first"
+    assert sorted(d.index for d in chosen) == sorted(d.index for d in text.documents), (
+        "a second window before every first"
+    )
     assert [d.domain for d in chosen[:4]] == list(text.domains) * 2
     every = choose(text, 10_000, 16, 0).documents
     assert len(every) > 6 and min(len(d) for d in every) >= 16 and len({tuple(d.ids) for d in every}) > 6
@@ -240,7 +293,16 @@ def test_windows_are_spread(small_corpus, llama):
 
 
 def test_length_bins_and_parameters():
-    assert length_bins(256, 32) == ((2, 3), (4, 7), (8, 15), (16, 31), (32, 63), (64, 127), (128, 255), (256, 256))
+    assert length_bins(256, 32) == (
+        (2, 3),
+        (4, 7),
+        (8, 15),
+        (16, 31),
+        (32, 63),
+        (64, 127),
+        (128, 255),
+        (256, 256),
+    )
     assert length_bins(20, 10) == ((2, 3), (4, 7), (8, 9), (10, 15), (16, 20))
     with pytest.raises(ValueError, match="distinct"):
         AttentionSparsityParams(shares=(0.9, 0.9001))

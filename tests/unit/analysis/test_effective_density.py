@@ -25,24 +25,29 @@ def normal(rows, columns, seed=0):
 
 def test_cett_by_hand():
     weight = torch.tensor([[1.0, 0.0, 1.0], [0.0, 2.0, 0.0]])  # column norms 1, 2, 1
-    hidden = torch.tensor([[3.0, 0.5, -1.0], [0.0, 0.0, 0.0]])  # contributions 3, 1, 1; the second token is silent
+    # Contributions 3, 1, 1; the second token is silent
+    hidden = torch.tensor([[3.0, 0.5, -1.0], [0.0, 0.0, 0.0]])
     norms = column_norms(weight)
     assert norms.tolist() == [1, 2, 1]
-    # y = (2, 1). Threshold 2 leaves out units 1 and 2: (-1, 1), so sqrt(2)/sqrt(5), halved by the silent token.
+    # y = (2, 1). Threshold 2 leaves out units 1 and 2: (-1, 1), so sqrt(2)/sqrt(5), halved
+    # by the silent token.
     assert cett(hidden, weight, norms, 2.0) == pytest.approx(math.sqrt(2 / 5) / 2)
     assert cett(hidden, weight, norms, 0.0) == 0
     assert cett(hidden, weight, norms, 99.0) == pytest.approx(0.5)
 
 
 def test_orthonormal_columns_give_the_energy_set():
-    """With orthonormal columns CETT^2 is the energy left out: at CETT .3162 nine tenths of the energy stay."""
+    """With orthonormal columns CETT^2 is the energy left out: at CETT .3162 nine tenths
+    of the energy stay.
+    """
     weight = torch.linalg.qr(normal(512, 384))[0]
     hidden = normal(400, 384, 1)
     curve = cett_curve(hidden, weight)
     threshold = curve.threshold(math.sqrt(0.1))
     kept = hidden.abs() >= threshold
     density = float(kept.float().mean())
-    # Density of the 90 % energy set of half-normal entries; the threshold is shared by tokens, hence the tolerance.
+    # Density of the 90 % energy set of half-normal entries; the threshold is shared by tokens,
+    # hence the tolerance.
     assert density == pytest.approx(0.4445, abs=0.01)
     left_out = 1 - float(((hidden * kept) ** 2).sum() / (hidden**2).sum())
     assert left_out == pytest.approx(0.1, abs=0.005)
@@ -79,7 +84,13 @@ def point(nll):
 
 @pytest.mark.parametrize(
     "rise",
-    [lambda c: 100 * c, lambda c: 500 * c**2, lambda c: 3 * math.sqrt(c), lambda c: 1e4 * c**4, lambda c: math.expm1(9 * c) * 30],
+    [
+        lambda c: 100 * c,
+        lambda c: 500 * c**2,
+        lambda c: 3 * math.sqrt(c),
+        lambda c: 1e4 * c**4,
+        lambda c: math.expm1(9 * c) * 30,
+    ],
 )
 @pytest.mark.parametrize("percent", [0.5, 1.0, 5.0])
 def test_the_search_ends_at_the_wanted_rise(rise, percent):
@@ -121,8 +132,11 @@ def check_analysis_small(name, corpus):
     original = runner.make_params
 
     def smaller(model, given, *, analysis):
-        # What is given (a preset, an unknown name) is what the suite looks at; only the defaults are made smaller.
-        return original(model, given or {**SMALL, "shares": (0.9, 0.5), "percents": (1.0,)}, analysis=analysis)
+        # What is given (a preset, an unknown name) is what the suite looks at; only the
+        # defaults are made smaller.
+        return original(
+            model, given or {**SMALL, "shares": (0.9, 0.5), "percents": (1.0,)}, analysis=analysis
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "make_params", smaller)
@@ -139,7 +153,11 @@ def test_who_has_no_loss_or_no_second_document_is_refused(llama, small_corpus):
     with pytest.raises(SubjectError, match="needs what this model does not have"):
         ss.run("effective_density", ss.load("random-olmoe"), small_corpus)
     with pytest.raises(SubjectError, match="too few documents"):
-        ss.run("effective_density", llama, ss.corpus(["one document only, of some words"], context=16, deduplicate=False))
+        ss.run(
+            "effective_density",
+            llama,
+            ss.corpus(["one document only, of some words"], context=16, deduplicate=False),
+        )
     with pytest.raises(SpecError, match="shares"):
         ss.run("effective_density", llama, small_corpus, shares=(0.5, 0.5))
 

@@ -1,4 +1,6 @@
-"""Grokking on a tiny run that memorizes, against brute force; phases, leads and figures on a made-up run that groks."""
+"""Grokking on a tiny run that memorizes, against brute force; phases, leads and figures on a
+made-up run that groks.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def test_losses_are_those_of_the_training_and_the_run_memorized(folder, result):
     for split in ("train", "test"):
         stored = [checkpoint.stored[split]["loss"] for checkpoint in series.checkpoints]
         np.testing.assert_allclose(table[f"{split}_loss"], stored, rtol=1e-5)
-        np.testing.assert_allclose(table[f"{split}_accuracy"], [c.stored[split]["accuracy"] for c in series.checkpoints])
+        np.testing.assert_allclose(
+            table[f"{split}_accuracy"], [c.stored[split]["accuracy"] for c in series.checkpoints]
+        )
     assert result.scalars["memorized_step"].value in range(4, 60)
     assert result.scalars["grokked"].value == 0 and np.isnan(result.scalars["generalized_step"].value)
     assert result.tables["phases"]["phase"].tolist() == ["memorization", "memorized"]
@@ -84,8 +88,13 @@ def test_measures_of_a_checkpoint_by_brute_force(folder):
     restricted = fourier.cross_entropy(kept + (residues - kept).mean(0), sums)
     assert found["restricted_loss"] == pytest.approx(restricted.mean(), rel=1e-6)
     assert found["restricted_test_loss"] == pytest.approx(restricted[~task.train].mean(), rel=1e-6)
-    assert found["excluded_loss"] == pytest.approx(fourier.cross_entropy(residues - kept, sums)[task.train].mean(), rel=1e-6)
-    single = [fourier.cross_entropy(residues - fourier.projector(7, [k]) @ residues, sums)[task.train].mean() for k in keys]
+    assert found["excluded_loss"] == pytest.approx(
+        fourier.cross_entropy(residues - kept, sums)[task.train].mean(), rel=1e-6
+    )
+    single = [
+        fourier.cross_entropy(residues - fourier.projector(7, [k]) @ residues, sums)[task.train].mean()
+        for k in keys
+    ]
     assert found["excluded_one_loss"] == pytest.approx(np.mean(single), rel=1e-6)
     state = {name: value.double().numpy() for name, value in subject.model.state_dict().items()}
     assert found["weight_norm"] == pytest.approx(np.sqrt(sum((v**2).sum() for v in state.values())))
@@ -100,7 +109,9 @@ def test_smallest_subnetwork_by_switching_units_off_in_the_model(folder):
 
     series = open_series(folder)
     task, subject = one.task_of(series), series.subject(60)
-    found = dict(zip(one.NAMES, one.measure(subject, task, (), GrokkingParams(**QUICK))["values"], strict=True))
+    found = dict(
+        zip(one.NAMES, one.measure(subject, task, (), GrokkingParams(**QUICK))["values"], strict=True)
+    )
     state = subject.model.state_dict()
     into, out = (state[f"model.layers.0.mlp.{name}.weight"].double() for name in ("fc1", "fc2"))
     order = torch.argsort(-into.norm(dim=1) * out.norm(dim=0), stable=True)
@@ -117,7 +128,9 @@ def test_smallest_subnetwork_by_switching_units_off_in_the_model(folder):
     accuracy = [(predictions(k)[task.train] == sums[task.train]).mean() for k in range(33)]
     assert accuracy[size] >= accuracy[32] and (size == 0 or accuracy[size - 1] < accuracy[32])
     size = round(found["subnetwork_agreement"] * 32)
-    assert (predictions(size) == full).mean() >= 0.95 and (size == 0 or (predictions(size - 1) == full).mean() < 0.95)
+    assert (predictions(size) == full).mean() >= 0.95 and (
+        size == 0 or (predictions(size - 1) == full).mean() < 0.95
+    )
 
 
 def test_permuting_the_hidden_units_changes_nothing(folder):
@@ -181,7 +194,9 @@ def test_other_seeds_stand_beside_the_series_and_join_the_digest(folder, other):
     assert alone == series_identity(open_series(folder))
     found = ss.run("grokking", folder, seeds=(str(other),), **QUICK)
     assert found.tables["onsets"]["series"].tolist() == ["tiny", "other"]
-    assert "generalized_step_median" in found.scalars and np.isnan(found.scalars["generalized_step_median"].value)
+    assert "generalized_step_median" in found.scalars and np.isnan(
+        found.scalars["generalized_step_median"].value
+    )
     for view in ANALYSIS.views:
         check_figure(found.view(view.name), view.name)
 
@@ -224,18 +239,27 @@ def test_what_is_no_series_is_refused(folder, glass):
     with pytest.raises(SpecError, match="no such frequency"):
         ss.run("grokking", folder, key_frequencies=(4,))
     model = [Known("subject", "glassllm"), Known("text", "text")]
-    assert "reads a series" in analyses().get("grokking").fits(model)  # so a report about one model leaves it out
+    # So a report about one model leaves it out
+    assert "reads a series" in analyses().get("grokking").fits(model)
 
 
 def made_up(name: str = "made-up", generalized: int = 700) -> whole.Measured:
-    """A run that memorizes at 100, whose test loss falls from 600 on; the measure neurons_explained moves at 300."""
+    """A run that memorizes at 100, whose test loss falls from 600 on; the measure
+    neurons_explained moves at 300.
+    """
     steps = np.arange(0, 1001, 10)
     test = np.where(steps >= generalized, 1.0, 0.1)
     loss = 10 ** np.interp(steps, [0, 100, 600, 750, 1000], [0.5, 1.2, 1.2, -4, -4.2])
     curves = pd.DataFrame(
-        {"step": steps, "train_loss": 10.0 ** -(steps / 200), "test_loss": loss, "train_accuracy": (steps >= 100) * 1.0,
-         "test_accuracy": test, "weight_norm": 50 - steps / 50}
-    )  # fmt: skip
+        {
+            "step": steps,
+            "train_loss": 10.0 ** -(steps / 200),
+            "test_loss": loss,
+            "train_accuracy": (steps >= 100) * 1.0,
+            "test_accuracy": test,
+            "weight_norm": 50 - steps / 50,
+        }
+    )
     noise = np.random.default_rng(0).normal(0, 1e-3, len(steps))
     columns = {name: np.full(len(steps), np.nan) for name in one.NAMES}
     columns["neurons_explained"] = np.clip((steps - 300) / 200, 0, 1) + noise
@@ -244,10 +268,15 @@ def made_up(name: str = "made-up", generalized: int = 700) -> whole.Measured:
     table = pd.DataFrame({**{k: curves[k] for k in ("step", *whole.LOSSES)}, **columns})
     onsets = find_onsets(steps, curves["train_accuracy"].to_numpy(), test)
     arrays = [
-        {"tensors": np.ones((1, 3)), "units": np.array([0, int(s > 400) * 9, 1]), "embedding_norms": np.ones(3),
-         "logit_energy": np.full(3, 1 / 3), "excluded": np.ones(3)}
+        {
+            "tensors": np.ones((1, 3)),
+            "units": np.array([0, int(s > 400) * 9, 1]),
+            "embedding_norms": np.ones(3),
+            "logit_energy": np.full(3, 1 / 3),
+            "excluded": np.ones(3),
+        }
         for s in steps
-    ]  # fmt: skip
+    ]
     return whole.Measured(name, curves, onsets, table, (2,), "units", 7, arrays, ["w"])
 
 
@@ -277,15 +306,22 @@ def test_lead_times_of_several_runs():
     mine = leads[leads["measure"] == "neurons_explained"]
     assert mine["half_way"].tolist() == pytest.approx([400] * 3, abs=5)
     assert mine["lead_half_way"].tolist() == pytest.approx([300, 400, 500], abs=5)
-    assert (mine["departure"] >= 300).all() and (mine["departure"] <= 330).all() and (mine["early"] == 11).all()
+    assert (
+        (mine["departure"] >= 300).all() and (mine["departure"] <= 330).all() and (mine["early"] == 11).all()
+    )
     norm = leads[leads["measure"] == "weight_norm"]
     assert np.isfinite(norm["half_way"]).all()
-    summary = table_of("lead_summary", make.lead_summary(leads, GrokkingParams())).set_index(["measure", "rule"])
+    summary = table_of("lead_summary", make.lead_summary(leads, GrokkingParams())).set_index(
+        ["measure", "rule"]
+    )
     row = summary.loc[("neurons_explained", "half way")]
     assert (row["median"], row["series"], row["coverage"]) == (pytest.approx(400, abs=5), 3, 0.75)
     aligned = table_of("aligned", make.aligned(runs))
     part = aligned[(aligned["series"] == "b") & (aligned["measure"] == "test_accuracy")]
-    assert part.loc[part["relative"] >= 0, "value"].eq(1).all() and part.loc[part["relative"] < 0, "value"].lt(1).all()
+    assert (
+        part.loc[part["relative"] >= 0, "value"].eq(1).all()
+        and part.loc[part["relative"] < 0, "value"].lt(1).all()
+    )
 
 
 def test_correlations_say_what_a_trend_alone_gives():
@@ -304,11 +340,18 @@ def drawn():
     segments, cleanup = make.segments(own, params)
     leads = table_of("leads", make.leads([own]))
     frames = {
-        "checkpoints": own.checkpoints, "curves": own.curves, "phases": make.phases(own, cleanup), "segments": segments,
-        "onsets": make.onsets([own]), "leads": leads, "lead_summary": make.lead_summary(leads, params),
-        "aligned": make.aligned([own]), "correlations": make.correlations(own, params), "spectrum": make.spectrum(own),
+        "checkpoints": own.checkpoints,
+        "curves": own.curves,
+        "phases": make.phases(own, cleanup),
+        "segments": segments,
+        "onsets": make.onsets([own]),
+        "leads": leads,
+        "lead_summary": make.lead_summary(leads, params),
+        "aligned": make.aligned([own]),
+        "correlations": make.correlations(own, params),
+        "spectrum": make.spectrum(own),
         "tensors": make.tensors(own),
-    }  # fmt: skip
+    }
     for name, frame in frames.items():
         out.add(name, frame)
     whole._scalars(out, own, [own], params)
@@ -336,7 +379,9 @@ def test_the_slider_shows_one_checkpoint_at_a_time(drawn):
         (change,) = step.args
         assert step.method == "restyle" and sum(change["visible"]) == 2
         shown = [trace for trace, visible in zip(figure.data, change["visible"], strict=True) if visible]
-        assert {trace.name for trace in shown} == {f"step {10 * index}"} and {trace.yaxis for trace in shown} == {"y", "y2"}
+        assert {trace.name for trace in shown} == {f"step {10 * index}"} and {
+            trace.yaxis for trace in shown
+        } == {"y", "y2"}
     assert not figure.frames, "pages draw figures without frames"
     ends = [figure.layout[axis].range for axis in ("yaxis", "yaxis2")]
     assert all(low == 0 and high > 0 for low, high in ends)
@@ -345,7 +390,9 @@ def test_the_slider_shows_one_checkpoint_at_a_time(drawn):
 def test_a_series_of_other_data_has_the_measures_of_its_weights(folder):
     """Without pairs there are no Fourier measures, and no forward pass."""
     series = open_series(folder)
-    found = dict(zip(one.NAMES, one.measure(series.subject(60), None, (), GrokkingParams())["values"], strict=True))
+    found = dict(
+        zip(one.NAMES, one.measure(series.subject(60), None, (), GrokkingParams())["values"], strict=True)
+    )
     defined = {name for name, value in found.items() if np.isfinite(value)}
     assert defined == {"weight_norm", "gini_weights", "rank_embedding", "rank_mlp_out"}
 
@@ -353,13 +400,17 @@ def test_a_series_of_other_data_has_the_measures_of_its_weights(folder):
 def test_series_of_others_have_no_curves():
     with pytest.raises(SpecError, match="no training curves"):
         one.task_of(type("Foreign", (), {"trained": None, "name": "x"})())
-    context = Context.of(series=type("Foreign", (), {"trained": None, "name": "x", "steps": (1,), "__len__": lambda self: 1})())
+    context = Context.of(
+        series=type("Foreign", (), {"trained": None, "name": "x", "steps": (1,), "__len__": lambda self: 1})()
+    )
     with pytest.raises(SpecError, match="no training curves"):
         whole.compute(GrokkingParams(), context)
 
 
 def test_measures_have_definitions():
-    assert len(MEASURES) == len(set(one.NAMES)) and all(column.description.endswith(".") for column in MEASURES)
+    assert len(MEASURES) == len(set(one.NAMES)) and all(
+        column.description.endswith(".") for column in MEASURES
+    )
 
 
 def test_a_seed_with_few_checkpoints_counts_by_its_curves_alone():
@@ -367,7 +418,11 @@ def test_a_seed_with_few_checkpoints_counts_by_its_curves_alone():
     few.checkpoints = few.checkpoints.iloc[::40].reset_index(drop=True)
     leads = table_of("leads", make.leads([few]))
     assert set(leads["measure"]) == {"train_loss", "weight_norm"} and (leads["points"] == 101).all()
-    assert set(table_of("aligned", make.aligned([few]))["measure"]) == {"train_accuracy", "test_accuracy", "weight_norm"}
+    assert set(table_of("aligned", make.aligned([few]))["measure"]) == {
+        "train_accuracy",
+        "test_accuracy",
+        "weight_norm",
+    }
 
 
 def test_a_stored_series_opens_where_nothing_can_be_written(folder, other, tmp_path, monkeypatch):
@@ -379,8 +434,14 @@ def test_a_stored_series_opens_where_nothing_can_be_written(folder, other, tmp_p
     def refuse(*args, **kwargs):
         raise AssertionError("something was written")
 
-    for module, name in ((Store, "check_writable"), (Store, "write"), (files, "write_file"), (publish, "publish")):
+    for module, name in (
+        (Store, "check_writable"),
+        (Store, "write"),
+        (files, "write_file"),
+        (publish, "publish"),
+    ):
         monkeypatch.setattr(module, name, refuse)
     check_same_numbers(first, ss.run("grokking", folder, store=tmp_path, seeds=(str(other),), **QUICK))
-    with pytest.raises(AssertionError, match="was written"):  # what is not stored needs a folder, before anything is computed
+    # What is not stored needs a folder, before anything is computed
+    with pytest.raises(AssertionError, match="was written"):
         ss.run("grokking", folder, store=tmp_path, **QUICK)

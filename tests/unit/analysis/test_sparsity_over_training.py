@@ -86,19 +86,25 @@ def test_changes_are_paired(relu):
 def synthetic(steps, sums, domain, corpus):
     """Tables of sums that were made up: 10 tokens of each document at one site."""
     arrays = [
-        {"sums": found, "counts": np.full(found.shape, 10.0), "domain": domain, "nll": found[:, 0, 0], "correct": found[:, 0, 0],
-         "targets": np.full(len(found), 10.0)}
+        {
+            "sums": found,
+            "counts": np.full(found.shape, 10.0),
+            "domain": domain,
+            "nll": found[:, 0, 0],
+            "correct": found[:, 0, 0],
+            "targets": np.full(len(found), 10.0),
+        }
         for found in sums
-    ]  # fmt: skip
+    ]
     params = SparsityOverTrainingParams(control=False, resamples=200)
     return _Measured.of(steps, arrays, (load("random-opt").sites("blocks.0.mlp.hook_post")), corpus, params)
 
 
 def test_the_same_documents_are_drawn_for_every_checkpoint():
     """Documents differ a lot, checkpoints by a constant: the interval of the change has no width."""
-    corpus = ss.corpus([f"{word} " * 12 for word in "abcdefgh"], tokens=None, context=16, deduplicate=False).tokenize(
-        load("random-opt").tokenizer
-    )
+    corpus = ss.corpus(
+        [f"{word} " * 12 for word in "abcdefgh"], tokens=None, context=16, deduplicate=False
+    ).tokenize(load("random-opt").tokenizer)
     levels = np.linspace(0.5, 8, 8)[:, None, None] * np.ones((8, 1, 4))
     table = synthetic((0, 9), [levels, levels + 1], np.zeros(8), corpus).per_checkpoint().query("step == 9")
     assert (table["high"] - table["low"] > 0.2).all()
@@ -108,7 +114,9 @@ def test_the_same_documents_are_drawn_for_every_checkpoint():
 def test_domains_of_one_document_give_no_interval_of_the_mean_loss():
     """Drawn together, each is in the resample or not: what is left does not vary and would look certain."""
     texts = [Document(f"d{n}", f"domain{n}", f"{word} " * 12) for n, word in enumerate("abc")]
-    corpus = ss.corpus(texts, tokens=None, context=16, deduplicate=False).tokenize(load("random-opt").tokenizer)
+    corpus = ss.corpus(texts, tokens=None, context=16, deduplicate=False).tokenize(
+        load("random-opt").tokenizer
+    )
     sums = np.arange(1.0, 4)[:, None, None] * np.ones((3, 1, 4))
     table = synthetic((0,), [sums], np.arange(3.0), corpus).losses()
     assert len(table) == 4 and table["low"].isna().all()
@@ -119,7 +127,9 @@ def test_experts_that_saw_no_token_leave_all_means():
     """Otherwise the change between checkpoints would compare different experts."""
     text = ss.corpus(["a short text"], tokens=None, context=32)
     checkpoints = [Checkpoint(1, "step1"), Checkpoint(2, "step2")]
-    series = CheckpointSeries("org/moe", checkpoints, lambda found: load("random-olmoe", revision=str(found.step)))
+    series = CheckpointSeries(
+        "org/moe", checkpoints, lambda found: load("random-olmoe", revision=str(found.step))
+    )
     result = ss.run(NAME, series, text, resamples=100, control=False)
     table = result.tables["per_layer"].query("metric == 'density_energy_90'")
     seen = table.groupby("site")["tokens"].min()
@@ -144,7 +154,9 @@ def test_experts_are_measured_on_their_tokens():
 def foreign():
     """Two checkpoints that carry no text, as those of a hub model."""
     checkpoints = [Checkpoint(1, "step1"), Checkpoint(1000, "step1000")]
-    return CheckpointSeries("org/model", checkpoints, lambda found: load("random-opt", revision=str(found.step)))
+    return CheckpointSeries(
+        "org/model", checkpoints, lambda found: load("random-opt", revision=str(found.step))
+    )
 
 
 def test_a_text_that_is_given_is_read(foreign, tmp_path):
@@ -153,7 +165,9 @@ def test_a_text_that_is_given_is_read(foreign, tmp_path):
     assert result.tables["losses"]["trigram"].isna().all() and "trigram_margin" not in result.scalars
     assert result.provenance["corpus"]["name"] == "python-docs"
     assert any("may have read it" in note.message for note in result.notes)
-    other = ss.run(NAME, foreign, ss.corpus("python-docs", tokens=310, context=32), store=tmp_path, resamples=100)
+    other = ss.run(
+        NAME, foreign, ss.corpus("python-docs", tokens=310, context=32), store=tmp_path, resamples=100
+    )
     assert other.run_id != result.run_id, "the text is part of what names a run"
     with pytest.raises(SpecError, match="reads a text"):
         ss.run(NAME, foreign)
@@ -195,7 +209,9 @@ def test_an_interrupted_run_goes_on_after_its_last_checkpoint(foreign, tmp_path,
 
 def test_one_document_has_no_interval(foreign):
     result = ss.run(NAME, foreign, ss.corpus(["one document " * 20], tokens=None, context=32), resamples=100)
-    assert result.tables["per_checkpoint"]["low"].isna().all() and result.scalars["push_first"].interval is None
+    assert (
+        result.tables["per_checkpoint"]["low"].isna().all() and result.scalars["push_first"].interval is None
+    )
     assert result.tables["losses"]["low"].isna().all() and result.tables["push"]["low"].isna().all()
     assert any("no interval" in note.message for note in result.notes)
     assert "no intervals" in result.view("push").layout.title.text.replace("<br>", " ")

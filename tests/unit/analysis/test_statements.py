@@ -1,4 +1,6 @@
-"""What analyses say: numbers as formatted, hedged as far as intervals reach, and never an error on what is missing."""
+"""What analyses say: numbers as formatted, hedged as far as intervals reach, and never an error
+on what is missing.
+"""
 
 from __future__ import annotations
 
@@ -72,11 +74,17 @@ def test_nothing_that_is_missing_or_undefined_is_an_error_or_said(name):
     result = opened(name)
     for scalar in list(result.scalars.values()):
         poorer = replace(result, scalars={n: s for n, s in result.scalars.items() if n != scalar.name})
-        undefined = replace(result, scalars=result.scalars | {scalar.name: replace(scalar, value=math.nan, interval=None)})
+        undefined = replace(
+            result, scalars=result.scalars | {scalar.name: replace(scalar, value=math.nan, interval=None)}
+        )
         single = replace(result, scalars=result.scalars | {scalar.name: replace(scalar, interval=None)})
         for case in (poorer, undefined, single):
             assert not [text for text in texts(case) if re.search(r"\bnan\b|not defined|\binf\b", text)]
-    for tables in ({}, {n: f.head(0) for n, f in result.tables.items()}, {n: pd.DataFrame() for n in result.tables}):
+    for tables in (
+        {},
+        {n: f.head(0) for n, f in result.tables.items()},
+        {n: pd.DataFrame() for n in result.tables},
+    ):
         assert len(texts(replace(result, tables=tables))) <= MOST
     assert texts(replace(result, scalars={}, tables={}, provenance={})) == []
 
@@ -120,7 +128,12 @@ def test_the_order_of_words_matters_only_beyond_its_null():
     ],
 )
 def test_rank_is_read_as_far_as_the_interval_reaches(rank, ratio, reading):
-    assert reading in texts(changed(opened("activation_rank"), mean_participation=rank, mean_participation_ratio=ratio))[0]
+    assert (
+        reading
+        in texts(changed(opened("activation_rank"), mean_participation=rank, mean_participation_ratio=ratio))[
+            0
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,7 +166,9 @@ def test_effective_density_of_a_text_that_the_model_fits_badly():
     result = opened("effective_density")
     accuracy, perplexity, layers = texts(result)
     assert "of the accuracy" in accuracy and "Do not rely on it" in perplexity and "layer 0" in layers
-    fits = replace(result, tables=result.tables | {"curve": result.tables["curve"].assign(perplexity_rise_high=1.0)})
+    fits = replace(
+        result, tables=result.tables | {"curve": result.tables["curve"].assign(perplexity_rise_high=1.0)}
+    )
     perplexity, accuracy, _ = texts(fits)
     assert perplexity.startswith("Perplexity rises by 1 %") and "Do not rely" not in perplexity
     assert "top-p" not in perplexity, "a bound is not told as a number"
@@ -167,7 +182,10 @@ def test_dropped_keys_say_on_which_side_they_were_not_found():
     dropping = texts(result)[1]
     assert "less than 56.34 % (the least tried) lightest first" in dropping
     assert "more than 47.60 % (the most tried) most distant first" in dropping
-    assert "30.00 % [20.00, 40.00] lightest first" in texts(changed(result, critical_sparsity_top_p=(0.3, 0.2, 0.4)))[1]
+    assert (
+        "30.00 % [20.00, 40.00] lightest first"
+        in texts(changed(result, critical_sparsity_top_p=(0.3, 0.2, 0.4)))[1]
+    )
 
 
 def test_grokking_says_what_did_not_happen_and_how_many_runs_there_are():
@@ -190,7 +208,9 @@ def test_grokking_says_what_did_not_happen_and_how_many_runs_there_are():
     ],
 )
 def test_a_change_over_training_has_a_direction_where_its_interval_has_one(change, control, readings):
-    result = changed(opened("sparsity_over_training-ffad0b64ecc4"), nonzero_change=change, nonzero_control_last=control)
+    result = changed(
+        opened("sparsity_over_training-ffad0b64ecc4"), nonzero_change=change, nonzero_control_last=control
+    )
     assert all(reading in texts(result)[0] for reading in readings) and "one training run" in texts(result)[0]
 
 
@@ -201,9 +221,16 @@ def test_over_training_a_gated_model_is_told_by_energy():
 
 
 def test_an_analysis_without_statements_gives_its_headline_numbers():
-    result = Result("no_such_analysis", scalars={"so_much": Scalar("so_much", 0.5, "fraction", "none", "d", None)})
-    result.scalars["named"] = Scalar("named", 2.0, "count", "none", "d", Interval(1, 3, 0.9, "m", 4), "Number of things")
-    assert [statement.text for statement in statements_of(result)] == ["So much: 50.00 %.", "Number of things: 2 [1, 3], n = 4."]
+    result = Result(
+        "no_such_analysis", scalars={"so_much": Scalar("so_much", 0.5, "fraction", "none", "d", None)}
+    )
+    result.scalars["named"] = Scalar(
+        "named", 2.0, "count", "none", "d", Interval(1, 3, 0.9, "m", 4), "Number of things"
+    )
+    assert [statement.text for statement in statements_of(result)] == [
+        "So much: 50.00 %.",
+        "Number of things: 2 [1, 3], n = 4.",
+    ]
     assert [scalar.name for scalar in headline_of(result)] == ["so_much", "named"]
 
 
@@ -232,7 +259,9 @@ def test_statements_import_neither_torch_nor_plotly():
     names = [record.statements for record in RECORDS if record.name in BUILT_IN]
     assert all(names), "an analysis says nothing"
     code = (
-        f"import sys, importlib\nfor n in {names!r}: importlib.import_module(n)\nprint({{'torch', 'plotly'}} & set(sys.modules))"
+        "import sys, importlib\n"
+        f"for n in {names!r}: importlib.import_module(n)\n"
+        "print({'torch', 'plotly'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

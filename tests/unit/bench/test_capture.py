@@ -1,4 +1,6 @@
-"""The benchmark of capture: other ways read the same numbers, ratios are what they say, what cannot be compared is named."""
+"""The benchmark of capture: other ways read the same numbers, ratios are what they say, what cannot be
+compared is named.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def measured(llama: Any) -> Result:
     return run("capture", llama, corpus, repeats=3)
 
 
-@pytest.mark.parametrize("pattern", [SITES, "blocks.*.mlp.hook_pre", "blocks.*.mlp.hook_out", "blocks.1.attn.hook_z"])
+@pytest.mark.parametrize(
+    "pattern", [SITES, "blocks.*.mlp.hook_pre", "blocks.*.mlp.hook_out", "blocks.1.attn.hook_z"]
+)
 def test_plain_hooks_read_what_capture_reads(pattern: str, llama: Any, tokenized: Any) -> None:
     sites = llama.sites(pattern)
     before = count_hooks(llama.model)
@@ -45,7 +49,9 @@ def test_plain_hooks_read_what_capture_reads(pattern: str, llama: Any, tokenized
 
 
 @pytest.mark.parametrize("options", [{}, peers.LEAN])
-def test_transformer_lens_reads_what_capture_reads(options: dict[str, Any], llama: Any, tokenized: Any) -> None:
+def test_transformer_lens_reads_what_capture_reads(
+    options: dict[str, Any], llama: Any, tokenized: Any
+) -> None:
     bridge, sites = llama.bridge(), llama.sites(SITES)
     assert peers.why_not_transformer_lens(bridge, sites) is None
     values = peers.run_with_cache(bridge, sites, tokenized.batches(64), **options)
@@ -86,7 +92,9 @@ def test_the_benchmark_compares_all_ways(measured: Result) -> None:
     assert (frame[["speedup_q1", "speedup", "speedup_q3"]].diff(axis=1).iloc[:, 1:] >= 0).all(axis=None)
     for name, scalar in measured.scalars.items():
         assert scalar.value > 0 and scalar.definition, name
-    rows = dict(zip(measured.tables["variants"]["variant"], measured.tables["variants"]["seconds"], strict=True))
+    rows = dict(
+        zip(measured.tables["variants"]["variant"], measured.tables["variants"]["seconds"], strict=True)
+    )
     for row in frame.itertuples():
         assert rows[row.peer] == row.seconds
 
@@ -114,6 +122,14 @@ def test_a_model_without_output_head_is_measured_without_logits() -> None:
     )  # fmt: skip
     subject = ss.wrap(transformers.BertModel(config), ss.load("random-llama").tokenizer)
     subject.model.embeddings.word_embeddings = torch.nn.Embedding(len(subject.tokenizer), 32)
-    result = run("capture", subject, ss.corpus("python-docs", tokens=200, context=48), repeats=3, transformer_lens=False)
-    assert "logits_ratio" not in result.scalars and {"capture_ratio", "speedup_over_plain_hooks"} <= set(result.scalars)
+    result = run(
+        "capture",
+        subject,
+        ss.corpus("python-docs", tokens=200, context=48),
+        repeats=3,
+        transformer_lens=False,
+    )
+    assert "logits_ratio" not in result.scalars and {"capture_ratio", "speedup_over_plain_hooks"} <= set(
+        result.scalars
+    )
     assert "forward with logits" not in set(result.tables["variants"]["variant"])

@@ -23,7 +23,9 @@ def one_thread():
 
 @pytest.fixture
 def command(capsys):
-    """Function that runs a command line; returns exit code, standard output (parsed with --json) and standard error."""
+    """Function that runs a command line; returns exit code, standard output (parsed with --json)
+    and standard error.
+    """
     from sparsescope.cli import app
     from sparsescope.cli.exit_codes import execute
 
@@ -31,7 +33,11 @@ def command(capsys):
         capsys.readouterr()
         code = execute(app, [str(word) for word in words])
         captured = capsys.readouterr()
-        return code, json.loads(captured.out) if "--json" in words and captured.out else captured.out, captured.err
+        return (
+            code,
+            json.loads(captured.out) if "--json" in words and captured.out else captured.out,
+            captured.err,
+        )
 
     return call
 

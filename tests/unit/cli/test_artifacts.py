@@ -17,7 +17,9 @@ def kept(empty_home):
     store = Store(empty_home)
     result = Result("toy")
     for name, content in (("weights", b"mine"), ("other", b"other")):
-        with store.artifacts.keep("toy_weights", format="toy-1", meta={"seed": 3}, made_by="sparsescope run toy") as writer:
+        with store.artifacts.keep(
+            "toy_weights", format="toy-1", meta={"seed": 3}, made_by="sparsescope run toy"
+        ) as writer:
             writer.write("deep/weights.bin", content)
         result.artifacts[name] = writer.artifact
     other = result.artifacts.pop("other")
@@ -30,7 +32,9 @@ def test_list(command, kept):
     _, run_id, made, other = kept
     code, found, _ = command("list", "artifacts", "--json")
     assert code == 0 and {row["artifact"] for row in found["artifacts"]} == {made.id, other.id}
-    assert {(row["format"], row["made_by"]) for row in found["artifacts"]} == {("toy-1", "sparsescope run toy")}
+    assert {(row["format"], row["made_by"]) for row in found["artifacts"]} == {
+        ("toy-1", "sparsescope run toy")
+    }
     (other.path / "artifact.json").write_text("{")
     code, out, _ = command("list")
     assert code == 0 and "artifacts\n" in out and made.id in out and "unreadable" in out and run_id in out
@@ -71,12 +75,18 @@ def test_a_run_names_its_artifacts_and_the_command_that_makes_a_missing_one(comm
 def test_verify(command, kept):
     made, other = kept[2:]
     code, out, _ = command("verify")
-    assert code == 0 and "1 of 1 runs are intact" in out and out.splitlines()[-1] == "2 of 2 artifacts are intact"
+    assert (
+        code == 0
+        and "1 of 1 runs are intact" in out
+        and out.splitlines()[-1] == "2 of 2 artifacts are intact"
+    )
     (made.path / "deep" / "weights.bin").write_bytes(b"MINE")
     record = json.loads((other.path / "artifact.json").read_text())
     (other.path / "artifact.json").write_text(json.dumps(record | {"made_by": "me"}))
     code, out, _ = command("verify")
-    assert code == 1 and "deep/weights.bin has another checksum" in out and "0 of 2 artifacts are intact" in out
+    assert (
+        code == 1 and "deep/weights.bin has another checksum" in out and "0 of 2 artifacts are intact" in out
+    )
     assert "1 of 1 runs are intact" in out
     code, found, _ = command("verify", "--json")
     assert code == 1 and found["bad"] == 2 and [run["status"] for run in found["runs"]] == ["ok"]

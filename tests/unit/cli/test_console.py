@@ -48,7 +48,9 @@ def test_tables_are_aligned_and_hold_no_control_characters():
     text = console.table(["a", "long heading"], [["x\x1b[31m", 7], ["yy", "\u202e"]])
     lines = text.splitlines()
     assert lines[0] == "a       long heading" and "\x1b" not in text and "\u202e" not in text
-    assert {line.index(cell) for line, cell in zip(lines[2:], ("7", "\N{REPLACEMENT CHARACTER}"), strict=True)} == {8}
+    assert {
+        line.index(cell) for line, cell in zip(lines[2:], ("7", "\N{REPLACEMENT CHARACTER}"), strict=True)
+    } == {8}
 
 
 def test_json_has_no_nan(capsys):

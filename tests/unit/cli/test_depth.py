@@ -18,7 +18,9 @@ def report(command, target, *words):
     """Runs of a report by analysis, its text, and what was said."""
     code, found, err = command("report", "glassllm", *TEXT, "-o", target, "--json", *words)
     assert code == 0, err
-    page = html.unescape(re.sub(r"<[^>]+>", "", re.sub(r"<(script|style)[\s\S]*?</\1>", "", target.read_text())))
+    page = html.unescape(
+        re.sub(r"<[^>]+>", "", re.sub(r"<(script|style)[\s\S]*?</\1>", "", target.read_text()))
+    )
     return {run["run"].rsplit("-", 1)[0]: run for run in found["runs"]}, page, err
 
 
@@ -52,9 +54,13 @@ def test_a_run_starts_from_a_preset(command, empty_home):
     _, quick, err = command(*words, "--preset", "quick")
     assert quick["provenance"]["preset"] == "quick", err
     assert quick["provenance"]["params"] == record.params(**start).model_dump(mode="json")
-    assert "--preset" not in quick["provenance"]["command"], "a preset may change, a command makes the same run for ever"
+    assert "--preset" not in quick["provenance"]["command"], (
+        "a preset may change, a command makes the same run for ever"
+    )
     _, again, _ = command(*words, *(part for pair in _settings(start) for part in ("--set", pair)))
-    assert again["run"] == quick["run"] and again["stored_before"], "the name of a preset is part of the digest"
+    assert again["run"] == quick["run"] and again["stored_before"], (
+        "the name of a preset is part of the digest"
+    )
     _, other, _ = command(*words, "--preset", "quick", "--set", "null_draws=60")
     assert other["run"] != quick["run"] and other["provenance"]["preset"] == ""
     assert other["provenance"]["params"]["tokens"] == start["tokens"]
@@ -63,20 +69,35 @@ def test_a_run_starts_from_a_preset(command, empty_home):
 
 
 def _settings(changes):
-    return [f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in changes.items()]
+    return [
+        f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in changes.items()
+    ]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("report", "glassllm", "--depth", "ful"), "unknown depth 'ful'"),
-        (("run", "activation_interventions", "--subject", "glassllm", "--preset", "quik"), "unknown preset of activation_interv"),
+        (
+            ("run", "activation_interventions", "--subject", "glassllm", "--preset", "quik"),
+            "unknown preset of activation_interv",
+        ),
     ],
 )
-def test_a_wrong_name_is_said_before_anything_is_loaded(command, empty_home, tmp_path, monkeypatch, words, message):
+def test_a_wrong_name_is_said_before_anything_is_loaded(
+    command, empty_home, tmp_path, monkeypatch, words, message
+):
     monkeypatch.chdir(tmp_path)
     code, out, err = command(*words)
-    assert code == 1 and out == "" and message in err and "did you mean" in err and "full" in err and "loading" not in err
+    assert (
+        code == 1
+        and out == ""
+        and message in err
+        and "did you mean" in err
+        and "full" in err
+        and "loading" not in err
+    )
 
 
 def test_show_lists_presets(command):
@@ -85,4 +106,6 @@ def test_show_lists_presets(command):
     listed = {row["parameter"]: row["value"] for row in found["presets"] if row["preset"] == "quick"}
     assert listed.keys() == analyses().get("effective_density").presets["quick"].keys()
     text = command("show", "effective_density")[1]
-    assert re.search(r"^presets$", text, re.MULTILINE) and re.search(r"^quick +tolerance +0.1$", text, re.MULTILINE)
+    assert re.search(r"^presets$", text, re.MULTILINE) and re.search(
+        r"^quick +tolerance +0.1$", text, re.MULTILINE
+    )

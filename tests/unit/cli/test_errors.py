@@ -1,4 +1,6 @@
-"""Exit codes and messages: what went wrong, where, what is allowed, what was given, what to do next, on one screen."""
+"""Exit codes and messages: what went wrong, where, what is allowed, what was given, what to do
+next, on one screen.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,18 @@ from sparsescope.core.result import Result
 from sparsescope.core.spec import Params
 from sparsescope.errors import SubjectError
 
-RUN = ("run", "activation_sparsity", "--subject", "random-llama", "--corpus", "python-docs", "--tokens", "300", "--context", "64")
+RUN = (
+    "run",
+    "activation_sparsity",
+    "--subject",
+    "random-llama",
+    "--corpus",
+    "python-docs",
+    "--tokens",
+    "300",
+    "--context",
+    "64",
+)
 
 
 def check(found, *parts, what):
@@ -36,63 +49,116 @@ def check(found, *parts, what):
 MISTAKES = {
     "wrong model": (
         ("run", "activation_sparsity", "--subject", "smolm2-135m"),
-        "unknown subject 'smolm2-135m'", ("did you mean 'smollm2-135m'", "glassllm", "next:"),
+        "unknown subject 'smolm2-135m'",
+        ("did you mean 'smollm2-135m'", "glassllm", "next:"),
     ),
     "no such folder": (
         ("run", "activation_sparsity", "--subject", "./nowhere"),
-        "there is no such file or folder", ("./nowhere", "next:"),
+        "there is no such file or folder",
+        ("./nowhere", "next:"),
     ),
     "unknown analysis": (
         ("run", "activation_sparsty", "--subject", "glassllm"),
-        "unknown analysis 'activation_sparsty'", ("did you mean 'activation_sparsity'", "sparsescope list"),
+        "unknown analysis 'activation_sparsty'",
+        ("did you mean 'activation_sparsity'", "sparsescope list"),
     ),
-    "no model": (("run", "activation_sparsity"), "activation_sparsity reads a model", ("--subject", "registered name", "next:")),
+    "no model": (
+        ("run", "activation_sparsity"),
+        "activation_sparsity reads a model",
+        ("--subject", "registered name", "next:"),
+    ),
     "unknown parameter": (
         (*RUN, "--set", "resample=5"),
-        "unknown parameter 'resample'", ("did you mean 'resamples'", "use_share", "sparsescope show activation_sparsity"),
+        "unknown parameter 'resample'",
+        ("did you mean 'resamples'", "use_share", "sparsescope show activation_sparsity"),
     ),
-    "no value": ((*RUN, "--set", "seed"), "a parameter is set as NAME=VALUE", ("--set", "'seed'", "--set seed=1")),
+    "no value": (
+        (*RUN, "--set", "seed"),
+        "a parameter is set as NAME=VALUE",
+        ("--set", "'seed'", "--set seed=1"),
+    ),
     "no name": ((*RUN, "--set", "=1"), "a parameter is set as NAME=VALUE", ("'=1'",)),
-    "value out of range": ((*RUN, "--set", "level=2"), "parameter 'level' is not valid", ("less than 1", "'2'")),
-    "value of another kind": ((*RUN, "--set", "seed=true"), "parameter 'seed' is not valid", ("integer", "'true'")),
+    "value out of range": (
+        (*RUN, "--set", "level=2"),
+        "parameter 'level' is not valid",
+        ("less than 1", "'2'"),
+    ),
+    "value of another kind": (
+        (*RUN, "--set", "seed=true"),
+        "parameter 'seed' is not valid",
+        ("integer", "'true'"),
+    ),
     "not a number": ((*RUN, "--set", "level=nan"), "parameter 'level' is not valid", ("nan",)),
     "unmatched site": (
         (*RUN, "--set", "sites=blocks.*.mlp.hook_pst"),
-        "no site matches the pattern", ("did you mean blocks.*.mlp.hook_post", "blocks.*.attn.hook_z", "3 layers"),
+        "no site matches the pattern",
+        ("did you mean blocks.*.mlp.hook_post", "blocks.*.attn.hook_z", "3 layers"),
     ),
     "layer beyond the model": (
         (*RUN, "--set", "sites=blocks.9.mlp.hook_post"),
-        "the pattern names layers that the model does not have", ("0..2", "'9'"),
+        "the pattern names layers that the model does not have",
+        ("0..2", "'9'"),
     ),
     "long site": ((*RUN, "--set", "sites=" + "x" * 5000), "no site matches the pattern", (" ...",)),
-    "unknown corpus": ((*RUN, "--corpus", "pyton-docs"), "unknown corpus 'pyton-docs'", ("did you mean 'python-docs'",)),
-    "no corpus file": ((*RUN, "--corpus", "nowhere.txt"), "there is no such corpus file", ("nowhere.txt", ".jsonl")),
+    "unknown corpus": (
+        (*RUN, "--corpus", "pyton-docs"),
+        "unknown corpus 'pyton-docs'",
+        ("did you mean 'python-docs'",),
+    ),
+    "no corpus file": (
+        (*RUN, "--corpus", "nowhere.txt"),
+        "there is no such corpus file",
+        ("nowhere.txt", ".jsonl"),
+    ),
     "negative tokens": ((*RUN, "--tokens", "-5"), "the token budget must be positive", ("-5", "int >= 1")),
     "huge context": (
         (*RUN, "--context", "100000000"),
-        "the windows are longer than the model was made for", ("at most 256 tokens", "--context 256"),
+        "the windows are longer than the model was made for",
+        ("at most 256 tokens", "--context 256"),
     ),
     "context of one": ((*RUN, "--context", "1"), "the context must hold at least two tokens", ("int >= 2",)),
     "unknown dtype": ((*RUN, "--dtype", "float64"), "unknown dtype", ("bfloat16", "'float64'")),
     "no such device": ((*RUN, "--device", "tpu"), "unknown device", ("cuda:N", "'tpu'")),
-    "unknown name": (("show", "glasslm"), "unknown name 'glasslm'", ("did you mean 'glassllm'", "sparsescope list")),
+    "unknown name": (
+        ("show", "glasslm"),
+        "unknown name 'glasslm'",
+        ("did you mean 'glassllm'", "sparsescope list"),
+    ),
     "unknown kind": (("list", "modls"), "unknown kind of name 'modls'", ("subjects", "runs")),
     "no such run": (
         ("show", "activation_sparsity-000000000000"),
-        "no run 'activation_sparsity-000000000000'", ("sparsescope list",),
+        "no run 'activation_sparsity-000000000000'",
+        ("sparsescope list",),
     ),
     "not a run": (("compare", "x", "y"), "not the id of a run", ("<analysis>-<12 hex digits>", "'x'")),
     "unknown benchmark": (("bench", "nosuch"), "unknown benchmark 'nosuch'", ("capture",)),
     "port": (("explore", "--port", "80"), "not a port", ("1024", "80")),
     "no output folder": (
         ("report", "glassllm", "-o", "/no/such/folder/report.html"),
-        "the report cannot be written there", ("/no/such/folder/report.html", "--output FILE.html"),
+        "the report cannot be written there",
+        ("/no/such/folder/report.html", "--output FILE.html"),
     ),
-    "output is a folder": (("report", "glassllm", "-o", "/"), "the report cannot be written there", ("existing folder",)),
-    "output is a device": (("report", "glassllm", "-o", "/dev/null"), "the report cannot be written there", ("/dev/null",)),
-    "second target": (("report", "random-llama", "glasslm"), "unknown subject 'glasslm'", ("did you mean 'glassllm'",)),
-    "wrong fallback": (("report", "org/model", "--fallback", "glasslm"), "unknown subject 'glasslm'", ("glassllm",)),
-}  # fmt: skip
+    "output is a folder": (
+        ("report", "glassllm", "-o", "/"),
+        "the report cannot be written there",
+        ("existing folder",),
+    ),
+    "output is a device": (
+        ("report", "glassllm", "-o", "/dev/null"),
+        "the report cannot be written there",
+        ("/dev/null",),
+    ),
+    "second target": (
+        ("report", "random-llama", "glasslm"),
+        "unknown subject 'glasslm'",
+        ("did you mean 'glassllm'",),
+    ),
+    "wrong fallback": (
+        ("report", "org/model", "--fallback", "glasslm"),
+        "unknown subject 'glasslm'",
+        ("glassllm",),
+    ),
+}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -131,9 +197,16 @@ def test_an_unknown_hub_model_is_refused_within_two_seconds(command, empty_home,
 def test_a_damaged_model_file(command, empty_home, tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(range(256)) * 4)
-    check(command("run", "activation_sparsity", "--subject", path), str(path), "next:", what="the GGUF file is truncated")
+    check(
+        command("run", "activation_sparsity", "--subject", path),
+        str(path),
+        "next:",
+        what="the GGUF file is truncated",
+    )
     path.write_bytes(b"GGUF\x03\x00\x00\x00")
-    check(command("run", "activation_sparsity", "--subject", path), str(path), what="the GGUF file is truncated")
+    check(
+        command("run", "activation_sparsity", "--subject", path), str(path), what="the GGUF file is truncated"
+    )
     path.write_bytes(b"")
     check(command("run", "activation_sparsity", "--subject", path), str(path), what="this is not a GGUF file")
 
@@ -178,7 +251,9 @@ def test_odd_but_valid_names_of_files_work(command, empty_home, tmp_path, name):
     code, out, err = command(*RUN, "--corpus", path)
     assert code == 0, err
     code, out, _ = command("list", "runs")
-    assert code == 0 and "\u202e" not in out and path.stem.replace("\u202e", "\N{REPLACEMENT CHARACTER}") in out
+    assert (
+        code == 0 and "\u202e" not in out and path.stem.replace("\u202e", "\N{REPLACEMENT CHARACTER}") in out
+    )
 
 
 def test_terminal_sequences_do_not_reach_the_terminal(command, empty_home):
@@ -228,7 +303,9 @@ def bug(params, context):
 REPORT = ("report", "random-llama", "--corpus", "python-docs", "--tokens", "300", "--context", "64")
 
 
-@pytest.mark.parametrize(("compute", "said"), [(refuse, "the toy refuses"), (bug, "zz_toy has a bug: KeyError")])
+@pytest.mark.parametrize(
+    ("compute", "said"), [(refuse, "the toy refuses"), (bug, "zz_toy has a bug: KeyError")]
+)
 def test_2_where_one_analysis_fails_and_another_works(command, empty_home, toys, tmp_path, compute, said):
     toys(zz_toy=compute)
     target = tmp_path / "report.html"
@@ -290,7 +367,11 @@ def test_3_for_a_bug(command, empty_home, toys, monkeypatch, json):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes.")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes."),
+    ],
 )
 def test_1_for_too_little_memory(command, empty_home, toys, error):
     def greedy(params, context):
@@ -326,7 +407,12 @@ def test_130_for_an_interrupt(command, empty_home, toys):
 
     toys(toy=interrupted)
     code, out, err = command("run", "toy", *RUN[2:])
-    assert code == 130 and out == "" and err.splitlines()[-1].startswith("interrupted; ") and "Traceback" not in err
+    assert (
+        code == 130
+        and out == ""
+        and err.splitlines()[-1].startswith("interrupted; ")
+        and "Traceback" not in err
+    )
 
 
 # -- strange things in the folder of runs ---------------------------------------------------------
@@ -371,7 +457,18 @@ def test_a_damaged_run_says_how_to_get_on(command, runs, tmp_path):
     shutil.copytree(runs[0], folder)
     table = folder / runs[2] / "tables" / "units.parquet"
     table.write_bytes(table.read_bytes()[:100])
-    words = ("--corpus", "python-docs", "--tokens", "400", "--context", "64", "--set", "resamples=100", "--home", folder)
+    words = (
+        "--corpus",
+        "python-docs",
+        "--tokens",
+        "400",
+        "--context",
+        "64",
+        "--set",
+        "resamples=100",
+        "--home",
+        folder,
+    )
     again = ("run", "activation_sparsity", "--subject", "random-llama", *words)
     check(command(*again), "units.parquet has 100 bytes", "delete the folder", what="the run is damaged")
     shutil.rmtree(folder / runs[2])

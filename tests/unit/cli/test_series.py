@@ -28,7 +28,9 @@ def fitting(name, **text):
 
 def test_a_report_about_a_model_has_no_analysis_of_series():
     names = fitting("random-opt")
-    assert "activation_sparsity" in names and "grokking" not in names and "sparsity_over_training" not in names
+    assert (
+        "activation_sparsity" in names and "grokking" not in names and "sparsity_over_training" not in names
+    )
 
 
 def test_what_a_report_about_a_series_holds_depends_on_what_its_models_read(tiny_series):
@@ -71,13 +73,23 @@ def test_a_text_is_read_with_windows_that_the_models_take(command, words, tmp_pa
     text = tmp_path / "own.txt"
     text.write_text("\f".join("a few words and a few more of them " * (3 + n) for n in range(6)))
     small = ("--set", "resamples=100", "--set", "push=false")
-    code, found, _ = command("run", "sparsity_over_training", "--subject", words, "--tokens", 300, *small, "--json")
-    assert code == 0 and found["provenance"]["corpus"]["name"] == "python-docs+python-source", "it carries no text of its own"
+    code, found, _ = command(
+        "run", "sparsity_over_training", "--subject", words, "--tokens", 300, *small, "--json"
+    )
+    assert code == 0 and found["provenance"]["corpus"]["name"] == "python-docs+python-source", (
+        "it carries no text of its own"
+    )
     code, _, error = command("run", "sparsity_over_training", "--subject", "lazy-relu", "--tokens", 300)
-    assert code == 1 and "--tokens" in error and "without --corpus" in error, "a text that nobody reads was asked for"
-    code, found, _ = command("run", "sparsity_over_training", "--subject", words, "--corpus", text, *small, "--json")
+    assert code == 1 and "--tokens" in error and "without --corpus" in error, (
+        "a text that nobody reads was asked for"
+    )
+    code, found, _ = command(
+        "run", "sparsity_over_training", "--subject", words, "--corpus", text, *small, "--json"
+    )
     assert code == 0 and found["run"].startswith("sparsity_over_training-")
-    code, again, _ = command("run", "sparsity_over_training", "--subject", words, "--corpus", text, *small, "--json")
+    code, again, _ = command(
+        "run", "sparsity_over_training", "--subject", words, "--corpus", text, *small, "--json"
+    )
     assert again["run"] == found["run"], "the same text names the same run"
     code, _, error = command("run", "sparsity_over_training", "--subject", words, "--corpus", "python-dogs")
     assert code == 1 and "python-docs" in error

@@ -58,7 +58,18 @@ def test_a_value_becomes_what_the_parameter_takes(text, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["count=1.5", "count=true", "count=", "ratio=0", "ratio=x", "flag=maybe", "mode=medium", "shares=0.5,", "limit=x", "nme=a"],
+    [
+        "count=1.5",
+        "count=true",
+        "count=",
+        "ratio=0",
+        "ratio=x",
+        "flag=maybe",
+        "mode=medium",
+        "shares=0.5,",
+        "limit=x",
+        "nme=a",
+    ],
 )
 def test_other_values_are_refused(text):
     with pytest.raises(SpecError):

@@ -10,15 +10,31 @@ import time
 
 import pytest
 
-HEAVY = ("torch", "transformers", "transformer_lens", "plotly", "streamlit", "datasets", "numba", "sklearn", "scipy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "transformer_lens",
+    "plotly",
+    "streamlit",
+    "datasets",
+    "numba",
+    "sklearn",
+    "scipy",
+)
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "SPARSESCOPE_HOME": "/nonexistent/runs"}
 
 
 def imported_by(code):
     """The heavy modules that a fresh interpreter has loaded after ``code``, and the seconds that it took."""
     start = time.perf_counter()
-    program = f"import sys\n{code}\nprint(sorted(set({(*HEAVY, 'numpy', 'pandas', 'pydantic', 'typer')}) & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    program = (
+        "import sys\n"
+        f"{code}\n"
+        f"print(sorted(set({(*HEAVY, 'numpy', 'pandas', 'pydantic', 'typer')}) & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=ENVIRONMENT
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1], time.perf_counter() - start
 
@@ -33,7 +49,11 @@ def test_importing_the_package_loads_nothing_heavy():
     "words", [["--help"], ["run", "--help"], ["list"], ["run", "activation_sparsity", "--subject", "nosuch"]]
 )
 def test_no_verb_loads_torch_before_it_needs_it(words):
-    code = f"from sparsescope.cli import app\nfrom sparsescope.cli.exit_codes import execute\nexecute(app, {words!r})"
+    code = (
+        "from sparsescope.cli import app\n"
+        "from sparsescope.cli.exit_codes import execute\n"
+        f"execute(app, {words!r})"
+    )
     found, seconds = imported_by(code)
     assert not [name for name in HEAVY if f"'{name}'" in found], found
     assert seconds < 10
@@ -75,4 +95,7 @@ def test_only_a_verb_that_works_prints_on_standard_output():
         capture_output=True, text=True, timeout=60, env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("loading org/model\nerror: the model hub cannot be reached") and "Traceback" not in done.stderr
+    assert (
+        done.stderr.startswith("loading org/model\nerror: the model hub cannot be reached")
+        and "Traceback" not in done.stderr
+    )

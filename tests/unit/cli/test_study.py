@@ -1,4 +1,6 @@
-"""The verb ``study`` and ``list studies``: output, exit codes, and what is refused before torch is imported."""
+"""The verb ``study`` and ``list studies``: output, exit codes, and what is refused before
+torch is imported.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +49,19 @@ def toy(tmp_path, monkeypatch):
 
 def test_a_study_by_name_as_text_and_as_json(command, empty_home, toy, tmp_path):
     code, out, err = command("study", "toy")
-    assert code == 0 and out.splitlines()[-1] == str(tmp_path / "toy.html") and (tmp_path / "toy.html").exists()
+    assert (
+        code == 0 and out.splitlines()[-1] == str(tmp_path / "toy.html") and (tmp_path / "toy.html").exists()
+    )
     assert "holds" in out and "2 subjects x 1 analysis = 2 runs" in err
-    code, found, _ = command("study", tmp_path / "analyses" / "toy" / "study.toml", "-o", tmp_path / "x.html", "--json")
-    assert code == 0 and found["failed"] == 0 and found["report"] == str(tmp_path / "x.html") and found["bytes"] > 1_000_000
+    code, found, _ = command(
+        "study", tmp_path / "analyses" / "toy" / "study.toml", "-o", tmp_path / "x.html", "--json"
+    )
+    assert (
+        code == 0
+        and found["failed"] == 0
+        and found["report"] == str(tmp_path / "x.html")
+        and found["bytes"] > 1_000_000
+    )
     assert [run["stored_before"] for run in found["runs"]] == [True, True]
     assert found["findings"][0]["status"] == "holds" and len(found["numbers"]) > 10
 
@@ -58,7 +69,11 @@ def test_a_study_by_name_as_text_and_as_json(command, empty_home, toy, tmp_path)
 def test_2_where_a_subject_fails(command, empty_home, toy, tmp_path):
     toy("nobody/nothing")
     code, _, err = command("study", "toy")
-    assert code == 2 and (tmp_path / "toy.html").exists() and "activation_sparsity of nobody/nothing failed" in err
+    assert (
+        code == 2
+        and (tmp_path / "toy.html").exists()
+        and "activation_sparsity of nobody/nothing failed" in err
+    )
     code, found, _ = command("study", "toy", "--json")
     assert code == 2 and found["failed"] == 1 and found["runs"][1]["error"]
 
@@ -79,7 +94,12 @@ def test_a_notebook_is_executed_on_the_stored_runs(command, empty_home, toy, tmp
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = tmp_path / "toy.ipynb"
     code, found, err = command("study", "toy", "--notebook", path, "--json")
-    assert code == 0 and found["notebook"] == str(path) and "report" not in found and found["bytes"] == path.stat().st_size
+    assert (
+        code == 0
+        and found["notebook"] == str(path)
+        and "report" not in found
+        and found["bytes"] == path.stat().st_size
+    )
     assert not (tmp_path / "toy.html").exists() and "executing the notebook" in err
     by_id = {cell["id"]: cell for cell in json.loads(path.read_text())["cells"]}
     said = "".join(by_id["study"]["outputs"][0]["text"])

@@ -20,7 +20,15 @@ def test_list_shows_every_kind_of_name(command, home, runs):
     assert code == 0 and err == ""
     lines = out.splitlines()
     assert set(SECTIONS) <= set(lines)
-    for name in ("activation_sparsity", "smollm2-135m", "glassllm", "random-llama", "python-docs", "capture", *runs[1:]):
+    for name in (
+        "activation_sparsity",
+        "smollm2-135m",
+        "glassllm",
+        "random-llama",
+        "python-docs",
+        "capture",
+        *runs[1:],
+    ):
         assert any(line.startswith(name) for line in lines), name
     code, found, _ = command("list", "--json")
     assert code == 0 and set(SECTIONS) <= set(found)
@@ -47,7 +55,14 @@ def test_show_an_analysis(command, home):
         assert part in out
     code, found, _ = command("show", "activation_sparsity", "--json")
     assert code == 0 and found["kind"] == "analysis" and found["needs"] == ["hidden_units"]
-    assert {p["name"] for p in found["parameters"]} >= {"sites", "shares", "use_share", "resamples", "level", "seed"}
+    assert {p["name"] for p in found["parameters"]} >= {
+        "sites",
+        "shares",
+        "use_share",
+        "resamples",
+        "level",
+        "seed",
+    }
     assert all(p["meaning"] for p in found["parameters"])
 
 
@@ -64,7 +79,11 @@ def test_show_other_names(command, home, name, kind, license):
 
 def test_show_a_run_by_id_and_by_folder(command, home, runs):
     code, by_id, _ = command("show", runs[1], "--json")
-    assert code == 0 and by_id["subject"] == "glassllm" and by_id["command"].startswith("sparsescope run activation_sparsity")
+    assert (
+        code == 0
+        and by_id["subject"] == "glassllm"
+        and by_id["command"].startswith("sparsescope run activation_sparsity")
+    )
     assert command("show", home / runs[1], "--home", "/nonexistent", "--json")[1] == by_id
     code, out, _ = command("show", runs[1])
     assert code == 0 and "mean_density_energy_90" in out and "%" in out
@@ -75,7 +94,10 @@ def test_run_prints_numbers_and_path_on_standard_output_and_progress_elsewhere(c
     assert code == 0
     path = out.splitlines()[-1]
     assert Store(empty_home).run_ids() == [path.rsplit("/", 1)[-1]]
-    assert out.startswith("Activation sparsity of random-llama on 400 tokens") and "hold 90 % of a token's energy" in out
+    assert (
+        out.startswith("Activation sparsity of random-llama on 400 tokens")
+        and "hold 90 % of a token's energy" in out
+    )
     assert "Units that hold 90 % of the energy" in out and "loading" not in out and "forward pass" not in out
     assert "loading random-llama" in err
     assert re.search(r"^forward pass: 400 of 400 tokens", err, re.MULTILINE)
@@ -112,18 +134,34 @@ def test_report_of_stored_runs(command, home, runs, tmp_path):
     assert "Activation sparsity of glassllm on 400 tokens" in err
     page = target.read_text()
     assert "glassllm" in page and "random-llama" in page
-    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=[\"']?https?:", page), "the report loads something"
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=[\"']?https?:", page), (
+        "the report loads something"
+    )
 
 
 def test_report_of_a_subject_runs_what_is_missing(command, empty_home, tmp_path):
     target = tmp_path / "report.html"
-    words = ("report", "random-llama", "--corpus", "python-docs", "--tokens", "300", "--context", "64", "-o", target, "--json")
+    words = (
+        "report",
+        "random-llama",
+        "--corpus",
+        "python-docs",
+        "--tokens",
+        "300",
+        "--context",
+        "64",
+        "-o",
+        target,
+        "--json",
+    )
     code, found, err = command(*words)
     assert code == 0 and found["report"] == str(target) and found["failed"] == 0
     assert found["bytes"] == target.stat().st_size
     runs = [run["run"] for run in found["runs"]]
     assert sorted(runs) == sorted(Store(empty_home).run_ids())
-    assert [run.rsplit("-", 1)[0] for run in runs][:2] == ["activation_sparsity", "activation_reuse"], "not in reading order"
+    assert [run.rsplit("-", 1)[0] for run in runs][:2] == ["activation_sparsity", "activation_reuse"], (
+        "not in reading order"
+    )
     assert "forward pass: 300 of 300" in err
     assert "forward pass" not in command(*words)[2], "computed again"
 
@@ -141,19 +179,37 @@ def test_report_falls_back_with_a_notice(command, empty_home, tmp_path, monkeypa
 
     monkeypatch.setattr(sources, "load", unreachable)
     target = tmp_path / "report.html"
-    words = ("report", "smollm2-135m", "--corpus", "python-docs", "--tokens", "300", "--context", "64", "-o", target)
+    words = (
+        "report",
+        "smollm2-135m",
+        "--corpus",
+        "python-docs",
+        "--tokens",
+        "300",
+        "--context",
+        "64",
+        "-o",
+        target,
+    )
     code, out, err = command(*words)
     assert code == 1 and out == "" and "cannot be reached" in err and not target.exists()
     code, out, err = command(*words, "--fallback", "random-llama")
     assert code == 0 and out == f"{target}\n"
     notice = "smollm2-135m could not be fetched, so this report is about random-llama instead"
     assert notice in err and notice in target.read_text()
-    assert notice not in command("show", Store(empty_home).run_ids()[0])[1], "the stored run is not about the notice"
+    assert notice not in command("show", Store(empty_home).run_ids()[0])[1], (
+        "the stored run is not about the notice"
+    )
 
 
 def test_compare(command, home, runs):
     code, out, _ = command("compare", runs[1], runs[2])
-    assert code == 0 and "Units that hold 90 % of the energy" in out and "subject.id" in out and "intervals apart" in out
+    assert (
+        code == 0
+        and "Units that hold 90 % of the energy" in out
+        and "subject.id" in out
+        and "intervals apart" in out
+    )
     code, found, _ = command("compare", runs[1], runs[2], "--json")
     assert code == 0 and {"scalars", "settings", "environment", "tables"} <= set(found)
     settings = {row["name"]: (row["a"], row["b"]) for row in found["settings"]}
@@ -172,7 +228,11 @@ def test_verify_intact_and_damaged(command, runs, tmp_path):
     data[50] ^= 1
     table.write_bytes(data)
     code, out, _ = command("verify", "--home", folder)
-    assert code == 1 and "tables/units.parquet has another checksum" in out and out.splitlines()[-1].startswith("1 of 2")
+    assert (
+        code == 1
+        and "tables/units.parquet has another checksum" in out
+        and out.splitlines()[-1].startswith("1 of 2")
+    )
     code, found, _ = command("verify", "--home", folder, "--json")
     assert code == 1 and found["bad"] == 1
     assert {run["run_id"]: run["status"] for run in found["runs"]} == {runs[1]: "damaged", runs[2]: "ok"}
@@ -219,7 +279,18 @@ def test_a_report_is_there_before_the_last_analysis(command, home, tmp_path, mon
         return original(results, output)
 
     monkeypatch.setattr(build, "build", counted)
-    words = ("report", "random-llama", "--corpus", "python-docs", "--tokens", "700", "--context", "64", "-o", tmp_path / "r.html")
+    words = (
+        "report",
+        "random-llama",
+        "--corpus",
+        "python-docs",
+        "--tokens",
+        "700",
+        "--context",
+        "64",
+        "-o",
+        tmp_path / "r.html",
+    )
     code, out, err = command(*words)
     assert code == 0 and out.splitlines()[-1].endswith("r.html")
     assert sizes == sorted(sizes) and len(sizes) >= 4 and sizes[0] < sizes[-1]

@@ -47,11 +47,17 @@ def test_what_is_kept_is_opened(store):
     assert found.path == store.root / "artifacts" / made.id and found.path.is_dir()
     assert (found.kind, found.format, found.made_by) == ("toy", "toy-1", "toy run")
     assert found.meta == {"seed": 0, "loss": 0.5}
-    assert [entry.file for entry in found.files] == ["cfg.json", "deep/weights.safetensors", "saved.safetensors"]
+    assert [entry.file for entry in found.files] == [
+        "cfg.json",
+        "deep/weights.safetensors",
+        "saved.safetensors",
+    ]
     for entry in found.files:
         data = found.path_of(entry.file, check=True).read_bytes()
         assert (entry.bytes, entry.sha256) == (len(data), hashlib.sha256(data).hexdigest())
-    assert found.bytes == sum(path.stat().st_size for path in found.path.rglob("*.[js]*") if path.name != "artifact.json")
+    assert found.bytes == sum(
+        path.stat().st_size for path in found.path.rglob("*.[js]*") if path.name != "artifact.json"
+    )
     assert store.artifacts.ids() == [made.id] and store.artifacts.has(made.id)
     assert [verdict.status for verdict in store.artifacts.verify()] == ["ok"]
     assert sorted(path.name for path in store.artifacts.root.iterdir()) == [made.id]
@@ -161,14 +167,31 @@ def test_a_file_whose_writing_failed_is_no_part_of_it(store):
 
 
 HOSTILE_NAMES = [
-    "", ".", "..", "../x", "a/../../x", "/etc/passwd", "a//b", "a/", ".hidden", "a\\b", "a\0b", "a b", "artifact.json",
-    "a/b/c/d/e", "x" * 81, "\u202ea",
-]  # fmt: skip
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/../../x",
+    "/etc/passwd",
+    "a//b",
+    "a/",
+    ".hidden",
+    "a\\b",
+    "a\0b",
+    "a b",
+    "artifact.json",
+    "a/b/c/d/e",
+    "x" * 81,
+    "\u202ea",
+]
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_hostile_names_of_files_are_refused(store, name):
-    with pytest.raises(ArtifactError, match="cannot be kept"), store.artifacts.keep("toy", format="t") as writer:
+    with (
+        pytest.raises(ArtifactError, match="cannot be kept"),
+        store.artifacts.keep("toy", format="t") as writer,
+    ):
         writer.write(name, b"x")
     assert store.artifacts.ids() == []
 
@@ -224,7 +247,10 @@ def test_no_kind_has_the_name_of_an_analysis_or_benchmark(store, tmp_path, kind)
 
 @pytest.mark.parametrize("meta", [{"x": float("nan")}, {"x": object()}, {"x": "y" * META_LIMIT}])
 def test_meta_data_that_cannot_be_stored_are_refused(store, meta):
-    with pytest.raises(SpecError, match="meta data"), store.artifacts.keep("toy", format="t", meta=meta) as writer:
+    with (
+        pytest.raises(SpecError, match="meta data"),
+        store.artifacts.keep("toy", format="t", meta=meta) as writer,
+    ):
         writer.write("a", b"1")
     assert store.artifacts.ids() == []
 
@@ -363,7 +389,9 @@ def test_a_run_names_what_it_made_and_what_it_read(store):
     found = store.open(reading.run_id)
     assert found.provenance["artifacts"] == {"made": manifest.artifacts.made, "read": manifest.artifacts.read}
     assert found.provenance["preset"] == "quick" and found.provenance["inputs"] == inputs
-    np.testing.assert_array_equal(found.artifacts["weights"].tensors("deep/weights.safetensors")["W"], WEIGHTS)
+    np.testing.assert_array_equal(
+        found.artifacts["weights"].tensors("deep/weights.safetensors")["W"], WEIGHTS
+    )
     assert store.open(spec().run_id).provenance["artifacts"] == {"made": {"weights": made.id}, "read": {}}
 
 
@@ -380,7 +408,9 @@ def test_a_missing_artifact_is_an_empty_state_with_the_command_that_makes_it(sto
     store.write(reader, reading, seconds=1, environment={}, command="sparsescope run other")
     assert store.missing_artifacts(spec().run_id) == []
     made.path.rename(made.path.with_name("gone"))
-    assert store.missing_artifacts(spec().run_id) == [made.id] and store.missing_artifacts(reading.run_id) == []
+    assert (
+        store.missing_artifacts(spec().run_id) == [made.id] and store.missing_artifacts(reading.run_id) == []
+    )
     for run_id, name in ((spec().run_id, "weights"), (reading.run_id, "dictionary")):
         found = store.open(run_id).artifacts[name]
         assert not found.present and found.id == made.id and found.kind == "toy" and "missing" in repr(found)

@@ -20,11 +20,16 @@ def known(role="subject", has=(), lacks=(), whole=False, name="m"):
 
 def test_a_declaration_is_read():
     assert declared_inputs(("subject", "dictionary*", "series?", "more*?")) == (
-        Input("subject"), Input("dictionary", repeated=True), Input("series", optional=True), Input("more", True, True),
-    )  # fmt: skip
+        Input("subject"),
+        Input("dictionary", repeated=True),
+        Input("series", optional=True),
+        Input("more", True, True),
+    )
 
 
-@pytest.mark.parametrize("wrong", [("subject", "subject*"), ("Subject",), ("a b",), ("",), (None,), ("subject+",)])
+@pytest.mark.parametrize(
+    "wrong", [("subject", "subject*"), ("Subject",), ("a b",), ("",), (None,), ("subject+",)]
+)
 def test_another_declaration_is_refused(wrong):
     with pytest.raises(SpecError, match="input is"):
         declared_inputs(wrong)

@@ -20,21 +20,30 @@ class SomeParams(Params):
 
 def record(**presets):
     """An analysis with these presets."""
-    return Analysis("some", "1", "Some", "Some.", SomeParams, "nowhere", inputs=("subject", "text*"), presets=presets)
+    return Analysis(
+        "some", "1", "Some", "Some.", SomeParams, "nowhere", inputs=("subject", "text*"), presets=presets
+    )
 
 
 def test_a_preset_changes_parameters_and_full_none():
     found = record(quick={"tokens": 1024}, sharp={"shares": (0.99,)})
     Registry().add(found)
     assert found.preset("quick") == {"tokens": 1024} and found.preset("full") == {}
-    assert found.preset_of(SomeParams(tokens=1024)) == "quick" and found.preset_of(SomeParams(shares=(0.99,))) == "sharp"
+    assert (
+        found.preset_of(SomeParams(tokens=1024)) == "quick"
+        and found.preset_of(SomeParams(shares=(0.99,))) == "sharp"
+    )
     assert found.preset_of(SomeParams()) == found.preset_of(SomeParams(tokens=1024, shares=(0.99,))) == ""
     found.preset("quick")["tokens"] = 1
-    assert found.presets == {"quick": {"tokens": 1024}, "sharp": {"shares": (0.99,)}}, "the declaration can be changed"
+    assert found.presets == {"quick": {"tokens": 1024}, "sharp": {"shares": (0.99,)}}, (
+        "the declaration can be changed"
+    )
 
 
 def test_an_unknown_preset_names_the_known_ones():
-    with pytest.raises(SpecError, match=r"unknown preset of some 'quik'[\s\S]*full, quick[\s\S]*did you mean 'quick'"):
+    with pytest.raises(
+        SpecError, match=r"unknown preset of some 'quik'[\s\S]*full, quick[\s\S]*did you mean 'quick'"
+    ):
         record(quick={"tokens": 1024}).preset("quik")
 
 

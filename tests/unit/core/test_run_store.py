@@ -57,7 +57,9 @@ def store(tmp_path):
 
 @pytest.fixture
 def folder(store):
-    return store.write(make_result(), make_spec(), seconds=1.5, environment={"cores": 2}, command="sparsescope run")
+    return store.write(
+        make_result(), make_spec(), seconds=1.5, environment={"cores": 2}, command="sparsescope run"
+    )
 
 
 def test_what_is_written_is_read(store, folder):
@@ -134,7 +136,9 @@ def test_a_link_out_of_the_run_is_refused(store, folder, tmp_path):
         store.open(folder.name)
 
 
-@pytest.mark.parametrize("name", ["../x", "activation_sparsity-zzz", "", "a-0123456789ab/..", "A-0123456789ab"])
+@pytest.mark.parametrize(
+    "name", ["../x", "activation_sparsity-zzz", "", "a-0123456789ab/..", "A-0123456789ab"]
+)
 def test_a_run_id_of_another_form_is_refused(store, name):
     with pytest.raises(ArtifactError, match="not the id"):
         store.path(name)

@@ -11,9 +11,15 @@ from sparsescope.core.spec import Spec, canonical_json, make_params
 from sparsescope.errors import SpecError
 
 SUBJECT = {
-    "id": "m", "revision": "r", "weight_hash": "w", "config_hash": "c", "origin_precision": "float32", "dtype": "float32",
-    "attn_implementation": "sdpa", "device": "cpu",
-}  # fmt: skip
+    "id": "m",
+    "revision": "r",
+    "weight_hash": "w",
+    "config_hash": "c",
+    "origin_precision": "float32",
+    "dtype": "float32",
+    "attn_implementation": "sdpa",
+    "device": "cpu",
+}
 
 
 def spec(**changes):
@@ -36,11 +42,15 @@ def test_the_order_of_keys_does_not_matter():
 @pytest.mark.parametrize(
     "change",
     [
-        {"analysis": "b"}, {"version": "2"}, {"params": {"x": 2, "y": [1, 2]}}, {"corpus": {"digest": "e"}}, {"corpus": None},
+        {"analysis": "b"},
+        {"version": "2"},
+        {"params": {"x": 2, "y": [1, 2]}},
+        {"corpus": {"digest": "e"}},
+        {"corpus": None},
         {"timing": {"device": "cpu", "threads": 2}},
         *({"subject": {**SUBJECT, key: "other"}} for key in SUBJECT if key not in ("id", "device")),
     ],
-)  # fmt: skip
+)
 def test_everything_that_changes_a_number_changes_the_digest(change):
     assert spec(**change).digest != spec().digest
 
@@ -60,7 +70,9 @@ def test_an_unknown_parameter_is_refused_with_near_matches():
         make_params(ActivationSparsityParams, {"sead": 1}, analysis="activation_sparsity")
 
 
-@pytest.mark.parametrize(("name", "value"), [("shares", (0.5, 0.5001)), ("level", 1.0), ("resamples", 1), ("use_share", "x")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("shares", (0.5, 0.5001)), ("level", 1.0), ("resamples", 1), ("use_share", "x")]
+)
 def test_a_value_out_of_range_names_parameter_and_value(name, value):
     with pytest.raises(SpecError, match=f"parameter '{name}'[^$]*got"):
         make_params(ActivationSparsityParams, {name: value}, analysis="activation_sparsity")

@@ -19,8 +19,20 @@ COLUMNS = (LAYER, Column("site", "site", "Site."), *with_interval(MEAN), Column(
 def test_an_interval_names_its_column():
     assert with_interval(MEAN, JACKKNIFED, "a_", " of it") == (
         MEAN,
-        Column("a_low", "fraction", "Lower end of the jackknife interval over folds of documents of it.", "x", low_of="mean"),
-        Column("a_high", "fraction", "Upper end of the jackknife interval over folds of documents of it.", "x", high_of="mean"),
+        Column(
+            "a_low",
+            "fraction",
+            "Lower end of the jackknife interval over folds of documents of it.",
+            "x",
+            low_of="mean",
+        ),
+        Column(
+            "a_high",
+            "fraction",
+            "Upper end of the jackknife interval over folds of documents of it.",
+            "x",
+            high_of="mean",
+        ),
     )
     assert [column.name for column in ends_of(MEAN)] == ["low", "high"]
 
@@ -48,11 +60,20 @@ def test_every_view_shows_a_declared_table():
 
 def test_a_grid_has_a_row_for_each_cell_the_last_axis_fastest():
     values = np.arange(6).reshape(2, 3)
-    frame = grid([{"layer": [4, 5], "site": ["a", "b"]}, {"metric": ["x", "y", "z"]}], value=values, column=[[7], [8]], same=1)
+    frame = grid(
+        [{"layer": [4, 5], "site": ["a", "b"]}, {"metric": ["x", "y", "z"]}],
+        value=values,
+        column=[[7], [8]],
+        same=1,
+    )
     assert frame.to_dict("list") == {
-        "layer": [4, 4, 4, 5, 5, 5], "site": ["a"] * 3 + ["b"] * 3, "metric": ["x", "y", "z"] * 2, "value": list(range(6)),
-        "column": [7, 7, 7, 8, 8, 8], "same": [1] * 6,
-    }  # fmt: skip
+        "layer": [4, 4, 4, 5, 5, 5],
+        "site": ["a"] * 3 + ["b"] * 3,
+        "metric": ["x", "y", "z"] * 2,
+        "value": list(range(6)),
+        "column": [7, 7, 7, 8, 8, 8],
+        "same": [1] * 6,
+    }
 
 
 def test_rows_and_frames_come_into_the_declared_order():
@@ -60,10 +81,14 @@ def test_rows_and_frames_come_into_the_declared_order():
     wanted = [0, "a", 0.5, 0.4, 0.6, 3]
     for table in ([row], pd.DataFrame([row]), [tuple(wanted)], (r for r in [row])):
         frame = declared_frame("t", COLUMNS, table, "here")
-        assert frame.columns.tolist() == [column.name for column in COLUMNS] and frame.iloc[0].tolist() == wanted
+        assert (
+            frame.columns.tolist() == [column.name for column in COLUMNS] and frame.iloc[0].tolist() == wanted
+        )
 
 
-@pytest.mark.parametrize("table", [[], pd.DataFrame(columns=["tokens", "layer", "site", "mean", "high", "low"])])
+@pytest.mark.parametrize(
+    "table", [[], pd.DataFrame(columns=["tokens", "layer", "site", "mean", "high", "low"])]
+)
 def test_a_table_without_rows_has_the_types_of_its_kinds(table):
     full = declared_frame("t", COLUMNS, [(0, "a", 0.5, 0.4, 0.6, 3)], "here")
     empty = declared_frame("t", COLUMNS, table, "here")
@@ -72,7 +97,8 @@ def test_a_table_without_rows_has_the_types_of_its_kinds(table):
 
 
 @pytest.mark.parametrize(
-    "table", [[{"mean": 0.5}], [(1, 2)], pd.DataFrame({"layer": [0]}), [{c.name: 0 for c in COLUMNS} | {"more": 1}]]
+    "table",
+    [[{"mean": 0.5}], [(1, 2)], pd.DataFrame({"layer": [0]}), [{c.name: 0 for c in COLUMNS} | {"more": 1}]],
 )
 def test_other_columns_are_refused(table):
     with pytest.raises(SpecError, match="columns that are declared"):
@@ -89,4 +115,6 @@ def test_a_result_takes_the_tables_of_its_record():
 
 def test_an_interval_of_a_column_that_is_not_there_is_refused():
     with pytest.raises(SpecError, match="interval of a column"):
-        Result("a").add_table("t", pd.DataFrame({"low": [0.1]}), (Column("low", "value", "Low.", low_of="mean"),))
+        Result("a").add_table(
+            "t", pd.DataFrame({"low": [0.1]}), (Column("low", "value", "Low.", low_of="mean"),)
+        )

@@ -18,10 +18,14 @@ def sample(kind, rows=150, width=100):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, width, generator=generator)
     return {
-        "normal": x, "relu": x.relu(), "bfloat16": x.bfloat16(), "tiny": x * 1e-30, "zero": torch.zeros(rows, width),
+        "normal": x,
+        "relu": x.relu(),
+        "bfloat16": x.bfloat16(),
+        "tiny": x * 1e-30,
+        "zero": torch.zeros(rows, width),
         "ties": torch.randint(-2, 3, (rows, width), generator=generator).float(),
         "outlier": x + 1e6 * (torch.arange(width) == 5),
-    }[kind]  # fmt: skip
+    }[kind]
 
 
 @pytest.mark.parametrize("kind", ["normal", "relu", "bfloat16", "tiny", "zero", "ties", "outlier"])
@@ -31,7 +35,8 @@ def test_bits_are_the_sets_of_the_definition(kind, width):
     found = u.unpack(u.active_bits(values, np.arange(150), 0.9), width)
     expected = u.active_bits_reference(values.float().numpy(), 0.9)
     np.testing.assert_array_equal(found[0], expected[0])
-    # A share that is met to the last bit may go either way by rounding; ties of small whole numbers meet it often.
+    # A share that is met to the last bit may go either way by rounding; ties of small whole
+    # numbers meet it often.
     assert np.count_nonzero((found[1] != expected[1]).any(1)) <= (8 if kind == "ties" else 0)
 
 
@@ -61,7 +66,11 @@ def bits_of(members):
     return np.packbits(padded, axis=-1, bitorder="little").view("<u8")
 
 
-@given(seed=st.integers(0, 999), lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4), units=st.integers(1, 130))
+@given(
+    seed=st.integers(0, 999),
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    units=st.integers(1, 130),
+)
 @settings(max_examples=60, deadline=None)
 def test_unions_are_those_of_whole_chunks_within_windows(seed, lengths, units):
     members = np.random.default_rng(seed).random((2, sum(lengths), units)) < 0.2

@@ -20,7 +20,11 @@ def rows(kind, heads=3, length=40, seed=0):
     scores = np.random.default_rng(seed).normal(size=(heads, length, length)) * 3
     scores[1] = np.round(scores[1])  # ties
     weights = np.where(allowed, np.exp(scores), 0)
-    return (weights / weights.sum(2, keepdims=True)).astype(np.float32), low.astype(np.int64), high.astype(np.int64)
+    return (
+        (weights / weights.sum(2, keepdims=True)).astype(np.float32),
+        low.astype(np.int64),
+        high.astype(np.int64),
+    )
 
 
 @pytest.fixture(params=["causal", "sliding", "full"])
@@ -73,8 +77,12 @@ def test_a_slice_of_the_keys_is_placed_where_it_belongs():
     np.testing.assert_allclose(columns, weights[:, 20:].sum(1), rtol=1e-5, atol=1e-7)
     whole = k.row_places(weights, 0, 0, (1, 16))[:, 20:]
     np.testing.assert_allclose(k.row_places(cut, 20, 9, (1, 16)), whole, rtol=1e-6)
-    np.testing.assert_allclose(k.block_mass(cut, 9, 40, 16)[:, 0, 0], weights[:, 20:36, :16].sum((1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(k.row_places(cut[:, :, 1:].copy(), 20, 2, (1,))[..., 1], cut[..., 1:3].sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(
+        k.block_mass(cut, 9, 40, 16)[:, 0, 0], weights[:, 20:36, :16].sum((1, 2)), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        k.row_places(cut[:, :, 1:].copy(), 20, 2, (1,))[..., 1], cut[..., 1:3].sum(-1), rtol=1e-5
+    )
 
 
 def test_dropped_outputs(case):
@@ -152,5 +160,7 @@ def test_order_of_keys_and_heads_does_not_matter():
     weights, low, high = rows("full")
     order = np.random.default_rng(2).permutation(40)
     found = k.row_shapes(weights, low, high, SHARES)
-    np.testing.assert_allclose(k.row_shapes(weights[:, :, order].copy(), low, high, SHARES), found, rtol=1e-12)
+    np.testing.assert_allclose(
+        k.row_shapes(weights[:, :, order].copy(), low, high, SHARES), found, rtol=1e-12
+    )
     np.testing.assert_array_equal(k.row_shapes(weights[::-1].copy(), low, high, SHARES), found[::-1])

@@ -15,18 +15,31 @@ from sparsescope.metrics import sparsity as m
 
 SHARES = (0.5, 0.9, 0.99)
 MEASURES = (
-    m.hoyer, m.gini, m.participation_ratio, lambda x: m.participation_ratio(x, 4), m.entropy_number, m.kurtosis, m.treves_rolls
-)  # fmt: skip
+    m.hoyer,
+    m.gini,
+    m.participation_ratio,
+    lambda x: m.participation_ratio(x, 4),
+    m.entropy_number,
+    m.kurtosis,
+    m.treves_rolls,
+)
 
 
 def sample(kind, rows=300, width=100):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, width, generator=generator)
     return {
-        "normal": x, "relu": x.relu(), "bfloat16": x.bfloat16(), "float16": x.half(), "tiny": x * 1e-30, "huge": x * 1e30,
-        "ties": torch.randint(-2, 3, (rows, width), generator=generator).float(), "zero": torch.zeros(rows, width),
-        "one row zero": x * (torch.arange(rows) != 3)[:, None], "outlier": x + 1e6 * (torch.arange(width) == 5),
-    }[kind]  # fmt: skip
+        "normal": x,
+        "relu": x.relu(),
+        "bfloat16": x.bfloat16(),
+        "float16": x.half(),
+        "tiny": x * 1e-30,
+        "huge": x * 1e30,
+        "ties": torch.randint(-2, 3, (rows, width), generator=generator).float(),
+        "zero": torch.zeros(rows, width),
+        "one row zero": x * (torch.arange(rows) != 3)[:, None],
+        "outlier": x + 1e6 * (torch.arange(width) == 5),
+    }[kind]
 
 
 KINDS = ["normal", "relu", "bfloat16", "float16", "tiny", "huge", "ties", "zero", "one row zero", "outlier"]
@@ -67,7 +80,9 @@ def test_entropy_of_every_magnitude_that_float32_holds(exponent):
 def test_entropy_is_exact_enough_for_any_spread(seed, power, spread):
     generator = np.random.default_rng(seed)
     values = (10**power * np.exp(spread * generator.standard_normal((4, 200)))).astype(np.float32)
-    found = k.row_statistics_numba(torch.from_numpy(values), SHARES, 0.9).shapes[:, k.SHAPE_MEASURES.index("entropy_number")]
+    found = k.row_statistics_numba(torch.from_numpy(values), SHARES, 0.9).shapes[
+        :, k.SHAPE_MEASURES.index("entropy_number")
+    ]
     np.testing.assert_allclose(found, m.entropy_number(values), rtol=3e-7)
 
 

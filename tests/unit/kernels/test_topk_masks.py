@@ -84,7 +84,9 @@ def test_random_sets_are_eligible_uniform_and_leave_the_global_generator_alone()
     assert random_k_mask(few, 5, torch.Generator().manual_seed(0)).sum(1).tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("call", [lambda v: top_k_mask(v, -1), lambda v: top_p_mask(v, 0.0), lambda v: top_p_mask(v, 0.5, 3)])
+@pytest.mark.parametrize(
+    "call", [lambda v: top_k_mask(v, -1), lambda v: top_p_mask(v, 0.0), lambda v: top_p_mask(v, 0.5, 3)]
+)
 def test_nonsense_is_refused(call):
     with pytest.raises(SpecError):
         call(torch.ones(2, 3))

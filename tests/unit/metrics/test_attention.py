@@ -24,7 +24,9 @@ def test_uniform_rows(t):
 def test_one_hot_rows(t):
     row = np.zeros(t)
     row[t // 2] = 1
-    assert m.entropy(row) == 0 and m.top_share_count(row, 0.99) == 1 and m.gini(row) == pytest.approx(1 - 1 / t)
+    assert (
+        m.entropy(row) == 0 and m.top_share_count(row, 0.99) == 1 and m.gini(row) == pytest.approx(1 - 1 / t)
+    )
     assert math.isnan(m.gini(np.ones(1))) and math.isnan(m.gini(np.zeros(5)))
 
 

@@ -85,7 +85,9 @@ def test_a_dense_model_saves_nothing(gated, scheme):
 def test_bounds_add_up_and_fall_with_density(density, more):
     low, high = sorted((density, more))
     for sparse, dense in zip(
-        b.upper_bounds(model(layer()), {0: low}, assume()), b.upper_bounds(model(layer()), {0: high}, assume()), strict=True
+        b.upper_bounds(model(layer()), {0: low}, assume()),
+        b.upper_bounds(model(layer()), {0: high}, assume()),
+        strict=True,
     ):
         assert sparse.saved >= dense.saved - 1e-9
         assert sparse.saved_model == pytest.approx(sparse.mlp_share * sparse.saved_mlp)
@@ -134,7 +136,8 @@ def test_every_assumption_is_shown():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"scheme": "magic"}, {"attended": -1}, {"bytes_per_weight": 0}, {"input_density": 1.1}, {"together": 0}]
+    "wrong",
+    [{"scheme": "magic"}, {"attended": -1}, {"bytes_per_weight": 0}, {"input_density": 1.1}, {"together": 0}],
 )
 def test_impossible_assumptions_are_refused(wrong):
     with pytest.raises(SpecError, match="out of range"):

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from sparsescope.errors import SpecError
-from sparsescope.metrics.calibration import expected_calibration_error, null_calibration_errors, reliability_bins
+from sparsescope.metrics.calibration import (
+    expected_calibration_error,
+    null_calibration_errors,
+    reliability_bins,
+)
 
 
 def test_closed_forms():
@@ -16,7 +20,9 @@ def test_closed_forms():
     assert expected_calibration_error(np.full(4, 0.8), [1, 1, 1, 0]) == pytest.approx(0.05)
     # Two bins, weighted by their sizes.
     confidence = [0.9, 0.9, 0.9, 0.1]
-    assert expected_calibration_error(confidence, [1, 1, 0, 1]) == pytest.approx(0.75 * (0.9 - 2 / 3) + 0.25 * 0.9)
+    assert expected_calibration_error(confidence, [1, 1, 0, 1]) == pytest.approx(
+        0.75 * (0.9 - 2 / 3) + 0.25 * 0.9
+    )
 
 
 def test_confidence_of_one_is_in_the_last_bin():
@@ -46,7 +52,11 @@ def test_null_covers_a_calibrated_sample_and_not_an_overconfident_one():
     calibrated = rng.random(4000) < confidence
     over = rng.random(4000) < confidence - 0.1
     limit = np.quantile(null_calibration_errors(confidence, 300, 0), 0.999)
-    assert expected_calibration_error(confidence, calibrated) < limit < expected_calibration_error(confidence, over)
+    assert (
+        expected_calibration_error(confidence, calibrated)
+        < limit
+        < expected_calibration_error(confidence, over)
+    )
 
 
 @pytest.mark.parametrize("arguments", [([], []), ([0.5], [True, False]), ([1.5], [True]), ([np.nan], [True])])

@@ -19,7 +19,8 @@ def broken_line(noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_lines_without_noise_are_found_exactly() -> None:
     x, y = broken_line(0)
     found = segment(x, y)
-    assert [s.first for s in found.segments] == pytest.approx([0, 20, 40], abs=1)  # a corner lies on both of its lines
+    # A corner lies on both of its lines
+    assert [s.first for s in found.segments] == pytest.approx([0, 20, 40], abs=1)
     assert [s.slope for s in found.segments] == pytest.approx([1, -3, 0], abs=1e-9)
     assert found.explained == pytest.approx(1)
 
@@ -58,7 +59,8 @@ def test_a_line_with_white_noise_stays_one_line() -> None:
 def test_a_random_walk_gets_breaks_that_the_null_calls_chance() -> None:
     """The penalty is fooled by neighboring values that are alike; the autoregressive null much less."""
     found = [
-        segment(np.arange(60.0), np.cumsum(np.random.default_rng(seed).normal(size=60)), surrogates=59) for seed in range(12)
+        segment(np.arange(60.0), np.cumsum(np.random.default_rng(seed).normal(size=60)), surrogates=59)
+        for seed in range(12)
     ]
     assert np.mean([len(s.segments) > 1 for s in found]) > 0.9
     sharp = segment(*broken_line(0.5), surrogates=59)

@@ -1,4 +1,6 @@
-"""The estimate object: coverage, paired differences, what has no interval, and the note about few documents."""
+"""The estimate object: coverage, paired differences, what has no interval, and the note
+about few documents.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,15 @@ def test_ratios_are_those_of_the_sums_that_are_drawn():
     strata = np.array([0, 0, 0, 1, 1, 1])
     some = DocumentBootstrap.draw(strata, 100, 7, 0.9)
     np.testing.assert_array_equal(some.weights, bootstrap_weights(strata, 100, 7))
-    replicates = np.array([(w @ sums.reshape(6, -1)).reshape(2, 3) / (w @ counts.reshape(6, -1)) for w in some.weights])
+    replicates = np.array(
+        [(w @ sums.reshape(6, -1)).reshape(2, 3) / (w @ counts.reshape(6, -1)) for w in some.weights]
+    )
     np.testing.assert_allclose(some.replicates(sums, counts), replicates, rtol=1e-14)
     found = some.ratio(sums, counts)
     np.testing.assert_allclose(found.mean, sums.sum(0) / counts.sum(0), rtol=1e-14)
-    np.testing.assert_allclose([found.low, found.high], np.quantile(replicates, [0.05, 0.95], axis=0), rtol=1e-13)
+    np.testing.assert_allclose(
+        [found.low, found.high], np.quantile(replicates, [0.05, 0.95], axis=0), rtol=1e-13
+    )
     np.testing.assert_allclose(found.complement, [1 - found.mean, 1 - found.high, 1 - found.low], rtol=1e-14)
 
 
@@ -104,6 +110,6 @@ def test_an_interval_says_how_it_was_made():
 def test_few_documents_are_noted(documents, message):
     out = Result("made up")
     note_few_documents(out, documents, "per_layer")
-    assert [(note.severity, note.message, note.place) for note in out.notes] == [("warning", message, "per_layer")] * bool(
-        message
-    )
+    assert [(note.severity, note.message, note.place) for note in out.notes] == [
+        ("warning", message, "per_layer")
+    ] * bool(message)

@@ -1,4 +1,6 @@
-"""Fourier measures: closed forms for odd and even moduli, invariances, and brute force with the full projector."""
+"""Fourier measures: closed forms for odd and even moduli, invariances, and brute force with
+the full projector.
+"""
 
 from __future__ import annotations
 
@@ -65,8 +67,12 @@ def test_sums_give_what_the_full_projector_gives(p: int) -> None:
     assert f.restricted_loss(means, keys) == pytest.approx(f.cross_entropy(restricted, sums).mean())
     rows = np.arange(0, p * p, 3)
     counts = np.bincount(sums[rows], minlength=p)
-    assert f.restricted_loss(means, keys, counts) == pytest.approx(f.cross_entropy(restricted, sums)[rows].mean())
-    assert f.excluded_loss(logits, means, keys, rows) == pytest.approx(f.cross_entropy(logits - kept, sums)[rows].mean())
+    assert f.restricted_loss(means, keys, counts) == pytest.approx(
+        f.cross_entropy(restricted, sums)[rows].mean()
+    )
+    assert f.excluded_loss(logits, means, keys, rows) == pytest.approx(
+        f.cross_entropy(logits - kept, sums)[rows].mean()
+    )
 
 
 @pytest.mark.parametrize(("p", "scale"), [(6, 1.0), (7, 40.0), (7, 2000.0)])
@@ -161,16 +167,24 @@ def test_norms_of_components() -> None:
     p, d = 12, 4
     basis = f.fourier_basis(p)
     directions = np.linalg.qr(np.random.default_rng(5).normal(size=(d, d)))[0]
-    matrix = 3 * np.outer(basis[5], directions[0]) + 4 * np.outer(basis[6], directions[1]) + np.outer(basis[11], directions[2])
+    matrix = (
+        3 * np.outer(basis[5], directions[0])
+        + 4 * np.outer(basis[6], directions[1])
+        + np.outer(basis[11], directions[2])
+    )
     norms = f.component_norms(matrix)
     np.testing.assert_allclose(norms, [0, 0, 5, 0, 0, 1], atol=1e-12)
     assert gini(np.ones(6)) == pytest.approx(0)
     assert gini(np.eye(6)[2]) == pytest.approx(5 / 6)
-    np.testing.assert_allclose(gini(f.component_norms(np.eye(p)))[()], gini(np.array([2**0.5] * 5 + [1.0])), atol=1e-12)
+    np.testing.assert_allclose(
+        gini(f.component_norms(np.eye(p)))[()], gini(np.array([2**0.5] * 5 + [1.0])), atol=1e-12
+    )
 
 
 def test_small_losses_are_not_rounded_away() -> None:
-    losses = f.cross_entropy(np.array([[40.0, 0.0, 0.0], [0.0, 1000.0, 0.0], [0.0, 0.0, 0.0]]), np.array([0, 0, 2]))
+    losses = f.cross_entropy(
+        np.array([[40.0, 0.0, 0.0], [0.0, 1000.0, 0.0], [0.0, 0.0, 0.0]]), np.array([0, 0, 2])
+    )
     np.testing.assert_allclose(losses, [2 * np.exp(-40), 1000, np.log(3)])
     shifted = f.cross_entropy(np.array([[1e4 + 1.0, 1e4]]), np.array([0]))
     np.testing.assert_allclose(shifted, np.log1p(np.exp(-1)), rtol=1e-9)

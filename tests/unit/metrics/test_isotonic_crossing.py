@@ -20,8 +20,12 @@ def test_piecewise_linear_score_is_inverted_exactly():
 def test_order_and_common_scale_do_not_matter():
     damage = np.maximum(0, LEVELS - 0.3) ** 2
     order = np.random.default_rng(0).permutation(10)
-    assert tolerance_crossing(LEVELS[order], damage[order], 0.05).at == pytest.approx(tolerance_crossing(LEVELS, damage, 0.05).at)
-    assert tolerance_crossing(LEVELS, 7 * damage, 0.35).at == pytest.approx(tolerance_crossing(LEVELS, damage, 0.05).at)
+    assert tolerance_crossing(LEVELS[order], damage[order], 0.05).at == pytest.approx(
+        tolerance_crossing(LEVELS, damage, 0.05).at
+    )
+    assert tolerance_crossing(LEVELS, 7 * damage, 0.35).at == pytest.approx(
+        tolerance_crossing(LEVELS, damage, 0.05).at
+    )
 
 
 def test_one_unlucky_point_does_not_end_the_plateau():
@@ -46,7 +50,11 @@ def test_interval_covers_the_true_crossing():
     covered, draws = 0, 60
     for _ in range(draws):
         truth = 0.01 * (LEVELS / 0.5) ** 4
-        examples = truth + rng.normal(0, 0.003, (40, 1)) * (LEVELS > 0) + rng.normal(0, 0.004, (40, 10)) * (LEVELS > 0)
+        examples = (
+            truth
+            + rng.normal(0, 0.003, (40, 1)) * (LEVELS > 0)
+            + rng.normal(0, 0.004, (40, 10)) * (LEVELS > 0)
+        )
         weights = rng.multinomial(40, np.full(40, 1 / 40), size=200) / 40
         found = resampled_crossings(np.broadcast_to(LEVELS, (200, 10)), weights @ examples, 0.01)
         low, high = np.quantile(found, [0.025, 0.975])

@@ -26,15 +26,29 @@ def test_onsets_are_the_first_of_three_logs_that_hold() -> None:
 
 @pytest.mark.parametrize(
     ("memorized", "generalized", "grokked"),
-    [(100, 100, False), (100, 140, False), (100, 150, True), (0, 20, False), (0, 30, True), (400, 590, False), (400, 600, True)],
+    [
+        (100, 100, False),
+        (100, 140, False),
+        (100, 150, True),
+        (0, 20, False),
+        (0, 30, True),
+        (400, 590, False),
+        (400, 600, True),
+    ],
 )
-def test_late_means_three_logs_and_half_of_the_time_to_memorize(memorized: int, generalized: int, grokked: bool) -> None:
+def test_late_means_three_logs_and_half_of_the_time_to_memorize(
+    memorized: int, generalized: int, grokked: bool
+) -> None:
     assert p.find_onsets(STEPS, rising(memorized), rising(generalized)).grokked is grokked
 
 
 def test_a_run_that_never_generalizes_and_one_that_loses_it() -> None:
     found = p.find_onsets(STEPS, rising(100), np.full(len(STEPS), 0.05))
-    assert (found.generalized, found.grokked) == (None, False) and math.isnan(found.delay) and math.isnan(found.ratio)
+    assert (
+        (found.generalized, found.grokked) == (None, False)
+        and math.isnan(found.delay)
+        and math.isnan(found.ratio)
+    )
     test = rising(300)
     test[50:52] = 0.5  # two logs: a dip
     assert p.find_onsets(STEPS, rising(100), test).lost_at is None
@@ -59,7 +73,8 @@ def test_a_measure_that_goes_on_as_before_seldom_departs() -> None:
     drawn = np.random.default_rng(1).normal(size=(200, len(STEPS)))
     alarms = [math.isfinite(p.first_departure(STEPS, values + 2 * np.log1p(STEPS), 300)) for values in drawn]
     assert np.mean(alarms) < 0.3
-    few = [math.isfinite(p.first_departure(STEPS[::10], values[::10], 300)) for values in drawn]  # four early values
+    # Four early values
+    few = [math.isfinite(p.first_departure(STEPS[::10], values[::10], 300)) for values in drawn]
     assert np.mean(few) < 0.1
 
 

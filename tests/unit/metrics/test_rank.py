@@ -36,7 +36,9 @@ def test_both_ways_give_the_singular_values_of_the_centered_points(shape):
 def test_a_subset_of_points_is_a_subset_of_rows_and_columns():
     x, rows = points(30, 50), np.arange(0, 30, 2)
     product = (x @ x.T)[np.ix_(rows, rows)]
-    np.testing.assert_allclose(r.centered_spectrum(product), r.centered_spectrum(x[rows] @ x[rows].T), atol=1e-9)
+    np.testing.assert_allclose(
+        r.centered_spectrum(product), r.centered_spectrum(x[rows] @ x[rows].T), atol=1e-9
+    )
 
 
 def test_ranks_do_not_see_shift_scale_rotation_and_order():
@@ -63,10 +65,13 @@ def test_references_are_those_of_independent_entries(shape):
     found = r.effective_ranks(np.linalg.svd(x, compute_uv=False) ** 2)
     expected = r.independent_ranks(*shape)
     assert found[0] == pytest.approx(expected[0], rel=5e-3)
-    assert found[1] == pytest.approx(expected[1], rel=5e-2)  # the edge of a finite spectrum is off by order m^(-2/3)
+    # The edge of a finite spectrum is off by order m^(-2/3)
+    assert found[1] == pytest.approx(expected[1], rel=5e-2)
     assert found[2] == pytest.approx(expected[2], rel=5e-3)
     m, n = shape
-    assert expected[1] == pytest.approx(m * n / (np.sqrt(m) + np.sqrt(n)) ** 2) and expected[2] == pytest.approx(m * n / (m + n))
+    assert expected[1] == pytest.approx(m * n / (np.sqrt(m) + np.sqrt(n)) ** 2) and expected[
+        2
+    ] == pytest.approx(m * n / (m + n))
 
 
 def test_energy_of_the_largest_components_of_independent_entries():

@@ -12,11 +12,19 @@ from sparsescope.errors import SpecError
 from sparsescope.metrics import sparsity as m
 
 MEASURES = {
-    "hoyer": m.hoyer, "gini": m.gini, "pr2": m.participation_ratio, "pr4": lambda v: m.participation_ratio(v, 4),
-    "entropy_number": m.entropy_number, "kurtosis": m.kurtosis, "treves_rolls": m.treves_rolls,
-    "l1_90": lambda v: m.top_p_density(v, 0.9), "energy_90": lambda v: m.top_p_density(v, 0.9, 2),
-}  # fmt: skip
-VECTORS = hnp.arrays(np.float32, st.integers(2, 40), elements=st.floats(-100, 100, width=32).map(lambda x: round(x, 3)))
+    "hoyer": m.hoyer,
+    "gini": m.gini,
+    "pr2": m.participation_ratio,
+    "pr4": lambda v: m.participation_ratio(v, 4),
+    "entropy_number": m.entropy_number,
+    "kurtosis": m.kurtosis,
+    "treves_rolls": m.treves_rolls,
+    "l1_90": lambda v: m.top_p_density(v, 0.9),
+    "energy_90": lambda v: m.top_p_density(v, 0.9, 2),
+}
+VECTORS = hnp.arrays(
+    np.float32, st.integers(2, 40), elements=st.floats(-100, 100, width=32).map(lambda x: round(x, 3))
+)
 
 
 @pytest.mark.parametrize("n", [2, 7, 1536])
@@ -55,10 +63,22 @@ def test_half_normal_references_hold_on_a_large_sample():
 
 @pytest.mark.parametrize(
     ("metric", "value"),
-    [("gini", 0.414214), ("pr2", 0.636620), ("pr4", 0.333333), ("hoyer", 0.202115), ("density_l1_90", 0.6462),
-     ("density_l1_95", 0.7487), ("density_l1_99", 0.8873), ("density_energy_90", 0.4445), ("density_energy_95", 0.5529),
-     ("density_energy_99", 0.7346), ("entropy_number", 0.7529), ("kurtosis", 3.0), ("treves_rolls", 0.363380)],
-)  # fmt: skip
+    [
+        ("gini", 0.414214),
+        ("pr2", 0.636620),
+        ("pr4", 0.333333),
+        ("hoyer", 0.202115),
+        ("density_l1_90", 0.6462),
+        ("density_l1_95", 0.7487),
+        ("density_l1_99", 0.8873),
+        ("density_energy_90", 0.4445),
+        ("density_energy_95", 0.5529),
+        ("density_energy_99", 0.7346),
+        ("entropy_number", 0.7529),
+        ("kurtosis", 3.0),
+        ("treves_rolls", 0.363380),
+    ],
+)
 def test_reference_values(metric, value):
     assert m.half_normal_reference(metric) == pytest.approx(value, abs=2e-4)
 
@@ -73,7 +93,9 @@ def test_relu_of_a_normal_vector():
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_zero_inflated_vectors(share):
-    """With a share d of entries left, Gini is 1 - d (1 - G); the effective shares are multiplied by d, Hoyer follows PR2."""
+    """With a share d of entries left, Gini is 1 - d (1 - G); the effective shares are multiplied by d,
+    Hoyer follows PR2.
+    """
     generator = np.random.default_rng(3)
     sample = generator.standard_normal(2_000_000)
     sample[generator.permutation(len(sample))[round(share * len(sample)) :]] = 0.0
@@ -85,7 +107,9 @@ def test_zero_inflated_vectors(share):
     assert m.kurtosis(sample) == pytest.approx(3 / share, rel=0.02)
     assert m.treves_rolls(sample) == pytest.approx(1 - share * half("pr2"), abs=1e-3)
     for power, norm in ((1, "l1"), (2, "energy")):
-        assert m.top_p_density(sample, 0.9, power) == pytest.approx(share * half(f"density_{norm}_90"), abs=1e-3)
+        assert m.top_p_density(sample, 0.9, power) == pytest.approx(
+            share * half(f"density_{norm}_90"), abs=1e-3
+        )
 
 
 def test_lifetime_sparseness_from_sums_is_the_measure():
@@ -115,7 +139,9 @@ def test_brute_force_definitions():
 def test_permutation_sign_and_scale_do_not_matter(name, vector, seed, exponent):
     generator = np.random.default_rng(seed)
     turned = generator.permutation(vector) * generator.choice([-1.0, 1.0], len(vector))
-    np.testing.assert_allclose(MEASURES[name](turned * 2.0**exponent), MEASURES[name](vector), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        MEASURES[name](turned * 2.0**exponent), MEASURES[name](vector), rtol=1e-9, atol=1e-12
+    )
 
 
 @given(vector=VECTORS)

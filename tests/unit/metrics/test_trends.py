@@ -1,4 +1,6 @@
-"""Correlation panel: exact permutation p, Fisher intervals, the null of two trends, partial and differenced correlations."""
+"""Correlation panel: exact permutation p, Fisher intervals, the null of two trends, partial
+and differenced correlations.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,8 @@ def test_a_trend_alone_is_not_beyond_trend_and_a_shared_jump_is() -> None:
     y = np.cumsum(np.where(steps == 25, 9.0, 0.1) * generator.uniform(0.5, 1.5, 40))
     found = t.correlate(steps, x, -y, draws=1000)
     assert found.beyond_trend and found.pearson < -0.9 and found.differenced < -0.9
-    assert not t.correlate(steps[:7], x[22:29], y[22:29], draws=100).beyond_trend  # too few points, whatever r
+    # Too few points, whatever r
+    assert not t.correlate(steps[:7], x[22:29], y[22:29], draws=100).beyond_trend
 
 
 def test_differences_and_partial_correlation_take_a_shared_trend_off() -> None:

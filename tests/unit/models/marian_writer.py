@@ -1,4 +1,6 @@
-"""Writes small files in the binary format of Marian, as its documentation describes it, for tests of the reader."""
+"""Writes small files in the binary format of Marian, as its documentation describes it, for
+tests of the reader.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def intgemm_data(values: np.ndarray, multiplier: float, *, transpose: bool = Tru
 
 
 def marian_bytes(entries: Mapping[str, tuple[int, tuple[int, ...], bytes]], *, version: int = 1) -> bytes:
-    """The file of entries name -> (type, shape, data); data is padded to 256 bytes, but for the configuration."""
+    """The file of entries name -> (type, shape, data); data is padded to 256 bytes, but
+    for the configuration.
+    """
     padded = {}
     for name, (kind, shape, data) in entries.items():
         missing = 0 if name.startswith("special:") else -len(data) % 256

@@ -59,7 +59,9 @@ def test_parity_with_eager_attention(subject, name, chunk):
 
 def test_sliding_window_layers_see_their_window_only(subject):
     seen = {}
-    with attention_rows(subject("random-gemma2"), lambda rows: seen.update({rows.layer: rows.allowed.sum(1)})):
+    with attention_rows(
+        subject("random-gemma2"), lambda rows: seen.update({rows.layer: rows.allowed.sum(1)})
+    ):
         subject("random-gemma2").forward(IDS)
     assert seen[0].max() == 64 and seen[1].max() == IDS.shape[1]
 
@@ -100,7 +102,10 @@ def test_the_model_is_as_before(subject, failure):
 def test_blocks_inside_each_other_and_side_by_side(subject):
     it, other = subject("random-llama"), subject("random-gpt2")
     seen = []
-    with attention_rows(it, lambda rows: seen.append("a")), attention_rows(other, lambda rows: seen.append("b")):
+    with (
+        attention_rows(it, lambda rows: seen.append("a")),
+        attention_rows(other, lambda rows: seen.append("b")),
+    ):
         it.forward(IDS)
         other.forward(IDS)
     assert seen == ["a"] * 3 + ["b"] * 3
@@ -116,11 +121,29 @@ def test_refusals(subject):
         pass
     mask = torch.ones_like(IDS)
     mask[0, 100:] = 0
-    with pytest.raises(SubjectError, match="padding"), attention_rows(subject("random-llama"), lambda rows: None):
+    with (
+        pytest.raises(SubjectError, match="padding"),
+        attention_rows(subject("random-llama"), lambda rows: None),
+    ):
         subject("random-llama").forward(IDS, mask)
-    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
-    sinks = wrap(transformers.AutoModelForCausalLM.from_config(transformers.GptOssConfig(**sizes, **heads, pad_token_id=0)))
+    sizes = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "head_dim": 8,
+    }
+    heads = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    sinks = wrap(
+        transformers.AutoModelForCausalLM.from_config(
+            transformers.GptOssConfig(**sizes, **heads, pad_token_id=0)
+        )
+    )
     with pytest.raises(SubjectError, match="sink logits"), attention_rows(sinks, lambda rows: None):
         sinks.forward(IDS)
 
@@ -142,8 +165,16 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("window", [None, 300])
 def test_memory_is_linear_in_the_length(window):
-    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    kind = transformers.MistralConfig(**sizes, max_position_embeddings=4096, num_key_value_heads=1, sliding_window=window)
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    kind = transformers.MistralConfig(
+        **sizes, max_position_embeddings=4096, num_key_value_heads=1, sliding_window=window
+    )
     subject = wrap(transformers.AutoModelForCausalLM.from_config(kind))
     largest = {}
     for length in (1024, 2048, 4096):
@@ -152,7 +183,8 @@ def test_memory_is_linear_in_the_length(window):
             subject.forward(ids)
         largest[length] = noted.elements
     assert largest[4096] <= 4.1 * largest[1024] and largest[4096] <= 2 * 128 * 4096
-    with Largest() as noted, torch.inference_mode():  # the instrument does see the T x T weights of eager attention
+    # the instrument does see the T x T weights of eager attention
+    with Largest() as noted, torch.inference_mode():
         subject.model.set_attn_implementation("eager")
         subject.model(input_ids=torch.arange(1024)[None] % 60, use_cache=False)
     assert noted.elements >= 1024 * 1024

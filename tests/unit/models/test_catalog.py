@@ -33,7 +33,9 @@ def test_resolving_names_imports_no_heavy_library() -> None:
         "try:\n    load('smolm2')\nexcept Exception as error:\n    print(type(error).__name__)\n"
         "print(sorted({'torch', 'transformers', 'transformer_lens', 'numpy'} & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.split("\n")[:2] == ["SubjectError", "[]"]
 
 
@@ -84,7 +86,9 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
         ({"attn_implementation": "org/kernel"}, "load(attn_implementation)", "sdpa"),
     ],
 )
-def test_parameters_are_checked_before_anything_is_loaded(parameters: dict[str, object], field: str, allowed: str) -> None:
+def test_parameters_are_checked_before_anything_is_loaded(
+    parameters: dict[str, object], field: str, allowed: str
+) -> None:
     with pytest.raises(SpecError) as caught:
         load("random-llama", **parameters)
     assert caught.value.where == field
@@ -111,7 +115,9 @@ def test_at_is_short_for_revision() -> None:
         resolve("random-opt@3", revision="seed-4")
 
 
-def test_a_registered_name_wins_over_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_name_wins_over_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "glassllm").mkdir()
     monkeypatch.chdir(tmp_path)
     assert resolve("glassllm").kind == "registered"
@@ -147,7 +153,9 @@ def test_a_plugin_registers_a_subject(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (subject.identity.revision, subject.dtype) == ("seed-5", "bfloat16")
 
 
-def test_a_broken_plugin_stays_listed_and_explains_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_plugin_stays_listed_and_explains_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _install_plugin(tmp_path, "toy-broken", "toy_broken_module:entry", "raise RuntimeError('boom')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "boom" in registered_subjects()["toy-broken"].summary

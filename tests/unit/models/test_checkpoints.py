@@ -1,4 +1,6 @@
-"""Series of checkpoints: from our trainer, from folders of transformers, from the hub; one model at a time, resumable."""
+"""Series of checkpoints: from our trainer, from folders of transformers, from the hub; one model at
+a time, resumable.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ def test_a_trained_series_gives_subjects_in_order(tiny_series):
     hashes = []
     for checkpoint, subject in series:
         assert subject.revision == checkpoint.revision == f"step-{checkpoint.step}"
-        assert subject.origin_precision == "float16" and subject.dtype == "float32" and not subject.model.training
+        assert (
+            subject.origin_precision == "float16"
+            and subject.dtype == "float32"
+            and not subject.model.training
+        )
         assert subject.sites("blocks.*.mlp.hook_post")[0].activation == "relu"
         hashes.append(subject.identity.weight_hash)
     assert len(set(hashes)) == 3
@@ -65,7 +71,11 @@ def test_a_folder_with_the_name_of_a_shipped_series_is_itself(tiny_series, tmp_p
     monkeypatch.chdir(tmp_path)
     found = open_series("./lazy-relu")
     assert found.subject(8).identity.weight_hash == open_series(tiny_series).subject(8).identity.weight_hash
-    assert found.name == found.subject(8).id == "lazy-relu" and not found.shipped and open_series("lazy-relu").shipped
+    assert (
+        found.name == found.subject(8).id == "lazy-relu"
+        and not found.shipped
+        and open_series("lazy-relu").shipped
+    )
 
 
 def test_the_series_keeps_no_subject(tiny_series):
@@ -167,9 +177,15 @@ def test_folders_with_mixed_missing_or_no_names_are_refused(saved, tmp_path):
 
 def test_hub_revisions_are_given_or_asked_for():
     pythia = open_series("EleutherAI/pythia-14m", revisions=["step1000", "step0", "step512"])
-    assert [(c.step, c.tokens) for c in pythia.checkpoints] == [(0, 0), (512, 512 * 2097152), (1000, 1000 * 2097152)]
+    assert [(c.step, c.tokens) for c in pythia.checkpoints] == [
+        (0, 0),
+        (512, 512 * 2097152),
+        (1000, 1000 * 2097152),
+    ]
     assert open_series("EleutherAI/pythia-160m-v0", revisions=["step1000"]).checkpoints[0].tokens is None
-    olmo = open_series("allenai/OLMo-2-1124-7B", revisions=["stage1-step2000-tokens9B", "stage1-step1000-tokens5B"])
+    olmo = open_series(
+        "allenai/OLMo-2-1124-7B", revisions=["stage1-step2000-tokens9B", "stage1-step1000-tokens5B"]
+    )
     assert [(c.revision, c.stage, c.tokens) for c in olmo.checkpoints] == [
         ("stage1-step1000-tokens5B", 1, 5 * 10**9),
         ("stage1-step2000-tokens9B", 1, 9 * 10**9),

@@ -75,7 +75,8 @@ def test_the_seed_decides() -> None:
     name = "weight:blocks.{}.mlp.in.weight"
     ranks = [first.parameter(name.format(layer)).flatten().argsort().argsort() for layer in (0, 1)]
     original = [subject.parameter(name.format(layer)).flatten().argsort().argsort() for layer in (0, 1)]
-    assert not torch.equal(original[0].argsort()[ranks[0]], original[1].argsort()[ranks[1]])  # layers are drawn apart
+    # Layers are drawn apart
+    assert not torch.equal(original[0].argsort()[ranks[0]], original[1].argsort()[ranks[1]])
 
 
 def test_by_name_it_is_the_control_of_the_loaded_subject() -> None:

@@ -144,7 +144,9 @@ def test_without_logits_the_head_does_not_run(subject: Get) -> None:
     assert calls == [1]
 
 
-@pytest.mark.parametrize("name", ["random-llama", "random-gpt2", "random-opt", "random-gemma2", "random-mixtral"])
+@pytest.mark.parametrize(
+    "name", ["random-llama", "random-gpt2", "random-opt", "random-gemma2", "random-mixtral"]
+)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(name: str, side: str, subject: Get) -> None:
     model = subject(name)
@@ -314,7 +316,9 @@ def test_a_bare_bert_is_served_by_our_own_map() -> None:
     assert {"encoder", "mlp_hidden", "attention"} <= subject.capabilities
     assert not {"logits", "causal", "tokenizer", "exact_zeros"} & subject.capabilities
     found: dict[str, torch.Tensor] = {}
-    with subject.attach(subject.sites("blocks.*.*"), lambda site, tensor, _: found.__setitem__(site.name, tensor)):
+    with subject.attach(
+        subject.sites("blocks.*.*"), lambda site, tensor, _: found.__setitem__(site.name, tensor)
+    ):
         subject.forward(IDS % 40)
     for layer in range(2):
         hidden = torch.nn.functional.gelu(found[f"blocks.{layer}.mlp.hook_pre"])

@@ -33,7 +33,9 @@ def make(subject, params):
     for site in clipped.sites("blocks.*.mlp.hook_out"):
         if params.layers in ("all", str(site.layer)):
             module = submodule(clipped.model, site.module_path)
-            module.register_forward_hook(lambda module, inputs, output: output.clamp(-params.most, params.most))
+            module.register_forward_hook(
+                lambda module, inputs, output: output.clamp(-params.most, params.most)
+            )
     adds = hashlib.sha256(f"{params.most} {params.layers}".encode()).hexdigest()
     return clipped.with_variant("clipped", params.model_dump(mode="json"), of=subject, adds=adds)
 
@@ -53,8 +55,13 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-variants\nVersion: 1.0\n")
     points = {
-        "clipped": "CLIPPED", "forgets": "FORGETS", "renamed": "OTHER", "missing": "NOWHERE", "none": "make", "shuffled": "OTHER",
-    }  # fmt: skip
+        "clipped": "CLIPPED",
+        "forgets": "FORGETS",
+        "renamed": "OTHER",
+        "missing": "NOWHERE",
+        "none": "make",
+        "shuffled": "OTHER",
+    }
     lines = [f"{name} = toy_variants_module:{value}" for name, value in points.items()]
     (info / "entry_points.txt").write_text(f"[{ENTRY_POINT_GROUP}]\n" + "\n".join(lines))
     (tmp_path / "toy_variants_module.py").write_text(PLUGIN)
@@ -124,15 +131,20 @@ def test_variants_nest_from_the_outside_in(toys: Path) -> None:
     assert made.unchanged and made.source == "clipped@0.25:shuffled@2:random-llama@5"
     assert made.variant is not None
     assert [one.text for one in made.variant.chain] == [
-        "clipped(most=0.25,layers=all,hard=false) of shuffled:random-llama@2", "shuffled(seed=2) of random-llama",
-    ]  # fmt: skip
+        "clipped(most=0.25,layers=all,hard=false) of shuffled:random-llama@2",
+        "shuffled(seed=2) of random-llama",
+    ]
     assert load(made.id, revision=made.revision).identity == made.identity
 
 
 @pytest.mark.parametrize(
     ("name", "error", "words"),
     [
-        ("shufled:random-opt", SubjectError, ["unknown kind of variant 'shufled'", "did you mean 'shuffled'"]),
+        (
+            "shufled:random-opt",
+            SubjectError,
+            ["unknown kind of variant 'shufled'", "did you mean 'shuffled'"],
+        ),
         ("shuffled@:random-opt", SpecError, ["cannot be read", "shuffled@0:NAME"]),
         ("shuffled@x:random-opt", SpecError, ["'seed' is not valid", "variant shuffled"]),
         ("shuffled@-1:random-opt", SpecError, ["'seed' is not valid"]),
@@ -153,7 +165,9 @@ def test_variants_nest_from_the_outside_in(toys: Path) -> None:
         ("https://example.org/x", SubjectError, ["unknown subject"]),
     ],
 )
-def test_what_is_wrong_with_a_name_is_said(toys: Path, name: str, error: type[Exception], words: list[str]) -> None:
+def test_what_is_wrong_with_a_name_is_said(
+    toys: Path, name: str, error: type[Exception], words: list[str]
+) -> None:
     with pytest.raises(error) as caught:
         load(name)
     assert all(word in str(caught.value) for word in words), caught.value
@@ -162,7 +176,11 @@ def test_what_is_wrong_with_a_name_is_said(toys: Path, name: str, error: type[Ex
 def test_an_existing_place_is_no_variant(toys: Path) -> None:
     for name in ("shuffled:random-opt", "shuffled:x"):
         (toys / name).mkdir()
-    for name, revision in (("shuffled:random-opt", None), ("shuffled:random-opt@3", "3"), ("shuffled:x@step-3", "step-3")):
+    for name, revision in (
+        ("shuffled:random-opt", None),
+        ("shuffled:random-opt@3", "3"),
+        ("shuffled:x@step-3", "step-3"),
+    ):
         reference = resolve(name)
         assert (reference.kind, reference.request.revision, reference.variants) == ("folder", revision, ())
     reference = resolve("clipped:shuffled:x")
@@ -173,7 +191,11 @@ def test_an_existing_place_is_no_variant(toys: Path) -> None:
 
 def test_what_a_variant_is_made_of_is_resolved_like_any_other() -> None:
     reference = resolve("shuffled:organization/model@v1.0@2")
-    assert (reference.kind, reference.request.name, reference.request.revision) == ("hub", "organization/model", "v1.0")
+    assert (reference.kind, reference.request.name, reference.request.revision) == (
+        "hub",
+        "organization/model",
+        "v1.0",
+    )
     assert resolve("random-opt").variants == ()
 
 
@@ -182,7 +204,10 @@ def test_broken_kinds_are_listed_and_built_in_ones_stay(toys: Path) -> None:
     assert list(kinds) == ["shuffled", "clipped", "forgets", "renamed", "missing", "none"]
     assert kinds["missing"].summary.startswith("cannot be imported: ")
     assert kinds["shuffled"].make == "sparsescope.models.controls:make_control"
-    assert VariantKind("needs", "", type("P", (Params,), {"__annotations__": {"a": int}}), "").example == "needs@A:NAME"
+    assert (
+        VariantKind("needs", "", type("P", (Params,), {"__annotations__": {"a": int}}), "").example
+        == "needs@A:NAME"
+    )
 
 
 # -- identity --------------------------------------------------------------------------------------
@@ -214,7 +239,9 @@ def test_what_is_all_in_the_weights_is_the_run_of_these_weights() -> None:
     assert control.identity.variant is not None and same.identity.variant is None
     facts, bare = control.identity.as_dict(), control.identity.as_dict()
     del bare["variant"]
-    digests = {Spec(analysis="a", version="1", params={}, subject=subject).digest for subject in (facts, bare)}
+    digests = {
+        Spec(analysis="a", version="1", params={}, subject=subject).digest for subject in (facts, bare)
+    }
     assert len(digests) == 1
     assert "variant" not in load("random-opt").identity.as_dict()
     assert digest(control) == digest(load("shuffled@3:random-opt")) != digest(load("shuffled:random-opt"))
@@ -223,7 +250,11 @@ def test_what_is_all_in_the_weights_is_the_run_of_these_weights() -> None:
 def test_the_record_survives_json_and_a_malformed_one_is_refused(toys: Path) -> None:
     record = make_variant(make_variant(load("random-llama"), "clipped", most=0.5), "shuffled").variant
     assert record is not None
-    assert Variant.model_validate_json(record.model_dump_json()) == record == Variant.model_validate(record.as_dict())
+    assert (
+        Variant.model_validate_json(record.model_dump_json())
+        == record
+        == Variant.model_validate(record.as_dict())
+    )
     assert record.parent.variant is not None and record.parent.variant.parent.id == "random-llama"
     changes: list[dict[str, Any]] = [{"adds": 3}, {"more": 1}, {"parent": {}}]
     for wrong in ({}, [], "x", 3, *({**record.as_dict(), **change} for change in changes)):
@@ -261,7 +292,9 @@ def test_undeclared_hooks_and_methods_are_not_the_plain_model() -> None:
         mlp.forward = MethodType(forward, mlp)
 
     changes: dict[str, Any] = {
-        "hook": lambda mlp: mlp.register_forward_hook(lambda module, inputs, output: output.clamp(-1e-4, 1e-4)),
+        "hook": lambda mlp: mlp.register_forward_hook(
+            lambda module, inputs, output: output.clamp(-1e-4, 1e-4)
+        ),
         "object": lambda mlp: mlp.register_forward_hook(_Clip()),
         "input": lambda mlp: mlp.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,)),
         "method": replace_forward,
@@ -291,5 +324,9 @@ def test_a_variant_with_hooks_says_what_it_adds() -> None:
     with pytest.raises(SpecError, match="must say what it adds"):
         changed.with_variant("clipped", {"to": 1e-4}, of=subject)
     one = changed.with_variant("clipped", {"to": 1e-4}, of=subject, adds="a")
-    pruned = one.copy().with_variant("pruned", {}, of=one)  # its weights say what it did, its parent what the hooks do
-    assert pruned.variant is not None and [kind.kind for kind in pruned.variant.chain] == ["pruned", "clipped"]
+    # its weights say what it did, its parent what the hooks do
+    pruned = one.copy().with_variant("pruned", {}, of=one)
+    assert pruned.variant is not None and [kind.kind for kind in pruned.variant.chain] == [
+        "pruned",
+        "clipped",
+    ]

@@ -76,7 +76,9 @@ def parsed(report):
 
 def test_scripts_are_allowed_by_their_hash_and_nothing_else(parsed):
     policy = next(
-        value for tag, name, value in parsed.attributes if tag == "meta" and name == "content" and "script-src" in value
+        value
+        for tag, name, value in parsed.attributes
+        if tag == "meta" and name == "content" and "script-src" in value
     )
     directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
     assert directives["default-src"] == "'none'"
@@ -99,7 +101,11 @@ def test_nothing_is_loaded_from_elsewhere(parsed):
 
 def test_every_view_has_alt_text_caption_and_axis_titles(parsed, stored):
     views = analyses().get("activation_sparsity").views
-    figures = [(kind, key, text) for kind, key, text in parsed.scripts if kind == "application/json" and key != "theme"]
+    figures = [
+        (kind, key, text)
+        for kind, key, text in parsed.scripts
+        if kind == "application/json" and key != "theme"
+    ]
     assert len(figures) == len(views)
     for _, _, text in figures:
         layout = json.loads(text)["layout"]
@@ -123,7 +129,9 @@ def _elements(parsed, name, value):
             current = []
         current.append((tag, key, val))
     groups.append(current)
-    return [[(k, v) for _, k, v in group] for group in groups if (name, value) in [(k, v) for _, k, v in group]]
+    return [
+        [(k, v) for _, k, v in group] for group in groups if (name, value) in [(k, v) for _, k, v in group]
+    ]
 
 
 def test_head_says_what_was_measured(parsed):
@@ -176,7 +184,9 @@ def hostile_result(synthetic):
         result.add_scalar(text, 0.5, text, text)
     labels = pd.Series([*synthetic.HOSTILE, "\ud800 lone", "x" * 100_000], dtype=object)
     frame = pd.DataFrame({"label": labels, "value": 1.0})
-    result.add_table("odd", frame, (Column("label", "label", synthetic.HOSTILE[0]), Column("value", "value", "v", "<u>")))
+    result.add_table(
+        "odd", frame, (Column("label", "label", synthetic.HOSTILE[0]), Column("value", "value", "v", "<u>"))
+    )
     result.provenance |= {
         "command": synthetic.HOSTILE[0],
         "params": {"<script>": synthetic.HOSTILE[1]},
@@ -239,7 +249,9 @@ def test_a_view_that_fails_leaves_a_message_and_the_table(stored, monkeypatch):
 
 def test_several_results_share_one_bundle_and_are_put_side_by_side(synthetic, tmp_path):
     first = synthetic.store_result(tmp_path, synthetic.activation_result(layers=3))
-    second = synthetic.store_result(tmp_path, synthetic.activation_result("pythia-70m", layers=3, seed=2), weight="2e" * 32)
+    second = synthetic.store_result(
+        tmp_path, synthetic.activation_result("pythia-70m", layers=3, seed=2), weight="2e" * 32
+    )
     text = build.render([Store(tmp_path).open(run_id) for run_id in (first, second)])
     parsed = Page(text)
     assert [kind for kind, _, _ in parsed.scripts].count("text/javascript") == 3
@@ -259,7 +271,9 @@ def test_sections_of_one_model_are_told_apart_by_corpus(synthetic, tmp_path):
         results.append(Store(tmp_path).open(run_id))
     text = Page(build.render(results)).text
     for name in ("docs", "code"):
-        assert text.count(f"Activation sparsity · smollm2-135m · {name}") == 3, "in the contents, beside its finding and above"
+        assert text.count(f"Activation sparsity · smollm2-135m · {name}") == 3, (
+            "in the contents, beside its finding and above"
+        )
 
 
 def test_build_writes_atomically_and_names_the_path(stored, tmp_path, monkeypatch):
@@ -279,7 +293,9 @@ def test_a_report_of_nothing_says_what_to_run():
     assert "sparsescope run" in error.value.next_step
 
 
-@pytest.mark.parametrize(("given", "said"), [("gguf:Q4_1", "dequantized from gguf:Q4_1"), ("float32", "float32"), (None, None)])
+@pytest.mark.parametrize(
+    ("given", "said"), [("gguf:Q4_1", "dequantized from gguf:Q4_1"), ("float32", "float32"), (None, None)]
+)
 def test_origin_in_words(given, said):
     assert origin_text(given) == said
 

@@ -86,7 +86,11 @@ def test_an_input_that_differs_is_listed():
     a.provenance["inputs"] = {"dictionary": {"id": "dictionary-0123456789ab"}}
     b.provenance["inputs"] = {"dictionary": {"id": "dictionary-ba9876543210"}}
     (found,) = compare(a, b).settings
-    assert (found.name, found.a, found.b) == ("inputs.dictionary.id", "dictionary-0123456789ab", "dictionary-ba9876543210")
+    assert (found.name, found.a, found.b) == (
+        "inputs.dictionary.id",
+        "dictionary-0123456789ab",
+        "dictionary-ba9876543210",
+    )
 
 
 def test_only_settings_that_differ_are_listed():

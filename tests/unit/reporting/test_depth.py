@@ -31,7 +31,11 @@ def made(preset, **changed):
     """A result with these parameters and this label."""
     result = Result("some")
     result.add_scalar("x", 1, "count", "A number.")
-    result.provenance = {"params": SomeParams(**changed).model_dump(mode="json"), "preset": preset, "subject": {"id": "small"}}
+    result.provenance = {
+        "params": SomeParams(**changed).model_dump(mode="json"),
+        "preset": preset,
+        "subject": {"id": "small"},
+    }
     return result
 
 
@@ -47,7 +51,10 @@ def made(preset, **changed):
     ],
 )
 def test_a_sentence_says_what_is_left_out(changed, said):
-    assert left_out(RECORD, made("quick", **changed)) == f"quick preset: {said}; --depth full runs the whole analysis"
+    assert (
+        left_out(RECORD, made("quick", **changed))
+        == f"quick preset: {said}; --depth full runs the whole analysis"
+    )
 
 
 def test_what_is_no_preset_needs_no_sentence():

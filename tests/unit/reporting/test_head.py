@@ -1,4 +1,6 @@
-"""The head of a report: findings with their figures, in pieces that a page sets apart; nothing in them is markup."""
+"""The head of a report: findings with their figures, in pieces that a page sets apart; nothing
+in them is markup.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ def result():
 
 
 def test_numbers_intervals_and_what_they_rest_on_are_told_apart(result):
-    text = "19.84 % [19.76, 19.92] of 13 units (top-p, n = 8 documents), 3 of 19.84 %, 3.5, 1.19 and 19, no (aside)."
+    text = (
+        "19.84 % [19.76, 19.92] of 13 units (top-p, n = 8 documents), 3 of 19.84 %, 3.5, "
+        "1.19 and 19, no (aside)."
+    )
     parts = parts_of(Statement(text, scalars=("share", "few", "ratio", "absent")), result)
     assert "".join(part for part, _ in parts) == text
     assert [(part, kind) for part, kind in parts if kind] == [
@@ -41,11 +46,16 @@ def test_numbers_intervals_and_what_they_rest_on_are_told_apart(result):
         ("3", "number"),
         ("19", "number"),
     ]
-    assert parts_of(Statement("nothing (no interval, one run)."), result)[1] == ("(no interval, one run)", "basis")
+    assert parts_of(Statement("nothing (no interval, one run)."), result)[1] == (
+        "(no interval, one run)",
+        "basis",
+    )
 
 
 def test_what_was_measured_names_models_only_where_there_are_several(result):
-    assert measured([result, result]) == ["A, 2.0 M parameters, 1 layer · 2,048 tokens of docs in 8 documents"]
+    assert measured([result, result]) == [
+        "A, 2.0 M parameters, 1 layer · 2,048 tokens of docs in 8 documents"
+    ]
     other = Result("none", provenance={"subject": {"id": "n"}, "corpus": None})
     assert measured([result, other])[1] == "n" and measured([result, other])[0].startswith("m · A, ")
     assert measured([Result("none")]) == []
@@ -58,7 +68,10 @@ def test_a_warning_stands_once(result):
         Note("info", "protocol"),
         Note("error", "no"),
     ]
-    assert warnings_of([result, result]) == ["Only 8 documents: bootstrap intervals are likely too narrow.", "no"]
+    assert warnings_of([result, result]) == [
+        "Only 8 documents: bootstrap intervals are likely too narrow.",
+        "no",
+    ]
 
 
 def test_findings_lead_to_figures_that_are_drawn(synthetic):
@@ -71,12 +84,19 @@ def test_findings_lead_to_figures_that_are_drawn(synthetic):
 @pytest.mark.parametrize("several", [False, True])
 def test_a_hostile_statement_stays_text(synthetic, monkeypatch, several):
     module = importlib.import_module(find_record("activation_sparsity").statements)
-    monkeypatch.setattr(module, "statements", lambda result: [Statement(HOSTILE, "per_layer", ("mean_gini",))])
+    monkeypatch.setattr(
+        module, "statements", lambda result: [Statement(HOSTILE, "per_layer", ("mean_gini",))]
+    )
     monkeypatch.setattr(module, "TITLES", {"mean_gini": HOSTILE})
     result = synthetic.activation_result(layers=2)
     page = build.render([result, result] if several else [result])
     bare = re.sub(r"<script>\s*(?:/\*|\(function|\(\(\)).*?</script>", "", page, flags=re.DOTALL)
-    assert "<script>alert" not in bare and "<b>19.84" not in bare and "&lt;script&gt;alert(1)" in bare and "{{7*7}}" in bare
+    assert (
+        "<script>alert" not in bare
+        and "<b>19.84" not in bare
+        and "&lt;script&gt;alert(1)" in bare
+        and "{{7*7}}" in bare
+    )
     assert "<script>alert" not in result._summary_html() and "&lt;b&gt;19.84" in result._summary_html()
 
 
@@ -86,7 +106,15 @@ def test_the_head_comes_first_and_notes_of_protocol_are_folded(synthetic):
     result.note("warning", "a warning that stays open", "per_layer")
     page = build.render([result])
     body = page[page.index("<main") :]
-    assert body.index("hidden units hold 90 % of a token") < body.index("Model and text") < body.index('class="cards"')
-    folded = [part for part in re.findall(r"<details>.*?</details>", body, re.DOTALL) if "a note of protocol" in part]
+    assert (
+        body.index("hidden units hold 90 % of a token")
+        < body.index("Model and text")
+        < body.index('class="cards"')
+    )
+    folded = [
+        part
+        for part in re.findall(r"<details>.*?</details>", body, re.DOTALL)
+        if "a note of protocol" in part
+    ]
     assert len(folded) == 1 and "a warning that stays open" not in folded[0]
     assert "(per layer)" in body and "<code>resamples</code>" not in body.partition("Provenance")[0]

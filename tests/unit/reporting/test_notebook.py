@@ -1,4 +1,6 @@
-"""A study as a notebook: what the shipped ones hold, that they run, what strings of a study can do (nothing), what is refused."""
+"""A study as a notebook: what the shipped ones hold, that they run, what strings of a study can do
+(nothing), what is refused.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,17 @@ FEW = {"tokens": "300", "context": "64"}
 
 def declared(**changes):
     values = {
-        "name": "toy", "title": "Toy", "question": "Which?",
-        "subject": [{"name": "m1", "label": "First"}, {"name": "m2"}], "analysis": [{"name": "activation_sparsity"}],
+        "name": "toy",
+        "title": "Toy",
+        "question": "Which?",
+        "subject": [{"name": "m1", "label": "First"}, {"name": "m2"}],
+        "analysis": [{"name": "activation_sparsity"}],
         "figure": [
             PER_LAYER | {"where": {"metric": "gini"}, "title": "Gini", "caption": "How."},
             PER_LAYER | {"where": {"metric": "absent"}, "title": "Nothing"},
         ],
         "finding": [ABOVE | {"label": "dense", "scalar": "mean_gini", "subject": "m1", "value": 0}],
-    }  # fmt: skip
+    }
     return Declaration.model_validate(values | changes)
 
 
@@ -82,12 +87,14 @@ def thinned(source, target):
 def on_a_small_budget(name, folder):
     """Copy a study and its shipped notebook, with random models, few checkpoints, few tokens and few samples.
 
-    A model that is not shipped becomes a random one of the same activation function; of a series the first and the last
-    checkpoint stay.
+    A model that is not shipped becomes a random one of the same activation function; of a series the first
+    and the last checkpoint stay.
     """
     home = folder / "analyses" / name
     home.mkdir(parents=True)
-    study, notebook = ((ROOT / "analyses" / name / file).read_text() for file in ("study.toml", f"{name}.ipynb"))
+    study, notebook = (
+        (ROOT / "analyses" / name / file).read_text() for file in ("study.toml", f"{name}.ipynb")
+    )
     swaps = dict(MODELS)
     for subject in load_study(ROOT / "analyses" / name).declared.subjects:
         if (ROOT / "data" / "models" / subject.name).is_dir():
@@ -97,7 +104,9 @@ def on_a_small_budget(name, folder):
         study = re.sub(rf'"(shuffled:)?{old}"', rf'"\g<1>{new}"', study)
         notebook = re.sub(rf'\\"(shuffled:)?{old}\\"', rf'\\"\g<1>{new}\\"', notebook)
     study = re.sub(r"^params\.grokking = \{.*?\}$", "", study, flags=re.M | re.S)
-    study = re.sub(r"^(tokens|context) = .*$", lambda found: f"{found[1]} = {FEW[found[1]]}", study, flags=re.M)
+    study = re.sub(
+        r"^(tokens|context) = .*$", lambda found: f"{found[1]} = {FEW[found[1]]}", study, flags=re.M
+    )
     if name == "lazy_neurons_emerge":  # a short text in place of the one that the series carry
         study = study.replace("[[subject]]", '[[subject]]\ncorpus = "python-docs"').replace(
             "question =", "tokens = 300\nquestion ="
@@ -124,15 +133,23 @@ def test_a_shipped_notebook_runs(name, tmp_path, monkeypatch):
     execute_notebook(made, path.parent, tmp_path / "runs")
     study = load_study(path.parent).declared
     runs = len(study.subjects) * len(study.analyses)
-    assert len(list((tmp_path / "runs").glob("*/manifest.json"))) == runs, "the runs of the copy, each of them"
+    assert len(list((tmp_path / "runs").glob("*/manifest.json"))) == runs, (
+        "the runs of the copy, each of them"
+    )
     by_id = {cell.id: cell for cell in cells(made, "code")}
     assert "failed" not in "".join(output.text for output in by_id["study"].outputs)
     assert all(shown(cell) or cell.id == "study" for cell in by_id.values())
     for index in range(len(study.figures)):
         bundle = shown(by_id[f"figure-{index}"])
-        assert bundle["application/vnd.plotly.v1+json"]["layout"]["title"]["text"] and "Plotly.newPlot" in bundle["text/html"]
+        assert (
+            bundle["application/vnd.plotly.v1+json"]["layout"]["title"]["text"]
+            and "Plotly.newPlot" in bundle["text/html"]
+        )
     drawn = [
-        trace for i in range(len(study.figures)) for trace in figure(by_id[f"figure-{i}"])["data"] if trace.get("showlegend")
+        trace
+        for i in range(len(study.figures))
+        for trace in figure(by_id[f"figure-{i}"])["data"]
+        if trace.get("showlegend")
     ]
     assert len(drawn) >= len(study.subjects)
     for index, finding in enumerate(study.findings):
@@ -182,11 +199,15 @@ value = 1
 
 
 def test_a_notebook_of_a_failed_subject_and_hostile_words(tmp_path, monkeypatch):
-    """One kernel for all of it: what failed is said, nothing is injected, no module is taken from the folder of the notebook."""
+    """One kernel for all of it: what failed is said, nothing is injected, no module is taken from the
+    folder of the notebook.
+    """
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "study.toml").write_text(STUDY)
     for module in ("sparsescope", "ipykernel_launcher", "torch", "traitlets"):
-        (tmp_path / f"{module}.py").write_text("from pathlib import Path\nPath('hacked').touch()\nraise SystemExit\n")
+        (tmp_path / f"{module}.py").write_text(
+            "from pathlib import Path\nPath('hacked').touch()\nraise SystemExit\n"
+        )
     path = write_notebook(load_study(tmp_path / "study.toml"), tmp_path / "toy.ipynb", home=tmp_path / "runs")
     assert not (tmp_path / "hacked").exists()
     by_id = {cell.id: cell for cell in cells(nbformat.read(path, as_version=4), "code")}
@@ -195,7 +216,9 @@ def test_a_notebook_of_a_failed_subject_and_hostile_words(tmp_path, monkeypatch)
     assert "These runs failed" in numbers and "nobody/nothing" in numbers
     assert "&lt;img src=x" in numbers and "<img" not in numbers and "$" not in numbers
     assert "was not measured" in shown(by_id["finding-0"])["text/html"]
-    assert "was not measured" in figure(by_id["figure-0"])["layout"]["title"]["text"] + json.dumps(figure(by_id["figure-0"]))
+    assert "was not measured" in figure(by_id["figure-0"])["layout"]["title"]["text"] + json.dumps(
+        figure(by_id["figure-0"])
+    )
     assert "text/html" in shown(by_id["result-0"]) and not by_id["result-1"].outputs, "None shows nothing"
 
 
@@ -213,18 +236,39 @@ def test_names_in_code_cells_are_literals(hostile_strings):
 
     strings = [well_formed(text)[:200] for text in hostile_strings.STRINGS.values() if text]
     base = declared().figures[0].model_dump()
-    figures, subjects = [base | {"title": text} for text in strings[:60]], [{"name": text} for text in strings]
+    figures, subjects = (
+        [base | {"title": text} for text in strings[:60]],
+        [{"name": text} for text in strings],
+    )
     study = Study(Path("study.toml"), declared(figure=figures, subject=subjects, finding=[]), "")
     made = study_notebook(study, Path.cwd())
-    allowed = {ast.Module, ast.Import, ast.alias, ast.Assign, ast.Expr, ast.Call, ast.Attribute, ast.Name, ast.Load, ast.Store,
-               ast.Constant, ast.keyword}  # fmt: skip
+    allowed = {
+        ast.Module,
+        ast.Import,
+        ast.alias,
+        ast.Assign,
+        ast.Expr,
+        ast.Call,
+        ast.Attribute,
+        ast.Name,
+        ast.Load,
+        ast.Store,
+        ast.Constant,
+        ast.keyword,
+    }
     first = []
     for cell in cells(made, "code"):
         nodes = list(ast.walk(ast.parse(cell.source)))
         assert {type(node) for node in nodes} <= allowed
         assert all(line.isprintable() for line in cell.source.split("\n"))
-        first += [next(a.value for a in node.args if isinstance(a, ast.Constant)) for node in nodes if isinstance(node, ast.Call)]
-    assert first[1:] == [entry.title for entry in study.declared.figures] + [entry.name for entry in study.declared.subjects]
+        first += [
+            next(a.value for a in node.args if isinstance(a, ast.Constant))
+            for node in nodes
+            if isinstance(node, ast.Call)
+        ]
+    assert first[1:] == [entry.title for entry in study.declared.figures] + [
+        entry.name for entry in study.declared.subjects
+    ]
 
 
 def rendered(markdown):
@@ -248,14 +292,34 @@ def test_words_in_markdown_cells_stay_words(hostile_strings):
                 "meta",
                 "input",
             }, name
-            assert "$" not in made and not re.search(r"\\[(\[]", html) and "\u202e" not in made and "\0" not in made
+            assert (
+                "$" not in made
+                and not re.search(r"\\[(\[]", html)
+                and "\u202e" not in made
+                and "\0" not in made
+            )
             assert not re.search(r"(http|ftp)://|www\.", made, re.IGNORECASE), f"{name}: a bare address"
-        assert rendered(f"x {plain_markdown(text)}").count("<") == 2, f"{name}: one paragraph and nothing in it"
+        assert rendered(f"x {plain_markdown(text)}").count("<") == 2, (
+            f"{name}: one paragraph and nothing in it"
+        )
 
 
 @pytest.mark.parametrize(
     "text",
-    ["# a", "- a", "+ a", "1. a", "2) a", "* a", "> a", "---", "===", "```", "| a | b |", "a *b* _c_ `d` ~~e~~ [f] http://g"],
+    [
+        "# a",
+        "- a",
+        "+ a",
+        "1. a",
+        "2) a",
+        "* a",
+        "> a",
+        "---",
+        "===",
+        "```",
+        "| a | b |",
+        "a *b* _c_ `d` ~~e~~ [f] http://g",
+    ],
 )
 def test_plain_text_is_no_markdown(text):
     from html import unescape
@@ -309,7 +373,11 @@ def outcome(synthetic):
 
 
 def test_a_declared_figure_by_title_and_by_place(outcome):
-    assert ss.figure(outcome, "Gini").to_json() == ss.figure(outcome).to_json() == ss.figure(outcome, 0).to_json()
+    assert (
+        ss.figure(outcome, "Gini").to_json()
+        == ss.figure(outcome).to_json()
+        == ss.figure(outcome, 0).to_json()
+    )
     assert {trace.name for trace in ss.figure(outcome).data if trace.showlegend} == {"First"}
     assert "has rows for this figure" in ss.figure(outcome, "Nothing").to_json()
 
@@ -324,7 +392,11 @@ def test_an_outcome_shows_itself(outcome):
     html = outcome._repr_html_()
     assert "<th>First</th>" in html and "too little memory" in html and "<td>" in html
     assert repr(outcome) == "StudyResult(toy: 1 of 2 runs)"
-    assert outcome.findings[0]._repr_html_().startswith("<p><b>Holds:</b> mean gini of First above 0.<br>Measured: ")
+    assert (
+        outcome.findings[0]
+        ._repr_html_()
+        .startswith("<p><b>Holds:</b> mean gini of First above 0.<br>Measured: ")
+    )
 
 
 def test_figures_of_one_title_are_told_apart():
@@ -338,7 +410,11 @@ def test_figures_of_one_title_are_told_apart():
 
 def test_a_study_is_named_by_its_path_where_it_has_no_name(tmp_path):
     home = tmp_path / "analyses" / "toy"
-    for folder, said in ((home, '"toy"'), (tmp_path, '"toy"'), (tmp_path.parent, f'"{tmp_path.name}/analyses/toy/study.toml"')):
+    for folder, said in (
+        (home, '"toy"'),
+        (tmp_path, '"toy"'),
+        (tmp_path.parent, f'"{tmp_path.name}/analyses/toy/study.toml"'),
+    ):
         assert f"ss.study({said}," in study_notebook(written(home), folder).cells[2].source
 
 

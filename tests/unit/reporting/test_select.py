@@ -1,4 +1,6 @@
-"""A view that shows one value of a column: which values there are, how they are asked for, what a report shows of them."""
+"""A view that shows one value of a column: which values there are, how they are asked for, what a
+report shows of them.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def title(figure):
 def test_the_values_stand_in_the_order_of_the_table(selects, result):
     assert selects.views[0].choices(result) == [5, 9, 7, 2] and selects.views[1].choices(result) == []
     assert title(result.view("one")) == title(result.view("one", select=5)) == "<b>layer 5</b>"
-    assert title(result.view("one", select=np.int64(2))) == "<b>layer 2</b>", "a plain number, as in the table"
+    assert title(result.view("one", select=np.int64(2))) == "<b>layer 2</b>", (
+        "a plain number, as in the table"
+    )
     assert result.view("one", select=9).title == "Layer 9" and title(result.view("all")) == "<b>all</b>"
 
 
@@ -105,7 +109,10 @@ def test_a_report_shows_the_first_values(selects, result):
         "One layer: layer 5", "One layer: layer 9", "One layer: layer 7", "All layers",
     ]  # fmt: skip
     assert len(figures) == CHOICES_SHOWN + 1 and len({block.key for block in figures}) == len(figures)
-    assert figures[0].caption == "How to read it. Shown for the first 3 of 4 values of layer; the explorer shows each."
+    assert (
+        figures[0].caption
+        == "How to read it. Shown for the first 3 of 4 values of layer; the explorer shows each."
+    )
     assert figures[1].caption == "How to read it."
     assert figures[0].table is not None and figures[1].table is figures[2].table is None
     assert figures[1].panel is not None and "&lt;9&gt;" in figures[1].panel and not figures[1].json

@@ -18,9 +18,17 @@ from sparsescope.reporting.study import across, colors, render_study, verdict_te
 from sparsescope.runner.study import Declaration, Study, StudyResult, StudyRun
 
 FIGURE = {
-    "analysis": "activation_sparsity", "table": "per_layer", "where": {"metric": "density_energy_90"}, "y": "mean",
-    "low": "low", "high": "high", "reference": "reference", "relative": True, "title": "Energy", "caption": "How to read it.",
-}  # fmt: skip
+    "analysis": "activation_sparsity",
+    "table": "per_layer",
+    "where": {"metric": "density_energy_90"},
+    "y": "mean",
+    "low": "low",
+    "high": "high",
+    "reference": "reference",
+    "relative": True,
+    "title": "Energy",
+    "caption": "How to read it.",
+}
 
 
 class Page(HTMLParser):
@@ -60,14 +68,22 @@ class Page(HTMLParser):
 
 def make(synthetic, names, *, figures=(FIGURE,), findings=(), narrative="", title="Three models", **changes):
     """A study result: of each name, its label, what it is the control of, and its number of layers."""
-    subjects = [{"name": name, "label": label} | ({"control_of": of} if of else {}) for name, label, of, _ in names]
+    subjects = [
+        {"name": name, "label": label} | ({"control_of": of} if of else {}) for name, label, of, _ in names
+    ]
     values = {"name": "toy", "title": title, "question": "Which is sparser?", "subject": subjects} | changes
-    values |= {"analysis": [{"name": "activation_sparsity"}], "figure": list(figures), "finding": list(findings)}
+    values |= {
+        "analysis": [{"name": "activation_sparsity"}],
+        "figure": list(figures),
+        "finding": list(findings),
+    }
     declared = Declaration.model_validate(values)
     runs = []
     for index, (subject, (name, _, _, layers)) in enumerate(zip(declared.subjects, names, strict=True)):
         if layers:
-            run = StudyRun(subject, "activation_sparsity", synthetic.activation_result(name, layers=layers, seed=index))
+            run = StudyRun(
+                subject, "activation_sparsity", synthetic.activation_result(name, layers=layers, seed=index)
+            )
         else:
             error = SubjectError("the model is broken", next_step="mend it")
             run = StudyRun(subject, "activation_sparsity", error=error)
@@ -75,7 +91,12 @@ def make(synthetic, names, *, figures=(FIGURE,), findings=(), narrative="", titl
     return StudyResult(Study(Path("study.toml"), declared, narrative), runs)
 
 
-NAMES = (("m1", "First", None, 4), ("s1", "First shuffled", "m1", 4), ("m2", "Second", None, 6), ("m3", "Third", None, 0))
+NAMES = (
+    ("m1", "First", None, 4),
+    ("s1", "First shuffled", "m1", 4),
+    ("m2", "Second", None, 6),
+    ("m3", "Third", None, 0),
+)
 
 
 def finding(**rest):
@@ -85,7 +106,11 @@ def finding(**rest):
 
 @pytest.fixture(scope="module")
 def outcome(synthetic):
-    claims = [finding(), finding(label="a false claim", relation="<"), finding(label="of the third", subject="m3")]
+    claims = [
+        finding(),
+        finding(label="a false claim", relation="<"),
+        finding(label="of the third", subject="m3"),
+    ]
     return make(synthetic, NAMES, findings=claims, narrative="# Three models\n\n## Method\n\nWords.")
 
 
@@ -95,7 +120,15 @@ def parsed(outcome):
 
 
 def test_question_text_claims_and_failures_are_there(parsed, outcome):
-    for words in ("Three models", "Which is sparser?", "Method", "Words.", "HOLDS", "DOES NOT HOLD", "NOT CHECKED"):
+    for words in (
+        "Three models",
+        "Which is sparser?",
+        "Method",
+        "Words.",
+        "HOLDS",
+        "DOES NOT HOLD",
+        "NOT CHECKED",
+    ):
         assert words in parsed.text, words
     assert verdict_text(outcome) == "1 of 3 claims hold; 1 do not hold; 1 could not be checked"
     assert parsed.text.count(verdict_text(outcome)) == 2, "at the head and above the claims"
@@ -112,7 +145,9 @@ def test_numbers_stand_side_by_side(outcome, parsed):
     assert names and all(len(cells) == 3 for _, _, cells in table.rows)
     value, interval = table.rows[names.index("Units that hold 90 % of the energy")][2][0]
     scalar = outcome.results[0].scalars["mean_density_energy_90"]
-    assert value == f"{100 * scalar.value:.2f} %" and interval.endswith(f"n = {scalar.interval.n}".replace(" ", "\xa0"))
+    assert value == f"{100 * scalar.value:.2f} %" and interval.endswith(
+        f"n = {scalar.interval.n}".replace(" ", "\xa0")
+    )
     assert [name for name, _ in table.said] == ["First", "First shuffled", "Second"]
     assert all(finding.anchor in parsed.values("id") for _, finding in table.said)
     assert "Models and text" in parsed.text
@@ -153,7 +188,10 @@ def test_scripts_are_allowed_by_their_hash(parsed):
     [
         ({"table": "per_layr"}, "has no table 'per_layr'. near: per_layer"),
         ({"y": "meen"}, "has no column 'meen'. near: mean"),
-        ({"where": {"metric": "giny"}}, "No subject has rows for this figure in table per_layer (metric = giny)"),
+        (
+            {"where": {"metric": "giny"}},
+            "No subject has rows for this figure in table per_layer (metric = giny)",
+        ),
     ],
 )
 def test_a_figure_that_cannot_be_drawn_says_why(synthetic, change, said):
@@ -165,9 +203,9 @@ def test_experts_are_joined_and_the_figure_says_so(synthetic):
     made = make(synthetic, (("m1", "Dense", None, 3), ("m2", "Experts", None, 3)))
     made.runs[1].result = synthetic.activation_result("m2", layers=3, experts=4)
     figure = next(body for _, key, body in Page(render_study(made)).scripts if key == "data-c0")
-    assert "Experts: median and 5–95 % range over experts" in json.loads(figure)["layout"]["title"]["subtitle"]["text"].replace(
-        "<br>", " "
-    ).replace("\xa0", " ")
+    assert "Experts: median and 5–95 % range over experts" in json.loads(figure)["layout"]["title"][
+        "subtitle"
+    ]["text"].replace("<br>", " ").replace("\xa0", " ")
 
 
 def test_hostile_strings_stay_text(synthetic):
@@ -200,7 +238,11 @@ def test_a_study_without_a_result_has_no_page(synthetic):
 
 
 def test_markdown_is_rendered_below_the_title():
-    html = str(narrative_html("# Title\n\n## Part\n\nSome *words*, `code`.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n- one\n"))
+    html = str(
+        narrative_html(
+            "# Title\n\n## Part\n\nSome *words*, `code`.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n- one\n"
+        )
+    )
     assert "Title" not in html and "<h3>Part</h3>" in html and "<em>words</em>" in html
     assert "<td>1</td>" in html and "<li>one</li>" in html and "<h1" not in html
 

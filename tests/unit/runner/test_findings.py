@@ -1,4 +1,6 @@
-"""Claims against numbers that are known: each relation, ratios, intervals that reach over a bound, what is missing."""
+"""Claims against numbers that are known: each relation, ratios, intervals that reach over a
+bound, what is missing.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from sparsescope.runner.study import Declaration, Study, StudyFinding, StudyResu
 
 
 def outcome(*, ids=("a",), **numbers):
-    """Subjects by name with their scalars ``{name: (value, low, high)}`` or ``{name: value}``; by ``subject_id`` with several."""
+    """Subjects by name with their scalars ``{name: (value, low, high)}`` or ``{name: value}``; by
+    ``subject_id`` with several.
+    """
     subjects = [{"name": name} for name in dict.fromkeys(name.partition("_")[0] for name in numbers)]
     analyses = [{"name": "a"} if id == "a" else {"name": "a", "id": id} for id in ids]
     declared = Declaration.model_validate(
@@ -87,7 +91,8 @@ def test_the_range_of_a_ratio_holds_every_quotient_of_the_ends(a, b, c, d, e, f)
 @given(positive, positive, st.sampled_from([0.25, 2.0, 8.0]))
 def test_a_ratio_does_not_depend_on_the_unit(a, b, scale):
     first, second = (
-        check(claim("<", times=0.5, other_subject="y"), outcome(x={"s": k * a}, y={"s": k * b})) for k in (1.0, scale)
+        check(claim("<", times=0.5, other_subject="y"), outcome(x={"s": k * a}, y={"s": k * b}))
+        for k in (1.0, scale)
     )
     assert first.status == second.status and first.value == second.value
 
@@ -108,15 +113,28 @@ def test_what_cannot_be_checked_says_why(numbers, rest, said):
 
 def test_two_runs_of_one_analysis_with_other_parameters():
     numbers = outcome(
-        ids=("a", "wide"), x_a={"s": (0.2, 0.19, 0.21)}, x_wide={"s": (0.1, 0.09, 0.11)}, y={"s": (0.4, 0.39, 0.41)}
+        ids=("a", "wide"),
+        x_a={"s": (0.2, 0.19, 0.21)},
+        x_wide={"s": (0.1, 0.09, 0.11)},
+        y={"s": (0.4, 0.39, 0.41)},
     )
     found = check(claim("<", times=3.0, other_analysis="wide"), numbers)
     assert (found.status, found.value, found.decided, found.n) == ("holds", 2.0, True, 12)
-    assert found.claim == "s of x (a) below 3 × that of x (wide)" and "20.00 %" in found.measured and "10.00 %" in found.measured
+    assert (
+        found.claim == "s of x (a) below 3 × that of x (wide)"
+        and "20.00 %" in found.measured
+        and "10.00 %" in found.measured
+    )
     crossed = check(claim("<", times=0.5, other_subject="y", other_analysis="wide"), numbers)
-    assert crossed.status == "does not hold" and crossed.value == 0.5 and crossed.claim.endswith("that of y (wide)")
+    assert (
+        crossed.status == "does not hold"
+        and crossed.value == 0.5
+        and crossed.claim.endswith("that of y (wide)")
+    )
     assert check(claim("<", analysis="wide", value=0.15), numbers).claim == "s of x (wide) below 15.00 %"
-    assert check(claim("<", value=0.15), outcome(x={"s": 0.2})).claim == "s of x below 15.00 %", "one run needs no id"
+    assert check(claim("<", value=0.15), outcome(x={"s": 0.2})).claim == "s of x below 15.00 %", (
+        "one run needs no id"
+    )
 
 
 def test_a_subject_that_failed_leaves_its_claims_unchecked():

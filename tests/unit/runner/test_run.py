@@ -112,7 +112,9 @@ def test_a_pass_over_the_model_goes_on_from_a_store(llama, small_corpus, passes,
         np.testing.assert_allclose(resumed.state()[0][name], array, rtol=1e-12, err_msg=name)
 
 
-def test_an_interrupt_within_an_update_keeps_no_half_counted_batch(llama, small_corpus, tmp_path, monkeypatch):
+def test_an_interrupt_within_an_update_keeps_no_half_counted_batch(
+    llama, small_corpus, tmp_path, monkeypatch
+):
     expected = run(NAME, llama, small_corpus, batch_tokens=64)
     original, seen = SparsityAccumulator._add, []
 
@@ -141,7 +143,10 @@ def test_a_state_of_other_batches_is_not_used(llama, small_corpus, passes, tmp_p
 
 
 def test_one_failing_analysis_does_not_stop_the_others(llama, small_corpus):
-    outcomes = run_many([Request(NAME, {"sites": "blocks.*.nowhere"}), Request(NAME)], {"subject": llama, "text": small_corpus})
+    outcomes = run_many(
+        [Request(NAME, {"sites": "blocks.*.nowhere"}), Request(NAME)],
+        {"subject": llama, "text": small_corpus},
+    )
     assert isinstance(outcomes[0].error, SubjectError) and outcomes[0].result is None
     assert outcomes[1].result is not None
 
@@ -213,7 +218,9 @@ def test_the_reproduce_command_makes_the_same_run(glass, tmp_path):
 
 
 def test_states_of_different_batches_are_never_mixed(llama, small_corpus, tmp_path, monkeypatch):
-    """Two analyses were interrupted at the same batch number of different streams; together they start from the beginning."""
+    """Two analyses were interrupted at the same batch number of different streams; together they start
+    from the beginning.
+    """
     requests = [Request(NAME), Request(NAME, {"shares": (0.5,)})]
     expected = run_many(requests, {"subject": llama, "text": small_corpus}, batch_tokens=64)
     original, seen = SparsityAccumulator.update, []
@@ -265,5 +272,7 @@ def test_no_command_is_given_that_would_make_another_run(what, glass):
     elif what == "part of the corpus":
         tokens = tokens.split(2)[0]
     else:
-        tokens = ss.corpus(["other words " * 300] * 3, tokens=600, context=64, name="python-docs", deduplicate=False)
+        tokens = ss.corpus(
+            ["other words " * 300] * 3, tokens=600, context=64, name="python-docs", deduplicate=False
+        )
     assert run(NAME, subject, tokens).provenance["command"].startswith("in Python")

@@ -75,7 +75,9 @@ def refused(tmp_path, text):
 def test_a_whole_file_is_read(tmp_path):
     study = load_study(write(tmp_path, WHOLE, "# Title\nwords"))
     check_study(study)
-    assert study.narrative == "# Title\nwords" and study.declared.seed == 0 and study.declared.dtype == "float32"
+    assert (
+        study.narrative == "# Title\nwords" and study.declared.seed == 0 and study.declared.dtype == "float32"
+    )
     assert [s.control_of for s in study.declared.subjects] == [None, "random-opt"]
     assert study.subject("shuffled:random-opt").title == "OPT shuffled"
     assert "2 subjects x 1 analysis = 2 runs" in cost_text(study)
@@ -97,11 +99,21 @@ def test_a_whole_file_is_read(tmp_path):
         ("value = [0.4, 0.6]", "value = [0.6, 0.4]", "finding[0]", "wrong order"),
         ("value = [0.4, 0.6]", "value = [nan, 0.4]", "finding[0].value", "finite"),
         ("value = [0.4, 0.6]", "times = 2.0", "finding[0]", "come together"),
-        ("value = [0.4, 0.6]", 'value=[0.4,0.6]\ntimes=2.0\nother_subject="random-opt"', "finding[0]", "either value"),
+        (
+            "value = [0.4, 0.6]",
+            'value=[0.4,0.6]\ntimes=2.0\nother_subject="random-opt"',
+            "finding[0]",
+            "either value",
+        ),
         ('low = "low"\n', "", "figure[0]", "low and high"),
         ('name = "random-opt"', 'name = "random-otp"', "subject[0].name", "random-opt"),
         ('control_of = "random-opt"', 'control_of = "random-op"', "subject[1].control_of", "random-opt"),
-        ('name = "activation_sparsity"', 'name = "activation_sparsty"', "analysis[0].name", "activation_sparsity"),
+        (
+            'name = "activation_sparsity"',
+            'name = "activation_sparsty"',
+            "analysis[0].name",
+            "activation_sparsity",
+        ),
         ("resamples = 100", "resample = 100", "analysis[0].params", "resamples"),
         ("resamples = 100", "resamples = 1", "analysis[0].params", "100"),
         ('table = "per_layer"', 'table = "per_layr"', "figure[0].table", "per_layer"),
@@ -115,8 +127,18 @@ def test_a_whole_file_is_read(tmp_path):
         ('corpus = "python-docs"', 'corpus = "absent.txt"', "corpus", "study's folder"),
         ('name = "random-opt"', 'name = "../model.gguf"', "subject[0].name", "inside"),
         ('name = "random-opt"', 'name = "shuffled:/model"', "subject[0].name", "inside"),
-        ('name = "activation_sparsity"', 'id = "tight"\nname = "activation_sparsity"', "figure[0].analysis", "tight"),
-        ('name = "activation_sparsity"', 'id = ""\nname = "activation_sparsity"', "analysis[0].id", "at least 1"),
+        (
+            'name = "activation_sparsity"',
+            'id = "tight"\nname = "activation_sparsity"',
+            "figure[0].analysis",
+            "tight",
+        ),
+        (
+            'name = "activation_sparsity"',
+            'id = ""\nname = "activation_sparsity"',
+            "analysis[0].id",
+            "at least 1",
+        ),
         ("value = [0.4, 0.6]", 'other_analysis = "activation_sparsity"', "finding[0]", "come together"),
         (
             'relation = "between"\nvalue = [0.4, 0.6]',
@@ -166,7 +188,10 @@ def test_one_analysis_twice_needs_two_ids_and_other_parameters(tmp_path):
     study = load_study(write(tmp_path, HEAD + SUBJECTS + ANALYSIS + tight))
     check_study(study)
     assert [entry.id for entry in study.declared.analyses] == ["activation_sparsity", "tight"]
-    assert [study.suffix(entry.id) for entry in study.declared.analyses] == [" (activation_sparsity)", " (tight)"]
+    assert [study.suffix(entry.id) for entry in study.declared.analyses] == [
+        " (activation_sparsity)",
+        " (tight)",
+    ]
     assert "2 subjects x 2 analyses = 4 runs" in cost_text(study)
     double = refused(tmp_path, HEAD + SUBJECTS + ANALYSIS + ANALYSIS)
     assert "must differ" in double.what and "analysis.id" in double.where
@@ -225,7 +250,9 @@ def test_every_study_of_the_repository_is_valid():
 
 
 def test_runs_of_one_analysis_are_found_by_their_ids(tmp_path):
-    both = ANALYSIS + ANALYSIS.replace("params", 'id = "half the tokens"\nparams').replace("100", "100, use_share = 0.5")
+    both = ANALYSIS + ANALYSIS.replace("params", 'id = "half the tokens"\nparams').replace(
+        "100", "100, use_share = 0.5"
+    )
     compared = 'relation = "<="\ntimes = 1.0\nother_analysis = "half the tokens"\n'
     finding = FINDING.replace('relation = "between"\nvalue = [0.4, 0.6]\n', compared)
     own = 'params = { "half the tokens" = { use_share = 0.7 } }\n'
@@ -271,7 +298,9 @@ def test_the_numbers_side_by_side(ran):
     assert set(frame["subject"]) == {"random-opt", "shuffled:random-opt"}
     row = frame[(frame["subject"] == "random-opt") & (frame["scalar"] == "mean_nonzero")].iloc[0]
     scalar = outcome.result("random-opt", "activation_sparsity").scalars["mean_nonzero"]
-    assert row["value"] == scalar.value and row["low"] == scalar.interval.low and row["n"] == scalar.interval.n
+    assert (
+        row["value"] == scalar.value and row["low"] == scalar.interval.low and row["n"] == scalar.interval.n
+    )
     verdict = outcome.findings[0]
     assert verdict.status == "holds" and verdict.value == scalar.value and not math.isnan(verdict.low)
 

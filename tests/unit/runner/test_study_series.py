@@ -60,7 +60,11 @@ def test_a_study_of_a_series_runs_and_judges(tiny_series, tmp_path):
 
 @pytest.mark.parametrize(
     ("params", "message"),
-    [("{ acuracy = 0.5 }", "acuracy"), ("{ seeds = ['../elsewhere'] }", "registered series"), ("{ accuracy = 3 }", "accuracy")],
+    [
+        ("{ acuracy = 0.5 }", "acuracy"),
+        ("{ seeds = ['../elsewhere'] }", "registered series"),
+        ("{ accuracy = 3 }", "accuracy"),
+    ],
 )
 def test_parameters_of_a_subject_are_checked_and_lead_nowhere_else(tiny_series, tmp_path, params, message):
     with pytest.raises(SpecError, match=message):

@@ -1,4 +1,6 @@
-"""Training on bytes of text, with a mixture of experts: exact resumption, measures by domain, a tokenizer that fits."""
+"""Training on bytes of text, with a mixture of experts: exact resumption, measures by domain, a
+tokenizer that fits.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +37,33 @@ RECIPE = {
             "max_position_embeddings": 16,
         },
     },
-    "data": {"kind": "byte_text", "corpora": ["up", "down"], "context": 16, "windows_per_domain": 3, "probe_windows": 5},
-    "optimizer": {"learning_rate": 1e-2, "weight_decay": 0.1, "decay": "cosine", "clip_norm": 1.0, "balance": 0.01},
+    "data": {
+        "kind": "byte_text",
+        "corpora": ["up", "down"],
+        "context": 16,
+        "windows_per_domain": 3,
+        "probe_windows": 5,
+    },
+    "optimizer": {
+        "learning_rate": 1e-2,
+        "weight_decay": 0.1,
+        "decay": "cosine",
+        "clip_norm": 1.0,
+        "balance": 0.01,
+    },
 }
 
 
 def entries(words):
     def entry(name, order):
         texts = [" ".join(words[order * (i * j) % 97] for j in range(40)) for i in range(1, 13)]
-        return CorpusEntry(name, "toy", "CC0-1.0", name, lambda: [Document(f"{name}{i}", name, t) for i, t in enumerate(texts)])
+        return CorpusEntry(
+            name,
+            "toy",
+            "CC0-1.0",
+            name,
+            lambda: [Document(f"{name}{i}", name, t) for i, t in enumerate(texts)],
+        )
 
     return [entry("up", 1), entry("down", -1)]
 
@@ -66,7 +86,9 @@ def test_a_run_on_text_goes_on_exactly_and_reads_text(recipe, tmp_path):
     assert len(series.subject(6).tokenizer("Ähm")["input_ids"]) == 4
     splits = {"train", "validation"}
     splits |= {f"{split}/{part}" for split in splits for part in ("up", "down")}
-    assert set(series.checkpoints[0].trained) == splits and set(series.checkpoints[0].stored) == splits | {"probe"}
+    assert set(series.checkpoints[0].trained) == splits and set(series.checkpoints[0].stored) == splits | {
+        "probe"
+    }
     assert set(series.trained.baselines) == {"up", "down"} == set(series.trained.data["domains"])
     found = measure(series.subject(6).model, byte_text.ByteTextData(recipe.data).examples(whole=True))
     for split in ("validation/up", "validation"):
@@ -86,7 +108,9 @@ def test_the_balancing_loss_is_added_with_its_weight(recipe):
     model = build_model("OlmoeForCausalLM", recipe.model.values)
     tokens = torch.randint(3, 259, (4, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        plain, once, twice = (float(training_loss(model, tokens, tokens, weight)) for weight in (0.0, 0.5, 1.0))
+        plain, once, twice = (
+            float(training_loss(model, tokens, tokens, weight)) for weight in (0.0, 0.5, 1.0)
+        )
     assert once - plain == pytest.approx(twice - once, rel=1e-4)
     assert 2 * (once - plain) >= 2 - 1e-3, "with k experts a token the balancing loss is k at least"
 
@@ -99,7 +123,9 @@ def test_losses_by_domain_weigh_alike_and_follow_the_definition(recipe):
     found = measure(model, examples)
     parts = [found[f"validation/{name}"]["loss"] for name in ("up", "down")]
     assert found["validation"]["loss"] == pytest.approx(sum(parts) / 2)
-    rows = next(example for example in examples if (example.split, example.part) == ("validation", "up")).tokens
+    rows = next(
+        example for example in examples if (example.split, example.part) == ("validation", "up")
+    ).tokens
     with torch.no_grad():
         log_p = model(input_ids=rows).logits.double().log_softmax(-1)[:, :-1]
     by_hand = -log_p.gather(-1, rows[:, 1:, None]).mean()

@@ -1,4 +1,6 @@
-"""Data sets: pairs of residues, windows of bytes, and the n-gram models that language models are compared with."""
+"""Data sets: pairs of residues, windows of bytes, and the n-gram models that language models
+are compared with.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,16 @@ def addition(**more):
 def test_pairs_are_split_once_and_answers_are_sums():
     data = addition()
     tokens, answers = data.batch(0, torch.Generator())
-    assert len(tokens) == int(0.3 * 121) and torch.equal(answers, tokens[:, :2].sum(1) % 11) and (tokens[:, 2] == 11).all()
+    assert (
+        len(tokens) == int(0.3 * 121)
+        and torch.equal(answers, tokens[:, :2].sum(1) % 11)
+        and (tokens[:, 2] == 11).all()
+    )
     train, test = data.examples(whole=True)
     pairs = {tuple(row) for row in torch.cat([train.tokens, test.tokens])[:, :2].tolist()}
-    assert pairs == set(itertools.product(range(11), repeat=2)) and len(train.tokens) + len(test.tokens) == 121
+    assert (
+        pairs == set(itertools.product(range(11), repeat=2)) and len(train.tokens) + len(test.tokens) == 121
+    )
     probe = data.probe()
     assert torch.equal(probe["tokens"][probe["train"] == 1], train.tokens)
     assert torch.equal(probe["answer"], probe["tokens"][:, :2].sum(1) % 11)
@@ -43,7 +51,9 @@ def test_minibatches_are_drawn_from_training_pairs_by_the_generator():
 
 def test_a_pass_without_replacement_takes_each_pair_once_in_an_order_of_its_own():
     data, generator = addition(batch_size=10), torch.Generator().manual_seed(3)
-    passes = [torch.cat([data.batch(4 * number + part, generator)[0] for part in range(4)]) for number in range(2)]
+    passes = [
+        torch.cat([data.batch(4 * number + part, generator)[0] for part in range(4)]) for number in range(2)
+    ]
     whole = data.examples(whole=True)[0].tokens
     for found in passes:
         assert sorted(found.tolist()) == sorted(whole.tolist())
@@ -60,7 +70,9 @@ def text(**more):
 
 def documents(n=40, length=60):
     rng = np.random.default_rng(0)
-    return [Document(f"d{i}", "toy", " ".join(map(str, rng.integers(0, 10**6, length // 7)))) for i in range(n)]
+    return [
+        Document(f"d{i}", "toy", " ".join(map(str, rng.integers(0, 10**6, length // 7)))) for i in range(n)
+    ]
 
 
 def test_a_domain_is_split_by_document_without_near_duplicates():
@@ -112,9 +124,15 @@ def test_unigram_and_bigram_by_hand():
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_probabilities_sum_to_one_after_every_history(order):
     rng = np.random.default_rng(1)
-    model = NgramModel([rng.integers(0, 5, 300).astype(np.uint8), rng.integers(3, 9, 50).astype(np.uint8)], order)
+    model = NgramModel(
+        [rng.integers(0, 5, 300).astype(np.uint8), rng.integers(3, 9, 50).astype(np.uint8)], order
+    )
     for history in ([1, 2], [4, 4], [7, 8], [200, 1], [-1, 3], [-1, -1]):
-        rows = np.tile(history[2 - (order - 1) :] if order > 1 else [], (256, 1)).astype(np.int64).reshape(256, order - 1)
+        rows = (
+            np.tile(history[2 - (order - 1) :] if order > 1 else [], (256, 1))
+            .astype(np.int64)
+            .reshape(256, order - 1)
+        )
         assert model.probabilities(rows, np.arange(256)).sum() == pytest.approx(1, abs=1e-12)
 
 

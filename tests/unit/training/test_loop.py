@@ -1,4 +1,6 @@
-"""The loop, on what is no language model: it resumes bit for bit, saves often enough, and lets no step be half saved."""
+"""The loop, on what is no language model: it resumes bit for bit, saves often enough, and lets no
+step be half saved.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,11 @@ class Autoencoder(nn.Module):
 
 
 class Dictionaries(Training):
-    """Two autoencoders on shards of activations: draws rows, counts steps without firing, revives features, reads shard by shard.
+    """Two autoencoders on shards of activations: draws rows, counts steps without firing, revives features,
+    reads shard by shard.
 
-    ``cursor`` is the place in the data, ``left`` the rows read and not yet used (another number after every step).
+    ``cursor`` is the place in the data, ``left`` the rows read and not yet used (another number
+    after every step).
     """
 
     def update(self, step):
@@ -63,10 +67,14 @@ class Dictionaries(Training):
         self.optimizer.step()
         with torch.no_grad():
             for name, module in self.model.items():
-                module.encoder[:, self.extra[f"idle.{name}"] > 2] = torch.randn(WIDTH, 1, generator=self.generator)
+                module.encoder[:, self.extra[f"idle.{name}"] > 2] = torch.randn(
+                    WIDTH, 1, generator=self.generator
+                )
 
     def measure(self, step):
-        return [("idle", "", name, float(self.extra[f"idle.{name}"].sum())) for name in self.model], f"at {step}"
+        return [
+            ("idle", "", name, float(self.extra[f"idle.{name}"].sum())) for name in self.model
+        ], f"at {step}"
 
     def checkpoint(self, step):
         return {"step": step, "norm": float(self.model["mlp"].encoder.detach().norm())}
@@ -102,7 +110,12 @@ def everything(training):
         for key, value in state.items()
         if value is not None
     }
-    return {**training.model.state_dict(), **moments, **training.extra, "generator": training.generator.get_state()}
+    return {
+        **training.model.state_dict(),
+        **moments,
+        **training.extra,
+        "generator": training.generator.get_state(),
+    }
 
 
 def check_equal(first, second):
@@ -122,10 +135,14 @@ def plain_descent(parameters, lr):
 def groups(parameters, lr):
     """Two groups in another order than that of the model."""
     listed = list(parameters)
-    return torch.optim.Adam([{"params": listed[::-2]}, {"params": listed[-2::-2], "betas": (0.0, 0.99)}], lr=lr, amsgrad=True)
+    return torch.optim.Adam(
+        [{"params": listed[::-2]}, {"params": listed[-2::-2], "betas": (0.0, 0.99)}], lr=lr, amsgrad=True
+    )
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.RMSprop, momentum, plain_descent, groups])
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.Adam, torch.optim.RMSprop, momentum, plain_descent, groups]
+)
 @pytest.mark.parametrize("stops", [(17,), (1, 1, 30), (16, 23)])
 def test_an_interrupted_training_ends_with_the_bits_of_one_in_one_go(tmp_path, optimizer, stops):
     (tmp_path / "whole").mkdir()
@@ -135,7 +152,9 @@ def test_an_interrupted_training_ends_with_the_bits_of_one_in_one_go(tmp_path, o
     done = 0
     for steps in stops:
         done += steps
-        assert run_training(dictionaries(optimizer), tmp_path / "parts", stop_after=steps).step == done < STEPS
+        assert (
+            run_training(dictionaries(optimizer), tmp_path / "parts", stop_after=steps).step == done < STEPS
+        )
     parts = dictionaries(optimizer)
     resumed = run_training(parts, tmp_path / "parts")
     check_equal(everything(whole), everything(parts))
@@ -227,10 +246,21 @@ class Clock:
 
 @pytest.mark.parametrize(
     ("step_seconds", "save_seconds", "bound"),
-    [(0.01, 0.001, 10.0), (0.3, 0.5, 10.0), (4.0, 0.1, 10.0), (0.7, 3.0, 30.0), (25.0, 3.0, 30.0), (60.0, 0.1, 60.0)],
+    [
+        (0.01, 0.001, 10.0),
+        (0.3, 0.5, 10.0),
+        (4.0, 0.1, 10.0),
+        (0.7, 3.0, 30.0),
+        (25.0, 3.0, 30.0),
+        (60.0, 0.1, 60.0),
+    ],
 )
-def test_a_kill_loses_ten_seconds_or_ten_saves_of_work(tmp_path, monkeypatch, step_seconds, save_seconds, bound):
-    """At every moment: the work done since the last save that is complete. A step that is longer than the bound counts alone."""
+def test_a_kill_loses_ten_seconds_or_ten_saves_of_work(
+    tmp_path, monkeypatch, step_seconds, save_seconds, bound
+):
+    """At every moment: the work done since the last save that is complete. A step that is longer than the
+    bound counts alone.
+    """
     clock, lost, saved = Clock(), [], [0.0]
 
     class Timed(Dictionaries):
@@ -267,11 +297,26 @@ def test_the_first_save_comes_after_ten_seconds_and_its_length_counts_from_then_
 
 
 def test_states_of_former_versions_are_read(tmp_path):
-    """Weights, the moments of AdamW, the generator, and the facts; neither buffers nor tensors of another kind."""
+    """Weights, the moments of AdamW, the generator, and the facts; neither buffers nor
+    tensors of another kind.
+    """
     training = Linear.fresh()
-    tensors = {"model.weight": torch.full((1, 3), 2.0), "generator": torch.Generator().manual_seed(9).get_state()}
-    tensors |= {"step.weight": torch.tensor(4.0), "exp_avg.weight": torch.ones(1, 3), "exp_avg_sq.weight": torch.ones(1, 3) * 3}
-    facts = {"mark": "0", "step": 4, "curves": [[0, "loss", "train", "", 1.5]], "checkpoints": [{"step": 0}], "cpu_seconds": 7.5}
+    tensors = {
+        "model.weight": torch.full((1, 3), 2.0),
+        "generator": torch.Generator().manual_seed(9).get_state(),
+    }
+    tensors |= {
+        "step.weight": torch.tensor(4.0),
+        "exp_avg.weight": torch.ones(1, 3),
+        "exp_avg_sq.weight": torch.ones(1, 3) * 3,
+    }
+    facts = {
+        "mark": "0",
+        "step": 4,
+        "curves": [[0, "loss", "train", "", 1.5]],
+        "checkpoints": [{"step": 0}],
+        "cpu_seconds": 7.5,
+    }
     save_file(tensors, tmp_path / FILE, {"facts": json.dumps(facts)})
     progress = run_training(training, tmp_path)
     assert progress.curves == [(0, "loss", "train", "", 1.5)] and progress.checkpoints == [{"step": 0}]
@@ -281,7 +326,9 @@ def test_states_of_former_versions_are_read(tmp_path):
     expected = Linear.fresh()
     with torch.no_grad():
         expected.model.weight.fill_(2.0)
-    expected.optimizer.state[expected.model.weight] = {key: tensors[f"{key}.weight"] for key in ("step", "exp_avg", "exp_avg_sq")}
+    expected.optimizer.state[expected.model.weight] = {
+        key: tensors[f"{key}.weight"] for key in ("step", "exp_avg", "exp_avg_sq")
+    }
     for step in (4, 5):
         expected.update(step)
     assert torch.equal(training.model.weight, expected.model.weight)

@@ -52,7 +52,9 @@ def test_what_is_not_valid_is_named(recipe_file, old, new, message):
 
 @pytest.mark.parametrize("decay", ["constant", "cosine", "linear"])
 def test_the_schedule_is_that_of_the_recipe(decay):
-    declared = OptimizerRecipe(learning_rate=0.1, weight_decay=0.0, warmup_steps=7, decay=decay, final_fraction=0.2)
+    declared = OptimizerRecipe(
+        learning_rate=0.1, weight_decay=0.0, warmup_steps=7, decay=decay, final_fraction=0.2
+    )
     assert declared.schedule(50) == Schedule(0.1, 50, 7, decay, None, 0.2)
 
 

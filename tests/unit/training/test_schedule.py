@@ -15,9 +15,14 @@ from sparsescope.training.schedule import Schedule
         (Schedule(0.1, 100, 10), (0, 4, 9, 10, 99), [0.01, 0.05, 0.1, 0.1, 0.1]),
         (Schedule(0.1, 100, decay="cosine", final_fraction=0.2), (0, 50, 100), [0.1, 0.06, 0.02]),
         (Schedule(0.1, 100, decay="linear", final_fraction=0.2), (0, 25, 50, 100), [0.1, 0.08, 0.06, 0.02]),
-        (Schedule(1.0, 100, 10, "linear", 20, 0.0), (9, 10, 80, 85, 90, 100), [1.0, 1.0, 1.0, 0.75, 0.5, 0.0]),
+        (
+            Schedule(1.0, 100, 10, "linear", 20, 0.0),
+            (9, 10, 80, 85, 90, 100),
+            [1.0, 1.0, 1.0, 0.75, 0.5, 0.0],
+        ),
         (Schedule(1.0, 100, 10, "cosine", 20, 0.0), (10, 80, 90, 100), [1.0, 1.0, 0.5, 0.0]),
-        (Schedule(1.0, 20, 10, "linear", 100, 0.0), (9, 10, 15, 20), [1.0, 1.0, 0.5, 0.0]),  # the ramp comes first
+        # The ramp comes first
+        (Schedule(1.0, 20, 10, "linear", 100, 0.0), (9, 10, 15, 20), [1.0, 1.0, 0.5, 0.0]),
         (Schedule(1.0, 3, 3, "cosine", None, 0.0), (0, 2, 3), [1 / 3, 1.0, 1.0]),
     ],
 )

@@ -1,4 +1,6 @@
-"""The trainer: the same seed gives the same files, an interrupted run goes on exactly, and foreign work is refused."""
+"""The trainer: the same seed gives the same files, an interrupted run goes on exactly, and
+foreign work is refused.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from sparsescope.training.trainer import PARTIAL, train
 
 
 def marks(folder):
-    return [(found.step, found.sha256, found.float32_hash) for found in SeriesFolder.open(folder).content.checkpoints]
+    return [
+        (found.step, found.sha256, found.float32_hash)
+        for found in SeriesFolder.open(folder).content.checkpoints
+    ]
 
 
 def test_the_same_seed_gives_the_same_checkpoints_and_another_seed_others(recipe, tmp_path):
@@ -44,7 +49,9 @@ def test_an_interrupted_run_goes_on_exactly(recipe, tmp_path, stops):
     assert not (parts / PARTIAL).exists()
 
 
-@pytest.mark.parametrize(("key", "near"), [("hiden_size", "hidden_size"), ("intermediate_sizes", "intermediate_size")])
+@pytest.mark.parametrize(
+    ("key", "near"), [("hiden_size", "hidden_size"), ("intermediate_sizes", "intermediate_size")]
+)
 def test_a_misspelled_value_of_the_configuration_is_refused(recipe, tmp_path, key, near):
     model = recipe.model.model_copy(update={"config": {**recipe.model.config, key: 32}})
     with pytest.raises(SpecError, match=f"unknown value of the model's configuration '{key}'") as caught:
@@ -62,7 +69,9 @@ def test_curves_hold_every_split_and_every_tensor(recipe, tmp_path):
     norms = at[at["measure"] == "squared_norm"].set_index("part")["value"]
     assert set(norms.index) == {name for name, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
-        assert norms[name] == pytest.approx(float(parameter.detach().double().square().sum()), rel=2e-3, abs=1e-9)
+        assert norms[name] == pytest.approx(
+            float(parameter.detach().double().square().sum()), rel=2e-3, abs=1e-9
+        )
     record = folder.checkpoint(30)
     train_loss = at[(at["measure"] == "loss") & (at["split"] == "train")]["value"].item()
     assert record.trained["train"]["loss"] == train_loss
@@ -92,13 +101,21 @@ def test_a_damaged_state_is_refused(recipe, tmp_path):
 
 
 def test_a_training_that_diverges_says_so(recipe, tmp_path):
-    wild = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"learning_rate": 1e20})})
+    wild = recipe.model_copy(
+        update={"optimizer": recipe.optimizer.model_copy(update={"learning_rate": 1e20})}
+    )
     with pytest.raises(SubjectError, match=r"not finite|float16"):
         train(wild, tmp_path / "run")
 
 
 def test_the_verb_trains_and_shows_plain_lines(recipe_file, tmp_path, capsys):
-    assert execute(app, ["train", str(recipe_file), "--output", str(tmp_path / "run"), "--seed", "5", "--name", "other"]) == 0
+    assert (
+        execute(
+            app,
+            ["train", str(recipe_file), "--output", str(tmp_path / "run"), "--seed", "5", "--name", "other"],
+        )
+        == 0
+    )
     shown = capsys.readouterr()
     assert shown.out.strip() == str(tmp_path / "run")
     assert "other: 30 of 30 steps, train loss" in shown.err and "steps/s" in shown.err
@@ -107,7 +124,9 @@ def test_the_verb_trains_and_shows_plain_lines(recipe_file, tmp_path, capsys):
     copied = read_recipe(tmp_path / "run" / "recipe.toml")
     assert (copied.seed, copied.name) == (5, "other"), "the copy is not the recipe that made the series"
     again = SeriesFolder.open(train(copied, tmp_path / "again"))
-    assert [found.sha256 for found in again.content.checkpoints] == [found["sha256"] for found in content["checkpoints"]]
+    assert [found.sha256 for found in again.content.checkpoints] == [
+        found["sha256"] for found in content["checkpoints"]
+    ]
     assert execute(app, ["train", str(recipe_file), "--output", str(tmp_path / "run")]) == 1
     assert "finished series" in capsys.readouterr().err
 
@@ -131,7 +150,9 @@ def test_memorization_and_generalization_are_dated(recipe, tmp_path):
     )
     folder = SeriesFolder.open(train(easy, tmp_path / "run"))
     curves = folder.curves()
-    accuracy = curves[(curves["measure"] == "accuracy") & (curves["split"] == "train")].set_index("step")["value"]
+    accuracy = curves[(curves["measure"] == "accuracy") & (curves["split"] == "train")].set_index("step")[
+        "value"
+    ]
     t_mem = folder.content.events["t_mem"]
     assert t_mem is not None and (accuracy[t_mem : t_mem + 40] >= 0.99).all() and accuracy[t_mem - 20] < 0.99
     assert folder.content.events["t_gen"] is None, "24 pairs without weight decay do not show addition"
@@ -158,7 +179,10 @@ def test_two_trainings_do_not_share_a_folder(recipe, tmp_path):
     from filelock import FileLock
 
     (tmp_path / "run" / PARTIAL).mkdir(parents=True)
-    with FileLock(tmp_path / "run" / PARTIAL / "lock"), pytest.raises(ArtifactError, match="another training"):
+    with (
+        FileLock(tmp_path / "run" / PARTIAL / "lock"),
+        pytest.raises(ArtifactError, match="another training"),
+    ):
         train(recipe, tmp_path / "run")
     assert train(recipe, tmp_path / "run") == tmp_path / "run"
 

@@ -76,7 +76,10 @@ def test_per_layer_draws_the_numbers_of_the_table(results):
 
 
 def test_swiglu_leaves_the_exact_zero_line_out_and_relu_draws_it(results):
-    names = [{t.name for t in ANALYSIS.draw("per_layer", results[shape]).data} for shape in ("smollm2", "large relu")]
+    names = [
+        {t.name for t in ANALYSIS.draw("per_layer", results[shape]).data}
+        for shape in ("smollm2", "large relu")
+    ]
     assert "non-zero" not in names[0]
     assert "non-zero" in names[1]
 
@@ -112,7 +115,12 @@ def test_an_expert_without_tokens_is_no_dead_unit(synthetic):
     result = synthetic.activation_result(layers=2, experts=2)
     table = result.tables["unit_use"]
     table.loc[table["site"].str.contains("experts.1"), ["tokens", "dead"]] = [0, 1536]
-    before = synthetic.activation_result(layers=2, experts=1).tables["unit_use"].query("rule == 'in use'")["dead"].sum()
+    before = (
+        synthetic.activation_result(layers=2, experts=1)
+        .tables["unit_use"]
+        .query("rule == 'in use'")["dead"]
+        .sum()
+    )
     assert f"{int(before):,} of {2 * 1536:,} units" in ANALYSIS.draw("unit_use", result).layout.title.text
 
 
@@ -158,9 +166,9 @@ def test_bands_name_the_level_that_was_asked_for(synthetic):
     for name, scalar in result.scalars.items():
         if scalar.interval:
             result.scalars[name] = replace(scalar, interval=replace(scalar.interval, level=0.9))
-    assert "90 % document" in ANALYSIS.draw("per_layer", result).layout.title.subtitle.text.replace("\u00a0", " ").replace(
-        "<br>", " "
-    )
+    assert "90 % document" in ANALYSIS.draw("per_layer", result).layout.title.subtitle.text.replace(
+        "\u00a0", " "
+    ).replace("<br>", " ")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,14 @@ from sparsescope.testing import check_figure
 from sparsescope.viz.figure import MAX_MARKS, mark_count
 
 VIEWS = [view.name for view in ANALYSIS.views]
-FEW = {"windows": 4, "dose_windows": 2, "dose_shares": (0.5, 0.9), "dose_widths": (16,), "resamples": 100, "t_min": 8}
+FEW = {
+    "windows": 4,
+    "dose_windows": 2,
+    "dose_shares": (0.5, 0.9),
+    "dose_widths": (16,),
+    "resamples": 100,
+    "t_min": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +42,21 @@ def check(figure, name):
 def test_every_view_of_a_result(result, view):
     figure = ANALYSIS.draw(view, result)
     check(figure, view)
-    assert figure.layout.title.text.startswith("<b>") and "nan" not in figure.layout.title.text + figure.layout.meta["alt"]
+    assert (
+        figure.layout.title.text.startswith("<b>")
+        and "nan" not in figure.layout.title.text + figure.layout.meta["alt"]
+    )
 
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_views_without_intervals_and_without_a_dose(view):
     words = "one two three four five six seven eight nine ten " * 12
-    alone = ss.run("attention_sparsity", ss.load("random-llama"), ss.corpus([words], context=64), **{**FEW, "dose_windows": 0})
+    alone = ss.run(
+        "attention_sparsity",
+        ss.load("random-llama"),
+        ss.corpus([words], context=64),
+        **{**FEW, "dose_windows": 0},
+    )
     assert alone.tables["per_layer"]["low"].isna().all()
     check(ANALYSIS.draw(view, alone), view)
 
@@ -58,7 +73,9 @@ def test_views_draw_references_that_are_missing(result, view):
 
 def test_numbers_in_the_figures_are_those_of_the_tables(result):
     heat = ANALYSIS.draw("entropy_grid", result).data[0]
-    row = result.tables["per_head"].query("layer == 2 and head == 1 and metric == 'entropy_normalized'").iloc[0]
+    row = (
+        result.tables["per_head"].query("layer == 2 and head == 1 and metric == 'entropy_normalized'").iloc[0]
+    )
     assert heat.z[1][2] == row["mean"] and heat.customdata[1][2].endswith(parts.percent(row["mean"]))
     bars = ANALYSIS.draw("mass_profile", result).data
     np.testing.assert_allclose(np.sum([bar.y for bar in bars], axis=0), 1)
@@ -69,7 +86,14 @@ def test_numbers_in_the_figures_are_those_of_the_tables(result):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0 %"), (1.0, "100 %"), (0.12345, "12.3 %"), (0.999, "99.90 %"), (np.nan, "–"), (1e-6, "under 0.01 %")],
+    [
+        (0.0, "0 %"),
+        (1.0, "100 %"),
+        (0.12345, "12.3 %"),
+        (0.999, "99.90 %"),
+        (np.nan, "–"),
+        (1e-6, "under 0.01 %"),
+    ],
 )
 def test_percent(value, text):
     assert parts.percent(value) == text

@@ -1,4 +1,6 @@
-"""Band, line and dotted reference of a column: which columns are the interval, what is drawn, what is left out."""
+"""Band, line and dotted reference of a column: which columns are the interval, what is
+drawn, what is left out.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ SAID = (
     Column("low", "fraction", "Low.", low_of="other"),
     Column("other", "fraction", "No upper end."),
 )
-ROWS = pd.DataFrame({"layer": [0, 1, 2], "mean": [0.5, np.nan, 0.25], "from": 0.2, "to": 0.6, "even": [0.1, 0.1, 0.1]})
+ROWS = pd.DataFrame(
+    {"layer": [0, 1, 2], "mean": [0.5, np.nan, 0.25], "from": 0.2, "to": 0.6, "even": [0.1, 0.1, 0.1]}
+)
 
 
 @pytest.mark.parametrize(
@@ -55,24 +59,54 @@ def test_columns_say_what_an_interval_belongs_to_and_names_where_none_does(colum
 
 def test_a_curve_has_band_line_and_dotted_reference():
     figure = fig.panels()
-    last = curve(figure, ROWS, "mean", "m", color=theme.BLUE, columns=SAID, reference="even", reference_name="null", legend=True)
+    last = curve(
+        figure,
+        ROWS,
+        "mean",
+        "m",
+        color=theme.BLUE,
+        columns=SAID,
+        reference="even",
+        reference_name="null",
+        legend=True,
+    )
     band, line, dotted = figure.data
     assert last == 0.25 and band.fill == "toself" and max(band.y, key=lambda y: y or 0) == 0.6
-    assert list(line.customdata) == ["layer 0: 50 % [20 %, 60 %]", "layer 1: – [20 %, 60 %]", "layer 2: 25 % [20 %, 60 %]"]
-    assert (dotted.name, dotted.line.dash, dotted.line.color) == ("null", "dot", theme.BLUE) and line.showlegend
+    assert list(line.customdata) == [
+        "layer 0: 50 % [20 %, 60 %]",
+        "layer 1: – [20 %, 60 %]",
+        "layer 2: 25 % [20 %, 60 %]",
+    ]
+    assert (dotted.name, dotted.line.dash, dotted.line.color) == (
+        "null",
+        "dot",
+        theme.BLUE,
+    ) and line.showlegend
 
 
 def test_a_curve_without_interval_or_reference_is_a_line():
     figure = fig.panels()
-    curve(figure, ROWS.assign(even=np.nan), "mean", "m", color=theme.BLUE, reference="even", text="{0.layer}: {1}".format)
+    curve(
+        figure,
+        ROWS.assign(even=np.nan),
+        "mean",
+        "m",
+        color=theme.BLUE,
+        reference="even",
+        text="{0.layer}: {1}".format,
+    )
     curve(figure, ROWS, "mean", "m", color=theme.BLUE, columns=SAID, band=False)
     assert len(figure.data) == 2 and figure.data[0].customdata[0] == "0: 50 %"
-    assert figure.data[1].customdata[0] == "layer 0: 50 % [20 %, 60 %]", "hover texts have the interval all the same"
+    assert figure.data[1].customdata[0] == "layer 0: 50 % [20 %, 60 %]", (
+        "hover texts have the interval all the same"
+    )
 
 
 def test_nothing_is_drawn_of_values_that_are_not_finite():
     figure = fig.panels()
-    assert math.isnan(curve(figure, ROWS.assign(mean=np.inf), "mean", "m", color=theme.BLUE, columns=SAID, reference="even"))
+    assert math.isnan(
+        curve(figure, ROWS.assign(mean=np.inf), "mean", "m", color=theme.BLUE, columns=SAID, reference="even")
+    )
     assert len(figure.data) == 0
 
 
@@ -97,7 +131,9 @@ def test_layers_are_lines_colored_by_depth():
 
 
 def test_default_figures_draw_the_interval_that_is_declared():
-    frame = pd.DataFrame({"layer": [0, 1], "mean": [0.5, 0.4], "from": [0.2, 0.3], "to": [0.6, 0.7], "low": 0.0, "other": 0.1})
+    frame = pd.DataFrame(
+        {"layer": [0, 1], "mean": [0.5, 0.4], "from": [0.2, 0.3], "to": [0.6, 0.7], "low": 0.0, "other": 0.1}
+    )
     figure = draw_table("t", frame, SAID)
     assert min(y for y in figure.data[0].y if y is not None) == 0.2
     text = (*SAID[:2], Column("from", "label", "A text.", low_of="mean"), *SAID[3:])

@@ -58,7 +58,9 @@ def test_line_drops_infinite_values():
 
 
 def test_describe_escapes_every_text_and_makes_room_for_long_titles():
-    figure = fig.describe(fig.panels(), title="<i>" + "word " * 25, subtitle="<b>" * 5, alt="<script>", caption="c")
+    figure = fig.describe(
+        fig.panels(), title="<i>" + "word " * 25, subtitle="<b>" * 5, alt="<script>", caption="c"
+    )
     assert "<i>" not in figure.layout.title.text.removeprefix("<b>")
     assert figure.layout.title.text.count("<br>") == 1
     assert "<b>" not in figure.layout.title.subtitle.text

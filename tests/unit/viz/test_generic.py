@@ -19,7 +19,9 @@ from sparsescope.viz.figure import MAX_MARKS, mark_count
 from sparsescope.viz.generic import draw, draw_table
 from sparsescope.viz.token_strip import is_text
 
-NUMBERS = st.one_of(st.floats(width=64), st.integers(-(2**40), 2**40), st.just(float("nan")), st.just(float("inf")), st.none())
+NUMBERS = st.one_of(
+    st.floats(width=64), st.integers(-(2**40), 2**40), st.just(float("nan")), st.just(float("inf")), st.none()
+)
 TEXTS = st.one_of(st.text(max_size=8), st.sampled_from(["<b>", "=cmd()", "\u202e", "a", "b"]), st.none())
 
 
@@ -28,7 +30,10 @@ def tables(draw):
     kinds = draw(st.lists(st.sampled_from(COLUMN_KINDS), min_size=0, max_size=5))
     rows = draw(st.integers(0, 12))
     columns = tuple(Column(f"{kind}_{i}", kind, "Description <i>.", "") for i, kind in enumerate(kinds))
-    data = {c.name: draw(st.lists(TEXTS if c.kind in TEXT_KINDS else NUMBERS, min_size=rows, max_size=rows)) for c in columns}
+    data = {
+        c.name: draw(st.lists(TEXTS if c.kind in TEXT_KINDS else NUMBERS, min_size=rows, max_size=rows))
+        for c in columns
+    }
     return pd.DataFrame(data, columns=[c.name for c in columns]), columns
 
 
@@ -49,7 +54,9 @@ def test_any_table_gives_a_valid_figure(table):
     check(draw_table("any <b>table</b>", *table))
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
 @given(tables().filter(lambda table: is_text(*table)))
 def test_any_table_of_tokens_gives_a_valid_panel(table):
     made = Result("any")
@@ -79,7 +86,9 @@ def test_a_site_that_names_the_layer_gives_one_line():
 
 
 def test_layer_by_head_is_a_heat_map():
-    frame = pd.DataFrame([(a, b, a * b / 20) for a in range(4) for b in range(5)], columns=["layer", "head", "value"])
+    frame = pd.DataFrame(
+        [(a, b, a * b / 20) for a in range(4) for b in range(5)], columns=["layer", "head", "value"]
+    )
     figure = draw_table("t", frame, columns(("layer", "layer"), ("head", "head"), ("value", "value")))
     check(figure)
     assert figure.data[0].type == "heatmap"
@@ -107,7 +116,9 @@ def test_a_large_table_is_thinned():
 
 
 def test_hostile_names_are_not_markup(synthetic):
-    frame = pd.DataFrame({"layer": [0, 1] * len(synthetic.HOSTILE), "domain": [h for h in synthetic.HOSTILE for _ in "ab"]})
+    frame = pd.DataFrame(
+        {"layer": [0, 1] * len(synthetic.HOSTILE), "domain": [h for h in synthetic.HOSTILE for _ in "ab"]}
+    )
     frame["mean"] = 0.5
     figure = draw_table("t", frame, columns(("layer", "layer"), ("domain", "domain"), ("mean", "fraction")))
     for trace in figure.data:

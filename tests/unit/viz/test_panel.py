@@ -18,7 +18,11 @@ BAD = "</div><script>alert(1)</script>\"' onclick=x"
 
 def some():
     return Panel(
-        BAD, BAD, BAD, (tag("div", BAD, tag("span", BAD, title=BAD, data_mark=""), tag("br"), class_="strip"),), caption=BAD
+        BAD,
+        BAD,
+        BAD,
+        (tag("div", BAD, tag("span", BAD, title=BAD, data_mark=""), tag("br"), class_="strip"),),
+        caption=BAD,
     )
 
 
@@ -54,11 +58,15 @@ def test_a_notebook_gets_a_frame_without_its_origin():
     assert re.findall(r"<(\w+)", shown) == ["iframe"] and 'sandbox="allow-scripts"' in shown
     assert some().to_html() == some().page()
     inside = unescape(re.search(r'srcdoc="([^"]*)"', shown).group(1))
-    assert inside == some().page("light", framed=True), "its own background: that of the notebook is not known"
+    assert inside == some().page("light", framed=True), (
+        "its own background: that of the notebook is not known"
+    )
 
 
 def test_the_script_sets_text_and_builds_no_markup():
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(", panel.script())
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(", panel.script()
+    )
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])

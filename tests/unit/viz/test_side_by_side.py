@@ -17,7 +17,9 @@ AXES = Axes(LAYER, SHARE, "share of units", "density_energy_90")
 
 def line(name, color, control, values, reference=(), **ends):
     values = np.asarray(values, dtype=float)
-    return Line(name, color, control, pd.DataFrame({"x": np.arange(len(values)), "y": values} | ends), reference)
+    return Line(
+        name, color, control, pd.DataFrame({"x": np.arange(len(values)), "y": values} | ends), reference
+    )
 
 
 def named(figure, name):
@@ -47,9 +49,15 @@ def test_pairs_share_a_color_and_controls_are_dashed():
 
 
 def test_a_reference_that_all_share_is_one_line():
-    one = compare_lines([line("A", 0, False, [0.1, 0.2], (0.44, 0.4401)), line("B", 1, False, [0.3], (0.44,))], AXES, title="t")
+    one = compare_lines(
+        [line("A", 0, False, [0.1, 0.2], (0.44, 0.4401)), line("B", 1, False, [0.3], (0.44,))],
+        AXES,
+        title="t",
+    )
     assert [trace.name for trace in one.data].count("reference") == 1
-    two = compare_lines([line("A", 0, False, [0.1, 0.2], (0.4, 0.4)), line("B", 1, False, [0.3], (0.5,))], AXES, title="t")
+    two = compare_lines(
+        [line("A", 0, False, [0.1, 0.2], (0.4, 0.4)), line("B", 1, False, [0.3], (0.5,))], AXES, title="t"
+    )
     assert [trace.name for trace in two.data].count("reference") == 2
 
 
@@ -65,7 +73,9 @@ def test_nothing_to_draw_and_a_subject_without_numbers():
     empty = compare_lines([line("A", 0, False, [np.nan])], AXES, title="Density")
     assert "no subject has a finite number" in empty.layout.meta["alt"]
     one = compare_lines([line("A", 0, False, [np.nan]), line("B", 1, False, [0.5])], AXES, title="Density")
-    assert "1 without a finite number" in one.layout.title.subtitle.text and "Density" in one.layout.title.text
+    assert (
+        "1 without a finite number" in one.layout.title.subtitle.text and "Density" in one.layout.title.text
+    )
 
 
 def test_foreign_names_are_made_harmless():

@@ -35,7 +35,9 @@ def test_a_short_range_is_linear():
 
 
 @pytest.mark.parametrize("columns", [1, 2, 4])
-@pytest.mark.parametrize("steps", [list(range(0, 5001, 25)), [0, *(2**k for k in range(10)), 1000, 143000], [10, 11, 12, 5000]])
+@pytest.mark.parametrize(
+    "steps", [list(range(0, 5001, 25)), [0, *(2**k for k in range(10)), 1000, 143000], [10, 11, 12, 5000]]
+)
 def test_labels_have_room_and_both_ends_are_among_them(steps, columns):
     axis, shown = drawn(steps, columns)
     labels = [int(text.replace(",", "")) for text in shown.ticktext]

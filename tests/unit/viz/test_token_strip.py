@@ -34,7 +34,9 @@ def result(rows, columns=COLUMNS):
 @pytest.fixture
 def two():
     rows = [("b", n, f" w{n}", float(n), n - 2.0) for n in (2, 0, 1, 4, 3)]
-    return result([*rows, ("a", 0, "x\n\ny", 7.0, math.nan), ("a", 1, "", math.inf, 0.0), ("a", 2, None, 3.0, 1.0)])
+    return result(
+        [*rows, ("a", 0, "x\n\ny", 7.0, math.nan), ("a", 1, "", math.inf, 0.0), ("a", 2, None, 3.0, 1.0)]
+    )
 
 
 def tags(panel):
@@ -64,9 +66,13 @@ def test_white_space_breaks_and_missing_values_are_seen(two):
     assert [words(mark) for mark in marks(panel)] == ["x⏎⏎y", "∅", "∅"]
     assert [tag.name for tag in tags(panel)].count("br") == 2
     assert [mark.attributes["class"] for mark in marks(panel)] == ["mark plus-8", "mark plus-8", "mark"]
-    assert "norm ∞" in marks(panel)[1].attributes["title"] and "(empty)" in marks(panel)[1].attributes["title"]
+    assert (
+        "norm ∞" in marks(panel)[1].attributes["title"] and "(empty)" in marks(panel)[1].attributes["title"]
+    )
     other = token_strip.token_strip(two, "tokens", document="a", value="sign", title="Signs")
-    assert marks(other)[0].attributes["class"] == "mark none" and "sign –" in marks(other)[0].attributes["title"]
+    assert (
+        marks(other)[0].attributes["class"] == "mark none" and "sign –" in marks(other)[0].attributes["title"]
+    )
     assert other.title == "Signs"
 
 
@@ -92,7 +98,12 @@ def test_the_colors_do_not_follow_one_extreme():
 
 @pytest.mark.parametrize(
     ("numbers", "shades"),
-    [([-1.0, -3.0], ["", "minus-8"]), ([5.0, 5.0], ["", ""]), ([math.nan], ["none"]), ([-1e308, 1e308], ["minus-8", "plus-8"])],
+    [
+        ([-1.0, -3.0], ["", "minus-8"]),
+        ([5.0, 5.0], ["", ""]),
+        ([math.nan], ["none"]),
+        ([-1e308, 1e308], ["minus-8", "plus-8"]),
+    ],
 )
 def test_shades(numbers, shades):
     scale = Scale.of(np.array(numbers))
@@ -138,5 +149,7 @@ def test_the_default_figure_of_a_text_is_the_text(two):
     twice = pd.concat([frame, frame])
     for changed, columns in ((frame, layers), (twice.drop(columns="layer"), COLUMNS)):
         made = result(changed, columns)
-        assert not isinstance(generic.draw(made, "tokens"), Panel), "several numbers for one token are no text"
+        assert not isinstance(generic.draw(made, "tokens"), Panel), (
+            "several numbers for one token are no text"
+        )
         assert generic.select_column(made, "tokens") == ""

@@ -32,8 +32,14 @@ def union_density(result: Result) -> fig.Figure:
     rows = main[main["chunk"] == at].median(numeric_only=True)
     single = main[main["chunk"] == 1]["mean"].median()
     seen, null = percent(rows["mean"]), percent(rows["marginal"])
-    title = f"{at} consecutive tokens need {seen} of the units, independent ones {null}, a single one {percent(single)}"
-    alt = f"Lines of union density against chunk length, by layer. In the median layer {title} ({parts.RULES[rules[0]]})."
+    title = (
+        f"{at} consecutive tokens need {seen} of the units, independent ones {null}, a single "
+        f"one {percent(single)}"
+    )
+    alt = (
+        f"Lines of union density against chunk length, by layer. In the median layer {title} "
+        f"({parts.RULES[rules[0]]})."
+    )
     return parts.describe(figure, result, title=title, subtitle=_subtitle(rules), alt=alt)
 
 
@@ -62,15 +68,32 @@ def _curves(result: Result, name: str, x: str, unit: str) -> fig.Figure:
         rows = table[table["rule"] == rule]
         layers = rows.groupby(["layer", x], as_index=False)["mean"].median()
         layer_lines(
-            figure, layers, x, "mean", lambda at, share: f"layer {at.layer:g}, {getattr(at, x)} {unit}: {share}",
-            shades=shades, width=1.1, opacity=0.7, column=column,
-        )  # fmt: skip
+            figure,
+            layers,
+            x,
+            "mean",
+            lambda at, share: f"layer {at.layer:g}, {getattr(at, x)} {unit}: {share}",
+            shades=shades,
+            width=1.1,
+            opacity=0.7,
+            column=column,
+        )
         medians = rows.groupby(x, as_index=False)[list(_LINES)].median()
         for line, (text, color, dash, width) in _LINES.items():
             curve(
-                figure, medians, line, f"{text}, median layer", x=x, color=color, dash=dash, width=width, symbol=None,
-                text=lambda at, share: f"{getattr(at, x)} {unit}: {share}", legend=True, column=column,
-            )  # fmt: skip
+                figure,
+                medians,
+                line,
+                f"{text}, median layer",
+                x=x,
+                color=color,
+                dash=dash,
+                width=width,
+                symbol=None,
+                text=lambda at, share: f"{getattr(at, x)} {unit}: {share}",
+                legend=True,
+                column=column,
+            )
     figure.update_yaxes(range=[0, 1.03], tickformat=".0~%")
     figure.update_layout(showlegend=True)
     layer_bar(figure, shades)
@@ -89,4 +112,6 @@ def upper_bounds(result: Result) -> fig.Figure:
     wanted = [name for name in names if (name == "nonzero") == (bool(rules) and rules[0] == "nonzero")]
     rows = table[table["rule"].isin(wanted[:1])]
     rows = rows.assign(group=[f"{k} token{'s' if k > 1 else ''}" for k in rows["together"]])
-    return draw_bounds(rows, result, group="group", group_name="consecutive tokens for one reading of the weights")
+    return draw_bounds(
+        rows, result, group="group", group_name="consecutive tokens for one reading of the weights"
+    )

@@ -1,4 +1,6 @@
-"""What the views of ``activation_reuse`` share: which rules are drawn, their panels, and the texts of a figure."""
+"""What the views of ``activation_reuse`` share: which rules are drawn, their panels, and the
+texts of a figure.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,10 @@ def neighbors(result: Result) -> fig.Figure:
     fig.y_axes(figure, "Jaccard index of two tokens", rangemode="tozero")
     figure.update_layout(showlegend=True)
     main = rows_of(found, role, rule=rules[0]).median(numeric_only=True)
-    title = f"Consecutive tokens share {main['mean']:.2f} of their units, random ones of the document {main['within']:.2f}, "
+    title = (
+        f"Consecutive tokens share {main['mean']:.2f} of their units, random ones of the document "
+        f"{main['within']:.2f}, "
+    )
     title += f"of different documents {main['across']:.2f}"
     alt = f"Lines of the Jaccard index by layer. In the median layer: {title}."
     subtitle = f"|A and B| / |A or B|; title: median layer, {parts.RULES[rules[0]]}; {band_text(result)}"
@@ -47,7 +50,8 @@ def neighbors(result: Result) -> fig.Figure:
 def _order_adds(row: Any, shown: str) -> str:
     """Hover text of the overlap of consecutive tokens: what their order adds."""
     return (
-        f"layer {row.layer:g}: {shown}; order adds {with_interval(row.excess, row.excess_low, row.excess_high, '{:.4f}'.format)}"
+        f"layer {row.layer:g}: {shown}; order adds "
+        f"{with_interval(row.excess, row.excess_low, row.excess_high, '{:.4f}'.format)}"
     )
 
 
@@ -61,18 +65,36 @@ def lorenz(result: Result) -> fig.Figure:
     most = fig.MAX_MARKS // (table["site"].nunique() * len(rules)) - 1
     for column, rule in enumerate(rules, 1):
         layer_lines(
-            figure, table[table["rule"] == rule], "units_share", "firings_share",
-            lambda at, share: f"layer {at.layer:g}: {percent(at.units_share)} of the units have {share} of all firings",
-            shades=shades, split=("site",), most=most, width=1.3, column=column,
-        )  # fmt: skip
+            figure,
+            table[table["rule"] == rule],
+            "units_share",
+            "firings_share",
+            lambda at, share: (
+                f"layer {at.layer:g}: {percent(at.units_share)} of the units have {share} of all firings"
+            ),
+            shades=shades,
+            split=("site",),
+            most=most,
+            width=1.3,
+            column=column,
+        )
         dotted(figure, [0, 1], [0, 1], "all units alike", column=column)
-    figure.update_xaxes(title_text="share of the layer's units, most used first", tickformat=".0%", range=[0, 1])
+    figure.update_xaxes(
+        title_text="share of the layer's units, most used first", tickformat=".0%", range=[0, 1]
+    )
     fig.y_axes(figure, "share of all firings", tickformat=".0%", range=[0, 1.02])
     layer_bar(figure, shades)
     use = result.tables["concentration"]
     use = use[use["rule"] == rules[0]]
-    hot, low, high = (percent(v) for v in (use["hot_share"].median(), use["hot_share"].min(), use["hot_share"].max()))
+    hot, low, high = (
+        percent(v) for v in (use["hot_share"].median(), use["hot_share"].min(), use["hot_share"].max())
+    )
     title = f"{hot} of the units have 80 % of all firings in the median layer ({low} to {high})"
-    alt = f"Lorenz curves, one for each of {len(shades)} layers. {title}; median Gini {use['gini'].median():.2f}."
-    subtitle = f"one line for each layer; dotted: all units fire equally often; title: {parts.RULES[rules[0]]}"
+    alt = (
+        f"Lorenz curves, one for each of {len(shades)} layers. {title}; median Gini "
+        f"{use['gini'].median():.2f}."
+    )
+    subtitle = (
+        f"one line for each layer; dotted: all units fire equally often; title: {parts.RULES[rules[0]]}"
+    )
     return parts.describe(figure, result, title=title, subtitle=subtitle, alt=alt)

@@ -34,11 +34,16 @@ def per_layer(result: Result) -> fig.Figure:
     shares = {norm: parts.shares(found.frame, norm) for norm in _NORMS}
     norms = [norm for norm in _NORMS if shares[norm]] or ["energy"]
     titles = parts.panel_titles(found, [f"smallest set with p % of the {_NORMS[norm]}" for norm in norms])
-    figure = fig.panels(max(len(found.roles), 1), len(norms), titles=titles, height=_HEIGHT, share_y="all", gap=0.09)
+    figure = fig.panels(
+        max(len(found.roles), 1), len(norms), titles=titles, height=_HEIGHT, share_y="all", gap=0.09
+    )
     for row, role in enumerate(found.roles, 1):
         for column, norm in enumerate(norms, 1):
             colors = theme.ramp(len(shares[norm]))[::-1]
-            lines = [(f"density_{norm}_{p}", f"{p} %", color, "solid") for p, color in zip(shares[norm], colors, strict=True)]
+            lines = [
+                (f"density_{norm}_{p}", f"{p} %", color, "solid")
+                for p, color in zip(shares[norm], colors, strict=True)
+            ]
             if not parts.nonzero_says_nothing(result):
                 lines.append(("density_nonzero", "non-zero", theme.SLATE, "dash"))
             _density_lines(figure, found, result, role, lines, row=row, column=column)
@@ -62,15 +67,28 @@ def per_layer(result: Result) -> fig.Figure:
 
 
 def _density_lines(
-    figure: fig.Figure, found: Series, result: Result, role: str, lines: list[tuple[str, str, str, str]], **place: Any
+    figure: fig.Figure,
+    found: Series,
+    result: Result,
+    role: str,
+    lines: list[tuple[str, str, str, str]],
+    **place: Any,
 ) -> None:
     """Draw densities ``(metric, name, color, dash)`` with band, reference and a name at the right end."""
     labels = []
     for metric, name, color, dash in lines:
         last = curve(
-            figure, rows_of(found, role, metric=metric), "mean", name, color=color, dash=dash,
-            columns=result.columns["per_layer"], reference="reference", reference_name=f"{name}, half-normal", **place,
-        )  # fmt: skip
+            figure,
+            rows_of(found, role, metric=metric),
+            "mean",
+            name,
+            color=color,
+            dash=dash,
+            columns=result.columns["per_layer"],
+            reference="reference",
+            reference_name=f"{name}, half-normal",
+            **place,
+        )
         labels.append((last, name))
     end = float(found.frame["layer"].max())
     fig.end_labels(figure, labels, x=end, y_range=(0.02, 1.03), panel_height=_HEIGHT, **place)
@@ -122,10 +140,19 @@ def concentration(result: Result) -> fig.Figure:
         place = fig.place_of(index, columns)
         for role, color in zip(found.roles, theme.CATEGORIES["light"], strict=False):
             curve(
-                figure, rows_of(found, role, metric=name), "mean", role, color=color, columns=result.columns["per_layer"],
-                show=decimal, reference="reference", reference_name="half-normal", reference_color=theme.SLATE,
-                legend=len(found.roles) > 1, **place,
-            )  # fmt: skip
+                figure,
+                rows_of(found, role, metric=name),
+                "mean",
+                role,
+                color=color,
+                columns=result.columns["per_layer"],
+                show=decimal,
+                reference="reference",
+                reference_name="half-normal",
+                reference_color=theme.SLATE,
+                legend=len(found.roles) > 1,
+                **place,
+            )
         figure.update_yaxes(title_text=parts.label(name), row=place["row"], col=place["column"])
     layer_axis(figure, found.frame, ticks=10)
     name = "gini" if "gini" in present else present[0]

@@ -16,7 +16,14 @@ _ALMOST_ALL = 0.98  # above this density, exact zeros say nothing
 
 
 def describe(
-    figure: fig.Figure, result: Result, found: Series, *, title: str, subtitle: str, alt: str, bands: bool = True
+    figure: fig.Figure,
+    result: Result,
+    found: Series,
+    *,
+    title: str,
+    subtitle: str,
+    alt: str,
+    bands: bool = True,
 ) -> fig.Figure:
     """Set the texts; the subtitle gets, with ``bands``, what the bands mean, and what was not drawn."""
     if bands:
@@ -44,7 +51,12 @@ def panel_titles(found: Series, columns: list[str]) -> list[str]:
 
 
 def percent_axes(
-    figure: fig.Figure, found: Series, title: str, *, y_range: tuple[float, float] | None = None, ticks: int = 16
+    figure: fig.Figure,
+    found: Series,
+    title: str,
+    *,
+    y_range: tuple[float, float] | None = None,
+    ticks: int = 16,
 ) -> None:
     """Set a layer axis and a percent axis from zero on every panel."""
     layer_axis(figure, found.frame, ticks=ticks)
@@ -73,7 +85,11 @@ def nonzero_says_nothing(result: Result) -> bool:
 def nonzero_text(result: Result) -> str:
     """Say how many units are not exactly zero."""
     values = _nonzero(result)
-    return "exact zeros were not measured" if values.empty else f"exactly non-zero: {between(values)} of the units"
+    return (
+        "exact zeros were not measured"
+        if values.empty
+        else f"exactly non-zero: {between(values)} of the units"
+    )
 
 
 def _nonzero(result: Result) -> pd.Series:

@@ -22,13 +22,24 @@ def lifetime(result: Result) -> fig.Figure:
     found = series(result.tables["lifetime"], keep=("q05", "q50", "q95", "population", "reference"))
     if found.frame["mean"].notna().sum() == 0:
         return fig.empty("Population and lifetime sparseness", "no unit was ever active")
-    figure = fig.panels(len(found.roles), 1, titles=parts.panel_titles(found, [""])[: len(found.roles)], height=340)
+    figure = fig.panels(
+        len(found.roles), 1, titles=parts.panel_titles(found, [""])[: len(found.roles)], height=340
+    )
     for row, role in enumerate(found.roles, 1):
         rows = rows_of(found, role)
         fig.band(figure, rows["layer"], rows["q05"], rows["q95"], color=theme.BLUE, row=row, alpha=0.10)
         options: dict[str, Any] = {"show": decimal, "legend": True, "row": row}
         columns = result.columns["lifetime"]
-        curve(figure, rows, "mean", "lifetime (over tokens)", color=theme.BLUE, columns=columns, alpha=0.35, **options)
+        curve(
+            figure,
+            rows,
+            "mean",
+            "lifetime (over tokens)",
+            color=theme.BLUE,
+            columns=columns,
+            alpha=0.35,
+            **options,
+        )
         options |= {"color": theme.VERMILION, "dash": "dash", "symbol": "square"}
         curve(figure, rows, "population", "population (over units)", **options)
         dotted(figure, rows["layer"], rows["reference"], "normal entries", row=row, legend=row == 1)
@@ -37,11 +48,22 @@ def lifetime(result: Result) -> fig.Figure:
     layer_axis(figure, found.frame)
     life, population = (float(found.frame[name].median()) for name in ("mean", "population"))
     order = "less" if life < population else "more"
-    title = f"Units are {order} sparse over tokens ({life:.2f}) than tokens over units ({population:.2f}), in the median layer"
+    title = (
+        f"Units are {order} sparse over tokens ({life:.2f}) than tokens over units "
+        f"({population:.2f}), in the median layer"
+    )
     if abs(life - population) < 0.01:
-        title = f"Sparseness over tokens ({life:.2f}) and over units ({population:.2f}) agree in the median layer"
-    alt = f"Lines of sparseness by layer. {title}; half-normal reference {decimal(found.frame['reference'].median())}."
-    subtitle = "dark band: jackknife interval over folds of documents; pale band: 5–95 % of the units; dotted: normal entries"
+        title = (
+            f"Sparseness over tokens ({life:.2f}) and over units ({population:.2f}) agree in the median layer"
+        )
+    alt = (
+        f"Lines of sparseness by layer. {title}; half-normal reference "
+        f"{decimal(found.frame['reference'].median())}."
+    )
+    subtitle = (
+        "dark band: jackknife interval over folds of documents; pale band: 5–95 % of the units; "
+        "dotted: normal entries"
+    )
     return parts.describe(figure, result, found, title=title, subtitle=subtitle, alt=alt, bands=False)
 
 

@@ -26,23 +26,43 @@ def by_position(result: Result) -> fig.Figure:
     if table.empty:
         return fig.empty("Density by position", "no energy-set density by position in this result")
     bins = table[["position", "position_end"]].drop_duplicates("position").sort_values("position")
-    names = {first: f"{first:g}" if first == last else f"{first:g}–{last:g}" for first, last in bins.itertuples(index=False)}
+    names = {
+        first: f"{first:g}" if first == last else f"{first:g}–{last:g}"
+        for first, last in bins.itertuples(index=False)
+    }
     found = series(table, ["position"])
     shades = layer_shades(found.frame)
     titles = found.roles if len(found.roles) > 1 else ()
     figure = fig.panels(1, len(found.roles), titles=titles, height=360, share_y=True)
-    placed = found.frame.assign(place=found.frame["position"].map({first: index for index, first in enumerate(names)}))
+    placed = found.frame.assign(
+        place=found.frame["position"].map({first: index for index, first in enumerate(names)})
+    )
     for column, role in enumerate(found.roles, 1):
         rows = placed[placed["role"] == role]
         layer_lines(
-            figure, rows, "place", "mean", lambda at, share: f"layer {at.layer:g}, position {names[at.position]}: {share}",
-            shades=shades, columns=result.columns["by_position"], band=False, width=1.2, opacity=0.75, column=column,
-        )  # fmt: skip
+            figure,
+            rows,
+            "place",
+            "mean",
+            lambda at, share: f"layer {at.layer:g}, position {names[at.position]}: {share}",
+            shades=shades,
+            columns=result.columns["by_position"],
+            band=False,
+            width=1.2,
+            opacity=0.75,
+            column=column,
+        )
         curve(
-            figure, rows.groupby(["position", "place"], as_index=False)["mean"].median(), "mean", "median layer", x="place",
-            text=lambda at, share: f"median layer, position {names[at.position]}: {share}", color=theme.INK["light"],
-            width=3.5, column=column,
-        )  # fmt: skip
+            figure,
+            rows.groupby(["position", "place"], as_index=False)["mean"].median(),
+            "mean",
+            "median layer",
+            x="place",
+            text=lambda at, share: f"median layer, position {names[at.position]}: {share}",
+            color=theme.INK["light"],
+            width=3.5,
+            column=column,
+        )
     _position_axis(figure, list(names.values()))
     fig.y_axes(figure, f"share of units for {main} % of the energy", tickformat=".0~%", rangemode="tozero")
     layer_bar(figure, shades)
@@ -54,7 +74,9 @@ def by_position(result: Result) -> fig.Figure:
         f"first position needs {first} of the units for {main} % of the energy, later positions {later}."
     )
     subtitle = "thin: layers; thick, and in the title: median layer; shaded: the first token"
-    return parts.describe(figure, result, found, title=title, subtitle=subtitle, alt=alt, bands=found.sites > 1)
+    return parts.describe(
+        figure, result, found, title=title, subtitle=subtitle, alt=alt, bands=found.sites > 1
+    )
 
 
 def _position_axis(figure: fig.Figure, names: list[str]) -> None:
@@ -85,10 +107,18 @@ def by_domain(result: Result) -> fig.Figure:
     for row, role in enumerate(found.roles, 1):
         for index, domain in enumerate(domains):
             curve(
-                figure, rows_of(found, role, domain=domain), "mean", domain, color=theme.CATEGORIES["light"][index],
-                dash=theme.DASHES[index], symbol=theme.MARKERS[index], columns=result.columns["by_domain"],
-                text=lambda at, share: f"{at.domain}, layer {at.layer:g}: {share}", legend=True, row=row,
-            )  # fmt: skip
+                figure,
+                rows_of(found, role, domain=domain),
+                "mean",
+                domain,
+                color=theme.CATEGORIES["light"][index],
+                dash=theme.DASHES[index],
+                symbol=theme.MARKERS[index],
+                columns=result.columns["by_domain"],
+                text=lambda at, share: f"{at.domain}, layer {at.layer:g}: {share}",
+                legend=True,
+                row=row,
+            )
     parts.percent_axes(figure, found, f"share of units for {main} % of the energy")
     figure.update_layout(legend={"title": {"text": "domain:"}}, showlegend=True)
     title, alt = _domain_texts(found, domains, main or "")

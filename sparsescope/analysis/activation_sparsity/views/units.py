@@ -44,10 +44,20 @@ def frequency(result: Result) -> fig.Figure:
         placed = frame.assign(rule=words, drawn=_on_log_axis(frame["mean"].to_numpy(), decade))
         for row, role in enumerate(main.roles, 1):
             layer_lines(
-                figure, placed[placed["role"] == role], "rank", "drawn",
-                lambda at, _: f"layer {at.layer:g}, unit at {percent(at.rank)}: {at.rule} on {percent(at.mean)} of tokens",
-                shades=shades, most=most, width=1.4, row=row, column=column,
-            )  # fmt: skip
+                figure,
+                placed[placed["role"] == role],
+                "rank",
+                "drawn",
+                lambda at, _: (
+                    f"layer {at.layer:g}, unit at {percent(at.rank)}: {at.rule} on "
+                    f"{percent(at.mean)} of tokens"
+                ),
+                shades=shades,
+                most=most,
+                width=1.4,
+                row=row,
+                column=column,
+            )
     _log_axes(figure, decade)
     layer_bar(figure, shades)
     busiest, rarest = (percent(value) for value in _edge_use(main))
@@ -81,7 +91,9 @@ def _log_axes(figure: fig.Figure, decade: int) -> None:
         figure, "share of tokens (log scale)", type="log", range=[decade - 0.7, 0.08],
         tickvals=[10.0 ** (decade - 0.5), *ticks], ticktext=names,
     )  # fmt: skip
-    figure.update_xaxes(title_text="share of the layer's units, most used first", tickformat=".0%", range=[0, 1])
+    figure.update_xaxes(
+        title_text="share of the layer's units, most used first", tickformat=".0%", range=[0, 1]
+    )
 
 
 def _edge_use(found: Series) -> tuple[float, float]:
@@ -103,10 +115,15 @@ def unit_use(result: Result) -> fig.Figure:
     if len(rules) > 1 and parts.nonzero_says_nothing(result):
         rules = [rule for rule in rules if rule != "nonzero"]
     sums = _add_up(table, list(classes))
-    figure = fig.panels(1, len(rules), titles=[f"firing = {rule}" for rule in rules], height=340, share_y=True)
+    figure = fig.panels(
+        1, len(rules), titles=[f"firing = {rule}" for rule in rules], height=340, share_y=True
+    )
     for column, rule in enumerate(rules, 1):
         _stack(figure, sums[sums["rule"] == rule].sort_values("layer"), classes, column)
-    legend = {"traceorder": "normal", "title": {"text": "share of tokens on which a unit fires", "side": "top"}}
+    legend = {
+        "traceorder": "normal",
+        "title": {"text": "share of tokens on which a unit fires", "side": "top"},
+    }
     figure.update_layout(barmode="stack", bargap=0.12, legend=legend)
     fig.y_axes(figure, "share of the layer's units", range=[0, 1], tickformat=".0%", showgrid=False)
     layer_axis(figure, table)
@@ -151,7 +168,9 @@ def _unit_texts(rows: pd.DataFrame) -> tuple[str, str]:
         return "Dead and always-on units", "Stacked bars of unit use by layer; no units."
     rule = "in use" if rows["rule"].iloc[0] == "in use" else "non-zero"
     part = percent(dead / total)
-    first = f"{dead:,.0f} of {total:,.0f} units ({part}) never {rule}" if dead else f"No unit was never {rule}"
+    first = (
+        f"{dead:,.0f} of {total:,.0f} units ({part}) never {rule}" if dead else f"No unit was never {rule}"
+    )
     second = f"{always:,.0f} ({percent(always / total)})" if always else "none"
     alt = f"Stacked bars of unit use by layer. {dead:,.0f} of {total:,.0f} units never {rule}"
     alt += f", {always:,.0f} always."

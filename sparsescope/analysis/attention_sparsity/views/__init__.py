@@ -6,5 +6,12 @@ from sparsescope.analysis.attention_sparsity.views.places import mass_profile, s
 from sparsescope.analysis.attention_sparsity.views.rows import coverage, entropy_by_length, output_error
 
 __all__ = [
-    "coverage", "dose_response", "entropy_by_length", "entropy_grid", "mass_profile", "output_error", "sink_grid", "structure",
-]  # fmt: skip
+    "coverage",
+    "dose_response",
+    "entropy_by_length",
+    "entropy_grid",
+    "mass_profile",
+    "output_error",
+    "sink_grid",
+    "structure",
+]

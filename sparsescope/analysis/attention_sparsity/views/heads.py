@@ -26,7 +26,9 @@ def entropy_grid(result: Result) -> fig.Figure:
     title = f"Heads use {percent(low)} to {percent(high)} of the entropy of a uniform row"
     null = result.tables["per_head"].query("metric == 'entropy_normalized'")["null"].median()
     place = f"layer {grid.index[layer]:g}, head {grid.columns[head]:g}"
-    alt = f"Heat map of normalized entropy over {values.size} heads. {title}; the most concentrated is {place}."
+    alt = (
+        f"Heat map of normalized entropy over {values.size} heads. {title}; the most concentrated is {place}."
+    )
     subtitle = f"mean over rows of entropy / ln t; median head {percent(float(np.nanmedian(values)))}, null "
     subtitle += f"{percent(null)} (normal scores with the same variance)"
     return fig.describe(figure, result=result, title=title, subtitle=subtitle, alt=alt)
@@ -55,13 +57,20 @@ def sink_grid(result: Result) -> fig.Figure:
 
 def _grid(result: Result, metric: str) -> pd.DataFrame:
     frame = result.tables["per_head"]
-    return frame[frame["metric"] == metric].pivot_table(index="layer", columns="head", values="mean", dropna=False)
+    return frame[frame["metric"] == metric].pivot_table(
+        index="layer", columns="head", values="mean", dropna=False
+    )
 
 
 def _heatmap(grid: pd.DataFrame, name: str) -> fig.Figure:
-    """Layers on x and heads on y: there are usually more layers, and layers are on x in every other figure."""
+    """Layers on x and heads on y: there are usually more layers, and layers are on x in
+    every other figure.
+    """
     figure = fig.panels(height=max(160, min(18 * grid.shape[1] + 60, 560)))
-    texts = [[f"layer {layer:g}, head {head:g}: {percent(v)}" for layer, v in grid[head].items()] for head in grid.columns]
+    texts = [
+        [f"layer {layer:g}, head {head:g}: {percent(v)}" for layer, v in grid[head].items()]
+        for head in grid.columns
+    ]
     figure.add_heatmap(
         x=grid.index.to_numpy(),
         y=grid.columns.to_numpy(),
@@ -73,8 +82,15 @@ def _heatmap(grid: pd.DataFrame, name: str) -> fig.Figure:
         colorscale=theme.HEATMAP,
         customdata=texts,
         hovertemplate="%{customdata}<extra></extra>",
-        colorbar={"title": {"text": name, "font": {"size": 12}}, "thickness": 12, "outlinewidth": 0, "tickformat": ".0%"},
+        colorbar={
+            "title": {"text": name, "font": {"size": 12}},
+            "thickness": 12,
+            "outlinewidth": 0,
+            "tickformat": ".0%",
+        },
     )
     fig.integer_axis(figure, grid.index, LAYER, pad=0.5, ticks=32)
-    figure.update_yaxes(title_text="head", autorange="reversed", tick0=0, dtick=max(1, grid.shape[1] // 12), showgrid=False)
+    figure.update_yaxes(
+        title_text="head", autorange="reversed", tick0=0, dtick=max(1, grid.shape[1] // 12), showgrid=False
+    )
     return figure

@@ -21,28 +21,43 @@ def dose_response(result: Result) -> fig.Figure:
     """Draw the rise of the loss against attention sparsity for each rule, with critical points."""
     table, points = result.tables["dose_response"], result.tables["critical"]
     if table.empty:
-        return fig.empty("Loss against attention sparsity", "this subject predicts no next token, or no dose was asked for")
+        return fig.empty(
+            "Loss against attention sparsity", "this subject predicts no next token, or no dose was asked for"
+        )
     figure = fig.panels(height=380)
     tolerated = float(np.log1p(float(result.provenance.get("params", {}).get("tolerance", 0.01))))
     for index, rule in enumerate(dict.fromkeys(table["rule"])):
         curve(
-            figure, table[table["rule"] == rule].sort_values("sparsity"), "rise", _NAMES.get(str(rule), str(rule)), x="sparsity",
-            text=_dose_text, show="{:+.4f}".format, columns=result.columns["dose_response"],
-            color=theme.CATEGORIES["light"][index], dash=theme.DASHES[index], symbol=theme.MARKERS[index], legend=True,
-        )  # fmt: skip
+            figure,
+            table[table["rule"] == rule].sort_values("sparsity"),
+            "rise",
+            _NAMES.get(str(rule), str(rule)),
+            x="sparsity",
+            text=_dose_text,
+            show="{:+.4f}".format,
+            columns=result.columns["dose_response"],
+            color=theme.CATEGORIES["light"][index],
+            dash=theme.DASHES[index],
+            symbol=theme.MARKERS[index],
+            legend=True,
+        )
     figure.add_hline(y=tolerated, line={"color": theme.SLATE, "dash": "dash", "width": 1.2})
     found = points.dropna(subset=["sparsity"])
     if len(found):
         texts = [f"{rule}: {percent(x)}" for rule, x in zip(found["rule"], found["sparsity"], strict=True)]
         look: dict[str, Any] = {"color": theme.INK["light"], "symbol": "diamond", "size": 11}
-        fig.dots(figure, found["sparsity"], [tolerated] * len(found), "critical sparsity", texts=texts, **look)
+        fig.dots(
+            figure, found["sparsity"], [tolerated] * len(found), "critical sparsity", texts=texts, **look
+        )
     # The strongest doses cost so much that everything near the tolerance would lie on the axis.
     most = float(np.nanmax(table[["rise", "high"]].to_numpy()))
     low = min(0.0, float(np.nanmin(table[["rise", "low"]].to_numpy())))
     top = max(min(1.1 * most, _FRAME * tolerated), 2 * tolerated)
     cut = bool(table["rise"].max() > top)
     figure.update_yaxes(title_text="rise of the loss (nats per token)", range=[max(1.1 * low, -top / 2), top])
-    figure.update_xaxes(title_text="attention sparsity: 1 - kept pairs / pairs", tickformat=".0%", range=[0, 1], showgrid=True)
+    figure.update_xaxes(
+        title_text="attention sparsity: 1 - kept pairs / pairs", tickformat=".0%", range=[0, 1], showgrid=True
+    )
     figure.update_layout(showlegend=True)
     title, alt = _texts(result)
     n = table["rows"].max()

@@ -21,7 +21,9 @@ def rows_of(result: Result, metric: str) -> pd.DataFrame:
 
 def shares(result: Result, prefix: str) -> list[str]:
     """What follows ``prefix`` in the measures that are there, rising."""
-    found = {str(m).removeprefix(prefix) for m in result.tables["per_layer"]["metric"] if str(m).startswith(prefix)}
+    found = {
+        str(m).removeprefix(prefix) for m in result.tables["per_layer"]["metric"] if str(m).startswith(prefix)
+    }
     return sorted(found, key=float)
 
 
@@ -31,13 +33,29 @@ def main_share(shares: list[str]) -> str:
 
 
 def layer_line(
-    figure: fig.Figure, result: Result, metric: str, name: str, color: str, *, reference: str = "null", **place: Any
+    figure: fig.Figure,
+    result: Result,
+    metric: str,
+    name: str,
+    color: str,
+    *,
+    reference: str = "null",
+    **place: Any,
 ) -> float:
     """Draw a measure over layers with its band and (dotted) a reference column; return its last value."""
     return curve(
-        figure, rows_of(result, metric), "mean", name, color=color, columns=result.columns["per_layer"], reference=reference,
-        text=lambda at, mean: f"layer {at.layer:g}: {mean}; uniform {percent(at.uniform)}, null {percent(at.null)}", **place,
-    )  # fmt: skip
+        figure,
+        rows_of(result, metric),
+        "mean",
+        name,
+        color=color,
+        columns=result.columns["per_layer"],
+        reference=reference,
+        text=lambda at, mean: (
+            f"layer {at.layer:g}: {mean}; uniform {percent(at.uniform)}, null {percent(at.null)}"
+        ),
+        **place,
+    )
 
 
 def layer_axes(figure: fig.Figure, result: Result, title: str, *, ticks: int = 16) -> None:

@@ -28,17 +28,46 @@ def entropy_by_length(result: Result) -> fig.Figure:
     shades = layer_shades(frame)
     figure = fig.panels(height=380)
     layer_lines(
-        figure, frame, "t", "mean", _length_text, shades=shades, columns=result.columns["by_length"], band=False,
-        show="{:.2f}".format, width=1.3, opacity=0.8,
-    )  # fmt: skip
+        figure,
+        frame,
+        "t",
+        "mean",
+        _length_text,
+        shades=shades,
+        columns=result.columns["by_length"],
+        band=False,
+        show="{:.2f}".format,
+        width=1.3,
+        opacity=0.8,
+    )
     middle = frame.groupby("t")[["mean", "uniform", "null"]].mean()
     ink = theme.INK["light"]
     fig.line(figure, middle.index, middle["mean"], "mean over layers", color=ink, width=3.5, legend=True)
-    fig.line(figure, middle.index, middle["uniform"], "uniform rows", color=theme.SLATE, dash="dash", symbol=None, legend=True)
+    fig.line(
+        figure,
+        middle.index,
+        middle["uniform"],
+        "uniform rows",
+        color=theme.SLATE,
+        dash="dash",
+        symbol=None,
+        legend=True,
+    )
     null = middle["null"].dropna()
-    fig.line(figure, null.index, null, "null: normal scores", color=theme.VERMILION, dash="dot", symbol=None, legend=True)
+    fig.line(
+        figure,
+        null.index,
+        null,
+        "null: normal scores",
+        color=theme.VERMILION,
+        dash="dot",
+        symbol=None,
+        legend=True,
+    )
     layer_bar(figure, shades)
-    figure.update_xaxes(type="log", title_text="keys that a row may see, t", dtick=float(np.log10(2)), tickformat="d")
+    figure.update_xaxes(
+        type="log", title_text="keys that a row may see, t", dtick=float(np.log10(2)), tickformat="d"
+    )
     figure.update_yaxes(title_text="entropy (nats)", rangemode="tozero")
     figure.update_layout(showlegend=True)
     widest = frame["position_end"].max()
@@ -47,10 +76,14 @@ def entropy_by_length(result: Result) -> fig.Figure:
     mean, even, chance = end["mean"].mean(), end["uniform"].mean(), end["null"].mean()
     title = f"With about {end['t'].mean():.0f} keys a row spreads as if over {np.exp(mean):.0f}"
     alt = (
-        f"Entropy against the number of keys up to {widest:g}, a line for each of {parts.count(len(shades), 'layer')}. Near "
-        f"{end['t'].mean():.0f} keys the mean is {mean:.2f} nats, uniform {even:.2f}, null {chance:.2f}."
+        f"Entropy against the number of keys up to {widest:g}, a line for each of "
+        f"{parts.count(len(shades), 'layer')}. Near {end['t'].mean():.0f} keys the mean is {mean:.2f} nats, "
+        f"uniform {even:.2f}, null {chance:.2f}."
     )
-    subtitle = f"mean entropy {mean:.2f} nats, uniform rows {even:.2f}, null {chance:.2f}; thin: layers; bins of t double"
+    subtitle = (
+        f"mean entropy {mean:.2f} nats, uniform rows {even:.2f}, null {chance:.2f}; thin: "
+        "layers; bins of t double"
+    )
     return fig.describe(figure, result=result, title=title, subtitle=subtitle, alt=alt)
 
 
@@ -65,7 +98,9 @@ def coverage(result: Result) -> fig.Figure:
     figure = fig.panels(height=_HEIGHT)
     labels = []
     for share, color in zip(tops, theme.ramp(len(tops))[::-1], strict=True):
-        labels.append((parts.layer_line(figure, result, f"density_top_{share}", f"{share} %", color), f"{share} %"))
+        labels.append(
+            (parts.layer_line(figure, result, f"density_top_{share}", f"{share} %", color), f"{share} %")
+        )
     parts.layer_axes(figure, result, "share of the keys")
     figure.update_yaxes(range=[0, 1.02])
     end = float(result.tables["per_layer"]["layer"].max())
@@ -78,7 +113,9 @@ def coverage(result: Result) -> fig.Figure:
     title = f"{main} % of a row is on {low} to {high} of its keys, depending on the layer"
     null, even = percent(rows["null"].median()), percent(rows["uniform"].median())
     alt = f"Line chart by layer. {title}; null {null}, uniform {even}."
-    return fig.describe(figure, result=result, title=title, subtitle=f"mean over heads and rows; {band_text(result)}", alt=alt)
+    return fig.describe(
+        figure, result=result, title=title, subtitle=f"mean over heads and rows; {band_text(result)}", alt=alt
+    )
 
 
 def output_error(result: Result) -> fig.Figure:
@@ -90,7 +127,9 @@ def output_error(result: Result) -> fig.Figure:
     errors = result.tables["per_layer"]
     errors = errors[errors["metric"].str.startswith("error_top_")]
     largest = float(errors["high"].fillna(errors["mean"]).max())
-    for column, (names, prefix, word) in enumerate(((tops, "error_top_", "p = "), (levels, "density_output_", "error ")), 1):
+    for column, (names, prefix, word) in enumerate(
+        ((tops, "error_top_", "p = "), (levels, "density_output_", "error ")), 1
+    ):
         labels = []
         for share, color in zip(names, theme.ramp(len(names))[::-1], strict=True):
             name = f"{word}{share} %"
@@ -102,12 +141,18 @@ def output_error(result: Result) -> fig.Figure:
     parts.layer_axes(figure, result, "relative error", ticks=8)
     figure.update_layout(margin={"r": 56})
     main = parts.main_share(tops)
-    error, keys = parts.rows_of(result, f"error_top_{main}"), parts.rows_of(result, f"density_output_{levels[0]}")
+    error, keys = (
+        parts.rows_of(result, f"error_top_{main}"),
+        parts.rows_of(result, f"density_output_{levels[0]}"),
+    )
     mean, most = percent(error["mean"].mean()), percent(error["mean"].max())
     title = (
-        f"Dropping the last {100 - float(main):g} % of the mass changes a head's output by {mean}, by {most} at most in a layer"
+        f"Dropping the last {100 - float(main):g} % of the mass changes a head's output by {mean}, by "
+        f"{most} at most in a layer"
     )
     kept = percent(keys["mean"].mean())
-    alt = f"Two line charts by layer. {title}. For an error of {levels[0]} %, {kept} of the keys must be kept."
+    alt = (
+        f"Two line charts by layer. {title}. For an error of {levels[0]} %, {kept} of the keys must be kept."
+    )
     subtitle = f"||dropped part|| / ||output||, mean over heads and rows; {band_text(result)}"
     return fig.describe(figure, result=result, title=title, subtitle=subtitle, alt=alt)

@@ -38,7 +38,9 @@ def test_weights_and_precision_of_origin(loaded: Any, tmp_path: Path) -> None:
         expected = rounded(weights[f"blk.0.ffn_{name}.weight"])
         assert np.array_equal(loaded.parameter(f"weight:blocks.0.mlp.{role}.weight").numpy(), expected)
     # GGUF stores q and k with rotary pairs side by side, HF in two halves.
-    stored = rounded(weights["blk.0.attn_q.weight"]).reshape(4, 8, 2, 64).transpose(0, 2, 1, 3).reshape(64, 64)
+    stored = (
+        rounded(weights["blk.0.attn_q.weight"]).reshape(4, 8, 2, 64).transpose(0, 2, 1, 3).reshape(64, 64)
+    )
     assert np.array_equal(loaded.parameter("weight:blocks.0.attn.q.weight").numpy(), stored)
 
 

@@ -43,7 +43,9 @@ def put_in_cache(cache: Path, source: Path, name: str = "models--organization--m
     return folder
 
 
-def test_a_cached_model_needs_no_network(cache: Path, saved_folder: Path, online: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_model_needs_no_network(
+    cache: Path, saved_folder: Path, online: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put_in_cache(cache, saved_folder)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("the network was touched"))
     subject = load("organization/model")
@@ -130,7 +132,9 @@ def test_refusals_of_the_hub_are_explained(
 def test_a_download_takes_the_commit_and_no_code(
     trust: bool, cache: Path, saved_folder: Path, online: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = [SimpleNamespace(rfilename=name) for name in ("model.safetensors", "pytorch_model.bin", "code.py")]
+    files = [
+        SimpleNamespace(rfilename=name) for name in ("model.safetensors", "pytorch_model.bin", "code.py")
+    ]
     monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: SimpleNamespace(sha=COMMIT, siblings=files))
     asked: list[dict[str, Any]] = []
 

@@ -13,7 +13,9 @@ import pytest
 from sparsescope.errors import SubjectError
 from sparsescope.models.formats.marian_file import parse_marian, read_marian
 
-_spec = importlib.util.spec_from_file_location("marian_writer", Path(__file__).parents[1] / "marian_writer.py")
+_spec = importlib.util.spec_from_file_location(
+    "marian_writer", Path(__file__).parents[1] / "marian_writer.py"
+)
 assert _spec and _spec.loader
 writer = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(writer)
@@ -52,7 +54,11 @@ def test_values_are_those_that_were_written(write: Any) -> None:
     np.testing.assert_array_equal(file.weights["encoder_l1_ffn_b1"], VECTOR)
     assert all(array.dtype == np.float32 for array in file.weights.values())
     assert file.precision == "intgemm8"
-    assert (file.option("dim-emb"), file.option("transformer-preprocess"), file.option("absent")) == ("2", "", None)
+    assert (file.option("dim-emb"), file.option("transformer-preprocess"), file.option("absent")) == (
+        "2",
+        "",
+        None,
+    )
 
 
 def test_every_truncation_is_refused() -> None:
@@ -113,7 +119,9 @@ def test_a_name_that_is_there_twice_is_refused(write: Any) -> None:
     assert "twice" in str(caught.value.got)
 
 
-@pytest.mark.parametrize("data", [b"", b"GGUF", struct.pack("<QQ", 2, 1), struct.pack("<QQ", 1, 0), struct.pack("<QQ", 1, 2**63)])
+@pytest.mark.parametrize(
+    "data", [b"", b"GGUF", struct.pack("<QQ", 2, 1), struct.pack("<QQ", 1, 0), struct.pack("<QQ", 1, 2**63)]
+)
 def test_other_files_are_refused(write: Any, data: bytes) -> None:
     with pytest.raises(SubjectError) as caught:
         read_marian(write(data))

@@ -82,7 +82,9 @@ def test_a_wheel_that_is_cut_is_damaged(monkeypatch: pytest.MonkeyPatch) -> None
         toy().get()
 
 
-def test_an_installed_package_is_used(fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_package_is_used(
+    fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "site" / "toy_package"
     (package / "model").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -103,7 +105,9 @@ def test_loads_at_the_same_time_fetch_it_once(fetched: list[str]) -> None:
     assert len(fetched) == 1 and len(set(folders)) == 1 and len(folders) == 4
 
 
-def test_a_kill_leaves_nothing_that_looks_complete(fetched: list[str], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_leaves_nothing_that_looks_complete(
+    fetched: list[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(path: Path) -> None:
         raise KeyboardInterrupt
 

@@ -1,4 +1,6 @@
-"""Shapes read from real modules: they must account for every parameter of a model that is all matrices and norms."""
+"""Shapes read from real modules: they must account for every parameter of a model that is all
+matrices and norms.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,11 @@ def test_a_mixture_gives_the_shape_of_one_expert():
     layer = read_dimensions(subject).layers[0]
     config = subject.model.config
     assert (layer.experts, layer.routed) == (config.num_experts, config.num_experts_per_tok)
-    assert layer.d_mlp == config.intermediate_size and layer.gated and layer.router_weights == config.num_experts * 64
+    assert (
+        layer.d_mlp == config.intermediate_size
+        and layer.gated
+        and layer.router_weights == config.num_experts * 64
+    )
     every = layer.experts * layer.matrices * layer.d_mlp * layer.d_model
     rest = layer.attention_weights + layer.router_weights + layer.norm_weights + layer.bias_weights
     assert every + rest == sum(p.numel() for p in subject.model.model.layers[0].parameters())
@@ -52,7 +58,11 @@ def test_dense_and_sparse_layers_of_one_model():
 def test_an_encoder_without_head_has_no_vocabulary():
     from transformers import BertConfig, BertModel
 
-    model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=99))
+    model = BertModel(
+        BertConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=99
+        )
+    )
     found = read_dimensions(ss.wrap(model, None))
     assert found.vocabulary == 0 and not found.tied and not found.causal
     assert [(layer.d_mlp, layer.gated) for layer in found.layers] == [(64, False)] * 2

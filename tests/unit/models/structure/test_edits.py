@@ -14,13 +14,18 @@ NAMES = ["random-llama", "random-gpt2", "random-opt", "random-gemma2"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_kept_takes_the_mlps_out(name):
-    """With the hidden layer at zero, a layer adds only its bias: the output of every MLP is the same for all tokens."""
+    """With the hidden layer at zero, a layer adds only its bias: the output of every MLP is the
+    same for all tokens.
+    """
     subject = ss.load(name)
     ids, sites = sample_ids(subject), subject.sites("blocks.*.mlp.hook_post")
     seen = []
     with (
         subject.edit(sites, lambda site, tensor: torch.zeros_like(tensor)),
-        subject.attach(subject.sites("blocks.*.mlp.hook_out"), lambda site, tensor, rows: seen.append(tensor.flatten(0, 1))),
+        subject.attach(
+            subject.sites("blocks.*.mlp.hook_out"),
+            lambda site, tensor, rows: seen.append(tensor.flatten(0, 1)),
+        ),
     ):
         subject.forward(ids)
     assert len(seen) == subject.n_layers
@@ -74,11 +79,17 @@ def kept(site, tensor, rows=None):
 
 @pytest.mark.parametrize("name", [*NAMES, *MIXTURES])
 def test_every_dense_site_can_be_replaced_and_acts(name):
-    """Outputs, inputs, arguments that route, and tuples: the same tensor changes no bit, another one changes the output."""
+    """Outputs, inputs, arguments that route, and tuples: the same tensor changes no bit, another one
+    changes the output.
+    """
     subject = ss.load(name)
     ids = sample_ids(subject)
     before = subject.forward(ids)
-    sites = [site for site in subject.sites("blocks.*.*") if site.kind != "experts" and site.role != "mlp.router.hook_out"]
+    sites = [
+        site
+        for site in subject.sites("blocks.*.*")
+        if site.kind != "experts" and site.role != "mlp.router.hook_out"
+    ]
     with subject.edit(sites, kept):
         assert torch.equal(subject.forward(ids), before)
     for site in sites:
@@ -103,7 +114,13 @@ def test_a_replaced_output_is_what_the_next_module_gets(llama):
 def test_a_part_of_a_fused_output_is_replaced_alone():
     from transformers import Phi3Config, Phi3ForCausalLM
 
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 300}
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "vocab_size": 300,
+    }
     model = Phi3ForCausalLM(Phi3Config(**small, num_key_value_heads=2, pad_token_id=0)).eval()
     subject = ss.wrap(model, ss.load("random-llama").tokenizer)
     sites, ids = subject.sites(["blocks.0.mlp.hook_pre", "blocks.0.mlp.hook_pre_linear"]), sample_ids(subject)
@@ -161,7 +178,13 @@ def test_an_edit_inside_an_expert_equals_the_same_change_of_its_weights(name):
 def test_experts_with_biases_and_transposed_matrices_are_recomputed():
     from transformers import GptOssConfig, GptOssForCausalLM
 
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
     experts = {"intermediate_size": 24, "num_local_experts": 4, "num_experts_per_tok": 2}
     model = GptOssForCausalLM(GptOssConfig(**small, **experts, vocab_size=300, pad_token_id=0)).eval()
     with torch.no_grad():
@@ -181,7 +204,9 @@ def test_gradients_pass_through_the_hidden_layers_of_experts():
     ids = sample_ids(subject)
     site = next(s for s in experts_of(subject) if s.layer == 1)
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
-    direction = torch.randn(subject.forward(ids, logits=True).shape, generator=torch.Generator().manual_seed(0))
+    direction = torch.randn(
+        subject.forward(ids, logits=True).shape, generator=torch.Generator().manual_seed(0)
+    )
 
     def output(factor):
         with subject.edit([site], lambda site, tensor, rows: tensor * factor):
@@ -218,7 +243,11 @@ def test_what_cannot_be_replaced_is_refused(llama):
         olmoe.edit(olmoe.sites("blocks.0.mlp.router.hook_out"), lambda s, t: t),
     ):
         pass
-    for subject, pattern in ((llama, "blocks.0.mlp.hook_post"), (llama, "blocks.0.hook_out"), (olmoe, "blocks.*.mlp.experts.*")):
+    for subject, pattern in (
+        (llama, "blocks.0.mlp.hook_post"),
+        (llama, "blocks.0.hook_out"),
+        (olmoe, "blocks.*.mlp.experts.*"),
+    ):
         with (
             pytest.raises(SubjectError, match="another shape"),
             subject.edit(subject.sites(pattern), lambda site, tensor, rows=None: tensor[..., :3]),

@@ -36,7 +36,9 @@ def test_registered_subjects_do_not_import_transformer_lens() -> None:
         "print(sum(len(load(n).sites('blocks.*.*')) > 0 for n in names) == len(names))\n"
         "print('transformer_lens' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.split() == ["True", "False"]
 
 

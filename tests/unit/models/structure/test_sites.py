@@ -66,7 +66,9 @@ def test_dense_roles_hold_what_their_names_say(name: str, subject: Get) -> None:
         assert torch.allclose(found[f"{at}mlp.hook_out"], out, atol=1e-5)
         first = "gate" if block.mlp.gate is not None else "in"
         module = model.model.get_submodule((block.mlp.gate or block.mlp.into).path)
-        pre = linear(found[f"{at}mlp.hook_in"], model.parameter(f"weight:{at}mlp.{first}.weight"), module.bias)
+        pre = linear(
+            found[f"{at}mlp.hook_in"], model.parameter(f"weight:{at}mlp.{first}.weight"), module.bias
+        )
         assert torch.allclose(found[f"{at}mlp.hook_pre"], pre, atol=1e-5)
         o = model.model.get_submodule(block.attention.out.path)
         attention = linear(found[f"{at}attn.hook_z"], model.parameter(f"weight:{at}attn.o.weight"), o.bias)
@@ -85,7 +87,9 @@ def test_the_residual_stream_adds_up(subject: Get) -> None:
 
 @pytest.mark.parametrize("name", ["random-qwen2moe", "random-olmoe", "random-mixtral"])
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
-def test_the_hidden_layers_of_experts_add_up_to_the_block(name: str, implementation: str, subject: Get) -> None:
+def test_the_hidden_layers_of_experts_add_up_to_the_block(
+    name: str, implementation: str, subject: Get
+) -> None:
     model = subject(name).copy()
     model.model.set_experts_implementation(implementation)
     outputs: dict[int, torch.Tensor] = {}

@@ -1,4 +1,6 @@
-"""The Marian encoder against a forward pass written out in NumPy, on a small random file; its tokenizer; its refusals."""
+"""The Marian encoder against a forward pass written out in NumPy, on a small random file; its
+tokenizer; its refusals.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from sparsescope.models.entries import LoadRequest
 from sparsescope.models.formats.marian_file import MarianFile, parse_marian
 from sparsescope.models.zoo import bergamot
 
-_spec = importlib.util.spec_from_file_location("marian_writer", Path(__file__).parents[1] / "marian_writer.py")
+_spec = importlib.util.spec_from_file_location(
+    "marian_writer", Path(__file__).parents[1] / "marian_writer.py"
+)
 assert _spec and _spec.loader
 writer = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(writer)
@@ -58,7 +62,9 @@ def stored(options: dict[str, Any] | None = None, without: str = "") -> MarianFi
         for norm in ("self_Wo_ln", "ffn_ffn_ln"):
             entries |= {f"{head}{norm}_scale": vector(D), f"{head}{norm}_bias": vector(D)}
     entries.pop(without, None)
-    text = "".join(f"{key}: {value}\n" for key, value in {**OPTIONS, **(options or {})}.items()).encode() + b"\0"
+    text = (
+        "".join(f"{key}: {value}\n" for key, value in {**OPTIONS, **(options or {})}.items()).encode() + b"\0"
+    )
     entries["special:model.yml"] = (writer.INT8, (len(text),), text)
     return parse_marian(writer.marian_bytes(entries), "small")
 

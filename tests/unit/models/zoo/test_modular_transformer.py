@@ -11,7 +11,13 @@ from sparsescope.models.structure.architectures import ARCHITECTURES, architectu
 from sparsescope.testing import check_subject
 
 NAME = "ModularTransformerForCausalLM"
-SMALL = {"vocab_size": 30, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "max_position_embeddings": 64}
+SMALL = {
+    "vocab_size": 30,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,9 @@ def test_the_forward_pass_by_hand(model):
         heads = []
         for h in range(4):
             rows = slice(8 * h, 8 * h + 8)
-            q, k, v = (x @ matrix.weight[rows].T for matrix in (attention.q_proj, attention.k_proj, attention.v_proj))
+            q, k, v = (
+                x @ matrix.weight[rows].T for matrix in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
             scores = (q @ k.T / 8**0.5).masked_fill(torch.ones(3, 3).triu(1).bool(), float("-inf"))
             heads.append(scores.softmax(-1) @ v)
         x = x + torch.cat(heads, -1) @ attention.o_proj.weight.T
@@ -78,7 +86,9 @@ def test_initialization_is_that_of_the_paper_and_depends_on_the_seed_alone():
             continue
         assert not torch.equal(tensor, different)
         expected = (114 if name == "lm_head.weight" else 128) ** -0.5
-        assert float(tensor.detach().std()) == pytest.approx(expected, rel=0.15 if "positions" in name else 0.03)
+        assert float(tensor.detach().std()) == pytest.approx(
+            expected, rel=0.15 if "positions" in name else 0.03
+        )
 
 
 def test_it_is_a_subject_with_the_sites_of_a_relu_transformer(model):

@@ -1,4 +1,6 @@
-"""The shipped series: each opens, its files are the recorded ones, and its first and last checkpoints have the recorded loss."""
+"""The shipped series: each opens, its files are the recorded ones, and its first and last checkpoints have
+the recorded loss.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,10 @@ def test_first_and_last_checkpoints_have_the_recorded_loss(name):
         if arithmetic:
             train = torch.from_numpy(probe.fields["train"]) == 1
             answers = torch.from_numpy(probe.fields["answer"])
-            examples = [Examples(split, "", tokens[rows], answers[rows]) for split, rows in (("train", train), ("test", ~train))]
+            examples = [
+                Examples(split, "", tokens[rows], answers[rows])
+                for split, rows in (("train", train), ("test", ~train))
+            ]
             found = measure(model, examples)
             for split in ("train", "test"):
                 recorded = checkpoint.stored[split]

