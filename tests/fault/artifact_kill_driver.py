@@ -60,6 +60,15 @@ def disturbed(home: Path, offset: float) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def undisturbed(home: Path) -> float:
+    """Seconds that a child takes which nobody kills."""
+    began = time.monotonic()
+    os.waitpid(start(home), 0)
+    taken = time.monotonic() - began
+    shutil.rmtree(home)
+    return taken
+
+
 def check(home: Path, expected: str) -> dict[str, object]:
     """What the killed process left, and what the next one makes of it."""
     store = Store(home)
@@ -83,13 +92,9 @@ def check(home: Path, expected: str) -> dict[str, object]:
 def main(home: Path, seed: int, kills: int) -> None:
     generator = random.Random(seed)
     expected = keep(home / "reference")
-    lengths = []
-    for number in range(3):
-        began = time.monotonic()
-        os.waitpid(start(home / f"length-{number}"), 0)
-        lengths.append(time.monotonic() - began)
     for number in range(kills):
-        offset = generator.random() * 1.2 * sorted(lengths)[1]
+        # Measured anew each time: how long the disk takes changes from one moment to the next.
+        offset = generator.random() * 1.1 * min(undisturbed(home / "length") for _ in range(2))
         code = disturbed(home / "runs", offset)
         print(
             json.dumps(

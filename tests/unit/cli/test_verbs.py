@@ -300,10 +300,10 @@ def test_a_report_is_there_before_the_last_analysis(command, home, tmp_path, mon
 
 def test_a_report_keeps_what_it_has_when_a_later_target_cannot_be_opened(command, home, runs, tmp_path):
     target = tmp_path / "report.html"
-    code, found, err = command("report", runs[0], "organization/model", "-o", target, "--json")
-    assert code == 2 and found["failed"] == 1 and [run["run"] for run in found["runs"]] == [runs[0]]
+    code, found, err = command("report", runs[1], "organization/model", "-o", target, "--json")
+    assert code == 2 and found["failed"] == 1 and [run["run"] for run in found["runs"]] == [runs[1]]
     assert "organization/model is left out" in err and target.is_file()
-    code, _, err = command("report", runs[0], "--tokens", "5", "-o", target)
+    code, _, err = command("report", runs[1], "--tokens", "5", "-o", target)
     assert code == 1 and "--tokens" in err and "stored runs" in err
     code, _, err = command("report", "grokking-short-seed1", "--dtype", "bfloat16", "-o", target)
     assert code == 1 and "--dtype" in err
