@@ -4,7 +4,8 @@ Each ``check_*`` raises ``AssertionError`` with what is wrong. They are what the
 
     from sparsescope.testing import check_analysis
     def test_my_analysis():
-        check_analysis(MY_ANALYSIS, ss.load("random-llama"), ss.corpus(["some text ..."] * 4, context=64))
+        texts = ss.corpus([f"text {i} ..." for i in range(4)], context=64)
+        check_analysis(MY_ANALYSIS, ss.load("random-llama"), texts)
 """
 
 from __future__ import annotations

@@ -299,8 +299,14 @@ class Registry:
         """Return the analysis called ``name``.
 
         Raises:
-            SpecError: If there is none; the message lists near matches.
+            SpecError: If there is none, with near matches, or its package cannot be used, with the reason.
         """
+        if name in self.broken and name not in self._records:
+            raise SpecError(
+                f"the package that registers {self.kind} {name!r} cannot be used",
+                got=self.broken[name],
+                next_step="repair or uninstall the package that declares it",
+            )
         if name not in self._records:
             raise unknown_name(self.kind, name, self._records, next_step="run: sparsescope list")
         return self._records[name]

@@ -45,6 +45,7 @@ torch.set_num_threads(1)
 from streamlit.testing.v1 import AppTest
 from sparsescope.reporting import explorer
 sparsescope("show", "show", "mean_activation", "--json")
+sparsescope("broken show", "run", "broken_import", "--subject", "random-llama")
 sparsescope("doctor", "doctor", "--json")
 sparsescope("plain", "run", "mean_activation", "--subject", "random-llama", *corpus, "--json")
 sparsescope(
@@ -323,6 +324,9 @@ def test_a_broken_plug_in_is_listed_with_its_reason(toy, name):
     names = {record["name"]: record["summary"] for record in found["list"]["json"]["analyses"]}
     assert names[name].startswith("cannot be imported: ") and BROKEN[name] in names[name]
     assert names["activation_sparsity"].startswith("How few units")
+    assert (
+        found["broken show"]["code"] == 1 and "this plug-in <b>is</b> broken" in found["broken show"]["err"]
+    )
     registry = next(f for f in found["doctor"]["json"]["installation"] if f["what"] == "registry")
     assert found["doctor"]["code"] == 1 and registry["ok"] is False and name in registry["detail"]
     assert name in found["overview"]["words"]

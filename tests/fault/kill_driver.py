@@ -153,7 +153,7 @@ def check(store: Store, reference, older: dict[str, str]) -> dict[str, object]:
     found["complete"] = store.has(reference.run_id)
     found["saved"] = len(list(store.root.glob(".partial/*/*.safetensors")))
     found["left_by_it"] = len(list(store.root.glob(".tmp-*")))
-    undisturbed(store.root)
+    found["lengths"] = undisturbed(store.root)
     again = store.open(reference.run_id)
     try:
         check_same_numbers(reference, again)
@@ -206,6 +206,9 @@ def main(home: Path, seed: int, kills: int) -> None:
             "said": store.root.with_suffix(".log").read_text(),
             **check(store, reference, older),
         }
+        # How long the disk takes changes from one moment to the next; a pass that went on is
+        # shorter than a whole one.
+        lengths |= {name: seconds for name, seconds in record["lengths"].items() if name != "pass"}
         print(json.dumps(record), flush=True)
         shutil.rmtree(store.path(reference.run_id))
     print(json.dumps(together(store.root, reference, older)), flush=True)
