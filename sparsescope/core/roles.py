@@ -4,7 +4,7 @@ A role is registered by its record. Built-in are ``subject``, ``series`` and ``t
 a package adds one by the entry point group ``sparsescope.inputs``. The record is light: its ``opener`` is a
 module that is imported when an input is opened.
 
-An opener has five functions, and may have two more::
+An opener has five functions, and may have three more::
 
     open(given, opened, store)      what an analysis gets: from a name, or from what is opened already
     identity(value, *others)        plain values; "id" for people, "digest" for the digest of the
@@ -15,6 +15,7 @@ An opener has five functions, and may have two more::
     carried(opened)                 what is read where nobody gave one, because another input carries
                                     it; None for nothing
     artifact(value)                 the artifact behind it; the run names it among those that it read
+    notes(value)                    what every result of it says, as pairs of severity and sentence
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from sparsescope.core.result import Severity
 from sparsescope.core.variant import Variant, arguments_text
 from sparsescope.errors import SpecError, SubjectError, unknown_name
 from sparsescope.models.identity import SubjectIdentity as SubjectIdentity
@@ -146,6 +147,11 @@ class Subject:
             trust_remote_code=self.trust_remote_code,
             variant=self.variant,
         )
+
+    @property
+    def notes(self) -> tuple[tuple[Severity, str], ...]:
+        """What a reader of any result of this subject has to know, as severity and sentence."""
+        return ()
 
     @property
     def max_positions(self) -> int | None:

@@ -412,6 +412,11 @@ def _finish(job: _Job, work: _Work, accumulated: Any, shared: float, events: lis
         batch_tokens=work.batch_tokens,
     )
     command = reproduce_command(job.record, job.params, context)
+    for name, values in context.inputs.items():
+        functions = role(name).functions()
+        for value in values if hasattr(functions, "notes") else ():
+            for severity, message in functions.notes(value):
+                result.note(severity, message)
     result.artifacts = made | _read(context)
     result.provenance = {
         "run_id": None,

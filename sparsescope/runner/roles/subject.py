@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsescope.core.result import Severity
 from sparsescope.errors import SpecError
 from sparsescope.models.subject import Subject
 from sparsescope.models.variants import split_name
@@ -40,6 +41,11 @@ def identity(value: Subject) -> dict[str, Any]:
 def capabilities(value: Subject) -> frozenset[str]:
     """See ``Subject.capabilities``."""
     return value.capabilities
+
+
+def notes(value: Subject) -> tuple[tuple[Severity, str], ...]:
+    """See ``Subject.notes``; they join every result."""
+    return value.notes
 
 
 def words(value: Subject, opened: Mapping[str, tuple[Any, ...]], flag: str) -> list[str] | None:
