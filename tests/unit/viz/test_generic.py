@@ -39,7 +39,7 @@ def tables(draw, kinds=st.lists(st.sampled_from(COLUMN_KINDS), min_size=0, max_s
 
 @st.composite
 def token_tables(draw):
-    """Tables of tokens. Of ``tables`` few in a hundred are: most of the time would go into those that are not."""
+    """Tables of tokens. Of ``tables`` few in a hundred are: the time would go into the others."""
     others = [
         kind
         for kind in COLUMN_KINDS
@@ -49,11 +49,14 @@ def token_tables(draw):
     frame, columns = draw(
         tables(kinds.map(lambda found: ["token_text", found[0], *found[1]]).flatmap(st.permutations), least=1)
     )
-    places = [column for column in columns if column.kind == "position"]
-    if places:
-        # Drawn at random, two positions would nearly always be alike
+    positions, documents = (
+        [column.name for column in columns if column.kind == kind] for kind in ("position", "document")
+    )
+    if positions:  # drawn at random, two would nearly always be alike
         size = {"min_size": len(frame), "max_size": len(frame)}
-        frame[places[0].name] = draw(st.lists(NUMBERS, unique_by=lambda n: n if n == n else None, **size))
+        unique = st.lists(NUMBERS, unique_by=lambda n: n if n == n else None, **size)
+        counted = st.just(frame.groupby(documents, dropna=False).cumcount()) if documents else unique
+        frame[positions[0]] = draw(unique | counted)
     return frame, columns
 
 
