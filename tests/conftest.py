@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Workers of pytest-xdist share the processors: with more threads than processors, threads wait for each other
+# instead of computing. The processes that tests start take it over.
+if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores Ctrl-C in what it starts in the background; tests of interrupts, and their processes,
     # must not inherit it.

@@ -7,6 +7,7 @@ do; they are never skipped.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,12 +35,14 @@ def chromium(browsers):
         browser.close()
 
 
+WINDOW = {"viewport": {"width": 1280, "height": 900}}
+
+
 class Watched:
     """A page that records what must not happen: requests elsewhere, errors, dialogs."""
 
-    def __init__(self, browser, allowed, **options):
-        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
-        self.page = self.context.new_page()
+    def __init__(self, context, allowed):
+        self.page = context.new_page()
         self.requests, self.errors, self.dialogs = [], [], []
         self.page.on(
             "request", lambda r: None if r.url.startswith(allowed) else self.requests.append(r.url[:200])
@@ -53,15 +56,52 @@ class Watched:
         dialog.dismiss()
 
 
-@pytest.fixture
-def watch(chromium):
-    """Open watched pages: ``watch(allowed_prefixes, **context_options)``."""
-    opened = []
+@contextmanager
+def watching(browser):
+    contexts = []
 
     def make(*allowed, **options):
-        opened.append(Watched(chromium, allowed, **options))
-        return opened[-1]
+        contexts.append(browser.new_context(**WINDOW, **options))
+        return Watched(contexts[-1], allowed)
 
     yield make
-    for entry in opened:
-        entry.context.close()
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def watch(chromium):
+    """Open watched pages, each with a profile of its own: ``watch(allowed_prefixes, **context_options)``."""
+    with watching(chromium) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def watch_once(chromium):
+    """As ``watch``, for pages that several tests of a file look at: drawing one takes seconds."""
+    with watching(chromium) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def profile(chromium):
+    """One profile for all pages of an explorer: what the browser has compiled of streamlit stays."""
+    context = chromium.new_context(**WINDOW)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def visit(profile):
+    """Open watched pages in ``profile``: ``visit(allowed_prefixes, color_scheme=None)``."""
+    before = list(profile.pages)
+
+    def make(*allowed, color_scheme=None):
+        watched = Watched(profile, allowed)
+        watched.page.emulate_media(color_scheme=color_scheme)
+        return watched
+
+    yield make
+    for page in profile.pages:
+        if page not in before:
+            page.close()

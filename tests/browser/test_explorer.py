@@ -18,7 +18,10 @@ HARMLESS = re.compile(r"Failed to load resource: the server responded with a sta
 
 
 @pytest.fixture(scope="module")
-def served(browsers, synthetic, tmp_path_factory):
+def served(browsers, synthetic, profile, tmp_path_factory):
+    """Port, a run, one of hostile names, and what the link to the first of them showed as the first
+    page that the new server was asked for.
+    """
     home = tmp_path_factory.mktemp("runs")
     first = synthetic.store_result(home, synthetic.activation_result())
     hostile = synthetic.activation_result(synthetic.HOSTILE[0], layers=3, domains=synthetic.HOSTILE)
@@ -27,12 +30,19 @@ def served(browsers, synthetic, tmp_path_factory):
         hostile.add_scalar(text, 1, "", text)
     second = synthetic.store_result(home, hostile, weight="2e" * 32)
     with browsers.served(home, home / "server.log") as port:
-        yield port, first, second
+        page = profile.new_page()
+        page.goto(f"http://{explorer.ADDRESS}:{port}/result?run={first}")
+        page.wait_for_selector(READY, timeout=60_000)
+        page.locator(".main-svg").first.wait_for()
+        names = ("stSidebarNav", "stTopNavLinkContainer")
+        shown = {name: page.get_by_test_id(name).count() for name in names}
+        page.close()
+        yield port, first, second, shown
 
 
-def opened(watch, served, path, **options):
+def opened(visit, served, path, **options):
     here = f"{explorer.ADDRESS}:{served[0]}/"
-    watched = watch(f"http://{here}", f"ws://{here}", "data:", "blob:", **options)
+    watched = visit(f"http://{here}", f"ws://{here}", "data:", "blob:", **options)
     watched.page.goto(f"http://{explorer.ADDRESS}:{served[0]}/{path}")
     watched.page.wait_for_selector(READY, timeout=30_000)
     return watched
@@ -44,20 +54,13 @@ def assert_quiet(watched):
     assert watched.dialogs == []
 
 
-def test_a_link_to_a_run_may_be_the_first_that_a_new_server_is_asked_for(
-    browsers, watch, synthetic, tmp_path
-):
+def test_a_link_to_a_run_may_be_the_first_that_a_new_server_is_asked_for(served):
     """Streamlit would take a folder ``pages`` beside the app for pages of their own, without its frame."""
-    run = synthetic.store_result(tmp_path / "runs", synthetic.activation_result())
-    with browsers.served(tmp_path / "runs", tmp_path / "server.log") as port:
-        watched = opened(watch, (port,), f"result?run={run}")
-        watched.page.locator(".main-svg").first.wait_for()
-        assert watched.page.get_by_test_id("stSidebarNav").count() == 0
-        assert watched.page.get_by_test_id("stTopNavLinkContainer").count() == 3
+    assert served[3] == {"stSidebarNav": 0, "stTopNavLinkContainer": 3}
 
 
-def test_overview_lists_the_runs_and_a_click_opens_one(watch, served):
-    watched = opened(watch, served, "")
+def test_overview_lists_the_runs_and_a_click_opens_one(visit, served):
+    watched = opened(visit, served, "")
     page = watched.page
     page.get_by_text("What was found").wait_for()
     page.get_by_text("Analyses by model").wait_for()
@@ -67,8 +70,8 @@ def test_overview_lists_the_runs_and_a_click_opens_one(watch, served):
     assert_quiet(watched)
 
 
-def test_a_deep_link_draws_every_view_with_alt_text(watch, served):
-    watched = opened(watch, served, f"?run={served[1]}")
+def test_a_deep_link_draws_every_view_with_alt_text(visit, served):
+    watched = opened(visit, served, f"?run={served[1]}")
     page = watched.page
     page.wait_for_url(re.compile(rf"/result\?run={served[1]}"))
     views = analyses().get("activation_sparsity").views
@@ -80,8 +83,8 @@ def test_a_deep_link_draws_every_view_with_alt_text(watch, served):
     assert_quiet(watched)
 
 
-def test_one_view_survives_a_reload(watch, served):
-    watched = opened(watch, served, f"result?run={served[1]}&view=frequency")
+def test_one_view_survives_a_reload(visit, served):
+    watched = opened(visit, served, f"result?run={served[1]}&view=frequency")
     page = watched.page
     page.locator(".js-plotly-plot").wait_for()
     page.reload()
@@ -92,17 +95,17 @@ def test_one_view_survives_a_reload(watch, served):
     assert_quiet(watched)
 
 
-def test_hostile_names_do_nothing(watch, served):
+def test_hostile_names_do_nothing(visit, served):
     for path in ("", f"result?run={served[2]}", f"compare?a={served[1]}&b={served[2]}"):
-        watched = opened(watch, served, path)
+        watched = opened(visit, served, path)
         watched.page.locator("h1").first.wait_for()
         watched.page.wait_for_timeout(300)
         assert watched.page.locator("img[src*='evil'], img[src='x']").count() == 0
         assert_quiet(watched)
 
 
-def test_a_table_downloads_as_csv(watch, served):
-    watched = opened(watch, served, f"result?run={served[1]}&view=unit_use")
+def test_a_table_downloads_as_csv(visit, served):
+    watched = opened(visit, served, f"result?run={served[1]}&view=unit_use")
     page = watched.page
     page.get_by_text("Table unit use").first.click()
     with page.expect_download() as started:
@@ -113,8 +116,8 @@ def test_a_table_downloads_as_csv(watch, served):
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
-def test_page_and_figures_follow_the_system_theme(watch, served, mode):
-    page = opened(watch, served, f"result?run={served[1]}&view=unit_use", color_scheme=mode).page
+def test_page_and_figures_follow_the_system_theme(visit, served, mode):
+    page = opened(visit, served, f"result?run={served[1]}&view=unit_use", color_scheme=mode).page
     ink = tuple(int(theme.INK[mode][i : i + 2], 16) for i in (1, 3, 5))
     fill = "getComputedStyle(document.querySelector('.js-plotly-plot .gtitle')).fill"
     page.locator(".js-plotly-plot .gtitle").first.wait_for()

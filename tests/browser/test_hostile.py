@@ -75,12 +75,21 @@ def reports(hostile_strings, home, tmp_path_factory):
     ]
 
 
-def test_a_report_has_the_elements_of_a_harmless_one(watch, reports):
-    pages = [opened(watch, path) for path in reports]
-    outside = [Counter(entry.page.evaluate(TAGS.format(outside="!"))) for entry in pages]
+@pytest.fixture(scope="module")
+def shown(watch_once, reports):
+    """Both reports in the browser, and the elements that each had outside and inside its figures
+    before a mouse was over them.
+    """
+    pages = [opened(watch_once, path) for path in reports]
+    return pages, *([page.page.evaluate(TAGS.format(outside=o)) for page in pages] for o in ("!", ""))
+
+
+def test_a_report_has_the_elements_of_a_harmless_one(shown):
+    pages, *elements = shown
+    outside = [Counter(found) for found in elements[0]]
     assert outside[0] == outside[1]
     assert outside[0]["script"] >= 8 and outside[0]["img"] == outside[0]["iframe"] == 0
-    inside = [set(entry.page.evaluate(TAGS.format(outside=""))) for entry in pages]
+    inside = [set(found) for found in elements[1]]
     assert inside[0] - inside[1] <= {"br"}, "a token with a line feed breaks the text"
     names = "[...new Set([...document.querySelectorAll('*')].flatMap(n => n.getAttributeNames()))]"
     assert not [name for name in pages[0].page.evaluate(names) if name.startswith("on")]
@@ -90,23 +99,23 @@ def test_a_report_has_the_elements_of_a_harmless_one(watch, reports):
         assert_quiet(entry)
 
 
-def test_hover_text_in_a_report_is_text(watch, reports, hostile_strings):
-    watched = opened(watch, reports[0])
+def test_hover_text_in_a_report_is_text(shown, hostile_strings):
+    watched = shown[0][0]
     page = watched.page
-    shown = ""
+    said = ""
     for plot in page.locator(".plot").all():
         plot.scroll_into_view_if_needed()
         plot.evaluate(HOVER)
         layer = plot.locator(".hoverlayer")
         assert layer.locator("a, image, foreignObject, script").count() == 0
-        shown += layer.text_content() + "\n"
-    assert display(hostile_strings.STRINGS["script"], limit=20)[:20] in shown
-    assert "<" not in shown and "&" not in shown
+        said += layer.text_content() + "\n"
+    assert display(hostile_strings.STRINGS["script"], limit=20)[:20] in said
+    assert "<" not in said and "&" not in said
     assert_quiet(watched)
 
 
-def test_a_strip_of_hostile_tokens_is_text(watch, reports, hostile_strings):
-    watched = opened(watch, reports[0])
+def test_a_strip_of_hostile_tokens_is_text(shown, hostile_strings):
+    watched = shown[0][0]
     panel = watched.page.locator(".panel").first
     panel.scroll_into_view_if_needed()
     marks, readout = panel.locator("[data-mark]"), panel.locator("[data-readout]")
@@ -189,7 +198,7 @@ def port(browsers, home):
 
 
 @pytest.mark.parametrize("name", ["overview", "result", "compare", "link"])
-def test_the_explorer_shows_hostile_runs(watch, port, home, name):
+def test_the_explorer_shows_hostile_runs(visit, port, home, name):
     ids = Store(home).run_ids()
     query = {
         "overview": "",
@@ -198,7 +207,7 @@ def test_the_explorer_shows_hostile_runs(watch, port, home, name):
         "link": "result?run=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E&view=![x](http://evil.example/x.png)",
     }[name]
     here = f"{explorer.ADDRESS}:{port}/"
-    watched = watch(f"http://{here}", f"ws://{here}", "data:", "blob:")
+    watched = visit(f"http://{here}", f"ws://{here}", "data:", "blob:")
     watched.page.goto(f"http://{here}{query}")
     watched.page.wait_for_selector(READY, timeout=60_000)
     watched.page.locator("h1").first.wait_for()

@@ -49,15 +49,26 @@ def opened(watch, path, **options):
     return watched
 
 
+@pytest.fixture(scope="module")
+def shown(watch_once, report):
+    """The report, for tests that leave it as it was but for what is open, and where the mouse is."""
+    return opened(watch_once, report, offline=True)
+
+
+@pytest.fixture(scope="module")
+def resized(watch_once, report):
+    """The report, for tests that give it another size."""
+    return opened(watch_once, report)
+
+
 def assert_quiet(watched):
     assert watched.errors == []
     assert watched.requests == []
     assert watched.dialogs == []
 
 
-def test_every_figure_is_drawn_and_nothing_else_happens(watch, report):
-    watched = opened(watch, report, offline=True)
-    page = watched.page
+def test_every_figure_is_drawn_and_nothing_else_happens(shown):
+    page = shown.page
     assert page.get_attribute("html", "data-drawn") == str(VIEWS)
     assert page.locator(".plot .main-svg .cartesianlayer").count() == VIEWS
     assert page.locator(".plot .scatterlayer path.js-line").count() > 60
@@ -65,11 +76,11 @@ def test_every_figure_is_drawn_and_nothing_else_happens(watch, report):
         size = box.bounding_box()
         assert size["width"] > 600
         assert size["height"] > 300
-    assert_quiet(watched)
+    assert_quiet(shown)
 
 
-def test_titles_stay_inside_their_figures(watch, report):
-    page = opened(watch, report).page
+def test_titles_stay_inside_their_figures(shown):
+    page = shown.page
     titles = page.locator(".plot .gtitle").all()
     assert len(titles) == VIEWS
     for title in titles:
@@ -82,8 +93,8 @@ def test_titles_stay_inside_their_figures(watch, report):
         assert inside["x"] + inside["width"] <= outside["x"] + outside["width"] + 1
 
 
-def test_names_at_the_ends_of_lines_do_not_overlap(watch, report):
-    page = opened(watch, report).page
+def test_names_at_the_ends_of_lines_do_not_overlap(shown):
+    page = shown.page
     boxes = [b.bounding_box() for b in page.locator("#plot-s0-0 .annotation-text").all()]
     boxes = [b for b in boxes if b["width"] < 60]
     assert len(boxes) == 8
@@ -98,24 +109,25 @@ def test_names_at_the_ends_of_lines_do_not_overlap(watch, report):
             assert apart, (a, b)
 
 
-def test_dark_form_by_button_and_by_system(watch, report):
-    watched = opened(watch, report)
-    page = watched.page
+def test_dark_form_by_button_and_by_system(shown, watch, report):
+    page = shown.page
     background = "() => getComputedStyle(document.querySelector('.plot .main-svg')).backgroundColor"
     assert page.evaluate(background) == "rgb(255, 255, 255)"
     page.click("#toggle-theme")
     page.wait_for_function(f"({background})() === 'rgb(17, 21, 26)'")
     assert page.locator("#toggle-theme").inner_text() == "Light colors"
+    page.click("#toggle-theme")
+    page.wait_for_function(f"({background})() === 'rgb(255, 255, 255)'")
     dark = opened(watch, report, color_scheme="dark").page
     assert dark.evaluate(background) == "rgb(17, 21, 26)"
     line = dark.locator("#plot-s0-1 .scatterlayer path.js-line").last.evaluate("n => n.style.stroke")
     wanted = tuple(int(theme.twins()[theme.BLUE][i : i + 2], 16) for i in (1, 3, 5))
     assert line == f"rgb({', '.join(map(str, wanted))})"
-    assert_quiet(watched)
+    assert_quiet(shown)
 
 
-def test_definitions_appear_on_hover_and_on_focus(watch, report):
-    page = opened(watch, report).page
+def test_definitions_appear_on_hover_and_on_focus(shown):
+    page = shown.page
     card = page.locator(".card").first
     tip = card.locator(".tip")
     assert not tip.is_visible()
@@ -126,8 +138,8 @@ def test_definitions_appear_on_hover_and_on_focus(watch, report):
     assert page.locator(".card").nth(1).locator(".tip").is_visible()
 
 
-def test_the_csv_downloads_and_reads_back(watch, report):
-    page = opened(watch, report).page
+def test_the_csv_downloads_and_reads_back(shown):
+    page = shown.page
     page.locator("summary", has_text="unit use").click()
     with page.expect_download() as started:
         page.locator("details[open] a[download]").click()
@@ -136,15 +148,14 @@ def test_the_csv_downloads_and_reads_back(watch, report):
     assert len(pd.read_csv(io.StringIO(text), skiprows=2)) == 60
 
 
-def test_a_figure_downloads_as_svg_under_the_policy(watch, report):
-    watched = opened(watch, report)
-    page = watched.page
+def test_a_figure_downloads_as_svg_under_the_policy(shown):
+    page = shown.page
     page.locator("#plot-s0-0").hover()
     with page.expect_download() as started:
         page.locator("#plot-s0-0 .modebar-btn").first.click()
     assert started.value.suggested_filename.endswith(".svg")
     assert "<svg" in Path(started.value.path()).read_text()[:200]
-    assert_quiet(watched)
+    assert_quiet(shown)
 
 
 def test_hostile_strings_do_nothing(watch, hostile):
@@ -172,16 +183,15 @@ def test_an_injected_script_is_refused_by_the_policy(watch, report, tmp_path):
     assert any("Content Security Policy" in error for error in watched.errors)
 
 
-def test_it_prints_with_figures_that_fit_the_page(watch, report):
-    watched = opened(watch, report)
-    data = watched.page.pdf(format="A4", print_background=True)
+def test_it_prints_with_figures_that_fit_the_page(resized):
+    data = resized.page.pdf(format="A4", print_background=True)
     assert data.startswith(b"%PDF")
     assert data.count(b"/Type /Page\n") + data.count(b"/Type /Page ") + data.count(b"/Type/Page") >= 5
-    assert_quiet(watched)
+    assert_quiet(resized)
 
 
-def test_a_narrow_window_has_no_sideways_scroll(watch, report):
-    page = opened(watch, report).page
+def test_a_narrow_window_has_no_sideways_scroll(resized):
+    page = resized.page
     page.set_viewport_size({"width": 700, "height": 900})
     page.wait_for_timeout(400)  # plotly resizes after the window has come to rest
     assert page.evaluate("document.documentElement.scrollWidth") <= 700

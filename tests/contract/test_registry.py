@@ -32,7 +32,7 @@ RECORDS = [*analyses(), *benchmarks()]
 
 @pytest.fixture(scope="module")
 def text():
-    return ss.corpus("python-docs", tokens=600, context=48)
+    return ss.corpus("python-docs", tokens=300, context=48)
 
 
 @pytest.mark.parametrize("name", [record.name for record in analyses() if "series" not in record.roles])

@@ -10,6 +10,7 @@ Usage: kill_driver.py HOME SEED KILLS; prints one JSON line for each trial.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -185,6 +186,7 @@ def main(home: Path, seed: int, kills: int) -> None:
     with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
         cli.main()  # compiles and imports what the children use, and gives the expected result
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # a collection in a child would look at all that was imported, and copy it to do so
     reference = Store(home / "reference").open(Store(home / "reference").run_ids()[0])
     store = Store(home / "runs")
     undisturbed(store.root, ("--set", "seed=7"))

@@ -9,6 +9,7 @@ Usage: train_driver.py HOME SEED KILLS; prints one JSON line for each trial.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -145,6 +146,7 @@ def main(home: Path, seed: int, kills: int) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         # Imports what the children use
         trainer.train(read_recipe(reference.with_suffix(".toml")), reference, recipe_text=RECIPE)
+    gc.freeze()  # a collection in a child would look at all that was imported, and copy it to do so
     expected = outcome(reference)
     lengths, steps = undisturbed(output)
     shutil.rmtree(output)

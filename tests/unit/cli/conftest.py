@@ -42,6 +42,24 @@ def command(capsys):
     return call
 
 
+@pytest.fixture
+def only(monkeypatch):
+    """Function that leaves the analyses with these names: of a report that is made to see something
+    else, the others would take most of the time.
+    """
+    from sparsescope.core import registry
+
+    whole = registry.analyses()
+
+    def choose(*names):
+        known = registry.Registry()
+        for name in names:
+            known.add(whole.get(name))
+        monkeypatch.setattr(registry, "analyses", lambda: known)
+
+    return choose
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """Folder and ids of a run of glassllm and one of random-llama. Do not write there."""

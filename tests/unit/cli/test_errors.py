@@ -306,7 +306,10 @@ REPORT = ("report", "random-llama", "--corpus", "python-docs", "--tokens", "300"
 @pytest.mark.parametrize(
     ("compute", "said"), [(refuse, "the toy refuses"), (bug, "zz_toy has a bug: KeyError")]
 )
-def test_2_where_one_analysis_fails_and_another_works(command, empty_home, toys, tmp_path, compute, said):
+def test_2_where_one_analysis_fails_and_another_works(
+    command, empty_home, only, toys, tmp_path, compute, said
+):
+    only("activation_sparsity", "activation_reuse")
     toys(zz_toy=compute)
     target = tmp_path / "report.html"
     code, out, err = command(*REPORT, "-o", target)
@@ -334,9 +337,11 @@ def _only(records):
     return known
 
 
-def test_2_where_a_result_cannot_be_stored_but_reported(command, empty_home, tmp_path, monkeypatch):
+def test_2_where_a_result_cannot_be_stored_but_reported(command, empty_home, only, tmp_path, monkeypatch):
     from sparsescope.core.run_store import Store
     from sparsescope.errors import ArtifactError
+
+    only("activation_sparsity", "activation_reuse")
 
     def full(self, *args, **kwargs):
         raise ArtifactError("cannot store the run", got="ENOSPC")

@@ -166,10 +166,11 @@ def test_report_of_a_subject_runs_what_is_missing(command, empty_home, tmp_path)
     assert "forward pass" not in command(*words)[2], "computed again"
 
 
-def test_report_falls_back_with_a_notice(command, empty_home, tmp_path, monkeypatch):
+def test_report_falls_back_with_a_notice(command, empty_home, only, tmp_path, monkeypatch):
     from sparsescope.errors import DependencyError
     from sparsescope.models import sources
 
+    only("activation_sparsity", "activation_reuse")
     load = sources.load
 
     def unreachable(name, **options):
@@ -265,11 +266,12 @@ def test_version_and_help(command):
         assert command(verb, "--help")[0] == 0
 
 
-def test_a_report_is_there_before_the_last_analysis(command, home, tmp_path, monkeypatch):
+def test_a_report_is_there_before_the_last_analysis(command, home, only, tmp_path, monkeypatch):
     """The figures of the shared pass are written first; the report grows with every analysis after it."""
     from sparsescope.cli import running
     from sparsescope.reporting import build
 
+    only("activation_sparsity", "activation_reuse", "activation_rank", "activation_interventions")
     monkeypatch.setattr(running.GrowingReport, "SECONDS", 0.0)
     sizes = []
     original = build.build
@@ -285,7 +287,7 @@ def test_a_report_is_there_before_the_last_analysis(command, home, tmp_path, mon
         "--corpus",
         "python-docs",
         "--tokens",
-        "700",
+        "300",
         "--context",
         "64",
         "-o",
