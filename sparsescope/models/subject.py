@@ -351,8 +351,7 @@ class Subject:
         new = [site for site in sites if site.name not in self._reached[1]]
         if not new or passing(self.model):  # within another edit a pass would call that one
             return
-        ids = [[(17 + 31 * n) % int(text_config(self.model).vocab_size) for n in range(LENGTH)]]
-        check_reach(self.model, self.blocks, new, lambda batch: self.forward(ids * batch))
+        check_reach(self.model, self.blocks, new, lambda batch: self.forward(self.sample_ids(batch)))
         self._reached[1].update(site.name for site in new)
 
     def parameter_sites(self, patterns: str | Sequence[str]) -> tuple[ParameterSite, ...]:
@@ -384,6 +383,11 @@ class Subject:
                 hint = f"this layer is a mixture of experts: {of_experts} gives all of them; {hint}"
             raise unknown_name("parameter", name, by_name, next_step=hint, error=SubjectError)
         return _parameters.read(self.model, site)
+
+    def sample_ids(self, batch: int) -> torch.Tensor:
+        """A few equal sequences of spread token ids, int64 [batch, ``reach.LENGTH``], to try something on."""
+        size = int(text_config(self.model).vocab_size)
+        return torch.tensor([[(17 + 31 * n) % size for n in range(LENGTH)]] * batch, device=self.device)
 
     def memory_estimate(self, batch_tokens: int = 2048) -> dict[str, int]:
         """Estimate the memory of one forward pass, in bytes.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ def _try(
 
     with ExitStack() as stack:
         # Before the edits, so that a disturbed input of a block is not made equal again
-        for before, block in zip(blocks, blocks[1:], strict=False):
+        for before, block in pairwise(blocks):
             module = submodule(model, block.path)
             handle = module.register_forward_pre_hook(entering(before.layer), with_kwargs=True)
             stack.callback(handle.remove)

@@ -1,4 +1,4 @@
-"""Every site is seen exactly once in a forward pass, on batch x pos positions; whatever else happens is refused.
+"""Every site is seen exactly once in a forward pass, on batch x pos positions; all else is refused.
 
 A hook that is not called leaves a hole, and one that is called twice leaves the second call: both look like
 numbers. They come about where a forward was replaced and goes around its modules, where a module stands in

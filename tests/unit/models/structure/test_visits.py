@@ -1,4 +1,4 @@
-"""Every site is seen once in a pass, and every edit acts; what is otherwise is refused, never read as numbers."""
+"""Every site is seen once in a pass, and every edit acts; what is otherwise is refused."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 import sparsescope as ss
 from sparsescope.errors import SubjectError
+from sparsescope.models import examine
 
 IDS = torch.arange(12).reshape(2, 6)
 POST = "blocks.*.mlp.hook_post"
@@ -192,7 +193,7 @@ def test_a_model_that_pads_inside_is_refused():
         intermediate_size=48, max_position_embeddings=130,
     )  # fmt: skip
     subject = ss.wrap(LongformerForMaskedLM(config).eval())
-    with pytest.raises(SubjectError, match="of other positions than the pass(.|\n)*pads inside") as caught:
+    with pytest.raises(SubjectError, match=r"of other positions than the pass(.|\n)*pads inside") as caught:
         read(subject, ids=torch.arange(2, 52)[None])
     assert "[1, 50, 48]" in str(caught.value) and "[1, 64, 48]" in str(caught.value)
     assert read(subject, ids=torch.arange(2, 50)[None])["blocks.1.mlp.hook_post"].shape == (1, 48, 48)
@@ -233,3 +234,16 @@ def test_batches_are_copies_unless_asked_otherwise(llama, small_corpus):
     with ss.capture(llama, small_corpus, POST, batch_tokens=128, reuse=True) as source:
         kept = list(source)
         assert len({batch.values["blocks.0.mlp.hook_post"].data_ptr() for batch in kept}) == 1
+
+
+def test_the_doctor_tells_beforehand_what_a_run_would_refuse(llama, changed):
+    assert [(check.what, check.ok) for check in examine(llama).checks][:2] == [
+        ("sites", True),
+        ("edits", True),
+    ]
+    replace_forward(changed.model.model.layers[1].mlp, lambda self, states: states * 0.5)
+    found = examine(changed)
+    assert not found.healthy
+    sites, edits = found.checks[:2]
+    assert not sites.ok and not edits.ok
+    assert "the forward of model.layers.1.mlp was replaced" in sites.detail
