@@ -42,8 +42,8 @@ class ActivationBatch:
         domain: Index of its domain.
         token_ids: int64 [token].
         positions: int32 [token], position in the window; 0 is the first token of a window.
-        values: For each site, [token, width], or [routed, width] at an expert site. The memory is used again
-            for the next batch: copy what you keep.
+        values: For each site, [token, width], or [routed, width] at an expert site. They are the batch's own,
+            unless the source was told to use its memory again (``reuse``).
         rows: For each expert site, int64 [routed] indices into ``token_ids``; dense sites are not listed.
     """
 
@@ -100,9 +100,11 @@ class LiveSource:
         batch_tokens: int = BATCH_TOKENS,
         padding_side: PaddingSide = "right",
         dtype: torch.dtype | None = None,
+        reuse: bool = False,
     ) -> None:
         self.subject, self.corpus, self.sites = subject, corpus, sites
         self.batch_tokens, self.padding_side, self.dtype = batch_tokens, padding_side, dtype
+        self.reuse = reuse
         self.n_batches = corpus.n_batches(batch_tokens)
         self.n_tokens = corpus.n_tokens + (corpus.n_windows if corpus.prefix else 0)
         self._buffers: dict[str, torch.Tensor] = {}
@@ -171,7 +173,7 @@ class LiveSource:
                 else torch.from_numpy(tokens.attention_mask).to(self.subject.device),
             )
         for site in self.sites:
-            if site.name not in batch.values:  # an expert that no token of this batch was routed to
+            if site.name not in batch.values:  # only an expert that no token of this batch was routed to
                 dtype = self.dtype or self.subject.torch_dtype
                 batch.values[site.name] = torch.empty(
                     (0, site.width), dtype=dtype, device=self.subject.device
@@ -180,10 +182,13 @@ class LiveSource:
         return batch
 
     def _copy(self, site: Site, values: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:
-        """Copy the chosen rows into the buffer of the site, which is allocated once and
-        grows when it must.
+        """Copy the chosen rows: where memory is used again, into the buffer of the site, which is allocated
+        once and grows when it must.
         """
         rows = len(values) if chosen is None else len(chosen)
+        if not self.reuse:
+            dtype = self.dtype or values.dtype
+            return values.to(dtype, copy=True) if chosen is None else values[chosen].to(dtype)
         buffer = self._buffers.get(site.name)
         if buffer is None or len(buffer) < rows:
             # Dense sites see up to batch_tokens rows; allocating that at once avoids growing step by step.
@@ -211,6 +216,7 @@ def capture(
     batch_tokens: int = BATCH_TOKENS,
     padding_side: PaddingSide = "right",
     dtype: str | None = None,
+    reuse: bool = False,
 ) -> Iterator[LiveSource]:
     """Read activations of a model on a corpus.
 
@@ -221,6 +227,8 @@ def capture(
         batch_tokens: Most positions in one forward pass.
         padding_side: ``"right"`` or ``"left"``; it changes nothing but the padding.
         dtype: Type of the copies (``"float32"``, ``"bfloat16"``, ``"float16"``); the model's own when None.
+        reuse: Use the memory of one batch again for the next, which saves time where each batch is done with
+            before the next one comes.
 
     Yields:
         The source. Its buffers are freed when the block ends.
@@ -240,6 +248,7 @@ def capture(
         batch_tokens=batch_tokens,
         padding_side=padding_side,
         dtype=None if dtype is None else torch_dtype(dtype),
+        reuse=reuse,
     )
     try:
         yield source

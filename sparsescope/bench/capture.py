@@ -188,9 +188,9 @@ def compute(params: CaptureParams, context: Context) -> Result:
     memory = _memory(context, params)
     try:
         with (
-            capture(subject, corpus, params.sites, batch_tokens=params.batch_tokens) as live,
+            capture(subject, corpus, params.sites, batch_tokens=params.batch_tokens, reuse=True) as live,
             capture(
-                subject, corpus, params.sites, batch_tokens=params.batch_tokens, dtype="bfloat16"
+                subject, corpus, params.sites, batch_tokens=params.batch_tokens, dtype="bfloat16", reuse=True
             ) as compact,
         ):
             sites = len(live.sites)
@@ -316,7 +316,9 @@ def _stream(context: Context, params: CaptureParams, corpus: TokenizedCorpus) ->
     from sparsescope.activations.capture import capture
     from sparsescope.activations.sparsity_accumulator import SparsityAccumulator
 
-    with capture(context.subject, corpus, params.sites, batch_tokens=params.batch_tokens) as source:
+    with capture(
+        context.subject, corpus, params.sites, batch_tokens=params.batch_tokens, reuse=True
+    ) as source:
         accumulator = SparsityAccumulator(source.sites, (0.5, 0.9, 0.95, 0.99), 0.9, corpus.context)
         for batch in source:
             accumulator.update(batch)

@@ -128,7 +128,7 @@ def largest_difference(
     batches = corpus.batches(batch_tokens)
     names = [site.name for site in sites]
     # Left in the middle, a generator would keep its hooks on the model.
-    with closing(values), capture(subject, corpus, names, batch_tokens=batch_tokens) as source:
+    with closing(values), capture(subject, corpus, names, batch_tokens=batch_tokens, reuse=True) as source:
         for _, ours, tokens, theirs in zip(range(_COMPARED_BATCHES), source, batches, values, strict=False):
             kept = torch.from_numpy((tokens.text_mask | (tokens.position == 0)).reshape(-1)).to(
                 subject.device

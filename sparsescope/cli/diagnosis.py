@@ -100,6 +100,11 @@ def as_text(findings: list[Finding], examination: Examination | None) -> str:
     ]  # fmt: skip
     parts += [
         f"subject {examination.subject} ({examination.architecture})\n  {examination.precision_note}",
+        "what a run relies on\n"
+        + table(
+            ["check", "", "found"],
+            [[c.what, "ok" if c.ok else "PROBLEM", " ".join(c.detail.split())] for c in examination.checks],
+        ),
         "parity with plain transformers, same dtype and attention implementation\n"
         + table(["compared", "largest difference", "largest value", "same argmax", "bit-equal"], rows),
         f"memory, {examination.memory_tokens} tokens a batch\n"
@@ -108,6 +113,8 @@ def as_text(findings: list[Finding], examination: Examination | None) -> str:
         ),
         f"capabilities: {', '.join(examination.capabilities)}\n"
         f"sites: {examination.n_sites}, hooks left behind: {examination.hooks_left}",
-        "healthy" if examination.healthy else "PROBLEM: see the rows that are not bit-equal",
+        "healthy"
+        if examination.healthy
+        else "PROBLEM: see the checks above, and the rows that are not bit-equal",
     ]
     return "\n\n".join(parts)

@@ -23,6 +23,7 @@ from einops import rearrange
 
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.models.structure.roles import submodule
+from sparsescope.models.structure.visits import alone
 
 if TYPE_CHECKING:
     from sparsescope.models.subject import Subject
@@ -104,9 +105,6 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
 
     Source: the attention interface of transformers 5 (``AttentionInterface``, ``AttentionMaskInterface``).
     """
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
     if chunk_rows < 1:
         raise SpecError(
             "a chunk has at least one row", where="chunk_rows", allowed="an int >= 1", got=chunk_rows
@@ -160,9 +158,19 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
             raise _refused(subject, "padding", "attention_mask")
         return _RuleMask(mask_function, kv_length, torch.device(device))
 
+    with alone(subject.model), _registered(subject.model, attend, mask):
+        yield
+
+
+@contextmanager
+def _registered(model: Any, attend: Callable[..., Any], mask: Callable[..., Any]) -> Iterator[None]:
+    """Have a model compute attention by functions of ours."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     name = f"sparsescope_rows_{next(_numbers)}"
-    configs = {id(m.config): m.config for m in subject.model.modules() if hasattr(m, "config")}
-    configs[id(subject.model.config)] = subject.model.config
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    configs[id(model.config)] = model.config
     before = {mark: vars(config).get("_attn_implementation_internal") for mark, config in configs.items()}
     try:
         # transformers looks only into the mapping of the class, which has no public way to

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsescope.models.checks import Check, check
 from sparsescope.models.structure.roles import text_config
 from sparsescope.models.torch_environment import quiet_transformers
 
@@ -59,6 +60,7 @@ class Examination:
         capabilities: What analyses can ask of it.
         n_sites: Number of sites.
         hooks_left: Hooks that the capture left behind; 0 when all is well.
+        checks: What a run relies on; see ``checks.check``.
     """
 
     subject: str
@@ -71,11 +73,13 @@ class Examination:
     capabilities: tuple[str, ...]
     n_sites: int
     hooks_left: int
+    checks: tuple[Check, ...] = ()
 
     @property
     def healthy(self) -> bool:
-        """Whether every comparison is bit-equal and no hook is left."""
-        return all(row.bit_equal for row in self.parity) and self.hooks_left == 0
+        """Whether every comparison is bit-equal, every check passed and no hook is left."""
+        passed = all(check.ok for check in self.checks)
+        return passed and all(row.bit_equal for row in self.parity) and self.hooks_left == 0
 
 
 def examine(subject: Subject, batch_tokens: int = 2048) -> Examination:
@@ -90,11 +94,12 @@ def examine(subject: Subject, batch_tokens: int = 2048) -> Examination:
     """
     ids = sample_ids(subject)
     before = count_hooks(subject.model)
+    checks = check(subject)
     plain = _plain_pass(subject, ids)
-    captured = _captured_pass(subject, ids)
+    captured = _captured_pass(subject, ids, checks[0].ok)
     rows = []
     # The last hidden state that transformers reports is already normed, so it is the backbone row.
-    for layer, reference in enumerate(plain["hidden"][1 : subject.n_layers]):
+    for layer, reference in enumerate(plain["hidden"][1 : subject.n_layers] if checks[0].ok else ()):
         rows.append(compare("hidden state", layer, reference, captured["hidden"][layer]))
     rows.append(compare("backbone", None, plain["backbone"], captured["backbone"]))
     if "logits" in plain:
@@ -111,6 +116,7 @@ def examine(subject: Subject, batch_tokens: int = 2048) -> Examination:
         capabilities=tuple(sorted(subject.capabilities)),
         n_sites=len(subject.site_names()),
         hooks_left=count_hooks(subject.model) - before,
+        checks=checks,
     )
 
 
@@ -148,8 +154,8 @@ def _plain_pass(subject: Subject, ids: torch.Tensor) -> dict[str, Any]:
     return found
 
 
-def _captured_pass(subject: Subject, ids: torch.Tensor) -> dict[str, Any]:
-    """Run the model through ``Subject.forward`` with hooks on every site."""
+def _captured_pass(subject: Subject, ids: torch.Tensor, readable: bool) -> dict[str, Any]:
+    """Run the model through ``Subject.forward`` with hooks on every site, if these can be read."""
     hidden: dict[int, torch.Tensor] = {}
 
     def keep(site: Site, tensor: torch.Tensor, rows: torch.Tensor | None) -> None:
@@ -158,7 +164,7 @@ def _captured_pass(subject: Subject, ids: torch.Tensor) -> dict[str, Any]:
 
     mask = torch.ones_like(ids)
     found: dict[str, Any] = {"hidden": hidden}
-    with subject.attach(subject.sites("blocks.*.*"), keep):
+    with subject.attach(subject.sites("blocks.*.*") if readable else (), keep):
         found["backbone"] = subject.forward(ids, mask)
         if "logits" in subject.capabilities:
             found["logits"] = subject.forward(ids, mask, logits=True)

@@ -29,8 +29,10 @@ from sparsescope.models.structure import sites as _sites
 from sparsescope.models.structure.edits import Replace, edit
 from sparsescope.models.structure.parameters import ParameterSite
 from sparsescope.models.structure.patterns import select
+from sparsescope.models.structure.reach import LENGTH, check_reach
 from sparsescope.models.structure.roles import Block, submodule, text_config
 from sparsescope.models.structure.sites import Site
+from sparsescope.models.structure.visits import alone, compiled_modules, passing, structure_mark
 from sparsescope.models.torch_environment import dtype_name
 
 EXACT_ZERO_ACTIVATIONS = frozenset({"relu", "relu2", "relu6"})
@@ -45,6 +47,8 @@ class _Stopped(BaseException):
 
 class Subject:
     """A model under study. Make one with ``load`` or ``wrap``.
+
+    Threads may share one: while one of them runs a pass, reads or edits, the others wait.
 
     Args:
         model: HF model.
@@ -81,6 +85,7 @@ class Subject:
         self.variant = variant
         self.blocks = tuple(blocks)
         self._hash: tuple[Any, str] | None = None
+        self._reached: tuple[int, set[str]] = (0, set())
         self._as_loaded = None if source is None else (fingerprint(model), config_hash(model))
 
     def __repr__(self) -> str:
@@ -151,7 +156,16 @@ class Subject:
     @property
     def notes(self) -> tuple[tuple[Severity, str], ...]:
         """What a reader of any result of this subject has to know, as severity and sentence."""
-        return ()
+        compiled = compiled_modules(self.model)
+        if not compiled:
+            return ()
+        return (
+            (
+                "info",
+                f"{len(compiled)} modules of the model are compiled ({compiled[0] or 'the model'} first); "
+                "passes ran them uncompiled, since compiled code does not see hooks",
+            ),
+        )
 
     @property
     def max_positions(self) -> int | None:
@@ -223,7 +237,7 @@ class Subject:
             )
         module = self.model if logits else self.backbone
         arguments = self.mask_arguments(module, ids, attention_mask)
-        with torch.inference_mode(), evaluating(self.model):
+        with alone(self.model), torch.inference_mode(), evaluating(self.model):
             output = module(input_ids=ids, **arguments)
         return output.logits if logits else output.last_hidden_state
 
@@ -242,14 +256,15 @@ class Subject:
         def stop(module: Any, args: tuple[Any, ...], output: Any) -> None:
             raise _Stopped
 
-        # Registered last, so it is called after all other hooks of the block.
-        handle = submodule(self.model, self.blocks[layer].path).register_forward_hook(stop)
-        try:
-            self.forward(input_ids, attention_mask)
-        except _Stopped:
-            pass
-        finally:
-            handle.remove()
+        with alone(self.model):
+            # Registered last, so it is called after all other hooks of the block.
+            handle = submodule(self.model, self.blocks[layer].path).register_forward_hook(stop)
+            try:
+                self.forward(input_ids, attention_mask)
+            except _Stopped:
+                pass
+            finally:
+                handle.remove()
 
     def mask_arguments(self, module: Any, ids: torch.Tensor, attention_mask: Any) -> dict[str, Any]:
         """Return mask, positions and cache switch, as far as the module takes them.
@@ -318,8 +333,26 @@ class Subject:
         return _sites.attach(self.model, sites, callback)
 
     def edit(self, sites: Sequence[Site], replace: Replace) -> AbstractContextManager[None]:
-        """Replace activations of this subject while a ``with`` block runs; see ``edits.edit``."""
+        """Replace activations of this subject while a ``with`` block runs; see ``edits.edit``.
+
+        The first edit of a site is tried beforehand: whether it reaches what the model goes on with.
+
+        Raises:
+            SubjectError: It does not; see ``reach.check_reach``.
+        """
+        self._check_reach(sites)
         return edit(self.model, sites, replace)
+
+    def _check_reach(self, sites: Sequence[Site]) -> None:
+        """Try sites that were not tried in the model as it stands."""
+        mark = structure_mark(self.model)
+        if self._reached[0] != mark:
+            self._reached = mark, set()
+        new = [site for site in sites if site.name not in self._reached[1]]
+        if not new or passing(self.model):  # within another edit a pass would call that one
+            return
+        check_reach(self.model, self.blocks, new, lambda batch: self.forward(self.sample_ids(batch)))
+        self._reached[1].update(site.name for site in new)
 
     def parameter_sites(self, patterns: str | Sequence[str]) -> tuple[ParameterSite, ...]:
         """Return the weight matrices that patterns such as ``weight:blocks.*.mlp.out.weight`` name.
@@ -350,6 +383,11 @@ class Subject:
                 hint = f"this layer is a mixture of experts: {of_experts} gives all of them; {hint}"
             raise unknown_name("parameter", name, by_name, next_step=hint, error=SubjectError)
         return _parameters.read(self.model, site)
+
+    def sample_ids(self, batch: int) -> torch.Tensor:
+        """A few equal sequences of spread token ids, int64 [batch, ``reach.LENGTH``], to try something on."""
+        size = int(text_config(self.model).vocab_size)
+        return torch.tensor([[(17 + 31 * n) % size for n in range(LENGTH)]] * batch, device=self.device)
 
     def memory_estimate(self, batch_tokens: int = 2048) -> dict[str, int]:
         """Estimate the memory of one forward pass, in bytes.

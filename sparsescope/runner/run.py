@@ -376,7 +376,7 @@ def _shared_pass(jobs: list[_Job], work: _Work, events: list[dict[str, Any]]) ->
         context = by_digest[next(iter(shared))].context
         sites = {site.name: site for accumulator in shared.values() for site in accumulator.sites}
         source = LiveSource(
-            context.subject, context.corpus, tuple(sites.values()), batch_tokens=work.batch_tokens
+            context.subject, context.corpus, tuple(sites.values()), batch_tokens=work.batch_tokens, reuse=True
         )
         try:
             failures = one_pass(source, shared, store=work.store, progress=work.progress, events=events)

@@ -111,7 +111,7 @@ def _hidden(
     total = calibration.n_tokens
     stride = max(1, total // tokens)
     done = 0
-    with capture(context.subject, calibration, [site.name for site in sites]) as source:
+    with capture(context.subject, calibration, [site.name for site in sites], reuse=True) as source:
         for batch in source:
             context.progress("calibration", done, total)
             rows = torch.from_numpy(np.flatnonzero(batch.positions > 0)[::stride])

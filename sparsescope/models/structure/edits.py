@@ -27,10 +27,9 @@ from sparsescope.models.structure.sites import (
     argument,
     by_module,
     module_at,
-    shape_hook,
-    shaped,
     with_argument,
 )
+from sparsescope.models.structure.visits import Visits, alone
 
 #: Called as ``replace(site, tensor)``, and at expert sites as ``replace(site, tensor, rows)``.
 Replace = Callable[..., torch.Tensor]
@@ -50,73 +49,67 @@ def edit(model: Any, sites: Sequence[Site], replace: Replace) -> Iterator[None]:
 
     Raises:
         SubjectError: If nothing computes with a site, the replacement has another shape or dtype, or a
-            forward pass went through the block of a site without using its module.
+            site was not seen exactly once in a forward pass.
     """
     handles: list[Any] = []
-    # Block path -> (batch, pos): some MLPs see their tokens flattened
-    shapes: dict[str, tuple[int, int]] = {}
-    used: set[str] = set()
     dense, routed = by_module(sites)
-    try:
-        for path in sorted({site.block_path for site in sites}):
-            shape = shape_hook(path, shapes)
-            handles.append(module_at(model, path).register_forward_pre_hook(shape, with_kwargs=True))
-        for site in dense:
-            if site.role == "mlp.router.hook_out":
-                raise SubjectError(
-                    "activations cannot be replaced here: the mixture takes the experts that the "
-                    "router chose, not its scores",
-                    where=site.name,
-                    allowed="sites that the model goes on with",
-                    got=site.role,
-                    next_step="replace mlp.hook_expert_indices or mlp.hook_expert_weights",
-                )
-            module, make = (
-                module_at(model, site.module_path),
-                _input_hook if site.kind == "input" else _output_hook,
-            )
-            hook = make(site, replace, shapes, used)
-            if site.kind == "input":
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            else:
-                handles.append(module.register_forward_hook(hook))
-        for path, group in routed.items():
-            experts = _experts_hook(group, replace, used)
-            handles.append(module_at(model, path).register_forward_hook(experts, with_kwargs=True))
-        yield
-        _check_used(sites, shapes, used)
-    finally:
-        for handle in handles:
-            handle.remove()
+    visits = Visits(model, sites)
+    with alone(model):
+        try:
+            handles += visits.hooks()
+            for site in dense:
+                if site.role == "mlp.router.hook_out":
+                    raise SubjectError(
+                        "activations cannot be replaced here: the mixture takes the experts that the "
+                        "router chose, not its scores",
+                        where=site.name,
+                        allowed="sites that the model goes on with",
+                        got=site.role,
+                        next_step="replace mlp.hook_expert_indices or mlp.hook_expert_weights",
+                    )
+                module = module_at(model, site.module_path)
+                if site.kind == "input":
+                    before = _input_hook(site, replace, visits)
+                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                else:
+                    handles.append(module.register_forward_hook(_output_hook(site, replace, visits)))
+            for path, group in routed.items():
+                experts = _experts_hook(group, replace, visits)
+                handles.append(module_at(model, path).register_forward_hook(experts, with_kwargs=True))
+            yield
+            visits.check()
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def _input_hook(
-    site: Site, replace: Replace, shapes: dict[str, tuple[int, int]], used: set[str]
+    site: Site, replace: Replace, visits: Visits
 ) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
     def hook(
         module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        used.add(site.name)
-        after = _replaced(site, argument(args, kwargs, site.argument), replace, shapes)
+        visits.see(site)
+        after = _replaced(site, argument(args, kwargs, site.argument), replace, visits)
         return with_argument(args, kwargs, site.argument, after)
 
     return hook
 
 
 def _output_hook(
-    site: Site, replace: Replace, shapes: dict[str, tuple[int, int]], used: set[str]
+    site: Site, replace: Replace, visits: Visits
 ) -> Callable[..., torch.Tensor | tuple[Any, ...] | list[Any]]:
     def hook(module: Any, args: tuple[Any, ...], output: Any) -> torch.Tensor | tuple[Any, ...] | list[Any]:
-        used.add(site.name)
+        visits.see(site)
         if not isinstance(output, tuple | list):
-            return _replaced(site, output, replace, shapes)
-        after = [_replaced(site, output[0], replace, shapes), *output[1:]]
+            return _replaced(site, output, replace, visits)
+        after = [_replaced(site, output[0], replace, visits), *output[1:]]
         return after if isinstance(output, list) else tuple(after)
 
     return hook
 
 
-def _experts_hook(group: list[Site], replace: Replace, used: set[str]) -> Callable[..., torch.Tensor]:
+def _experts_hook(group: list[Site], replace: Replace, visits: Visits) -> Callable[..., torch.Tensor]:
     by_expert = {site.expert: site for site in group}
 
     def change(expert: int, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -126,18 +119,16 @@ def _experts_hook(group: list[Site], replace: Replace, used: set[str]) -> Callab
     def hook(
         module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
     ) -> torch.Tensor:
-        used.update(site.name for site in group)
         states, index, weights = (argument(args, kwargs, number) for number in range(3))
+        visits.see_experts(group, index)
         return expert_output(module, states, index, weights, change)
 
     return hook
 
 
-def _replaced(
-    site: Site, given: torch.Tensor, replace: Replace, shapes: dict[str, tuple[int, int]]
-) -> torch.Tensor:
+def _replaced(site: Site, given: torch.Tensor, replace: Replace, visits: Visits) -> torch.Tensor:
     """The tensor that takes the place of ``given``, of which the site may be a part."""
-    before = shaped(site, given, shapes)
+    before = visits.shaped(site, given)
     after = _alike(site, before, replace(site, before))
     if site.part is None:
         return after.reshape(given.shape)
@@ -158,15 +149,3 @@ def _alike(site: Site, before: torch.Tensor, after: torch.Tensor) -> torch.Tenso
             next_step="return a tensor like the one that was given",
         )
     return after
-
-
-def _check_used(sites: Sequence[Site], shapes: dict[str, tuple[int, int]], used: set[str]) -> None:
-    """Refuse passes in which an edit did not act: their numbers would be those of the unedited model."""
-    idle = [site for site in sites if site.block_path in shapes and site.name not in used]
-    if idle:
-        raise SubjectError(
-            "the forward pass did not go through a module, so that nothing was replaced there",
-            where=f"{idle[0].name} ({idle[0].module_path})",
-            got=f"{len(idle)} of {len(sites)} sites",
-            next_step="the architecture is read wrongly: please report it with the name of the model",
-        )

@@ -18,6 +18,7 @@ from sparsescope.errors import SubjectError
 from sparsescope.models.structure.experts import expert_hidden, is_fused, is_gated, sizes
 from sparsescope.models.structure.patterns import ALIASES
 from sparsescope.models.structure.roles import Block, Experts, Matrix, Mlp, features, submodule
+from sparsescope.models.structure.visits import Visits, alone
 
 if TYPE_CHECKING:
     import torch
@@ -173,35 +174,38 @@ def attach(model: Any, sites: Sequence[Site], callback: Callback) -> Iterator[No
     rows int64 [n_routed], ascending indices into batch * pos (padding included); an expert
     without tokens in a batch is not called.
 
+    Other threads that use the model wait until the block ends.
+
     Args:
         model: The HF model that the module paths of the sites start from.
         sites: Sites to read, from ``Subject.sites``.
         callback: What to do with each tensor. Exceptions end the forward pass and reach the caller.
 
     Raises:
-        SubjectError: A module is missing, or gives a tensor of another width than the site says.
+        SubjectError: A module is missing, gives a tensor of another shape than [batch, pos, width], or a
+            site is not seen exactly once in a pass.
     """
     handles: list[Any] = []
-    shapes: dict[str, tuple[int, int]] = {}  # block path -> (batch, pos) of the running forward pass
     dense, routed = by_module(sites)
-    try:
-        for path in sorted({site.block_path for site in dense}):
-            hook = shape_hook(path, shapes)
-            handles.append(module_at(model, path).register_forward_pre_hook(hook, with_kwargs=True))
-        for site in dense:
-            module = module_at(model, site.module_path)
-            if site.kind == "input":
-                hook = _input_hook(site, shapes, callback)
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            else:
-                handles.append(module.register_forward_hook(_output_hook(site, shapes, callback)))
-        for path, group in routed.items():
-            hook = _experts_hook(group, callback)
-            handles.append(module_at(model, path).register_forward_pre_hook(hook, with_kwargs=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    visits = Visits(model, sites)
+    with alone(model):
+        try:
+            handles += visits.hooks()
+            for site in dense:
+                module = module_at(model, site.module_path)
+                if site.kind == "input":
+                    hook = _input_hook(site, visits, callback)
+                    handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+                else:
+                    handles.append(module.register_forward_hook(_output_hook(site, visits, callback)))
+            for path, group in routed.items():
+                hook = _experts_hook(group, visits, callback)
+                handles.append(module_at(model, path).register_forward_pre_hook(hook, with_kwargs=True))
+            yield
+            visits.check()
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def by_module(sites: Sequence[Site]) -> tuple[list[Site], dict[str, list[Site]]]:
@@ -229,36 +233,29 @@ def module_at(model: Any, path: str) -> Any:
     return module
 
 
-def shape_hook(path: str, shapes: dict[str, tuple[int, int]]) -> Callable[..., None]:
-    """Note (batch, pos) at the entry of a block: some MLPs see their tokens flattened."""
-
+def _input_hook(site: Site, visits: Visits, callback: Callback) -> Callable[..., None]:
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states = argument(args, kwargs, 0)
-        shapes[path] = (int(states.shape[0]), int(states.shape[1]))
+        visits.see(site)
+        callback(site, visits.shaped(site, argument(args, kwargs, site.argument)), None)
 
     return hook
 
 
-def _input_hook(site: Site, shapes: dict[str, tuple[int, int]], callback: Callback) -> Callable[..., None]:
-    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        callback(site, shaped(site, argument(args, kwargs, site.argument), shapes), None)
-
-    return hook
-
-
-def _output_hook(site: Site, shapes: dict[str, tuple[int, int]], callback: Callback) -> Callable[..., None]:
+def _output_hook(site: Site, visits: Visits, callback: Callback) -> Callable[..., None]:
     def hook(module: Any, args: tuple[Any, ...], output: Any) -> None:
+        visits.see(site)
         tensor = output[0] if isinstance(output, tuple | list) else output
-        callback(site, shaped(site, tensor, shapes), None)
+        callback(site, visits.shaped(site, tensor), None)
 
     return hook
 
 
-def _experts_hook(group: list[Site], callback: Callback) -> Callable[..., None]:
+def _experts_hook(group: list[Site], visits: Visits, callback: Callback) -> Callable[..., None]:
     by_expert = {site.expert: site for site in group if site.expert is not None}
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states, index = argument(args, kwargs, 0), argument(args, kwargs, 1)
+        visits.see_experts(group, index)
         for expert, hidden, rows in expert_hidden(module, states, index, tuple(by_expert)):
             callback(by_expert[expert], hidden, rows)
 
@@ -288,20 +285,3 @@ def _place(args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> int | s
     if index == 0 and "hidden_states" in kwargs:
         return "hidden_states"
     return list(kwargs)[index - len(args)]
-
-
-def shaped(site: Site, tensor: torch.Tensor, shapes: dict[str, tuple[int, int]]) -> torch.Tensor:
-    """Return the tensor of a site as [batch, pos, width], a view of what the model computes with."""
-    if site.part is not None:
-        tensor = tensor[..., site.part[0] : site.part[1]]
-    if tensor.shape[-1] != site.width:
-        raise SubjectError(
-            "a module gave a tensor of another width than its site",
-            where=f"{site.name} ({site.module_path})",
-            allowed=f"[..., {site.width}]",
-            got=tuple(tensor.shape),
-            next_step="the architecture is read wrongly: please report it with the name of the model",
-        )
-    if tensor.ndim == 3:
-        return tensor
-    return tensor.reshape(*shapes[site.block_path], site.width)

@@ -267,7 +267,7 @@ def test_an_edit_that_does_not_act_is_refused(llama, monkeypatch):
     mlp = subject.model.model.layers[0].mlp
     monkeypatch.setattr(mlp, "forward", lambda x: torch.zeros_like(x))
     with (
-        pytest.raises(SubjectError, match=r"nothing was replaced[\s\S]*blocks.0.mlp.hook_post"),
+        pytest.raises(SubjectError, match=r"not at all[\s\S]*blocks.0.mlp.hook_post"),
         subject.edit(subject.sites("blocks.*.mlp.hook_post"), kept),
     ):
         subject.forward(sample_ids(subject))
