@@ -40,7 +40,8 @@ entry point group           record
 An analysis gets a ``Context`` and gives a ``Result``. One that reads activations in the shared forward pass
 has an ``Accumulator`` (``DocumentAccumulator`` is a base for it), which is fed ``ActivationBatch`` objects;
 ``DocumentBootstrap`` gives an ``Estimate`` with its ``Interval`` over documents. The module of
-``Analysis.statements`` says what a result shows, as ``Statement`` objects. ``sparsescope.testing`` holds
+``Analysis.statements`` says what a result shows, as ``Statement`` objects whose numbers ``said`` and
+``basis`` write; ``describe`` sets title and alt text of a figure. ``sparsescope.testing`` holds
 records to their contracts; ``CONTRIBUTING.md`` has the recipes step by step.
 """
 
@@ -51,7 +52,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from sparsescope.activations.accumulators import Accumulator, DocumentAccumulator
+from sparsescope.activations.accumulators import Accumulator, DocumentAccumulator, with_room
 from sparsescope.activations.context import Context
 from sparsescope.activations.text.documents import CorpusEntry, Document
 from sparsescope.core.artifacts import Artifact
@@ -62,7 +63,7 @@ from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.result import Note, Result, Tensor
 from sparsescope.core.roles import Role
 from sparsescope.core.spec import Params
-from sparsescope.core.statements import Statement
+from sparsescope.core.statements import Statement, basis, said
 from sparsescope.core.tables import places, with_interval
 from sparsescope.errors import SparsescopeError, SpecError, SubjectError
 from sparsescope.metrics.estimates import DocumentBootstrap, Estimate
@@ -74,12 +75,14 @@ if TYPE_CHECKING:
     from sparsescope.activations.capture import ActivationBatch
     from sparsescope.models.checkpoints import CheckpointSeries
     from sparsescope.models.subject import Subject
+    from sparsescope.viz.figure import describe
 
-# What an analysis is handed; these import torch, so they are loaded when they are first used.
+# These import torch or plotly, so they are loaded when they are first used.
 _LAZY = {
     "ActivationBatch": "sparsescope.activations.capture",
     "CheckpointSeries": "sparsescope.models.checkpoints",
     "Subject": "sparsescope.models.subject",
+    "describe": "sparsescope.viz.figure",
 }
 
 __all__ = [
@@ -116,13 +119,17 @@ __all__ = [
     "Tensor",
     "VariantKind",
     "View",
+    "basis",
+    "describe",
     "places",
+    "said",
     "with_interval",
+    "with_room",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name that needs torch when it is first used (PEP 562)."""
+    """Import a name that needs torch or plotly when it is first used (PEP 562)."""
     if name not in _LAZY:
         raise AttributeError(f"module 'sparsescope.plugin' has no attribute {name!r}")
     return getattr(import_module(_LAZY[name]), name)

@@ -14,7 +14,8 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from sparsescope.models.subject import Subject
     from sparsescope.models.variants import VariantKind
     from sparsescope.viz.panel import Panel
+
+
+_DESCRIBE = (
+    "call sparsescope.viz.figure.describe(figure, title=..., subtitle=..., alt=...), which sets title and alt"
+)
 
 
 def check_subject(subject: Subject) -> None:
@@ -142,8 +148,14 @@ def check_accumulator(make: Callable[[], Accumulator], batches: Sequence[Activat
     bit for bit, floats to 1e-12 relative; merged in the other order, its totals; a saved and restored
     state goes on exactly.
     """
+    from sparsescope.activations.accumulators import check_methods
+    from sparsescope.core.named_code import Owner
+
     documents = list(dict.fromkeys(batch.document for batch in batches))
     assert len(documents) >= 2, "give at least two documents"
+    with _declared():
+        made = make()
+        check_methods(made, Owner("this check", "Add an analysis"), type(made).__module__)
     whole = _fed(make, batches)
     for cut in range(1, len(documents)):
         first = [batch for batch in batches if batch.document in documents[:cut]]
@@ -179,12 +191,20 @@ def check_analysis(
         corpus: Text; None for an analysis that reads none.
         **more: Inputs of further roles.
     """
+    from sparsescope.core.named_code import function_of, module_of
     from sparsescope.core.registry import find_record
     from sparsescope.core.run_store import Store
     from sparsescope.errors import SpecError
     from sparsescope.runner.run import run
 
     assert find_record(record.name) is record, f"{record.name} is not registered"
+    with _declared():  # before minutes of work
+        record.compute_module()
+        for view in record.views:
+            record.view_function(view)
+        if record.statements:
+            module = module_of(record.statements, record.owner, "statements")
+            function_of(module, "statements(result)", record.owner, "statements")
     with tempfile.TemporaryDirectory() as folder:
         result = run(record.name, subject, corpus, store=folder, **more)
         stored = Store(folder).open(str(result.run_id))
@@ -227,6 +247,17 @@ def check_analysis(
     raise AssertionError("an unknown parameter was accepted")
 
 
+@contextmanager
+def _declared() -> Iterator[None]:
+    """Turn the error of what a record declares, and does not have, into one of its contract."""
+    from sparsescope.errors import SpecError
+
+    try:
+        yield
+    except SpecError as error:
+        raise AssertionError(str(error)) from error
+
+
 def _check_views(record: Analysis, result: Result) -> None:
     """Check that every view of a result can be drawn."""
     for view in record.views:
@@ -239,17 +270,15 @@ def check_statements(result: Result) -> None:
     """Check what a result says: one to three sentences in words, each of a figure and
     numbers that are there.
     """
-    import importlib
-    import re
-
     from sparsescope.core.registry import find_record
-    from sparsescope.core.statements import MOST, statements_of
+    from sparsescope.core.statements import MOST, own_statements, statements_of
 
     record = find_record(result.analysis)
-    own = importlib.import_module(record.statements).statements(result) if record.statements else None
+    with _declared():
+        own = own_statements(result)
     said = statements_of(result)
     assert 1 <= len(said if own is None else own) <= MOST, (
-        f"{record.name} says {len(said)} things, not 1 to {MOST}"
+        f"{record.name} says {len(said if own is None else own)} things, not 1 to {MOST}"
     )
     for statement in own or said:
         assert statement.text.strip().endswith("."), f"no sentence: {statement.text!r}"
@@ -272,27 +301,37 @@ def check_figure(figure: Any, name: str = "figure") -> None:
     if isinstance(figure, Panel):
         check_panel(figure, name)
         return
+    assert hasattr(figure, "to_json"), f"{name} is a {type(figure).__name__}, not a plotly Figure or a Panel"
     described = json.loads(figure.to_json())
-    assert described["layout"].get("title", {}).get("text"), f"{name} has no title"
+    assert described["layout"].get("title", {}).get("text"), (
+        f"{name} has no title: set layout.title.text, or {_DESCRIBE}"
+    )
     meta = described["layout"].get("meta") or {}
-    assert meta.get("alt"), f"{name} has no alt text"
-    assert not [trace["type"] for trace in described["data"] if "gl" in trace["type"]], (
-        f"{name} has WebGL traces"
+    assert isinstance(meta, dict) and meta.get("alt"), (
+        f'{name} has no alt text: set layout.meta["alt"], '
+        f'figure.update_layout(meta={{"alt": "what is to be seen"}}), or {_DESCRIBE}'
+    )
+    webgl = sorted({trace["type"] for trace in described["data"] if "gl" in trace["type"]})
+    assert not webgl, (
+        f"{name} has WebGL traces: {', '.join(webgl)}; take those without gl, for example go.Scatter"
     )
     if described["data"]:
         for axis in ("xaxis", "yaxis"):
             titles = [
                 v.get("title", {}).get("text") for k, v in described["layout"].items() if k.startswith(axis)
             ]
-            assert any(titles), f"{name} has no title on any {axis}"
+            assert any(titles), (
+                f"{name} has no title on any {axis}: set layout.{axis}.title.text, "
+                f'figure.update_{axis}es(title="quantity, unit")'
+            )
 
 
 def check_panel(panel: Panel, name: str = "panel") -> None:
     """Check that a panel has a title and alt text, that every mark says what it is, and that its page
     allows one script only.
     """
-    assert panel.title.strip(), f"{name} has no title"
-    assert panel.alt.strip(), f"{name} has no alt text"
+    assert panel.title.strip(), f"{name} has no title: give Panel(title=...)"
+    assert panel.alt.strip(), f"{name} has no alt text: give Panel(alt=...)"
     tags = [tag for top in panel.body for tag in top]
     silent = [
         tag for tag in tags if "data-mark" in tag.attributes and not tag.attributes.get("title", "").strip()

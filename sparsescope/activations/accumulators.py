@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
+from sparsescope.core.named_code import Owner, takes
 from sparsescope.errors import SpecError
 
 if TYPE_CHECKING:
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
 
 # Documents beyond this many share clusters, so that memory does not grow with the corpus.
 MAX_CLUSTERS = 4096
+#: The methods of an accumulator.
+METHODS = ("update(batch)", "merge(other)", "finish()", "state()", "restore(arrays, meta)")
+#: What a subclass of ``DocumentAccumulator`` defines, with the method that calls it.
+OF_DOCUMENTS = {
+    "_take(batch, cluster, seen)": "update",
+    "_join(other, places)": "merge",
+    "_arrays()": "state",
+    "_load(arrays)": "restore",
+}
 
 
 class Accumulator(Protocol):
@@ -196,6 +206,51 @@ class DocumentAccumulator:
     def _load(self, arrays: dict[str, np.ndarray]) -> None:
         """Take over saved arrays, which are no one else's."""
         raise NotImplementedError
+
+
+def check_methods(accumulator: Any, owner: Owner, module: str) -> None:
+    """Refuse what lacks a method of an accumulator, before a pass begins.
+
+    Args:
+        accumulator: What ``accumulator(params, context)`` of an analysis returned.
+        owner: The analysis, for the message.
+        module: Its compute module.
+
+    Raises:
+        SpecError: With every method that is missing or takes other arguments.
+    """
+    kind, missing = type(accumulator), [call for call in METHODS if _lacks(accumulator, call)]
+    if isinstance(accumulator, DocumentAccumulator):
+        inherited = [call for call, of in OF_DOCUMENTS.items() if _left(kind, of)]
+        missing += [call for call in inherited if _left(kind, call) or _lacks(accumulator, call)]
+        missing += [call for call in ("_close(cluster)", "_make_room(clusters)") if _lacks(accumulator, call)]
+        if not hasattr(accumulator, "clusters"):
+            missing.append("__init__, which calls super().__init__(sites, measure)")
+    sites = getattr(accumulator, "sites", None)
+    if not isinstance(sites, list | tuple) or not all(hasattr(site, "module_path") for site in sites):
+        missing.append("the attribute sites, as context.subject.sites(...) returns it")
+    if missing:
+        raise SpecError(
+            f"the accumulator of {owner.name} is not complete",
+            where=f"class {kind.__name__} of {kind.__module__}, made by accumulator of {module}",
+            allowed=f"a class that defines {', '.join(missing)}",
+            got="an accumulator in which these are missing or take other arguments"
+            if accumulator is not None
+            else "None",
+            next_step=f"define them, or take DocumentAccumulator as its base; {owner.next_step}",
+        )
+
+
+def _lacks(accumulator: Any, call: str) -> bool:
+    """Whether a method is missing or takes other arguments."""
+    method = getattr(accumulator, call.partition("(")[0], None)
+    return not callable(method) or not takes(method, call)
+
+
+def _left(kind: type, call: str) -> bool:
+    """Whether a class leaves a method to ``DocumentAccumulator``."""
+    name = call.partition("(")[0]
+    return getattr(kind, name) is getattr(DocumentAccumulator, name)
 
 
 def with_room(array: np.ndarray, clusters: int) -> np.ndarray:

@@ -162,9 +162,10 @@ def describe(name: str, home: Path | None) -> dict[str, Any]:
 
 def open_run(name: str, home: Path | None) -> Result:
     """Open a run by id in the folder of runs, or by its own folder."""
+    from sparsescope.core.files import given_path
     from sparsescope.core.run_store import Store
 
-    folder = Path(name)
+    folder = given_path(name, "name of a run")
     return (
         Store(folder.resolve().parent).open(folder.name) if folder.is_dir() else Store(home).open(folder.name)
     )
@@ -175,9 +176,10 @@ def find_artifact(name: str, home: Path | None) -> Artifact | None:
     so a run is meant.
     """
     from sparsescope.core.artifacts import RECORD, Artifact
+    from sparsescope.core.files import given_path
     from sparsescope.core.run_store import Store
 
-    folder = Path(name)
+    folder = given_path(name, "name of an artifact")
     found = (
         Artifact(folder.name, folder.resolve())
         if folder.is_dir()

@@ -16,10 +16,11 @@ from sparsescope.cli.options import (
     Preset,
     Set,
     TextOptions,
+    output_file,
     with_options,
 )
 from sparsescope.cli.root import app
-from sparsescope.cli.running import given_inputs, raise_if_failed, run_requests
+from sparsescope.cli.running import check_output, given_inputs, raise_if_failed, run_requests
 from sparsescope.errors import SpecError
 
 if TYPE_CHECKING:
@@ -88,9 +89,12 @@ def train(
     The same command goes on after an interruption.
     """
     from sparsescope.cli import console
+    from sparsescope.core.files import check_name
     from sparsescope.training.kinds import read_artifact_recipe
     from sparsescope.training.recipe import changed_text, find_recipe, read_recipe
 
+    if output is not None:
+        check_name(output, "--output")
     path = find_recipe(recipe)
     if (of_artifact := read_artifact_recipe(path)) is not None:
         _train_artifact(of_artifact, home, json, {"--output": output, "--seed": seed, "--name": name})
@@ -146,7 +150,14 @@ def bench(
     model: ModelOptions,
     set_: Set = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write an HTML report with the figure.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Also write an HTML report with the figure.",
+            parser=output_file,
+            metavar="PATH",
+        ),
     ] = None,
     home: Home = None,
     json: Json = False,
@@ -159,6 +170,8 @@ def bench(
     from sparsescope.core.registry import benchmarks
 
     record = benchmarks().get(name)
+    if output is not None:
+        check_output(output)
     params = parse_set(set_ or [], record.params, analysis=record.name)
     inputs = given_inputs(record, subject, model, text, more)
     outcomes = run_requests([(record.name, params)], inputs, home, 2048, again=True)

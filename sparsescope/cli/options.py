@@ -34,11 +34,38 @@ def home_folder(text: str | Path) -> Path:
     """Return the folder of runs that ``--home`` names; an empty one, as an unset variable
     gives it, is refused.
     """
-    if not str(text).strip() or "\0" in str(text):
+    from sparsescope.core.files import given_path
+
+    if not str(text).strip():
         raise SpecError(
             "the folder of runs is empty", where="--home", allowed="a path", got=repr(str(text)),
             next_step="leave --home out for $SPARSESCOPE_HOME or ./runs, or write . for this folder",
         )  # fmt: skip
+    return given_path(text, "--home")
+
+
+def no_output(text: str, option: str) -> SpecError:
+    """The error of an output that cannot be written."""
+    return SpecError(
+        f"the {'report' if option.startswith('--output') else 'notebook'} cannot be written there",
+        where=option.split()[0],
+        allowed="a file in an existing folder that you can write to",
+        got=text,
+        next_step=f"choose another path with: {option}",
+    )
+
+
+def output_file(text: str | Path) -> Path:
+    """Return the file that ``--output`` names; what ends with a slash is a folder, and ``Path`` hides it."""
+    if str(text).endswith(("/", "\\")):
+        raise no_output(str(text), "--output FILE.html")
+    return Path(text)
+
+
+def notebook_file(text: str | Path) -> Path:
+    """The same of ``--notebook``."""
+    if str(text).endswith(("/", "\\")):
+        raise no_output(str(text), "--notebook FILE.ipynb")
     return Path(text)
 
 

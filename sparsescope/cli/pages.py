@@ -16,6 +16,8 @@ from sparsescope.cli.options import (
     Json,
     ModelOptions,
     TextOptions,
+    notebook_file,
+    output_file,
     with_options,
 )
 from sparsescope.cli.root import app
@@ -40,7 +42,9 @@ def report(
     more: InputOptions,
     text: TextOptions,
     model: ModelOptions,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The HTML file.", parser=output_file, metavar="PATH")
+    ] = Path("report.html"),
     depth: Depth = "quick",
     fallback: Annotated[
         str | None,
@@ -98,8 +102,9 @@ def report(
                 if notice:
                     outcome.result.notes.insert(0, Note("warning", notice, "subject"))
                 results.append(outcome.result)
-    if not results and len(failed) == 1 and failed[0].error is not None:
-        raise failed[0].error
+    causes = {str(outcome.error): outcome.error for outcome in failed if outcome.error is not None}
+    if not results and len(causes) == 1:
+        raise next(iter(causes.values()))  # once, also where all read what could not be opened
     if not results and lost:
         raise lost[0]
     for outcome in failed:
@@ -134,10 +139,21 @@ def study(
     target: Annotated[str, typer.Argument(help="A name (see: sparsescope list studies), or a TOML file.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The HTML file; NAME.html when left out, none with --notebook."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="The HTML file; NAME.html when left out, none with --notebook.",
+            parser=output_file,
+            metavar="PATH",
+        ),
     ] = None,
     notebook: Annotated[
-        Path | None, typer.Option(help="Write a notebook (.ipynb) and execute it on the stored runs.")
+        Path | None,
+        typer.Option(
+            help="Write a notebook (.ipynb) and execute it on the stored runs.",
+            parser=notebook_file,
+            metavar="PATH",
+        ),
     ] = None,
     execute: Annotated[
         bool, typer.Option(help="Whether the study runs; without it the notebook has no outputs.")

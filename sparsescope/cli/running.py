@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsescope.cli.options import InputOptions, ModelOptions, TextOptions
+from sparsescope.cli.options import InputOptions, ModelOptions, TextOptions, no_output
 from sparsescope.errors import DependencyError, SpecError
 
 if TYPE_CHECKING:
@@ -239,19 +239,14 @@ class GrowingReport:
 
 def check_output(path: Path, option: str = "--output FILE.html") -> None:
     """Refuse an output that cannot be written, before minutes of work."""
-    folder = path.resolve().parent
+    from sparsescope.core.files import check_name
+
+    check_name(path, option.split()[0])
+    folder = path.parent
     # A report replaces the file: a device such as /dev/null must not be replaced.
     special = path.exists() and not path.is_file()
     if special or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise SpecError(
-            "the report cannot be written there"
-            if option.startswith("--output")
-            else "the notebook cannot be written there",
-            where=option.split()[0],
-            allowed="a file in an existing folder that you can write to",
-            got=str(path),
-            next_step=f"choose another path with: {option}",
-        )
+        raise no_output(str(path), option)
 
 
 def raise_if_failed(outcomes: list[Outcome]) -> None:

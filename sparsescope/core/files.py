@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sparsescope.errors import ArtifactError
+from sparsescope.errors import ArtifactError, SpecError
 
+#: Bytes of one part of a path, and of the whole of it, that file systems take.
+LONGEST_PART, LONGEST_PATH = 255, 4095
 _NEXT_STEP = {
     errno.ENOSPC: "free space on that disk, or set SPARSESCOPE_HOME to a folder on another one",
     errno.EDQUOT: "free some of your quota, or set SPARSESCOPE_HOME to another folder",
@@ -27,6 +29,55 @@ _NEXT_STEP = {
     errno.EEXIST: "a file stands where a folder is needed: set SPARSESCOPE_HOME to another folder",
     errno.ENOTDIR: "a file stands where a folder is needed: set SPARSESCOPE_HOME to another folder",
 }
+
+
+def check_name(given: str | Path, where: str) -> None:
+    """Refuse a path that no file can have, before the system is asked for it.
+
+    Args:
+        given: What a user gave.
+        where: Where it was given, for the message.
+
+    Raises:
+        SpecError: It is too long, or has a NUL.
+    """
+    text = str(given)
+    longest = max((_bytes(part) for part in Path(text).parts), default=0)
+    if "\0" in text or longest > LONGEST_PART or _bytes(text) > LONGEST_PATH:
+        raise SpecError(
+            "no file can have this name",
+            where=where,
+            allowed=f"at most {LONGEST_PART} bytes between two slashes, {LONGEST_PATH} in all, and no NUL",
+            got=f"{text[:60]!r}{' ...' if len(text) > 60 else ''}, {_bytes(text)} bytes",
+            next_step="leave the NUL out" if "\0" in text else "give a shorter name",
+        )
+
+
+def given_path(given: str | Path, where: str) -> Path:
+    """Return a path that a user gave, with ``~`` expanded; whether anything is there is not looked at.
+
+    Args:
+        given: What a user gave.
+        where: Where it was given, for the message.
+
+    Raises:
+        SpecError: No file can have this name, or it begins with the home of a user who is not there.
+    """
+    check_name(given, where)
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:
+        raise SpecError(
+            "this path begins with the home of a user who is not there",
+            where=where,
+            allowed="~/... for your own home, ~USER/... for that of USER, or ./~... for a file of this name",
+            got=repr(str(given)[:200]),
+            next_step="give the path without ~",
+        ) from None
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
 
 
 @contextmanager
@@ -67,7 +118,7 @@ def replace_file(path: Path, data: bytes, *, action: str = "write the file") -> 
     Raises:
         ArtifactError: If the disk refuses; the old file is untouched and no temporary file stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     with storage_errors(action, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

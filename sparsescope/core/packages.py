@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sparsescope.core.files import given_path
 from sparsescope.errors import DependencyError
 
 TIMEOUT_SECONDS = 600
@@ -24,7 +25,7 @@ def cache_dir() -> Path:
     """
     own, shared = os.environ.get("SPARSESCOPE_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if own:
-        return Path(own).expanduser()
+        return given_path(own, "$SPARSESCOPE_CACHE")
     return (Path(shared) if shared else Path.home() / ".cache") / "sparsescope"
 
 

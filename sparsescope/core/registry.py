@@ -10,14 +10,15 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.core.inputs import Input, Known, declared_inputs, why_not
-from sparsescope.core.spec import Params, make_params
+from sparsescope.core.named_code import Owner, function_of, module_of
+from sparsescope.core.spec import Params, make_params, named_inputs
 from sparsescope.errors import SparsescopeError, SpecError, unknown_name
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 NAME_PATTERN = r"[a-z][a-z0-9_]{0,63}"
 #: The depth of an analysis: its defaults, or its preset ``quick``, where it declares one.
 FULL, QUICK = "full", "quick"
+#: What a compute module defines: both of the first, or the second.
+ACCUMULATED = ("accumulator(params, context)", "result(params, context, accumulator)")
+COMPUTED = "compute(params, context)"
 _REPLACED = {
     "input": 'inputs=("series",) or inputs=("subject", "text")',
     "reads_text": 'inputs=("series", "text")',
@@ -179,12 +183,7 @@ class Analysis:
     @property
     def filled_by(self) -> dict[str, str]:
         """Parameters that name further inputs, with the role of these."""
-        extras = {name: found.json_schema_extra for name, found in self.params.model_fields.items()}
-        return {
-            name: str(extra["role"])
-            for name, extra in extras.items()
-            if isinstance(extra, dict) and "role" in extra
-        }
+        return named_inputs(self.params)
 
     def preset(self, name: str) -> dict[str, Any]:
         """What a preset sets; of ``full`` nothing.
@@ -214,9 +213,45 @@ class Analysis:
         """
         return why_not(self.declared, self.requires, known)
 
+    @property
+    def owner(self) -> Owner:
+        """How messages about its code call it."""
+        return Owner(f"analysis {self.name}", "Add an analysis", "check_analysis")
+
     def compute_module(self) -> Any:
-        """Import and return the compute module (this may import torch)."""
-        return importlib.import_module(self.compute)
+        """Import and return the compute module (this may import torch).
+
+        Raises:
+            SpecError: It cannot be imported, or lacks a function.
+        """
+        module = module_of(self.compute, self.owner, "compute")
+        if hasattr(module, "accumulator"):
+            for call in ACCUMULATED:
+                function_of(module, call, self.owner, "compute")
+        elif hasattr(module, "compute"):
+            function_of(module, COMPUTED, self.owner, "compute")
+        else:
+            raise SpecError(
+                f"{self.owner.name} has neither the functions accumulator and result nor the function "
+                "compute",
+                where=f"module {self.compute}",
+                allowed=f"def {' and def '.join(ACCUMULATED)}; or def {COMPUTED}",
+                got=", ".join(name for name in vars(module) if not name.startswith("_"))[:200]
+                or "an empty module",
+                next_step=self.owner.next_step,
+            )
+        return module
+
+    def view_function(self, view: View) -> Callable[..., go.Figure | Panel]:
+        """Import and return the function of a view (this imports plotly).
+
+        Raises:
+            SpecError: The module cannot be imported, or lacks the function.
+        """
+        call = f"{view.name}(result, value)" if view.select else f"{view.name}(result)"
+        module = module_of(self.view_module, self.owner, "view_module")
+        drawing: Callable[..., go.Figure | Panel] = function_of(module, call, self.owner, "view_module")
+        return drawing
 
     def draw(self, name: str | None, result: Result, select: Any = None) -> go.Figure | Panel:
         """Draw the view ``name`` (the first when None) of a result.
@@ -227,17 +262,17 @@ class Analysis:
             select: Value of the column ``View.select``; the first when None.
 
         Raises:
-            SpecError: If there is no such view, or it has nothing for the value.
+            SpecError: If there is no such view, it has nothing for the value, or its function is missing.
         """
         known = {view.name: view for view in self.views}
         name = name or next(iter(known), None)
         if name not in known:
             raise unknown_name("view", str(name), known, next_step=f"see: sparsescope show {self.name}")
         view = known[name]
-        draw = getattr(importlib.import_module(self.view_module), view.name)
-        if view.select or select is not None:
-            return draw(result, view.chosen(result, select))
-        return draw(result)
+        if select is not None and not view.select:
+            view.chosen(result, select)  # refuses it
+        draw = self.view_function(view)
+        return draw(result, view.chosen(result, select)) if view.select else draw(result)
 
 
 class Registry:
@@ -256,7 +291,8 @@ class Registry:
         """Register an analysis.
 
         Raises:
-            SpecError: If it is no analysis, its name is malformed or taken, or a preset is not valid.
+            SpecError: If it is no analysis, its name is malformed or taken, it names no module, or a
+                preset is not valid.
         """
         if not isinstance(record, Analysis):
             raise SpecError(f"this is a {type(record).__name__}, not an Analysis", got=repr(record)[:80])
@@ -280,6 +316,15 @@ class Registry:
                 got=", ".join(sorted(taken) or sorted(record.filled_by)),
             )
         _check_presets(record)
+        if not record.compute or (record.views and not record.view_module):
+            missing = "view_module" if record.compute else "compute"
+            raise SpecError(
+                f"an analysis has no {missing}",
+                where=f"Analysis.{missing} of {record.name}",
+                allowed="the dotted name of a module",
+                got=repr(getattr(record, missing)),
+                next_step=record.owner.next_step,
+            )
         for view in record.views:
             columns = [column.name for column in record.tables.get(view.table, ())]
             if view.select and columns and view.select not in columns:

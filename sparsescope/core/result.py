@@ -18,7 +18,7 @@ import pandas as pd
 from sparsescope.core.columns import STRICT, Column, declared_frame
 from sparsescope.core.escaping import cell_html, display
 from sparsescope.core.numbers import Direction, Interval, Scalar, format_scalar
-from sparsescope.errors import SpecError, unknown_name
+from sparsescope.errors import SparsescopeError, SpecError, unknown_name
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -218,6 +218,9 @@ class Result:
             return None
         try:
             return record.draw(None, self) if record.views else None
+        except SparsescopeError as error:
+            logging.getLogger(__name__).warning("the first view of %s failed: %s", self.analysis, error)
+            return None
         except Exception:  # whatever the view of a plug-in raises
             logging.getLogger(__name__).exception("the first view of %s failed", self.analysis)
             return None

@@ -29,9 +29,18 @@ from importlib.metadata import entry_points
 from typing import Any, Literal
 
 from sparsescope.core.inputs import ROLE_NAME, Known
+from sparsescope.core.named_code import Owner, function_of, module_of, named_function
 from sparsescope.errors import DependencyError, unknown_name
 
 ENTRY_POINT_GROUP = "sparsescope.inputs"
+#: What an opener defines.
+OPENER = (
+    "open(given, opened, store)",
+    "identity(value)",
+    "capabilities(value)",
+    "words(value, opened, flag)",
+    "python(value)",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +72,21 @@ class Role:
         """The option of the command line, for example ``--subject``."""
         return "--" + (self.option or self.name.replace("_", "-"))
 
+    @property
+    def owner(self) -> Owner:
+        """How messages about its code call it."""
+        return Owner(f"input {self.name}", "Add an input, a variant, an artifact")
+
     def functions(self) -> Any:
-        """Import and return the opener."""
-        return import_module(self.opener)
+        """Import and return the opener.
+
+        Raises:
+            SpecError: It cannot be imported, or lacks a function.
+        """
+        module = module_of(self.opener, self.owner, "opener")
+        for call in OPENER:
+            function_of(module, call, self.owner, "opener")
+        return module
 
     def known_by(self, name: str) -> Known | None:
         """What is known of an input that is given by this name; None where the name means
@@ -73,8 +94,7 @@ class Role:
         """
         if not self.known:
             return Known(self.name, name)
-        module, _, function = self.known.partition(":")
-        found: Known | None = getattr(import_module(module), function)(name)
+        found: Known | None = named_function(self.known, "(name)", self.owner, "known")(name)
         return found
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from sparsescope.core.artifact_store import FOLDER, ArtifactStore
 from sparsescope.core.artifacts import Artifact
-from sparsescope.core.files import replace_file, storage_errors, write_file
+from sparsescope.core.files import given_path, replace_file, storage_errors, write_file
 from sparsescope.core.manifest import MANIFEST, RUN_ID, Manifest, read_manifest
 from sparsescope.core.publish import publish, remove_strays, temporary_path
 from sparsescope.core.result import Result, Tensor
@@ -34,7 +34,7 @@ from sparsescope.errors import ArtifactError
 
 def home() -> Path:
     """Folder of the stored runs: ``$SPARSESCOPE_HOME``, else ``runs`` in the working directory."""
-    return Path(os.environ.get("SPARSESCOPE_HOME") or "runs")
+    return given_path(os.environ.get("SPARSESCOPE_HOME") or "runs", "$SPARSESCOPE_HOME")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Store:
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
-        self.root = Path(root) if root is not None else home()
+        self.root = given_path(root, "the folder of runs") if root is not None else home()
 
     @property
     def artifacts(self) -> ArtifactStore:

@@ -108,6 +108,26 @@ class Spec(BaseModel):
         return f"{self.analysis}-{self.digest[:12]}"
 
 
+def with_digest(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity with a digest of its own: a model or a series that stands beside the one under
+    study gets one here.
+    """
+    if "digest" in identity:
+        return identity
+    beside = Spec(analysis="input", version="1", params={}, subject=identity)
+    return {**identity, "digest": beside.digest}
+
+
+def named_inputs(model: type[Params]) -> dict[str, str]:
+    """Parameters that name inputs (``json_schema_extra={"role": ROLE}`` on the field), with their roles."""
+    extras = {name: found.json_schema_extra for name, found in model.model_fields.items()}
+    return {
+        name: str(extra["role"])
+        for name, extra in extras.items()
+        if isinstance(extra, dict) and "role" in extra
+    }
+
+
 def variant_of(subject: Mapping[str, Any]) -> Variant | None:
     """Return how a described subject was made from another, None for one that was not.
 

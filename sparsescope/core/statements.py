@@ -9,18 +9,18 @@ list may not (a count of exact zeros says nothing about a model whose activation
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from sparsescope.core.named_code import function_of, module_of
 from sparsescope.core.numbers import Scalar, format_number
 from sparsescope.core.registry import Analysis, find_record
-from sparsescope.errors import SpecError
+from sparsescope.errors import SparsescopeError, SpecError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +52,7 @@ def statements_of(result: Result) -> list[Statement]:
     """Say what a result shows, the most important first; one to three sentences where it has a number.
 
     A statement about a view whose table is not there loses the view. An analysis that has no statements, or
-    fails at saying them, gives its headline numbers.
+    fails at saying them (``trouble_of``), gives its headline numbers.
     """
     record = _record(result.analysis)
     declared = record.views if record is not None else ()
@@ -189,14 +189,53 @@ def by_layer(frame: pd.DataFrame | None, column: str, unit: str = "fraction") ->
 # -- where they come from ---------------------------------------------------------------------------
 
 
-def _own(result: Result) -> Sequence[Statement]:
-    """The statements of the analysis; none where it has no module or fails at saying them."""
-    module = _module(result.analysis)
+def own_statements(result: Result) -> list[Statement] | None:
+    """What the module of the analysis says; None where it names no module.
+
+    Raises:
+        SpecError: The module cannot be imported, lacks ``statements(result)``, or returns something else.
+        Exception: Whatever the function raises.
+    """
+    record = _record(result.analysis)
+    if record is None or not record.statements:
+        return None
+    module = module_of(record.statements, record.owner, "statements")
+    said = function_of(module, "statements(result)", record.owner, "statements")(result)
+    found = list(said) if isinstance(said, Iterable) else [said]
+    if not all(isinstance(entry, Statement) for entry in found):
+        raise SpecError(
+            f"the function statements of {record.owner.name} returned something else",
+            where=f"module {record.statements}",
+            allowed="a list of Statement(text, view, scalars)",
+            got=f"{type(said).__name__} {str(said)[:80]!r}",
+            next_step=record.owner.next_step,
+        )
+    return found
+
+
+def trouble_of(result: Result) -> str:
+    """Why the analysis says nothing itself, in one sentence; empty where it does or has no statements."""
     try:
-        return list(module.statements(result))[:MOST] if module is not None else []
-    except Exception:  # of a plug-in, or of a run that others made; the numbers are shown all the same
-        _LOG.exception("the statements of %s failed", result.analysis)
+        own_statements(result)
+    except Exception as error:  # of a plug-in, or of a run that others made
+        why = error.what if isinstance(error, SparsescopeError) else f"{type(error).__name__}: {error}"
+        return f"the statements of {result.analysis} failed, so its numbers are shown instead: {why}"
+    return ""
+
+
+def _own(result: Result) -> list[Statement]:
+    """The statements of the analysis; none where it has no module or fails at saying them."""
+    try:
+        return (own_statements(result) or [])[:MOST]
+    except Exception:  # the numbers are shown all the same
+        _tell(trouble_of(result))
         return []
+
+
+@cache
+def _tell(trouble: str) -> None:
+    """Say it once: statements are made wherever a result is shown."""
+    _LOG.warning("%s; sparsescope.testing.check_statements shows all of it", trouble)
 
 
 def _declared(result: Result) -> list[Scalar]:
@@ -226,9 +265,8 @@ def _module(analysis: str) -> Any:
     if record is None or not record.statements:
         return None
     try:
-        return importlib.import_module(record.statements)
-    except Exception:  # of a plug-in
-        _LOG.exception("the statements of %s could not be imported", analysis)
+        return module_of(record.statements, record.owner, "statements")
+    except SparsescopeError:  # said where its statements are asked for
         return None
 
 

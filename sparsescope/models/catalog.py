@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from sparsescope.core.files import given_path
 from sparsescope.errors import SpecError, SubjectError, near_matches, unknown_name
 from sparsescope.models.entries import LoadedModel as LoadedModel
 from sparsescope.models.entries import LoadRequest as LoadRequest
@@ -76,7 +77,7 @@ def resolve(
         return replace(
             resolve(text, revision, dtype, device, attn_implementation, trust_remote_code), variants=variants
         )
-    path = Path(text).expanduser()
+    path = given_path(text, "name of a subject")
     if not path.exists() and "@" in text:
         text, _, at_revision = text.rpartition("@")
         if revision not in (None, at_revision):
@@ -86,7 +87,7 @@ def resolve(
                 got=f"{name!s} and revision={revision!r}",
                 next_step="give the revision once",
             )
-        revision, path = at_revision, Path(text).expanduser()
+        revision, path = at_revision, given_path(text, "name of a subject")
     request = LoadRequest(text, revision, dtype, device, attn_implementation, trust_remote_code)
     entries = registered_subjects()
     if text in entries:

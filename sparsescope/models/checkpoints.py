@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsescope.core.files import given_path
 from sparsescope.errors import DependencyError, SpecError, SubjectError
 from sparsescope.models.formats import series_file
 from sparsescope.models.formats.revision_names import CheckpointName, ordered_names, parse_name
@@ -199,7 +200,7 @@ def open_series(
     from sparsescope.models.zoo.shipped_series import shipped_folder, shipped_names
 
     text = str(source)
-    folder = shipped_folder(text) if text in shipped_names() else Path(text).expanduser()
+    folder = shipped_folder(text) if text in shipped_names() else given_path(text, "name of a series")
     if (folder / series_file.FILE).is_file():
         return _trained_series(SeriesFolder.open(folder), text)
     if folder.is_dir():

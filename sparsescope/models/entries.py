@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from sparsescope.core.named_code import Owner, named_function
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,9 +71,13 @@ class SubjectEntry:
     loader: str | Callable[[LoadRequest], LoadedModel]
 
     def load(self, request: LoadRequest) -> LoadedModel:
-        """Call the loader, importing it first when it is given by name."""
+        """Call the loader, importing it first when it is given by name.
+
+        Raises:
+            SpecError: There is no such loader.
+        """
         loader = self.loader
         if isinstance(loader, str):
-            module, _, function = loader.partition(":")
-            loader = getattr(import_module(module), function)
+            owner = Owner(f"subject {self.name}", "Add a subject or a corpus", "check_subject")
+            loader = named_function(loader, "(request)", owner, "loader")
         return loader(request)

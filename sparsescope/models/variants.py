@@ -14,11 +14,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsescope.core.files import given_path
+from sparsescope.core.named_code import Owner, named_function
 from sparsescope.core.spec import Params, make_params
 from sparsescope.core.variant import argument_text, arguments_text
 from sparsescope.errors import DependencyError, SpecError, SubjectError, unknown_name
@@ -106,12 +106,14 @@ class VariantRequest:
         """Make the variant of a subject, which stays as it is.
 
         Raises:
-            SpecError: The function of the kind broke its contract.
+            SpecError: The function of the kind is missing or broke its contract.
         """
         make = self.kind.make
         if isinstance(make, str):
-            module, _, function = make.partition(":")
-            make = getattr(import_module(module), function)
+            owner = Owner(
+                f"variant {self.kind.name}", "Add an input, a variant, an artifact", "check_variant"
+            )
+            make = named_function(make, "(subject, params)", owner, "make")
         made = make(subject, self.params)
         declared = getattr(made, "variant", None)
         if declared is None or declared.kind != self.kind.name or declared.parent.id != subject.id:
@@ -272,7 +274,7 @@ def _means_itself(text: str) -> bool:
     """
     places = [text, text.rpartition("@")[0]]  # the latter is empty without a revision
     return any(
-        ":" in place and (place in registered_subjects() or Path(place).expanduser().exists())
+        ":" in place and (place in registered_subjects() or given_path(place, "name of a subject").exists())
         for place in places
     )
 

@@ -20,8 +20,8 @@ from sparsescope.core.numbers import Scalar, format_number
 from sparsescope.core.registry import Analysis, View, find_record
 from sparsescope.core.result import Note, Result
 from sparsescope.core.spec import Params, variant_of
-from sparsescope.core.statements import definition_of, headline_of, title_of, words
-from sparsescope.errors import SpecError
+from sparsescope.core.statements import definition_of, headline_of, title_of, trouble_of, words
+from sparsescope.errors import SparsescopeError, SpecError
 from sparsescope.reporting import page
 from sparsescope.reporting.artifacts import ArtifactLine, artifact_lines
 from sparsescope.reporting.depth import left_out
@@ -184,6 +184,8 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
     headline = headline_of(result)
     others = [scalar for scalar in result.scalars.values() if scalar not in headline]
     origin = result.provenance
+    trouble = trouble_of(result)
+    notes = [*result.notes, *([Note("warning", trouble)] if trouble else [])]
     return Section(
         key=key,
         title=record.title,
@@ -194,10 +196,8 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
         findings=findings_of(result, anchors),
         cards=[card(result, scalar) for scalar in headline],
         others=[card(result, scalar) for scalar in others],
-        warnings=sorted(
-            (note for note in result.notes if note.severity != "info"), key=lambda note: note.severity
-        ),
-        notes=[note for note in result.notes if note.severity == "info"],
+        warnings=sorted((note for note in notes if note.severity != "info"), key=lambda note: note.severity),
+        notes=[note for note in notes if note.severity == "info"],
         figures=figures,
         tables=[
             table_block(result, name, f"{key}-t-{name}", each, rows)
@@ -347,13 +347,17 @@ def _figure(
         )
     # One figure must not take the report with it; the table still holds the numbers
     except Exception as error:
-        _LOG.exception("view %s of %s failed", view.name, result.analysis)
+        if isinstance(error, SparsescopeError):  # it says itself what is wrong; a trace would hide it
+            _LOG.warning("view %s of %s failed: %s", view.name, result.analysis, error)
+        else:
+            _LOG.exception("view %s of %s failed", view.name, result.analysis)
+        why = error.what if isinstance(error, SparsescopeError) else type(error).__name__
         return FigureBlock(
             **texts,
             alt="",
             height=0,
             json="",
-            problem=f"This figure could not be drawn ({type(error).__name__}). The table holds the numbers.",
+            problem=f"This figure could not be drawn ({why}). The table holds the numbers.",
         )
 
 

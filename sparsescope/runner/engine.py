@@ -60,11 +60,11 @@ def one_pass(
         ArtifactError: If the state cannot be stored.
     """
     log = events if events is not None else []
-    start, done = _resume(source, accumulators, store)
+    start, done, failures = _resume(source, accumulators, store)
     if start:
         log.append({"time": time.time(), "event": "resumed", "batch": start, "tokens": done})
     saved, number, whole = time.monotonic(), start, True
-    fed, failures = dict(accumulators), dict[str, Exception]()
+    fed = {digest: entry for digest, entry in accumulators.items() if digest not in failures}
     with held_interrupts() as interrupt:
         try:
             for batch in source.batches(start):
@@ -80,7 +80,7 @@ def one_pass(
                 if progress is not None:
                     progress("forward pass", min(done, source.n_tokens), source.n_tokens)
                 if store is not None and time.monotonic() - saved > SAVE_SECONDS:
-                    _save(source, fed, store, number, done)
+                    failures |= _save(source, fed, store, number, done)
                     saved = time.monotonic()
                     log.append({"time": time.time(), "event": "saved", "batch": number, "tokens": done})
                 interrupt.raise_if_asked()
@@ -135,38 +135,59 @@ def _fingerprint(source: ActivationSource) -> dict[str, Any]:
 
 def _save(
     source: ActivationSource,
-    accumulators: Mapping[str, Accumulator],
+    fed: dict[str, Accumulator],
     store: Store,
     next_batch: int,
     tokens: int,
-) -> None:
-    for digest, accumulator in accumulators.items():
-        arrays, meta = accumulator.state()
+) -> dict[str, Exception]:
+    """Store the state of every accumulator; one that cannot say its state is no longer fed.
+
+    Returns:
+        What was raised, by the digest of the run.
+
+    Raises:
+        ArtifactError: If a state cannot be stored.
+    """
+    failures: dict[str, Exception] = {}
+    for digest, accumulator in list(fed.items()):
+        try:
+            arrays, meta = accumulator.state()
+        except Exception as error:
+            failures[digest] = error
+            del fed[digest]
+            continue
         place = {"next_batch": next_batch, "tokens": tokens, "source": _fingerprint(source)}
         store.save_step(digest, STEP, arrays, {**place, "state": meta})
+    return failures
 
 
 def _resume(
     source: ActivationSource, accumulators: Mapping[str, Accumulator], store: Store | None
-) -> tuple[int, int]:
-    """Restore all accumulators if all were stored at the same batch; return the batch to start from,
-    and tokens before it.
+) -> tuple[int, int, dict[str, Exception]]:
+    """Restore all accumulators if all were stored at the same batch.
+
+    Returns:
+        The batch to start from, tokens before it, and what was raised, by the digest of the run.
     """
     if store is None:
-        return 0, 0
+        return 0, 0, {}
     expected = _fingerprint(source)
     found = {}
     for digest in accumulators:
         step = store.load_step(digest, STEP)
         if step is None or step[1].get("source") != expected:
-            return 0, 0
+            return 0, 0, {}
         found[digest] = step
     starts = {meta.get("next_batch") for _, meta in found.values()}
     if len(starts) != 1:
-        return 0, 0
+        return 0, 0, {}
+    failures: dict[str, Exception] = {}
     for digest, accumulator in accumulators.items():
         arrays, meta = found[digest]
-        accumulator.restore(arrays, meta["state"])
+        try:
+            accumulator.restore(arrays, meta["state"])
+        except Exception as error:
+            failures[digest] = error
     place = found[digest][1]
     # States of older versions do not say the tokens
-    return int(place["next_batch"]), int(place.get("tokens", 0))
+    return int(place["next_batch"]), int(place.get("tokens", 0)), failures

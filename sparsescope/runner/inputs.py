@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsescope.core.files import given_path
 from sparsescope.core.inputs import Known
 from sparsescope.core.roles import Role, role
 from sparsescope.errors import SparsescopeError, SpecError
@@ -31,6 +32,13 @@ class Fallback:
     value: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An input that could not be made: who reads it fails with this error, and the others go on."""
+
+    error: SparsescopeError
+
+
 def known_subject(name: str) -> Known | None:
     """Of a checkpoint of our own trainer it is known whether it reads text; of the rest nothing
     before it is loaded.
@@ -41,7 +49,7 @@ def known_subject(name: str) -> Known | None:
         found = resolve(name)
     except SparsescopeError:
         return None
-    path = Path(name).expanduser()
+    path = given_path(name, "name of a subject")
     if (
         found.kind == "folder"
         and _series_kind(name) is None
@@ -62,7 +70,7 @@ def known_series(name: str) -> Known | None:
     kind = _series_kind(name)
     if kind is not None:
         return Known("series", name, has=frozenset(series_capabilities(kind)), whole=True)
-    path = Path(name).expanduser()
+    path = given_path(name, "name of a series")
     if path.is_dir() and any(
         parse_name(entry.name) is not None for entry in path.iterdir() if entry.is_dir()
     ):
@@ -94,7 +102,7 @@ def _series_kind(name: str) -> str | None:
     from sparsescope.models.formats.series_file import FILE, SeriesFolder
     from sparsescope.models.zoo.shipped_series import shipped_folder, shipped_names
 
-    folder = shipped_folder(name) if name in shipped_names() else Path(name).expanduser()
+    folder = shipped_folder(name) if name in shipped_names() else given_path(name, "name of a series")
     return str(SeriesFolder.open(folder).content.data.get("kind")) if (folder / FILE).is_file() else None
 
 
@@ -145,7 +153,7 @@ def open_inputs(
         record: The analysis.
         given: By role: one input or a list of several, opened or as its role takes it. More than the analysis
             reads does no harm.
-        opened: What was opened before, so that analyses share it; it is added to.
+        opened: What was opened before, or the error of trying, so that analyses share it; it is added to.
         store: The folder of runs, where artifacts are looked for.
 
     Returns:
@@ -179,12 +187,20 @@ def _open(
     kind: Role, value: Any, found: Mapping[str, tuple[Any, ...]], opened: dict[Any, Any], store: Store | None
 ) -> Any:
     value = value.value if isinstance(value, Fallback) else value
+    if isinstance(value, Lost):
+        raise value.error
     beside = tuple(id(entry) for name in found for entry in found[name][:1])  # a text depends on who reads it
     key = (kind.name, value if isinstance(value, str | Path) else id(value), beside)
     if key not in opened:
         # What is given must not be freed: its id names it
-        opened[key] = kind.functions().open(value, found, store), value
-    return opened[key][0]
+        try:
+            opened[key] = kind.functions().open(value, found, store), value, None
+        except SparsescopeError as error:  # who reads it too need not wait for it to fail again
+            opened[key] = None, value, error
+    made, _, failed = opened[key]
+    if failed is not None:
+        raise failed
+    return made
 
 
 def missing_input(record: Analysis, kind: Role) -> SpecError:

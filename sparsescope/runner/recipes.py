@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from sparsescope.core.artifact_store import ArtifactStore
 from sparsescope.core.artifacts import Artifact
+from sparsescope.core.files import check_name, given_path
+from sparsescope.core.roles import Role, role
 from sparsescope.core.run_store import Store
+from sparsescope.core.spec import with_digest
 from sparsescope.errors import ArtifactError, SpecError, unknown_name
 from sparsescope.runner.study import Study, inside
 from sparsescope.training.kinds import ArtifactRecipe, read_artifact_recipe
@@ -32,19 +35,21 @@ def trained(
 
     Raises:
         ArtifactError: It cannot be stored.
+        SparsescopeError: An input that the recipe names cannot be opened.
     """
+    digest = recipe.digest(inputs_of(recipe, store))
     kept = ArtifactStore(None if store is None else store.root)
     for artifact_id in kept.ids():
         try:
             found = kept.open(artifact_id)
         except ArtifactError:  # damaged: verify says so
             continue
-        if found.meta.get("recipe") == recipe.digest and found.present:
+        if found.meta.get("recipe") == digest and found.present:
             return found
 
     def keep(kind: str, *, meta: dict[str, Any] | None = None, **facts: Any) -> Any:
         facts.setdefault("made_by", f"sparsescope train {recipe.path.name}")
-        return kept.keep(kind, meta={**(meta or {}), "recipe": recipe.digest}, **facts)
+        return kept.keep(kind, meta={**(meta or {}), "recipe": digest}, **facts)
 
     def tell(phase: str, done: int, total: int, unit: str = "steps") -> None:
         if progress is not None:
@@ -52,6 +57,38 @@ def trained(
 
     made: Artifact = recipe.train(keep, tell)
     return made
+
+
+def inputs_of(recipe: ArtifactRecipe, store: Store | None) -> dict[str, list[str]]:
+    """Return the digests of the inputs that a recipe names, by key: the name of a model says too little.
+
+    Args:
+        recipe: The recipe.
+        store: The folder of runs, where artifacts are looked for.
+
+    Raises:
+        SparsescopeError: One cannot be opened.
+    """
+    found: dict[str, list[str]] = {}
+    for key, name in recipe.kind.reads.items():
+        given = getattr(recipe.params, key)
+        values = given if isinstance(given, list | tuple) else [] if given is None else [given]
+        found[key] = [_digest(role(name), value, store) for value in values]
+    return {key: digests for key, digests in found.items() if digests}
+
+
+def _digest(kind: Role, value: Any, store: Store | None) -> str:
+    """The digest of one input; of a text that of its documents, which no model need read for that."""
+    if kind.name == "text":
+        from sparsescope.activations.corpus import corpus
+
+        return corpus(value, tokens=None, min_tokens=1).digest
+    if kind.name == "subject":  # its role takes no name, since how to load a model is the caller's choice
+        from sparsescope.models.sources import load
+
+        value = load(value)
+    identity = kind.functions().identity(kind.functions().open(value, {}, store))
+    return str(with_digest(identity)["digest"])
 
 
 def declared_recipe(study: Study, name: str) -> ArtifactRecipe:
@@ -98,9 +135,10 @@ def checked_input(study: Study, text: str) -> str | Path:
     if text.startswith(PREFIX):
         declared_recipe(study, text.removeprefix(PREFIX))
         return text
+    check_name(text, f"{study.path}: inputs")
     if "/" in text or "\\" in text or text.startswith((".", "~")) or (study.folder / text).exists():
         return inside(study.folder, text, where=f"{study.path}: inputs")
-    if Path(text).exists():
+    if given_path(text, f"{study.path}: inputs").exists():
         # A file of the working directory that happens to have this name: what a study means
         # must not depend on it.
         raise SpecError(

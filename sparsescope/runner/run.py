@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsescope.activations.accumulators import check_methods
 from sparsescope.activations.capture import BATCH_TOKENS, LiveSource
 from sparsescope.activations.context import Context
 from sparsescope.core.artifact_store import ArtifactStore, ArtifactWriter
@@ -25,7 +26,7 @@ from sparsescope.core.result import Result
 from sparsescope.core.roles import role
 from sparsescope.core.run_files import artifact_ids
 from sparsescope.core.run_store import Store
-from sparsescope.core.spec import Params, Spec, make_params
+from sparsescope.core.spec import Params, Spec, make_params, with_digest
 from sparsescope.errors import ArtifactError, SparsescopeError, SpecError, SubjectError
 from sparsescope.runner.command import reproduce_command
 from sparsescope.runner.engine import ProgressCallback, kept_steps, one_pass
@@ -59,7 +60,7 @@ class Outcome:
     """What became of a request.
 
     Attributes:
-        spec: Names the run.
+        spec: Names the run; of one whose inputs could not be opened without what they are.
         result: The result, None if it failed.
         error: Why it failed.
         stored: Whether the result was there before and nothing was computed.
@@ -182,10 +183,11 @@ def run_many(
         done: See above.
 
     Returns:
-        One outcome for each request, in order. Errors of one analysis are in its outcome.
+        One outcome for each request, in order. Errors of one analysis, also of opening what it reads, are in
+        its outcome.
 
     Raises:
-        SpecError: For an unknown analysis or parameter, or a missing input, before anything runs.
+        SpecError: For an unknown analysis or parameter, before anything runs.
         ArtifactError: If something must run and the folder of runs cannot be written to,
             before anything runs.
     """
@@ -195,9 +197,11 @@ def run_many(
     asked, opened = [], dict[Any, Any]()
     for record, choices in checked:
         for params in choices:
-            context = Context(open_inputs(record, _with_named(record, params, inputs), opened, home))
-            job = _Job(record, params, context, Outcome(_spec(record, params, context, again)))
-            _open_stored(job, home)
+            job = _Job(record, params, Context({}), Outcome(_spec(record, params, Context({}), again=False)))
+            with _failure_of(job, alone=len(requests) == 1):
+                job.context = Context(open_inputs(record, _with_named(record, params, inputs), opened, home))
+                job.outcome.spec = _spec(record, params, job.context, again)
+                _open_stored(job, home)
             if not job.waiting:
                 break
         asked.append(job.digest)
@@ -243,7 +247,7 @@ def _spec(record: Analysis, params: Params, context: Context, again: bool) -> Sp
         if kind.slot != "inputs" and kind.slot not in slots and values:
             slots[kind.slot] = kind.functions().identity(*values)
         elif values:
-            others[name] = [_with_digest(kind.functions().identity(value)) for value in values]
+            others[name] = [with_digest(kind.functions().identity(value)) for value in values]
     timing = None
     if record.measures_time:
         import torch
@@ -260,16 +264,6 @@ def _spec(record: Analysis, params: Params, context: Context, again: bool) -> Sp
         timing=timing,
         inputs=others or None,
     )
-
-
-def _with_digest(identity: dict[str, Any]) -> dict[str, Any]:
-    """An identity with a digest of its own: a model or a series that stands beside the one under
-    study gets one here.
-    """
-    if "digest" in identity:
-        return identity
-    beside = Spec(analysis="input", version="1", params={}, subject=identity)
-    return {**identity, "digest": beside.digest}
 
 
 def _open_stored(job: _Job, home: Store | None) -> None:
@@ -361,26 +355,30 @@ def _shared_pass(jobs: list[_Job], work: _Work, events: list[dict[str, Any]]) ->
     """Feed all jobs that have accumulators in one pass; return what accumulated, by digest."""
     streaming: dict[str, Any] = {}
     by_digest = {job.digest: job for job in jobs}
+    # By model and text: all but an analysis that reads a text of its own share
+    passes: dict[tuple[int, int], dict[str, Any]] = {}
     for job in jobs:
         with _failure_of(job, work.alone):
             module = job.record.compute_module()
             if hasattr(module, "accumulator"):
-                streaming[job.digest] = module.accumulator(job.params, job.context)
-    passes: dict[
-        tuple[int, int], dict[str, Any]
-    ] = {}  # by model and text: all but an analysis that reads a text of its own share
-    for digest, accumulator in streaming.items():
-        context = by_digest[digest].context
-        passes.setdefault((id(context.subject), id(context.corpus)), {})[digest] = accumulator
+                accumulator = module.accumulator(job.params, job.context)
+                check_methods(accumulator, job.record.owner, job.record.compute)
+                place = id(job.context.subject), id(job.context.corpus)
+                passes.setdefault(place, {})[job.digest] = streaming[job.digest] = accumulator
     for shared in passes.values():
         context = by_digest[next(iter(shared))].context
-        sites = {site.name: site for accumulator in shared.values() for site in accumulator.sites}
-        source = LiveSource(
-            context.subject, context.corpus, tuple(sites.values()), batch_tokens=work.batch_tokens, reuse=True
-        )
+        failures: Mapping[str, Exception]
         try:
+            sites = {site.name: site for accumulator in shared.values() for site in accumulator.sites}
+            source = LiveSource(
+                context.subject,
+                context.corpus,
+                tuple(sites.values()),
+                batch_tokens=work.batch_tokens,
+                reuse=True,
+            )
             failures = one_pass(source, shared, store=work.store, progress=work.progress, events=events)
-        except SparsescopeError as error:
+        except Exception as error:  # of the pass that they share
             failures = dict.fromkeys(shared, error)
         for digest, failure in failures.items():
             with _failure_of(by_digest[digest], work.alone):
@@ -392,7 +390,8 @@ def _finish(job: _Job, work: _Work, accumulated: Any, shared: float, events: lis
     """Turn sums into a result, or run the passes of an analysis that has its own; store what comes out.
 
     Raises:
-        ArtifactError: There is no result, or it cannot be stored; the error then has it as ``.result``.
+        SpecError: There is no result.
+        ArtifactError: It cannot be stored; the error has it as ``.result``.
     """
     import torch
 
@@ -402,8 +401,14 @@ def _finish(job: _Job, work: _Work, accumulated: Any, shared: float, events: lis
     result = (
         module.result(job.params, context, accumulated) if finished else module.compute(job.params, context)
     )
-    if result is None:
-        raise ArtifactError("the analysis returned no result", where=job.record.compute, got="None")
+    if not isinstance(result, Result) or result.analysis != job.record.name:
+        raise SpecError(
+            f"analysis {job.record.name} returned no result of its own",
+            where=f"{'result' if finished else 'compute'} of {job.record.compute}",
+            allowed=f"Result({job.record.name!r}), filled",
+            got=f"Result({result.analysis!r})" if isinstance(result, Result) else type(result).__name__,
+            next_step=job.record.owner.next_step,
+        )
     seconds = time.perf_counter() - begin + (shared if finished else 0.0)
     outcome, spec, preset = job.outcome, job.outcome.spec, job.record.preset_of(job.params)
     made_with = environment(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sparsescope.core.files import storage_errors
+from sparsescope.core.files import check_name, given_path, storage_errors
 from sparsescope.core.registry import NAME_PATTERN
 from sparsescope.errors import SparsescopeError, SpecError, near_matches, unknown_name
 
@@ -366,8 +366,9 @@ def inside(folder: Path, name: str, *, where: str) -> Path:
     """Return a path of a study, resolved; links are followed.
 
     Raises:
-        SpecError: If it leaves the folder of the study.
+        SpecError: If it leaves the folder of the study, or no file can have this name.
     """
+    check_name(name, where)
     try:
         path = (folder / name).resolve()
     except (OSError, ValueError, RuntimeError):  # a link that leads to itself, a NUL
@@ -384,7 +385,7 @@ def inside(folder: Path, name: str, *, where: str) -> Path:
 
 
 def _find(target: str | Path) -> Path:
-    path = Path(target)
+    path = given_path(target, "name of a study")
     if path.is_dir():
         path = path / FILE
     if path.is_file():

@@ -7,17 +7,18 @@ where one is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
 from sparsescope.core.columns import TEXT_KINDS
+from sparsescope.core.files import given_path
 from sparsescope.core.inputs import NOT_KNOWN, Known
 from sparsescope.core.registry import Analysis, analyses
 from sparsescope.core.roles import known, role, roles
 from sparsescope.core.spec import make_params
 from sparsescope.errors import SparsescopeError, SpecError, SubjectError, unknown_name
-from sparsescope.runner.recipes import checked_input, declared_recipe
+from sparsescope.runner.recipes import PREFIX, checked_input, declared_recipe
 from sparsescope.runner.study import MAX_RUNS, Study, StudyFigure, inside
 
 _TEXT_FILES = (".txt", ".jsonl", ".parquet")
@@ -68,6 +69,11 @@ def check_study(study: Study) -> None:
     for name in declared.recipes:
         _at(f"{file}: recipes.{name}", partial(declared_recipe, study, name))
     _check_fit(study)
+    read = {name for record in records.values() for name in record.roles}
+    _refuse_unread(declared.inputs, read, f"{file}: inputs")
+    for index, subject in enumerate(declared.subjects):
+        _refuse_unread(subject.inputs, read, f"{file}: subject[{index}].inputs")
+    _refuse_unused_recipes(study)
     for index, figure in enumerate(declared.figures):
         _check_figure(figure, records, f"{file}: figure[{index}]")
     for index, finding in enumerate(declared.findings):
@@ -156,7 +162,7 @@ def _check_params(record: Analysis, given: dict[str, object]) -> None:
     params = make_params(record.params, given, analysis=record.name)
     for parameter, filled in record.filled_by.items():
         for name in getattr(params, parameter):
-            if Path(name).exists() or not any(
+            if given_path(name, parameter).exists() or not any(
                 found.sure for found in known(name, role(filled).flag[2:]) if found.role == filled
             ):
                 raise SpecError(
@@ -171,15 +177,49 @@ def _check_params(record: Analysis, given: dict[str, object]) -> None:
 def _check_inputs(study: Study, inputs: Mapping[str, str | list[str]], where: str) -> None:
     """Check inputs of further roles: the role is known, a file lies in the study, a recipe is declared."""
     for name, given in inputs.items():
-        if name not in roles() or role(name).option:
+        if name not in roles() or role(name).slot != "inputs":
             raise unknown_name(
                 "role of inputs",
                 name,
-                [n for n, found in roles().items() if not found.option and n != "subject"],
+                [n for n, found in roles().items() if found.slot == "inputs"],
                 next_step=f"models and texts have keys of their own; {where}",
             )
         for text in [given] if isinstance(given, str) else given:
             checked_input(study, text)
+
+
+def _refuse_unread(inputs: Mapping[str, object], read: Collection[str], where: str) -> None:
+    """Refuse an input that no analysis of the study reads: who gave it believes that it counts."""
+    for name in inputs:
+        if name not in read:
+            further = sorted(entry for entry in read if role(entry).slot == "inputs")
+            raise SpecError(
+                f"no analysis of this study reads the input {name!r}",
+                where=f"{where}.{name}",
+                allowed=further or "no further inputs for these analyses",
+                got=name,
+                next_step="leave it out, or add an analysis that reads it; see: sparsescope show ANALYSIS",
+            )
+
+
+def _refuse_unused_recipes(study: Study) -> None:
+    """Refuse a recipe that no input takes."""
+    declared = study.declared
+    taken = {
+        text
+        for inputs in (declared.inputs, *(subject.inputs for subject in declared.subjects))
+        for given in inputs.values()
+        for text in ([given] if isinstance(given, str) else given)
+    }
+    for name in declared.recipes:
+        if f"{PREFIX}{name}" not in taken:
+            raise SpecError(
+                "no input of this study is trained by this recipe",
+                where=f"{study.path}: recipes.{name}",
+                allowed=f'an input that takes it: inputs = {{ ROLE = "{PREFIX}{name}" }}',
+                got=name,
+                next_step="leave it out, or give it to an input",
+            )
 
 
 def _check_runs_differ(study: Study) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from sparsescope.core.registry import find_record
 from sparsescope.core.roles import roles
 from sparsescope.core.run_store import Store
 from sparsescope.errors import ArtifactError, SparsescopeError
-from sparsescope.runner.inputs import Fallback
+from sparsescope.runner.inputs import Fallback, Lost
 from sparsescope.runner.recipes import given_input
 from sparsescope.runner.run import Request, run_many
 from sparsescope.runner.study import Study, StudyResult, StudyRun, StudySubject, load_study
@@ -153,23 +154,35 @@ def _inputs(
 
     declared, name = found.declared, load_name(found, subject.name)
     read = {entry for analysis in declared.analyses for entry in find_record(analysis.name).roles}
-    # The corpus first: it costs nothing until it meets a tokenizer; a text that is not there is
-    # found out at once.
-    text = corpus(
-        text_source(found, subject.corpus),
-        tokens=declared.tokens,
-        seed=declared.seed,
-        context=subject.context or declared.context,
-    )
-    inputs = {**declared.inputs, **subject.inputs}
     home = (Store() if store is True else Store(store)) if store else None
+
+    def made(make: Callable[[], Any]) -> Any:
+        """An input; where it cannot be made, its error is that of the analyses that read it."""
+        try:
+            return make()
+        except SparsescopeError as error:
+            if home is not None and isinstance(error, ArtifactError):
+                home.check_writable()  # a folder that cannot be written to ends the study
+            return Lost(error)
+
+    # The corpus first: it costs nothing until it meets a tokenizer
+    text = made(
+        lambda: corpus(
+            text_source(found, subject.corpus),
+            tokens=declared.tokens,
+            seed=declared.seed,
+            context=subject.context or declared.context,
+        )
+    )
     given: dict[str, Any] = {}
-    for role, value in inputs.items():
-        texts = [value] if isinstance(value, str) else value
+    for role, value in {**declared.inputs, **subject.inputs}.items():
         if role in read:
-            made = [given_input(found, text, home, progress) for text in texts]
-            given[role] = made[0] if isinstance(value, str) else made
+            each = [value] if isinstance(value, str) else value
+            values = [made(partial(given_input, found, entry, home, progress)) for entry in each]
+            given[role] = values[0] if isinstance(value, str) else values
     given["text"] = Fallback(text) if subject.corpus is None else text
     for entry in read & {role.name for role in roles().values() if role.flag == "--subject"}:
-        given[entry] = load(name, dtype=declared.dtype, device=device) if entry == "subject" else name
+        given[entry] = (
+            made(partial(load, name, dtype=declared.dtype, device=device)) if entry == "subject" else name
+        )
     return given

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from sparsescope.core.spec import Params, canonical_json, make_params
+from sparsescope.core.artifacts import Artifact
+from sparsescope.core.named_code import Owner, function_of, module_of
+from sparsescope.core.spec import Params, canonical_json, make_params, named_inputs
 from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 ENTRY_POINT_GROUP = "sparsescope.recipes"
@@ -31,15 +32,24 @@ class RecipeKind:
     Args:
         name: The value of the key ``kind`` of its recipes.
         summary: One sentence.
-        params: The other keys of its recipes.
+        params: The other keys of its recipes. A key that names an input (a model, a text, a series) says so
+            by ``json_schema_extra={"role": ROLE}``: another input of the same name trains another artifact.
         train: Module with ``train(params, keep, progress) -> Artifact``. ``keep`` is ``ArtifactStore.keep``
             of the folder of runs; ``progress(phase, done, total, unit)`` is told what is done.
+        version: Raised when the same recipe trains something else, so that what it trained before is not
+            taken for it.
     """
 
     name: str
     summary: str
     params: type[Params]
     train: str
+    version: int = 1
+
+    @property
+    def reads(self) -> dict[str, str]:
+        """Keys that name inputs, with their roles."""
+        return named_inputs(self.params)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +66,40 @@ class ArtifactRecipe:
     kind: RecipeKind
     params: Params
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of kind and parameters: by it the artifact is found again."""
-        return hashlib.sha256(
-            canonical_json([self.kind.name, self.params.model_dump(mode="json")]).encode()
-        ).hexdigest()
+    def digest(self, read: Mapping[str, Sequence[str]]) -> str:
+        """SHA-256 of kind, version, parameters and inputs: by it the artifact is found again.
+
+        Args:
+            read: Digests of the inputs that it names, by key (``runner.recipes.inputs_of``).
+        """
+        named: list[Any] = [self.kind.name, self.params.model_dump(mode="json")]
+        # Only what there is: what was trained before there were versions and inputs is found by its name
+        beyond = {
+            **({"version": self.kind.version} if self.kind.version > 1 else {}),
+            **({"inputs": {key: list(digests) for key, digests in read.items()}} if read else {}),
+        }
+        return hashlib.sha256(canonical_json([*named, beyond] if beyond else named).encode()).hexdigest()
 
     def train(self, keep: Any, progress: Any) -> Any:
-        """Train and return the artifact."""
-        return import_module(self.kind.train).train(self.params, keep, progress)
+        """Train and return the artifact.
+
+        Raises:
+            SpecError: The module of the kind cannot be imported, lacks ``train``, or returned no artifact.
+        """
+        owner = Owner(f"recipe kind {self.kind.name}", "Add an input, a variant, an artifact")
+        module = module_of(self.kind.train, owner, "train")
+        made = function_of(module, "train(params, keep, progress)", owner, "train")(
+            self.params, keep, progress
+        )
+        if not isinstance(made, Artifact):
+            raise SpecError(
+                f"the function train of {owner.name} returned no artifact",
+                where=f"module {self.kind.train}",
+                allowed="writer.artifact, after the block of keep",
+                got=type(made).__name__,
+                next_step=owner.next_step,
+            )
+        return made
 
 
 @cache
@@ -77,6 +111,8 @@ def recipe_kinds() -> Mapping[str, RecipeKind | DependencyError]:
             kind = point.load()
             if not isinstance(kind, RecipeKind):
                 raise TypeError(f"{point.value} is a {type(kind).__name__}, not a RecipeKind")
+            if type(kind.version) is not int or kind.version < 1:
+                raise TypeError(f"its version is {kind.version!r}, not a whole number from 1 on")
             found[point.name] = kind
         except Exception as error:  # a broken plug-in must not break the others
             found[point.name] = DependencyError(

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sparsescope.core.files import storage_errors
+from sparsescope.core.files import given_path, storage_errors
 from sparsescope.errors import SpecError, unknown_name
 from sparsescope.models.structure.architectures import ARCHITECTURES
 from sparsescope.training.schedule import Decay, Schedule
@@ -152,7 +152,7 @@ def find_recipe(target: str) -> Path:
     from sparsescope.models.formats.series_file import RECIPE
     from sparsescope.models.zoo.shipped_series import shipped_folder, shipped_names
 
-    path = Path(target).expanduser()
+    path = given_path(target, "recipe")
     if path.is_file():
         return path
     if target in shipped_names():

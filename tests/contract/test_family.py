@@ -130,6 +130,11 @@ for name, old, new in (
     ("wrong role", "word_list =", "word_lst ="), ("wrong recipe", "recipe:code", "recipe:cod"),
     ("outside", '"words.txt"', '"../words.txt"'),
     ("wrong analysis", 'name = "listed_words"', 'name = "weight_drift"'),
+    ("unread input", 'name = "code_distance"', 'name = "mean_code"'),
+    ("unread input of a subject", '[[subject]]\nname = "random-llama"',
+     '[[subject]]\nname = "random-llama"\ninputs = { series = "x" }'),
+    ("a model as input", "inputs = {", 'inputs = { subject = "glassllm",'),
+    ("unused recipe", "recipe:code", "code.toml"),
 ):
     (study / "study.toml").write_text(STUDY.replace(old, new))
     sparsescope(name, "study", "studied", "--output", "wrong.html")
@@ -278,6 +283,10 @@ def test_a_study_trains_what_is_absent_and_gives_inputs(family):
     for name, words in (
         ("wrong role", "'word_list'"), ("wrong recipe", "'code'"), ("outside", "inside its folder"),
         ("wrong analysis", "reads a series"),
+        ("unread input", "no analysis of this study reads the input 'toy_code'"),
+        ("unread input of a subject", "unknown role of inputs 'series'"),
+        ("a model as input", "unknown role of inputs 'subject'"),
+        ("unused recipe", "no input of this study is trained by this recipe"),
     ):  # fmt: skip
         assert found[name]["code"] == 1 and words in found[name]["err"], (name, found[name]["err"])
 

@@ -27,6 +27,13 @@ def test_every_verb_in_the_readme_exists():
     assert verbs <= mentioned | {"compare"}
 
 
+def test_the_readme_says_all_that_list_shows(tmp_path):
+    from sparsescope.cli.listing import sections
+
+    comment = re.search(r"^sparsescope list +# (.*)$", README, flags=re.M)[1]
+    assert comment.split(", ") == list(sections(tmp_path))
+
+
 def test_every_public_name_in_the_readme_exists():
     mentioned = set(re.findall(r"\bss\.(\w+)", README))
     assert mentioned and mentioned <= set(ss.__all__)

@@ -15,6 +15,7 @@ from sparsescope.activations.text.documents import Document
 from sparsescope.activations.text.files import SUFFIXES, from_texts, read_file
 from sparsescope.activations.text.registered import registered_corpora, registered_entries
 from sparsescope.core.escaping import well_formed
+from sparsescope.core.files import given_path
 from sparsescope.errors import SpecError, SubjectError
 
 _LONGEST_NAME = 1024
@@ -93,7 +94,7 @@ def _read(
     if isinstance(source, str):
         _check_string(source)
     if isinstance(source, Path) or (isinstance(source, str) and is_path(source)):
-        path = Path(source).expanduser()
+        path = given_path(source, "corpus")
         return read_file(path, name or path.stem), name or path.stem, {}
     if isinstance(source, str):
         entries = registered_entries(source)

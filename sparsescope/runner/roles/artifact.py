@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsescope.core.artifact_store import ArtifactStore
 from sparsescope.core.artifacts import Artifact
+from sparsescope.core.files import given_path
 from sparsescope.errors import ArtifactError, SpecError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None)
 
 def _named(given: str | Path, store: Store | None) -> Artifact:
     """An artifact in a folder of its own, or in the folder of runs."""
-    path = Path(given)
+    path = given_path(given, "artifact")
     if path.is_dir():
         return Artifact(path.resolve().name, path)
     from sparsescope.core.run_store import home

@@ -148,6 +148,26 @@ MISTAKES = {
         "the report cannot be written there",
         ("/dev/null",),
     ),
+    "output has a slash": (
+        ("report", "glassllm", "-o", "nowhere/"),
+        "the report cannot be written there",
+        ("nowhere/", "--output FILE.html"),
+    ),
+    "output of dots": (
+        ("report", "glassllm", "-o", ".."),
+        "the report cannot be written there",
+        ("existing folder",),
+    ),
+    "notebook has a slash": (
+        ("study", "grokking", "--notebook", "nowhere/"),
+        "the notebook cannot be written there",
+        ("nowhere/", "--notebook FILE.ipynb"),
+    ),
+    "no folder for a benchmark": (
+        ("bench", "capture", "-o", "/no/such/folder/bench.html"),
+        "the report cannot be written there",
+        ("/no/such/folder/bench.html",),
+    ),
     "second target": (
         ("report", "random-llama", "glasslm"),
         "unknown subject 'glasslm'",
@@ -159,6 +179,82 @@ MISTAKES = {
         ("glassllm",),
     ),
 }
+
+
+ANALYSIS = "activation_sparsity"
+#: Every place that takes a name or a path. What an output can be called is followed by another mistake:
+#: nothing runs here.
+PLACES = {
+    "subject": ("run", ANALYSIS, "--subject", ...),
+    "variant": ("run", ANALYSIS, "--subject", ("shuffled:", ...)),
+    "revision": ("run", ANALYSIS, "--subject", (..., "@main")),
+    "series": ("run", "grokking", "--subject", ...),
+    "report": ("report", ...),
+    "fallback": ("report", "org/model", "--fallback", ...),
+    "corpus": (*RUN, "--corpus", ...),
+    "corpus file": (*RUN, "--corpus", (..., ".txt")),
+    "study": ("study", ...),
+    "study file": ("study", (..., "/study.toml")),
+    "output": ("report", "glasslm", "-o", (..., "/report.html")),
+    "output file": ("report", "glasslm", "-o", (..., ".html")),
+    "output of a study": ("study", "wrong.toml", "-o", (..., ".html")),
+    "notebook": ("study", "wrong.toml", "--notebook", (..., ".ipynb")),
+    "output of a benchmark": ("bench", "capture", "--set", "nosuch=1", "-o", (..., ".html")),
+    "recipe": ("train", ..., "--output", "x"),
+    "show": ("show", ...),
+    "compare": ("compare", ..., "y"),
+    "run folder": ("show", (..., "/activation_sparsity-000000000000")),
+    "doctor": ("doctor", "--subject", ...),
+    "home": ("list", "runs", "--home", ...),
+}
+NAMES = {
+    "of nobody": "~nobody-of-this-name/x",
+    "long": "x" * 300,
+    "long parts": "./" + "x" * 300 + "/y",
+    "very long": "/".join(["y" * 200] * 30),
+    "of wide letters": "./" + "\u65e5" * 100,
+    "NUL": "a\0b",
+    "NUL in a path": "./a\0b/c",
+    "dots": "...",
+    "two dots": "../..",
+    "slash": "nowhere/",
+    "line feed": "no\nwhere",
+    "loop": "./loop/x",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("place", PLACES)
+def test_no_name_is_a_bug(command, empty_home, tmp_path, monkeypatch, place, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "wrong.toml").write_text(
+        'name = "wrong"\ntitle = "Wrong"\nquestion = "?"\n[[subject]]\nname = "glasslm"\n'
+        '[[analysis]]\nname = "activation_rank"\n'
+    )
+
+    def filled(word):
+        parts = word if isinstance(word, tuple) else (word,)
+        return "".join(NAMES[name] if part is ... else part for part in parts)
+
+    code, out, err = command(*map(filled, PLACES[place]))
+    assert (code, place) in ((1, place), (0, "home")), (code, out, err)
+    assert code == 0 or (err.count("error: ") == 1 and len(err.splitlines()) <= 12), err
+    assert "internal" not in err and "Traceback" not in err
+
+
+def test_the_message_says_what_is_wrong_with_a_name(command, empty_home):
+    found = command("run", ANALYSIS, "--subject", "~nobody-of-this-name/x")
+    check(found, "~nobody-of-this-name/x", "next:", what="this path begins with the home of a user")
+    found = command("run", ANALYSIS, "--subject", "x" * 300)
+    check(found, "at most 255 bytes", "300 bytes", "next:", what="no file can have this name")
+
+
+def test_a_long_name_that_is_allowed_is_written(tmp_path):
+    from sparsescope.core.files import replace_file
+
+    replace_file(tmp_path / ("x" * 255), b"text")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"text"]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
