@@ -138,6 +138,7 @@ def check_variant(kind: VariantKind, subject: Subject, **params: Any) -> Subject
         assert made.variant.adds, (
             "it computes something else with the same weights, and does not say what it adds"
         )
+    assert not made.unstorable, f"it does not say that it adds this: {made.unstorable[0]}"
     return made
 
 

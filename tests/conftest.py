@@ -95,6 +95,12 @@ def helper(name, folder):
 
 
 @pytest.fixture(scope="session")
+def lora():
+    """The module with ``LoraLinear`` and ``put_into`` (tests/fixtures/lora.py)."""
+    return helper("lora", "fixtures")
+
+
+@pytest.fixture(scope="session")
 def synthetic():
     """The module with ``activation_result``, ``store_result`` and the
     hostile strings (tests/app/synthetic_results.py).

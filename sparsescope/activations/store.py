@@ -48,7 +48,7 @@ def write_store(source: LiveSource, folder: str | Path, *, shard_bytes: int = SH
     """
     folder = Path(folder)
     plan = _plan(source)
-    _claim(folder, plan)
+    _claim(folder, plan, source.subject.unstorable)
     if (folder / "manifest.json").is_file():
         return ActivationStore(folder)
     writer = _Writer(folder, *_finished(folder))
@@ -254,14 +254,23 @@ def _plan(source: LiveSource) -> dict[str, Any]:
     }
 
 
-def _claim(folder: Path, plan: dict[str, Any]) -> None:
-    """Write the plan, or check that the folder was begun with the same one."""
+def _claim(folder: Path, plan: dict[str, Any], unstorable: tuple[str, ...]) -> None:
+    """Write the plan, or check that the folder was begun with the same one, which a plan that
+    does not cover all that computes cannot tell.
+    """
     path = folder / "plan.json"
     with storage_errors("make the activation store", folder):
         (folder / "shards").mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         replace_file(path, json.dumps(plan).encode(), action="begin the activation store")
         return
+    if unstorable:
+        raise ArtifactError(
+            "whether the folder holds the activations of this very model cannot be told",
+            where=str(folder),
+            got=unstorable[0],
+            next_step="choose a new folder",
+        )
     found = _read_json(path)
     different = [
         key

@@ -393,6 +393,7 @@ def study_json(outcome: StudyResult, written: Mapping[str, Path]) -> dict[str, A
                 "id": run.id,
                 "run": run.result.run_id if run.result else None,
                 "stored_before": run.stored,
+                "unstorable": list(run.unstorable),
                 "error": run.error.what if run.error else None,
             }
             for run in outcome.runs
@@ -418,9 +419,10 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
 
     result = outcome.result
     return {
-        "run": outcome.spec.run_id,
-        "path": str(outcome.path),
+        "run": None if outcome.unstorable else outcome.spec.run_id,
+        "path": None if outcome.path is None else str(outcome.path),
         "stored_before": outcome.stored,
+        "unstorable": list(outcome.unstorable),
         "statements": [] if result is None else [asdict(statement) for statement in statements_of(result)],
         "scalars": {}
         if result is None
@@ -458,9 +460,16 @@ def findings(outcome: Outcome) -> str:
     warned = [f"{note.severity}: {note.message}" for note in result.notes if note.severity != "info"]
     info = len(result.notes) - len(warned)
     more = (
-        [f"{info} notes on method, precision and cost; see: sparsescope show {result.run_id}"] if info else []
+        [f"{info} notes on method, precision and cost; see: sparsescope show {result.run_id}"]
+        if info and result.run_id
+        else []
     )
     return "\n".join([_about(result), *said, "", table(["number", "value"], rows), *warned, *more])
+
+
+def place(outcome: Outcome) -> str:
+    """Where a run is stored, or that it is not; its warnings say why."""
+    return "not stored" if outcome.path is None else str(outcome.path)
 
 
 def summary(result: Result) -> str:

@@ -64,7 +64,7 @@ def run(
         console.out_json(listing.outcome_json(outcome))
         return
     console.out(listing.findings(outcome))
-    console.out(str(outcome.path))
+    console.out(listing.place(outcome))
 
 
 @app.command()
@@ -186,4 +186,4 @@ def bench(
             from sparsescope.reporting.build import build
 
             console.out(str(build([outcome.result], output).resolve()))
-    console.out(str(outcome.path))
+    console.out(listing.place(outcome))

@@ -4,7 +4,7 @@ A role is registered by its record. Built-in are ``subject``, ``series`` and ``t
 a package adds one by the entry point group ``sparsescope.inputs``. The record is light: its ``opener`` is a
 module that is imported when an input is opened.
 
-An opener has five functions, and may have three more::
+An opener has five functions, and may have four more::
 
     open(given, opened, store)      what an analysis gets: from a name, or from what is opened already
     identity(value, *others)        plain values; "id" for people, "digest" for the digest of the
@@ -16,6 +16,8 @@ An opener has five functions, and may have three more::
                                     it; None for nothing
     artifact(value)                 the artifact behind it; the run names it among those that it read
     notes(value)                    what every result of it says, as pairs of severity and sentence
+    unstorable(value)               what the identity does not cover, a clause each; then no run of it is
+                                    stored, or opened for it
 """
 
 from __future__ import annotations
@@ -148,6 +150,23 @@ def role(name: str) -> Role:
             next_step="repair or uninstall the package that declares it",
         )
     return found
+
+
+def told(inputs: Mapping[str, tuple[Any, ...]], function: str) -> list[Any]:
+    """What the inputs of a run say by one of the functions of their openers that give several things.
+
+    Args:
+        inputs: What was opened, by role.
+        function: Its name; an opener need not have it.
+    """
+    openers = [(role(name).functions(), values) for name, values in inputs.items()]
+    return [
+        one
+        for opener, values in openers
+        if hasattr(opener, function)
+        for value in values
+        for one in getattr(opener, function)(value)
+    ]
 
 
 def known(name: str, option: str = "subject") -> list[Known]:

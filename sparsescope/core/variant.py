@@ -9,9 +9,13 @@ made. Variants nest.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+
+from sparsescope.errors import SpecError
 
 
 class _Record(BaseModel):
@@ -71,6 +75,21 @@ class Variant(_Record):
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values; a parent that is no variant has no such key."""
         return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def json_parameters(kind: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters of a variant as JSON gives them back.
+
+    Raises:
+        SpecError: They are no JSON values.
+    """
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(parameters), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise SpecError(
+            "parameters of a variant are JSON values", where=f"variant {kind}", got=str(error)
+        ) from None
+    return plain
 
 
 def arguments_text(parameters: dict[str, Any]) -> str:

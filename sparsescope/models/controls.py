@@ -61,12 +61,14 @@ def shuffle_in_place(model: Any, blocks: Sequence[Block], seed: int) -> None:
         seed: Draws the permutations.
 
     Raises:
-        SubjectError: There is no MLP input matrix, or it is packed by a quantization library.
+        SubjectError: There is no MLP input matrix, it is packed by a quantization library, or its module
+            applies another one (an adapter that is not merged).
     """
     import numpy as np
     import torch
 
-    from sparsescope.models.structure.parameters import parameters_of, read
+    from sparsescope.models.structure.applied import check_view
+    from sparsescope.models.structure.parameters import parameters_of
 
     sites = [site for site in parameters_of(model, blocks) if site.role in _INPUT_ROLES]
     if not sites:
@@ -76,7 +78,8 @@ def shuffle_in_place(model: Any, blocks: Sequence[Block], seed: int) -> None:
             allowed="a model with sites such as weight:blocks.*.mlp.in.weight",
             next_step="choose another subject for a control",
         )
-    tensors = [read(model, site) for site in sites]  # all are found readable before the first is changed
+    # All are found to be what the model computes with before the first is changed
+    tensors = [check_view(model, site) for site in sites]
     seen: set[tuple[int, ...]] = set()
     with torch.no_grad():
         for site, tensor in zip(sites, tensors, strict=True):

@@ -80,7 +80,7 @@ def wrap(model: Any, tokenizer: Any = None, id: str | None = None) -> Subject:
     """
     from transformers import PreTrainedModel
 
-    from sparsescope.models.identity import check_finite
+    from sparsescope.models.identity import check_computable, check_finite, stored_precision
 
     if not isinstance(model, PreTrainedModel):
         raise SpecError(
@@ -108,9 +108,8 @@ def wrap(model: Any, tokenizer: Any = None, id: str | None = None) -> Subject:
         )
     name = id or type(model).__name__
     check_finite(model, where=name)
-    from sparsescope.models.torch_environment import dtype_name
-
-    origin = dtype_name(model.dtype)
+    check_computable(model, where=name)
+    origin = stored_precision(model)
     quantizer: Any = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         method = quantizer.quantization_config.quant_method

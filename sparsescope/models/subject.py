@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -20,10 +19,19 @@ from typing import Any
 import torch
 
 from sparsescope.core.result import Severity
-from sparsescope.core.variant import Variant, arguments_text
+from sparsescope.core.variant import Variant, arguments_text, json_parameters
 from sparsescope.errors import SpecError, SubjectError, unknown_name
+from sparsescope.models import declared as _declared
+from sparsescope.models.beyond_weights import CURE, Found, scan, sentences
 from sparsescope.models.identity import SubjectIdentity as SubjectIdentity
-from sparsescope.models.identity import config_hash, fingerprint, foreign_hooks, named_tensors, weight_hash
+from sparsescope.models.identity import (
+    config_hash,
+    fingerprint,
+    n_parameters,
+    weight_hash,
+)
+from sparsescope.models.memory import memory_estimate
+from sparsescope.models.structure import applied as _applied
 from sparsescope.models.structure import parameters as _parameters
 from sparsescope.models.structure import sites as _sites
 from sparsescope.models.structure.edits import Replace, edit
@@ -32,7 +40,7 @@ from sparsescope.models.structure.patterns import select
 from sparsescope.models.structure.reach import LENGTH, check_reach
 from sparsescope.models.structure.roles import Block, submodule, text_config
 from sparsescope.models.structure.sites import Site
-from sparsescope.models.structure.visits import alone, compiled_modules, passing, structure_mark
+from sparsescope.models.structure.visits import alone, compiled_notes, passing, structure_mark
 from sparsescope.models.torch_environment import dtype_name
 
 EXACT_ZERO_ACTIVATIONS = frozenset({"relu", "relu2", "relu6"})
@@ -60,6 +68,7 @@ class Subject:
         trust_remote_code: Whether code of the repository was allowed to run.
         source: The name or path that was given to ``load``; None for a wrapped model.
         variant: How it was made from another subject; None where it was not.
+        declared: What of the model beyond its weights the variant says that it adds.
     """
 
     def __init__(
@@ -74,6 +83,7 @@ class Subject:
         trust_remote_code: bool = False,
         source: str | None = None,
         variant: Variant | None = None,
+        declared: Sequence[Found] = (),
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -84,6 +94,8 @@ class Subject:
         self.source = source
         self.variant = variant
         self.blocks = tuple(blocks)
+        self._declared = tuple(declared)
+        self._checked: dict[str, Any] = {}  # matrices that were found to be what their modules apply
         self._hash: tuple[Any, str] | None = None
         self._reached: tuple[int, set[str]] = (0, set())
         self._as_loaded = None if source is None else (fingerprint(model), config_hash(model))
@@ -146,7 +158,7 @@ class Subject:
             attn_implementation=str(getattr(self.model.config, "_attn_implementation", None) or "default"),
             device=self.device,
             architecture=type(self.model).__name__,
-            n_parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            n_parameters=n_parameters(self.model),
             n_layers=self.n_layers,
             d_model=self.d_model,
             trust_remote_code=self.trust_remote_code,
@@ -156,16 +168,27 @@ class Subject:
     @property
     def notes(self) -> tuple[tuple[Severity, str], ...]:
         """What a reader of any result of this subject has to know, as severity and sentence."""
-        compiled = compiled_modules(self.model)
-        if not compiled:
-            return ()
         return (
-            (
-                "info",
-                f"{len(compiled)} modules of the model are compiled ({compiled[0] or 'the model'} first); "
-                "passes ran them uncompiled, since compiled code does not see hooks",
-            ),
+            *_declared.library_notes(self.model),
+            *_applied.notes(self.model, self._all_parameters),
+            *compiled_notes(self.model),
         )
+
+    @property
+    def unstorable(self) -> tuple[str, ...]:
+        """What this model computes with that no hash covers, and no variant declares; empty where there is
+        nothing.
+
+        Two models with other contents of it would have one identity, so that no run of either may be stored,
+        or opened for it.
+        """
+        return tuple(
+            f"{one} computes with what no hash covers; {CURE}" for one in sentences(self._undeclared())
+        )
+
+    def _undeclared(self) -> list[Found]:
+        beyond = self.variant is not None and bool(self.variant.beyond_weights)
+        return _declared.undeclared(self.model, self._declared if beyond else ())
 
     @property
     def max_positions(self) -> int | None:
@@ -363,17 +386,22 @@ class Subject:
         return select(self._all_parameters, patterns, self.n_layers, self._sparse_layers())
 
     def parameter(self, name: str | ParameterSite) -> torch.Tensor:
-        """Return one weight matrix (out, in) as a view of the parameter.
+        """Return one weight matrix (out, in): the one that its module applies to what it reads.
+
+        Where that is the stored parameter, which is found out once by comparing, it is a view: writing to it
+        writes to the model. Where it is not, under an adapter that is not merged for example, it is
+        computed, and cannot be written to.
 
         Args:
             name: ``weight:blocks.3.mlp.out.weight``; of experts ``...mlp.experts.5.out.weight``, or
                 without a number all experts as [experts, out, in].
 
         Raises:
-            SubjectError: There is no such parameter.
+            SubjectError: There is no such parameter, or its module applies no matrix: it computes with
+                quantized activations, or is not linear.
         """
         if isinstance(name, ParameterSite):
-            return _parameters.read(self.model, name)
+            return _applied.applied(self.model, name, self._checked)
         by_name = {site.name: site for site in self._all_parameters}
         site = by_name.get(name) or _parameters.batched(self._all_parameters, name)
         if site is None:
@@ -382,7 +410,7 @@ class Subject:
             if _parameters.batched(self._all_parameters, of_experts) is not None:
                 hint = f"this layer is a mixture of experts: {of_experts} gives all of them; {hint}"
             raise unknown_name("parameter", name, by_name, next_step=hint, error=SubjectError)
-        return _parameters.read(self.model, site)
+        return _applied.applied(self.model, site, self._checked)
 
     def sample_ids(self, batch: int) -> torch.Tensor:
         """A few equal sequences of spread token ids, int64 [batch, ``reach.LENGTH``], to try something on."""
@@ -399,23 +427,7 @@ class Subject:
             ``weights`` (exact), ``activations`` (the widest block at work), ``captured`` (the hidden
             layers of all MLPs kept at once, in the compute dtype), ``logits`` and ``total``.
         """
-        size = self.torch_dtype.itemsize
-        weights = sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(self.model))
-        dense_roles = ("mlp.hook_post", "mlp.shared_expert.hook_post")
-        hidden = [site for site in self._all_sites if site.role in dense_roles]
-        routed = [
-            site for site in self._all_sites if site.role == "mlp.experts.hook_post" and not site.expert
-        ]
-        top_k = int(getattr(text_config(self.model), "num_experts_per_tok", None) or 1)
-        width = sum(site.width for site in hidden) + sum(site.width * top_k for site in routed)
-        widest = max((site.width for site in hidden + routed), default=self.d_model)
-        estimate = {
-            "weights": weights,
-            "activations": batch_tokens * (6 * self.d_model + 3 * widest * (top_k if routed else 1)) * size,
-            "captured": batch_tokens * width * size,
-            "logits": batch_tokens * int(text_config(self.model).vocab_size) * size,
-        }
-        return {**estimate, "total": sum(estimate.values())}
+        return memory_estimate(self, self._all_sites, batch_tokens)
 
     def copy(self, id: str | None = None) -> Subject:
         """Return a subject with its own copy of the model, to be pruned or made sparse; see ``with_variant``.
@@ -423,7 +435,9 @@ class Subject:
         Args:
             id: Name of the copy; by default the same. A copy of a variant is that variant.
         """
-        return self._around(copy.deepcopy(self.model), id=id or self.id)
+        made = self._around(copy.deepcopy(self.model), id=id or self.id)
+        made._declared = _declared.carried_over(self._declared, self._undeclared(), made.model)
+        return made
 
     def with_variant(
         self, kind: str, parameters: Mapping[str, Any], *, of: Subject, adds: str = "", id: str | None = None
@@ -457,32 +471,29 @@ class Subject:
                 got=f"{of.id}, which has the very model of the variant",
                 next_step="change the model of subject.copy(), and give the subject as `of`",
             )
-        hooks = foreign_hooks(self.model)
-        declared = of.variant is not None and of.variant.beyond_weights and hooks == foreign_hooks(of.model)
-        if not adds and hooks and not declared:
-            raise SpecError(
-                "a variant with hooks or methods of its own must say what it adds",
-                where=f"with_variant({kind!r}, adds=...)",
-                allowed="a hash of all that they compute with: thresholds, masks, factors",
-                got="an empty one",
-                next_step="without it two variants with other contents would be one run",
-            )
-        try:
-            plain = json.loads(json.dumps(dict(parameters), allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise SpecError(
-                "parameters of a variant are JSON values", where=f"variant {kind}", got=str(error)
-            ) from None
+        found = scan(self.model).unhashed
+        declared = of.variant is not None and of.variant.beyond_weights and not of._undeclared()
+        if not adds and not (declared and _declared.same_beyond(self.model, of.model)):
+            _declared.refuse_undeclared(self.model, found, where=f"with_variant({kind!r}, adds=...)")
+        plain = json_parameters(kind, parameters)
         variant = Variant(kind=kind, parameters=plain, adds=adds, parent=of.identity.as_parent())
         arguments = f"@{arguments_text(plain)}" if plain else ""
-        return self._around(self.model, id=id or f"{kind}{arguments}:{of.id}", variant=variant)
+        return self._around(
+            self.model, id=id or f"{kind}{arguments}:{of.id}", variant=variant, declared=found
+        )
 
     def loaded_as(self, source: str) -> Subject:
         """Return this subject with what ``load`` was given to make it."""
-        return self._around(self.model, id=self.id, source=source)
+        return self._around(self.model, id=self.id, source=source, declared=self._declared)
 
     def _around(
-        self, model: Any, *, id: str, source: str | None = None, variant: Variant | None = None
+        self,
+        model: Any,
+        *,
+        id: str,
+        source: str | None = None,
+        variant: Variant | None = None,
+        declared: Sequence[Found] = (),
     ) -> Subject:
         """A subject of the same kind around a model."""
         return Subject(
@@ -495,6 +506,7 @@ class Subject:
             trust_remote_code=self.trust_remote_code,
             source=source,
             variant=variant or self.variant,
+            declared=declared,
         )
 
     def bridge(self) -> Any:

@@ -23,7 +23,7 @@ from sparsescope.core.artifacts import Artifact
 from sparsescope.core.environment import environment
 from sparsescope.core.registry import FULL, Analysis, find_record
 from sparsescope.core.result import Result
-from sparsescope.core.roles import role
+from sparsescope.core.roles import role, told
 from sparsescope.core.run_files import artifact_ids
 from sparsescope.core.run_store import Store
 from sparsescope.core.spec import Params, Spec, make_params, with_digest
@@ -65,6 +65,7 @@ class Outcome:
         error: Why it failed.
         stored: Whether the result was there before and nothing was computed.
         path: Folder of the stored run.
+        unstorable: Why it is neither stored nor opened: what the identity of its inputs does not cover.
     """
 
     spec: Spec
@@ -72,6 +73,7 @@ class Outcome:
     error: SparsescopeError | None = None
     stored: bool = False
     path: Path | None = None
+    unstorable: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -110,7 +112,9 @@ def run(
         corpus: The text; None for an analysis that reads none, or reads the held-out text
             that a series carries.
         store: Where to keep the result: a folder, True for ``$SPARSESCOPE_HOME`` or ``runs``, None for memory
-            only. A stored run with the same digest is opened instead of computed again.
+            only. A stored run with the same digest is opened instead of computed again. What has no digest of
+            its own, such as a model with a hook that no variant declares, is computed and not stored; a
+            warning of the result says so.
         progress: Told what is done.
         batch_tokens: Most positions in one forward pass.
         preset: Preset of the analysis that the parameters start from, for example ``"quick"``; the
@@ -200,6 +204,7 @@ def run_many(
             job = _Job(record, params, Context({}), Outcome(_spec(record, params, Context({}), again=False)))
             with _failure_of(job, alone=len(requests) == 1):
                 job.context = Context(open_inputs(record, _with_named(record, params, inputs), opened, home))
+                job.outcome.unstorable = tuple(told(job.context.inputs, "unstorable"))
                 job.outcome.spec = _spec(record, params, job.context, again)
                 _open_stored(job, home)
             if not job.waiting:
@@ -207,7 +212,7 @@ def run_many(
         asked.append(job.digest)
         jobs.setdefault(job.digest, job)  # asked for twice, computed once
     waiting = [job for job in jobs.values() if job.waiting]
-    if waiting and home is not None:
+    if home is not None and any(not job.outcome.unstorable for job in waiting):
         home.check_writable()
     for job in jobs.values():
         if done is not None and job not in waiting:
@@ -274,7 +279,7 @@ def _open_stored(job: _Job, home: Store | None) -> None:
     if missing := job.record.requires - found:
         job.outcome.error = _lacks(job, missing)
     run_id = job.outcome.spec.run_id
-    if not job.waiting or home is None or not home.has(run_id):
+    if not job.waiting or home is None or job.outcome.unstorable or not home.has(run_id):
         return
     try:
         job.lost = bool(home.missing_artifacts(run_id))
@@ -307,11 +312,17 @@ class _Work:
     batch_tokens: int
     alone: bool
 
+    def store_of(self, job: _Job) -> Store | None:
+        """Where a job is kept, finished steps and artifacts included; None for one that has no digest of
+        its own.
+        """
+        return None if job.outcome.unstorable else self.store
+
     def equipped(self, job: _Job, made: dict[str, Artifact]) -> Context:
         """The context of a job with a progress bar of its own, steps that are kept in a stored run, and a
         place for artifacts.
         """
-        context, spec = job.context, job.outcome.spec
+        context, spec, store = job.context, job.outcome.spec, self.store_of(job)
         if (progress := self.progress) is not None:
             title, usual = job.record.title.lower(), job.record.unit
 
@@ -319,9 +330,9 @@ class _Work:
                 progress(f"{title}: {phase}", done, total, unit or usual)
 
             context = replace(context, progress=tell)
-        if self.store is not None:
-            context = replace(context, step=kept_steps(self.store, spec.digest))
-        kept = ArtifactStore(None if self.store is None else self.store.root)
+        if store is not None:
+            context = replace(context, step=kept_steps(store, spec.digest))
+        kept = ArtifactStore(None if store is None else store.root)
 
         @contextmanager
         def keep(kind: str, name: str = "", **facts: Any) -> Iterator[ArtifactWriter]:
@@ -355,29 +366,30 @@ def _shared_pass(jobs: list[_Job], work: _Work, events: list[dict[str, Any]]) ->
     """Feed all jobs that have accumulators in one pass; return what accumulated, by digest."""
     streaming: dict[str, Any] = {}
     by_digest = {job.digest: job for job in jobs}
-    # By model and text: all but an analysis that reads a text of its own share
-    passes: dict[tuple[int, int], dict[str, Any]] = {}
+    # By model and text: all but an analysis that reads a text of its own share; what is not stored apart
+    passes: dict[tuple[int, int, bool], dict[str, Any]] = {}
     for job in jobs:
         with _failure_of(job, work.alone):
             module = job.record.compute_module()
             if hasattr(module, "accumulator"):
                 accumulator = module.accumulator(job.params, job.context)
                 check_methods(accumulator, job.record.owner, job.record.compute)
-                place = id(job.context.subject), id(job.context.corpus)
+                place = id(job.context.subject), id(job.context.corpus), bool(job.outcome.unstorable)
                 passes.setdefault(place, {})[job.digest] = streaming[job.digest] = accumulator
     for shared in passes.values():
-        context = by_digest[next(iter(shared))].context
+        first = by_digest[next(iter(shared))]
         failures: Mapping[str, Exception]
         try:
             sites = {site.name: site for accumulator in shared.values() for site in accumulator.sites}
             source = LiveSource(
-                context.subject,
-                context.corpus,
+                first.context.subject,
+                first.context.corpus,
                 tuple(sites.values()),
                 batch_tokens=work.batch_tokens,
                 reuse=True,
             )
-            failures = one_pass(source, shared, store=work.store, progress=work.progress, events=events)
+            store = work.store_of(first)
+            failures = one_pass(source, shared, store=store, progress=work.progress, events=events)
         except Exception as error:  # of the pass that they share
             failures = dict.fromkeys(shared, error)
         for digest, failure in failures.items():
@@ -417,11 +429,10 @@ def _finish(job: _Job, work: _Work, accumulated: Any, shared: float, events: lis
         batch_tokens=work.batch_tokens,
     )
     command = reproduce_command(job.record, job.params, context)
-    for name, values in context.inputs.items():
-        functions = role(name).functions()
-        for value in values if hasattr(functions, "notes") else ():
-            for severity, message in functions.notes(value):
-                result.note(severity, message)
+    for severity, message in told(context.inputs, "notes"):
+        result.note(severity, message)
+    for found in job.outcome.unstorable:
+        result.note("warning", f"This run is not stored: {found}.")
     result.artifacts = made | _read(context)
     result.provenance = {
         "run_id": None,
@@ -439,10 +450,11 @@ def _finish(job: _Job, work: _Work, accumulated: Any, shared: float, events: lis
         "artifacts": artifact_ids(result, spec).model_dump(),
     }
     outcome.result = result
-    if work.store is None:
+    store = work.store_of(job)
+    if store is None:
         return
     try:
-        outcome.path = work.store.write(
+        outcome.path = store.write(
             result,
             spec,
             seconds=seconds,
@@ -455,7 +467,7 @@ def _finish(job: _Job, work: _Work, accumulated: Any, shared: float, events: lis
     except ArtifactError as error:
         error.result = result  # minutes of computing are not lost with the disk
         raise
-    work.store.drop_partial(spec.digest)
+    store.drop_partial(spec.digest)
 
 
 def _read(context: Context) -> dict[str, Artifact]:

@@ -237,6 +237,7 @@ class StudyRun:
         result: What came out; None where it failed.
         error: Why it failed.
         stored: Whether the run was there before.
+        unstorable: Why it is neither stored nor opened, where it is not.
         id: What the study calls this analysis with these parameters; its name when left out.
     """
 
@@ -246,6 +247,7 @@ class StudyRun:
     error: SparsescopeError | None = None
     stored: bool = False
     id: str = ""
+    unstorable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.id = self.id or self.analysis

@@ -79,6 +79,8 @@ def run_study(
                 tell(f"{run.id} of {subject.name} failed\n{run.error}")
             elif run.stored:
                 tell(f"{run.id} was stored already")
+            for reason in run.unstorable if store and run.error is None else ():
+                tell(f"{run.id} of {subject.name} is not stored: {reason}")
         outcome.runs += runs
         gc.collect()  # modules refer to themselves; the next subject needs the memory now
     return outcome
@@ -134,7 +136,7 @@ def _runs(
         bug.__cause__ = error
         return [StudyRun(subject, entry.name, error=bug, id=entry.id) for entry in entries]
     return [
-        StudyRun(subject, e.name, o.result, o.error, o.stored, e.id)
+        StudyRun(subject, e.name, o.result, o.error, o.stored, e.id, o.unstorable)
         for e, o in zip(entries, outcomes, strict=True)
     ]
 

@@ -24,6 +24,7 @@ from sparsescope.errors import SubjectError
 from sparsescope.models.structure.roles import submodule
 
 if TYPE_CHECKING:
+    from sparsescope.core.result import Severity
     from sparsescope.models.structure.sites import Site
 
 _TOKENS = ("input_ids", "inputs_embeds")
@@ -50,9 +51,14 @@ def _uncompiled() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-def compiled_modules(model: torch.nn.Module) -> list[str]:
-    """Paths of the modules that were compiled in place."""
-    return [path for path, module in model.named_modules() if module._compiled_call_impl is not None]
+def compiled_notes(model: torch.nn.Module) -> list[tuple[Severity, str]]:
+    """What a result says about modules that were compiled in place; see ``alone``."""
+    found = [path for path, module in model.named_modules() if module._compiled_call_impl is not None]
+    said = (
+        f"{len(found)} modules of the model are compiled ({(found or [''])[0] or 'the model'} first); passes ran "
+        "them uncompiled, since compiled code does not see hooks"
+    )
+    return [("info", said)] if found else []
 
 
 def passing(model: torch.nn.Module) -> bool:

@@ -71,6 +71,13 @@ def capabilities(value: CheckpointSeries) -> frozenset[str]:
     return frozenset({"tokenizer"} & value.subject(value.steps[-1]).capabilities)
 
 
+def unstorable(value: CheckpointSeries) -> tuple[str, ...]:
+    """What the identity of its last checkpoint does not cover. Those of our own trainer are loaded as they
+    were trained.
+    """
+    return () if value.trained is not None else value.subject(value.steps[-1]).unstorable
+
+
 def words(value: CheckpointSeries, opened: Mapping[str, tuple[Any, ...]], flag: str) -> list[str] | None:
     """The option that opens it again; of a folder only the last part is shown."""
     return [flag, value.name if value.shipped or "/" in value.name else f"PATH/TO/{value.name}"]

@@ -48,6 +48,11 @@ def notes(value: Subject) -> tuple[tuple[Severity, str], ...]:
     return value.notes
 
 
+def unstorable(value: Subject) -> tuple[str, ...]:
+    """See ``Subject.unstorable``."""
+    return value.unstorable
+
+
 def words(value: Subject, opened: Mapping[str, tuple[Any, ...]], flag: str) -> list[str] | None:
     """Options that load it again; None for a model in memory. Of a path of this machine only the
     last part is shown.

@@ -1,0 +1,39 @@
+"""How much memory a forward pass takes, from sizes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sparsescope.models.identity import named_tensors
+from sparsescope.models.structure.roles import text_config
+
+if TYPE_CHECKING:
+    from sparsescope.models.structure.sites import Site
+    from sparsescope.models.subject import Subject
+
+
+def memory_estimate(subject: Subject, sites: Sequence[Site], batch_tokens: int) -> dict[str, int]:
+    """Estimate the memory of one forward pass, in bytes; see ``Subject.memory_estimate``.
+
+    Args:
+        subject: The model.
+        sites: All of its sites.
+        batch_tokens: Tokens in a batch.
+    """
+    config = text_config(subject.model)
+    size = subject.torch_dtype.itemsize
+    weights = sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(subject.model))
+    dense_roles = ("mlp.hook_post", "mlp.shared_expert.hook_post")
+    hidden = [site for site in sites if site.role in dense_roles]
+    routed = [site for site in sites if site.role == "mlp.experts.hook_post" and not site.expert]
+    top_k = int(getattr(config, "num_experts_per_tok", None) or 1)
+    width = sum(site.width for site in hidden) + sum(site.width * top_k for site in routed)
+    widest = max((site.width for site in hidden + routed), default=subject.d_model)
+    estimate = {
+        "weights": weights,
+        "activations": batch_tokens * (6 * subject.d_model + 3 * widest * (top_k if routed else 1)) * size,
+        "captured": batch_tokens * width * size,
+        "logits": batch_tokens * int(config.vocab_size) * size,
+    }
+    return {**estimate, "total": sum(estimate.values())}
