@@ -44,7 +44,7 @@ _HARMLESS = {
     "attention.relative_buckets_count",
     "full_attention_interval",
 }
-# Where the configuration says the same: the first of these names that its class has, and whether it may be set.
+# Where the configuration says the same: the first of these names that its class has; whether it may be set.
 _SAME = {
     "attention.head_count": (("n_head", "num_attention_heads", "num_heads"), False),
     "attention.layer_norm_rms_epsilon": (("rms_norm_eps", "norm_eps", "layer_norm_epsilon"), True),
