@@ -99,7 +99,13 @@ def as_text(findings: list[Finding], examination: Examination | None) -> str:
         for row in examination.parity
     ]  # fmt: skip
     parts += [
-        f"subject {examination.subject} ({examination.architecture})\n  {examination.precision_note}",
+        "\n  ".join(
+            [
+                f"subject {examination.subject} ({examination.architecture})",
+                examination.precision_note,
+                *examination.notes,
+            ]
+        ),
         "parity with plain transformers, same dtype and attention implementation\n"
         + table(["compared", "largest difference", "largest value", "same argmax", "bit-equal"], rows),
         f"memory, {examination.memory_tokens} tokens a batch\n"

@@ -31,6 +31,7 @@ from sparsescope.models.structure.parameters import ParameterSite
 from sparsescope.models.structure.patterns import select
 from sparsescope.models.structure.roles import Block, submodule, text_config
 from sparsescope.models.structure.sites import Site
+from sparsescope.models.token_ids import within_table
 from sparsescope.models.torch_environment import dtype_name
 
 EXACT_ZERO_ACTIVATIONS = frozenset({"relu", "relu2", "relu6"})
@@ -205,7 +206,8 @@ class Subject:
             Logits [batch, pos, vocabulary], or the last hidden state [batch, pos, d_model].
 
         Raises:
-            SubjectError: Logits are asked of a model without output head, or the ids do not fit.
+            SubjectError: Logits are asked of a model without output head, or the ids do not fit: their
+                shape, or a token beyond the embedding table (``token_ids``).
         """
         ids = torch.as_tensor(input_ids, dtype=torch.int64, device=self.device)
         if ids.ndim != 2 or ids.numel() == 0:
@@ -221,6 +223,7 @@ class Subject:
                 where=f"{self.id} ({type(self.model).__name__})",
                 next_step="use hidden states, or load the model class with its language-model head",
             )
+        ids = within_table(self, ids, attention_mask)
         module = self.model if logits else self.backbone
         arguments = self.mask_arguments(module, ids, attention_mask)
         with torch.inference_mode(), evaluating(self.model):
@@ -472,12 +475,23 @@ class Subject:
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Switch dropout off for the length of a pass, and restore the mode of every module."""
+    """Switch dropout off for the length of a pass, and let outputs have names; restore both afterwards.
+
+    With ``return_dict: false`` in its configuration a model gives tuples, also to its own head, which
+    expects names.
+    """
     training = [module for module in model.modules() if module.training]
+    held = (getattr(module, "config", None) for module in model.modules())
+    configs: dict[int, Any] = {id(config): config for config in held}
+    tuples = [config for config in configs.values() if getattr(config, "return_dict", None) is False]
     for module in training:
         module.training = False
+    for config in tuples:
+        config.return_dict = True
     try:
         yield
     finally:
         for module in training:
             module.training = True
+        for config in tuples:
+            config.return_dict = False
