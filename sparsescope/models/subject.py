@@ -12,8 +12,8 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from sparsescope.core.variant import Variant, arguments_text
 from sparsescope.errors import SpecError, SubjectError, unknown_name
 from sparsescope.models.identity import SubjectIdentity as SubjectIdentity
 from sparsescope.models.identity import config_hash, fingerprint, foreign_hooks, named_tensors, weight_hash
+from sparsescope.models.passes import evaluating as evaluating
 from sparsescope.models.structure import parameters as _parameters
 from sparsescope.models.structure import sites as _sites
 from sparsescope.models.structure.edits import Replace, edit
@@ -471,27 +472,3 @@ class Subject:
         from sparsescope.models.bridge import build_bridge
 
         return build_bridge(self)
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Switch dropout off for the length of a pass, and let outputs have names; restore both afterwards.
-
-    With ``return_dict: false`` in its configuration a model gives tuples, also to its own head, which
-    expects names.
-    """
-    training = [module for module in model.modules() if module.training]
-    held = (getattr(module, "config", None) for module in model.modules())
-    configs: dict[int, Any] = {id(config): config for config in held}
-    tuples = [config for config in configs.values() if getattr(config, "return_dict", None) is False]
-    for module in training:
-        module.training = False
-    for config in tuples:
-        config.return_dict = True
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for config in tuples:
-            config.return_dict = False
