@@ -32,10 +32,10 @@ def refuse_adapter(folder: Path) -> None:
         return
     try:
         raw = parse((folder / _ADAPTER).read_bytes(), constants=True)
-        base = str(raw.get("base_model_name_or_path") or "unknown")[:200]
+        base = str(raw.get("base_model_name_or_path") or "")[:200]
         kind = str(raw.get("peft_type") or "unknown")[:40]
     except (OSError, ValueError, AttributeError):
-        base = kind = "unknown"
+        base, kind = "", "unknown"
     whole = (folder / "config.json").is_file() and any(
         not path.name.startswith("adapter_")
         for pattern in ("*.safetensors", "pytorch_model*.bin")
@@ -46,11 +46,12 @@ def refuse_adapter(folder: Path) -> None:
         if whole
         else "the folder has an adapter (LoRA), not a model",
         where=str(folder / _ADAPTER),
-        got=f"an adapter of kind {kind} for the base model {base}",
+        got=f"an adapter of kind {kind} for the base model {base or '(not named)'}",
         next_step=f"move {_ADAPTER} and adapter_model.* away to study the model without them, or merge them"
         if whole
         else f"merge it with its base model: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("
-        f"{base!r}), FOLDER).merge_and_unload().save_pretrained(NEW), save the tokenizer there too, load NEW",
+        f"{base or 'BASE'!r}), FOLDER).merge_and_unload().save_pretrained(NEW), save "
+        "the tokenizer there too, and load NEW",
     )
 
 
@@ -136,14 +137,14 @@ def _names(plan: Any, stored: str) -> Iterator[str]:
 
 def _stored_shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every stored weight; nothing where a file cannot be read."""
-    import torch
+    from transformers.modeling_utils import load_state_dict  # with weights_only, as it loads them
 
     paths = sorted(folder.glob("*.safetensors"))
     try:
         for path in paths:
             yield from ((name, tuple(entry.shape)) for name, entry in read_header(path, SubjectError).items())
         for path in () if paths else sorted(folder.glob("pytorch_model*.bin")):
-            for name, tensor in torch.load(path, map_location="meta", weights_only=True, mmap=True).items():
+            for name, tensor in load_state_dict(path, map_location="meta").items():
                 yield name, tuple(tensor.shape)
     except Exception:  # a damaged file has a message of its own
         return
