@@ -20,6 +20,7 @@ import torch
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.models.structure.sites import attach
 from sparsescope.models.torch_environment import dtype_name
+from sparsescope.models.wrapping import check_step, float32_step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -161,7 +162,7 @@ class LiveSource:
                 batch.rows[site.name] = where[real]
                 chosen_rows = None if len(real) == len(where) else torch.from_numpy(real).to(tensor.device)
                 values = self._copy(site, tensor, chosen_rows)
-            _refuse_non_finite(values, site, batch)
+            _refuse_non_finite(values, site, batch, self.subject)
             batch.values[site.name] = values
 
         with torch.inference_mode(), attach(self.subject.model, self.sites, keep):
@@ -298,7 +299,7 @@ def torch_dtype(name: str) -> torch.dtype:
     return known[name]
 
 
-def _refuse_non_finite(values: torch.Tensor, site: Site, batch: ActivationBatch) -> None:
+def _refuse_non_finite(values: torch.Tensor, site: Site, batch: ActivationBatch, subject: Subject) -> None:
     """Fail fast on NaN and infinity: every statistic after them would be silently wrong."""
     # A sum is one quick pass and is never finite when an entry is not; an overflow is looked at more closely.
     if values.numel() == 0 or bool(torch.isfinite(values.sum(dtype=torch.float32))):
@@ -313,5 +314,5 @@ def _refuse_non_finite(values: torch.Tensor, site: Site, batch: ActivationBatch)
         allowed="finite values",
         got=f"{len(bad)} of {values.numel()} entries; the first is {float(values[row, unit])} at "
         f"token {row}, unit {unit}",
-        next_step="try dtype='float32'; check the weights with: sparsescope doctor --subject ...",
+        next_step=f"{float32_step(subject)}; check the weights with: {check_step(subject)}",
     )

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from sparsescope.activations.losses import check_causal
 from sparsescope.models.subject import evaluating
+from sparsescope.models.token_ids import within_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,6 +105,7 @@ def _pass(
     """
     ids = torch.from_numpy(batch.input_ids).to(subject.device)
     mask = None if batch.attention_mask.all() else torch.from_numpy(batch.attention_mask).to(subject.device)
+    ids = within_table(subject, ids, mask)
     wanted = torch.from_numpy(batch.text_mask[:, 1:]).to(subject.device)
     values: dict[str, torch.Tensor] = {}
     levers: dict[str, torch.Tensor] = {}

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from sparsescope.errors import SubjectError
+from sparsescope.models.wrapping import check_step, float32_step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -119,7 +120,7 @@ def token_losses(
             "a loss is not finite",
             where=f"{subject.id}, document {int(document[~np.isfinite(nll)][0])}",
             got=f"{int((~np.isfinite(nll)).sum())} of {len(nll)} targets",
-            next_step="try dtype='float32'; check the weights with: sparsescope doctor --subject ...",
+            next_step=f"{float32_step(subject)}; check the weights with: {check_step(subject)}",
         )
     return TokenLosses(document, domain, nll, confidence, correct)
 
@@ -136,7 +137,7 @@ def check_causal(subject: Subject) -> None:
             where=subject.id,
             allowed="subjects with causal, logits",
             got=", ".join(sorted(subject.capabilities)),
-            next_step=f"see: sparsescope doctor --subject {subject.id}",
+            next_step=f"see: {check_step(subject)}",
         )
 
 

@@ -99,7 +99,13 @@ def as_text(findings: list[Finding], examination: Examination | None) -> str:
         for row in examination.parity
     ]  # fmt: skip
     parts += [
-        f"subject {examination.subject} ({examination.architecture})\n  {examination.precision_note}",
+        "\n  ".join(
+            [
+                f"subject {examination.subject} ({examination.architecture})",
+                examination.precision_note,
+                *examination.notes,
+            ]
+        ),
         "what a run relies on\n"
         + table(
             ["check", "", "found"],

@@ -63,11 +63,16 @@ Visit = Callable[[AttentionRows], torch.Tensor | None]
 
 @dataclass(frozen=True, slots=True)
 class _RuleMask:
-    """An attention mask as a rule, so that rows of it can be had without the others."""
+    """An attention mask as a rule, so that rows of it can be had without the others.
+
+    A model that computes with its mask before attention (Doge adds to it) takes it for a tensor, and
+    is refused.
+    """
 
     rule: Callable[..., torch.Tensor]
     keys: int
     device: torch.device
+    refuse: Callable[[], SubjectError]
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Whether queries start..stop may see each key, bool [row, key]."""
@@ -76,6 +81,24 @@ class _RuleMask:
         key = torch.arange(self.keys, device=self.device)[None, None, None, :]
         found = self.rule(zero, zero, query, key)
         return found.expand(1, 1, stop - start, self.keys)[0, 0]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # questions of the language, which have no tensor in mind
+            raise AttributeError(name)
+        raise self.refuse()
+
+    def __getitem__(self, index: Any) -> Any:
+        raise self.refuse()
+
+    def __add__(self, other: Any) -> Any:
+        raise self.refuse()
+
+    __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __and__ = __rand__ = __or__ = __add__
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = (part for part in (*args, *(kwargs or {}).values()) if isinstance(part, cls))
+        raise next(found).refuse()
 
 
 def supports_attention_rows(subject: Subject) -> bool:
@@ -156,7 +179,12 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
         padding = kwargs.get("attention_mask")
         if padding is not None and not bool(padding.all()):
             raise _refused(subject, "padding", "attention_mask")
-        return _RuleMask(mask_function, kv_length, torch.device(device))
+        return _RuleMask(
+            mask_function,
+            kv_length,
+            torch.device(device),
+            lambda: _refused(subject, "attention that computes with its mask", type(subject.model).__name__),
+        )
 
     with alone(subject.model), _registered(subject.model, attend, mask):
         yield
@@ -245,5 +273,8 @@ def _refused(subject: Subject, what: str, got: str) -> SubjectError:
         f"attention rows are not read from models with {what}",
         where=f"{subject.id} ({type(subject.model).__name__})",
         got=got,
-        next_step="use one window per pass, and a model family with plain softmax attention",
+        next_step="give one window per pass, without padding"
+        if got == "attention_mask"
+        else "leave this analysis out for this model; those of hidden units, such as activation_sparsity, "
+        "do not read attention",
     )

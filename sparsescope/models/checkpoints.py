@@ -65,6 +65,10 @@ class CheckpointSeries:
         checkpoints: The checkpoints, ascending.
         load: Gives the subject of one of them.
         folder: The folder of a series of our own trainer, else None.
+
+    Attributes:
+        hashes: Hash of the weights by step, as far as it is known: a series of our own trainer says them,
+            those of others are known once its identity was asked for.
     """
 
     def __init__(
@@ -78,6 +82,9 @@ class CheckpointSeries:
         self.checkpoints = tuple(checkpoints)
         self._load = load
         self._folder = folder
+        self.hashes: dict[int, str] = {}
+        if folder is not None:
+            self.hashes = {found.step: found.sha256 for found in folder.content.checkpoints}
 
     def __repr__(self) -> str:
         return (
@@ -132,6 +139,15 @@ class CheckpointSeries:
         for checkpoint in self.checkpoints:
             if checkpoint.step not in known:
                 yield checkpoint, self._load(checkpoint)
+
+    @property
+    def repeated(self) -> tuple[tuple[int, ...], ...]:
+        """Steps whose checkpoints have equal weights, in groups, as far as hashes are known."""
+        groups: dict[str, list[int]] = {}
+        for step in self.steps:
+            if step in self.hashes:
+                groups.setdefault(self.hashes[step], []).append(step)
+        return tuple(tuple(steps) for steps in groups.values() if len(steps) > 1)
 
     def probe(self) -> ProbeSet:
         """Return the tokens on which checkpoints of this series are compared; their digest is checked.

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sparsescope.models.checks import Check, check
 from sparsescope.models.structure.roles import text_config
+from sparsescope.models.subject import evaluating
+from sparsescope.models.token_ids import table_rows, within_table
 from sparsescope.models.torch_environment import quiet_transformers
 
 if TYPE_CHECKING:
@@ -61,6 +64,7 @@ class Examination:
         n_sites: Number of sites.
         hooks_left: Hooks that the capture left behind; 0 when all is well.
         checks: What a run relies on; see ``checks.check``.
+        notes: What else a reader has to know, in sentences.
     """
 
     subject: str
@@ -74,6 +78,7 @@ class Examination:
     n_sites: int
     hooks_left: int
     checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def healthy(self) -> bool:
@@ -92,7 +97,7 @@ def examine(subject: Subject, batch_tokens: int = 2048) -> Examination:
     Returns:
         The findings, as plain values.
     """
-    ids = sample_ids(subject)
+    ids = within_table(subject, sample_ids(subject))
     before = count_hooks(subject.model)
     checks = check(subject)
     plain = _plain_pass(subject, ids)
@@ -117,7 +122,25 @@ def examine(subject: Subject, batch_tokens: int = 2048) -> Examination:
         n_sites=len(subject.site_names()),
         hooks_left=count_hooks(subject.model) - before,
         checks=checks,
+        notes=tuple(tokenizer_notes(subject)),
     )
+
+
+def tokenizer_notes(subject: Subject) -> list[str]:
+    """What the tokenizer and the model of a subject do not have in common."""
+    if subject.tokenizer is None:
+        return []
+    found = []
+    model, own = (str(getattr(part, "name_or_path", "")) for part in (subject.model, subject.tokenizer))
+    if model and own and Path(own) == Path(model).resolve().parent:
+        found.append(f"The tokenizer is that of the folder above, {Path(own).name}: the checkpoint has none.")
+    rows, tokens = table_rows(subject.model), len(subject.tokenizer)
+    if rows is not None and tokens > rows:
+        found.append(
+            f"The tokenizer has {tokens} tokens and the embedding table {rows} rows: text with one of "
+            "the others is refused, padding is not."
+        )
+    return found
 
 
 def sample_ids(subject: Subject) -> torch.Tensor:
@@ -144,7 +167,7 @@ def _plain_pass(subject: Subject, ids: torch.Tensor) -> dict[str, Any]:
     shared = {id(tensor): tensor for tensor in (*subject.model.parameters(), *subject.model.buffers())}
     twin = copy.deepcopy(subject.model, shared).eval()
     mask = torch.ones_like(ids)
-    with torch.inference_mode(), quiet_transformers():
+    with torch.inference_mode(), quiet_transformers(), evaluating(twin):
         output = twin(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         path = next(path for path, module in subject.model.named_modules() if module is subject.backbone)
         backbone = twin.get_submodule(path)(input_ids=ids, attention_mask=mask)

@@ -76,22 +76,13 @@ def wrap(model: Any, tokenizer: Any = None, id: str | None = None) -> Subject:
 
     Raises:
         SpecError: ``model`` is not a HF model, or the tokenizer is not a fast one.
-        SubjectError: The architecture is not supported, or weights are NaN, infinite or not loaded.
+        SubjectError: The architecture is not supported, or weights are NaN, infinite or not loaded; or blocks
+            were cut from the model.
     """
-    from transformers import PreTrainedModel
-
     from sparsescope.models.identity import check_computable, check_finite, stored_precision
+    from sparsescope.models.wrapping import check_depth, check_wrappable
 
-    if not isinstance(model, PreTrainedModel):
-        raise SpecError(
-            "wrap takes a model of transformers",
-            where="wrap(model)",
-            allowed="an instance of transformers.PreTrainedModel",
-            got=type(model).__name__,
-            next_step="to load by name call sparsescope.load(name)"
-            if isinstance(model, str | Path)
-            else "pass the HF model itself, not a pipeline or a state dict",
-        )
+    check_wrappable(model)
     if tokenizer is not None and not getattr(tokenizer, "is_fast", False):
         raise SpecError(
             "the tokenizer must be a fast one",
@@ -106,6 +97,7 @@ def wrap(model: Any, tokenizer: Any = None, id: str | None = None) -> Subject:
             where="wrap(model)",
             next_step="load it without device_map offloading",
         )
+    check_depth(model)
     name = id or type(model).__name__
     check_finite(model, where=name)
     check_computable(model, where=name)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -24,13 +24,9 @@ from sparsescope.errors import SpecError, SubjectError, unknown_name
 from sparsescope.models import declared as _declared
 from sparsescope.models.beyond_weights import CURE, Found, scan, sentences
 from sparsescope.models.identity import SubjectIdentity as SubjectIdentity
-from sparsescope.models.identity import (
-    config_hash,
-    fingerprint,
-    n_parameters,
-    weight_hash,
-)
+from sparsescope.models.identity import config_hash, fingerprint, n_parameters, weight_hash
 from sparsescope.models.memory import memory_estimate
+from sparsescope.models.passes import evaluating as evaluating
 from sparsescope.models.structure import applied as _applied
 from sparsescope.models.structure import parameters as _parameters
 from sparsescope.models.structure import sites as _sites
@@ -41,6 +37,7 @@ from sparsescope.models.structure.reach import LENGTH, check_reach
 from sparsescope.models.structure.roles import Block, submodule, text_config
 from sparsescope.models.structure.sites import Site
 from sparsescope.models.structure.visits import alone, compiled_notes, passing, structure_mark
+from sparsescope.models.token_ids import within_table
 from sparsescope.models.torch_environment import dtype_name
 
 EXACT_ZERO_ACTIVATIONS = frozenset({"relu", "relu2", "relu6"})
@@ -242,7 +239,8 @@ class Subject:
             Logits [batch, pos, vocabulary], or the last hidden state [batch, pos, d_model].
 
         Raises:
-            SubjectError: Logits are asked of a model without output head, or the ids do not fit.
+            SubjectError: Logits are asked of a model without output head, or the ids do not fit: their
+                shape, or a token beyond the embedding table (``token_ids``).
         """
         ids = torch.as_tensor(input_ids, dtype=torch.int64, device=self.device)
         if ids.ndim != 2 or ids.numel() == 0:
@@ -258,6 +256,7 @@ class Subject:
                 where=f"{self.id} ({type(self.model).__name__})",
                 next_step="use hidden states, or load the model class with its language-model head",
             )
+        ids = within_table(self, ids, attention_mask)
         module = self.model if logits else self.backbone
         arguments = self.mask_arguments(module, ids, attention_mask)
         with alone(self.model), torch.inference_mode(), evaluating(self.model):
@@ -518,16 +517,3 @@ class Subject:
         from sparsescope.models.bridge import build_bridge
 
         return build_bridge(self)
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Switch dropout off for the length of a pass, and restore the mode of every module."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

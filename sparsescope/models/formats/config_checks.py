@@ -63,7 +63,7 @@ def check_counts(values: Any, where: str) -> None:
             )
 
 
-def check_size(model_class: Any, config: Any, stored: int, where: str) -> None:
+def check_size(model_class: Any, config: Any, stored: int, where: str) -> Any:
     """Refuse a configuration whose model is much larger than its stored weights.
 
     Args:
@@ -71,6 +71,9 @@ def check_size(model_class: Any, config: Any, stored: int, where: str) -> None:
         config: Its configuration.
         stored: Elements of the stored weights, at least; see ``stored_elements``.
         where: The file, for the message.
+
+    Returns:
+        The model on torch's meta device.
 
     Raises:
         SubjectError: The model cannot be built, or is too large for its weights.
@@ -101,6 +104,7 @@ def check_size(model_class: Any, config: Any, stored: int, where: str) -> None:
             next_step="the configuration belongs to another model, or files are "
             "missing: copy the folder again",
         )
+    return model
 
 
 def stored_elements(folder: Path) -> int:

@@ -1,8 +1,9 @@
 """Load a model folder in the HF layout (``config.json`` and weights), and explain failures.
 
 Every way in which a folder can be unusable has its own message: no configuration, unknown or
-unsupported architecture, no weights, truncated or mismatched weights, no tokenizer. Weights
-that a checkpoint lacks are an error, because transformers would fill them with random values.
+unsupported architecture, no weights, an adapter without its model, truncated or mismatched weights, no
+tokenizer. Weights that a checkpoint lacks are an error, because transformers would fill them with random
+values.
 Safetensors is preferred; a ``pytorch_model.bin`` is read with ``weights_only=True``, the
 default of transformers 5, so that no pickled code runs.
 """
@@ -17,6 +18,8 @@ from sparsescope.core.strict_json import parse
 from sparsescope.errors import SubjectError
 from sparsescope.models.entries import LoadedModel, LoadRequest
 from sparsescope.models.formats.config_checks import check_counts, check_size, stored_elements
+from sparsescope.models.formats.folder_faults import other_shapes, refuse_adapter, wrapped_names
+from sparsescope.models.formats.revision_names import parse_name
 from sparsescope.models.torch_environment import attention_errors, quiet_transformers, torch_dtype
 
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
@@ -46,7 +49,10 @@ def load_folder(request: LoadRequest, folder: Path | None = None, revision: str 
     check_layout(folder)
     config = read_config(folder, request.trust_remote_code)
     model = read_weights(folder, config, request)
-    tokenizer = read_tokenizer(folder, request.trust_remote_code)
+    home = tokenizer_folder(folder)
+    # The folder above has no config.json of its own that would say which tokenizer it is
+    known = {} if home == folder else {"config": config}
+    tokenizer = read_tokenizer(home or folder, request.trust_remote_code, **known)
     return LoadedModel(model, tokenizer, revision, stored_precision(folder))
 
 
@@ -56,6 +62,7 @@ def check_layout(folder: Path) -> None:
     Raises:
         SubjectError: One of them is missing.
     """
+    refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         ggufs = sorted(folder.glob("*.gguf"))
         hint = f"load the file itself: {ggufs[0]}" if ggufs else "give the folder written by save_pretrained"
@@ -76,7 +83,7 @@ def check_layout(folder: Path) -> None:
                 got=f"first: {missing[0]}",
                 next_step="copy or download the rest of the model",
             )
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if tokenizer_folder(folder) is None:
         raise SubjectError(
             "the folder has no tokenizer",
             where=str(folder),
@@ -84,6 +91,19 @@ def check_layout(folder: Path) -> None:
             next_step="call tokenizer.save_pretrained(folder), or load the model yourself and call "
             "sparsescope.wrap(model, tokenizer=None)",
         )
+
+
+def tokenizer_folder(folder: Path) -> Path | None:
+    """Return the folder that the tokenizer lies in: the folder itself, or that of the training run around a
+    checkpoint such as ``checkpoint-500``; None where there is none.
+    """
+    homes = [folder]
+    if parse_name(folder.resolve().name) is not None:
+        homes.append(folder.resolve().parent)
+    return next(
+        (home for home in homes if any((home / name).is_file() for name in _TOKENIZER_FILES)),
+        None,
+    )
 
 
 def _shards(index: Path) -> set[str]:
@@ -204,8 +224,9 @@ def read_weights(folder: Path, config: Any, request: LoadRequest, **options: Any
 
     if request.attn_implementation:
         options["attn_implementation"] = request.attn_implementation
+    plan = None
     if not getattr(config, "auto_map", None):  # code of the repository has its own classes
-        check_size(model_class(config), config, stored_elements(folder), str(folder))
+        plan = check_size(model_class(config), config, stored_elements(folder), str(folder))
     try:
         with attention_errors(request.attn_implementation), quiet_transformers(), fork_rng(devices=[]):
             model, report = model_class(config).from_pretrained(
@@ -220,12 +241,19 @@ def read_weights(folder: Path, config: Any, request: LoadRequest, **options: Any
     except SubjectError:
         raise
     except Exception as error:
+        faults = other_shapes(folder, plan, config)
+        if faults is not None:
+            raise faults from error
         raise SubjectError(
             "the weights cannot be read: a file is truncated, damaged or of another format",
             where=str(folder),
             got=f"{type(error).__name__}: {_first_line(error)}",
             next_step="copy or download the model again",
         ) from error
+    wrapped = wrapped_names(report)
+    if wrapped and "key_mapping" not in options:
+        del model
+        return read_weights(folder, config, request, **options, key_mapping=wrapped)
     check_loaded(model, report, str(folder))
     return model.eval()
 
@@ -274,8 +302,13 @@ def _check_unused(model: Any, unused: Any, where: str) -> None:
         )
 
 
-def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+def read_tokenizer(folder: Path, trust_remote_code: bool = False, **options: Any) -> Any:
     """Read the fast tokenizer of a folder.
+
+    Args:
+        folder: The folder.
+        trust_remote_code: Whether code of the folder may run.
+        **options: Further parameters of ``from_pretrained``.
 
     Raises:
         SubjectError: It cannot be read, or is not a fast tokenizer.
@@ -285,7 +318,7 @@ def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=trust_remote_code, local_files_only=True
+                folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
             )
     except BaseException as error:
         # A panic of the Rust library is no Exception, but not a reason to end the program either.

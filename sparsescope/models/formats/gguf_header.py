@@ -12,6 +12,7 @@ import mmap
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sparsescope.errors import SubjectError
 
@@ -27,9 +28,16 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(slots=True)
 class Header:
-    """What is needed of a header: scalar values by key, and the number of weights."""
+    """What is needed of a header.
 
-    values: dict[str, int | float] = field(default_factory=dict)
+    Attributes:
+        values: Value of every key: a number, a text, a list of numbers; None for others and for long ones.
+        shapes: Shape of every tensor by its name, as GGUF orders dimensions: the fastest first.
+        elements: Number of weights.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     elements: int = 0
 
 
@@ -72,18 +80,20 @@ class _Walk:
     def string(self) -> str:
         return self.skip(self.count(len(self.data), "bytes of text")).decode("utf-8", "replace")
 
-    def value(self, kind: int, depth: int = 0) -> int | float | None:
-        """Pass a value; return it when it is a number."""
+    def value(self, kind: int, depth: int = 0) -> Any:
+        """Pass a value; return it when it is one of those that ``Header.values`` holds."""
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
-            self.skip(self.count(len(self.data), "bytes of text"))
-        elif kind == _ARRAY and depth < _MOST_NESTED:
+            return self.string()
+        if kind == _ARRAY and depth < _MOST_NESTED:
             inner = int(self.number("I"))
             size = struct.calcsize("<" + _SCALARS[inner]) if inner in _SCALARS else 8
             length = self.count(
                 (len(self.data) - self.at) // size, "values, which fit in the rest of the file"
             )
+            if inner in _SCALARS and length * size <= LONGEST_NAME:
+                return list(struct.unpack(f"<{length}{_SCALARS[inner]}", self.skip(length * size)))
             if inner in _SCALARS:
                 self.skip(length * size)
             else:
@@ -103,7 +113,7 @@ def read_header(path: Path) -> Header:
         path: A file that begins with the bytes ``GGUF``.
 
     Returns:
-        Its numbers by key and the number of weights.
+        Its keys and tensors.
 
     Raises:
         SubjectError: A count or a length does not fit the file, or the version is not one that is read.
@@ -118,11 +128,9 @@ def read_header(path: Path) -> Header:
         tensors, keys = walk.count(MOST_TENSORS, "tensors"), walk.count(MOST_KEYS, "keys")
         for _ in range(keys):
             key = walk.string()
-            value = walk.value(int(walk.number("I")))
-            if value is not None:
-                found.values[key] = value
+            found.values[key] = walk.value(int(walk.number("I")))
         for _ in range(tensors):
-            walk.string()
+            name = walk.string()
             dimensions = int(walk.number("I"))
             if dimensions > MOST_DIMENSIONS:
                 raise walk.refuse(f"at most {MOST_DIMENSIONS} dimensions", dimensions)
@@ -131,5 +139,6 @@ def read_header(path: Path) -> Header:
             # The smallest type has less than two bits for a weight.
             if math.prod(shape) > 8 * len(data):
                 raise walk.refuse("tensors that fit in the file", f"shape {shape}")
+            found.shapes[name] = tuple(shape)
             found.elements += math.prod(shape)
         return found

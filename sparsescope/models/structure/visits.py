@@ -54,11 +54,12 @@ def _uncompiled() -> AbstractContextManager[Any]:
 def compiled_notes(model: torch.nn.Module) -> list[tuple[Severity, str]]:
     """What a result says about modules that were compiled in place; see ``alone``."""
     found = [path for path, module in model.named_modules() if module._compiled_call_impl is not None]
+    if not found:
+        return []
     said = (
-        f"{len(found)} modules of the model are compiled ({(found or [''])[0] or 'the model'} first); passes ran "
-        "them uncompiled, since compiled code does not see hooks"
+        f"{len(found)} modules of the model are compiled ({found[0] or 'the model'} first); passes ran them "
     )
-    return [("info", said)] if found else []
+    return [("info", said + "uncompiled, since compiled code does not see hooks")]
 
 
 def passing(model: torch.nn.Module) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsescope.core.result import Severity
 from sparsescope.errors import SpecError
 from sparsescope.models.checkpoints import CheckpointSeries, open_series
 from sparsescope.runner.inputs import series_capabilities
@@ -88,11 +89,30 @@ def python(value: CheckpointSeries) -> str:
     return f"open_series({value.name!r})"
 
 
+def notes(value: CheckpointSeries) -> tuple[tuple[Severity, str], ...]:
+    """Checkpoints with equal weights: a copied folder looks like a plateau of training."""
+    groups = value.repeated
+    if not groups:
+        return ()
+    shown = "; ".join(", ".join(map(str, steps)) for steps in groups[:4]) + (
+        "; ..." if len(groups) > 4 else ""
+    )
+    count = sum(len(steps) for steps in groups)
+    return (
+        (
+            "warning",
+            f"{count} of the {len(value)} checkpoints of {value.name} have the same weights as another one "
+            f"(steps {shown}): either training stood still, or a checkpoint was copied.",
+        ),
+    )
+
+
 def _marks(series: CheckpointSeries) -> str:
-    """One line for each thing that a result may depend on."""
+    """One line for each thing that a result may depend on. Hashes are kept, as loading takes long."""
     content = series.trained
     if content is None:
-        return "\n".join(f"{found.revision} {subject.identity.weight_hash}" for found, subject in series)
+        series.hashes = {found.step: subject.identity.weight_hash for found, subject in series}
+        return "\n".join(f"{found.revision} {series.hashes[found.step]}" for found in series.checkpoints)
     lines = [f"{name} {digest}" for name, digest in sorted(content.files.items())]
     recorded = [
         content.baselines,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,22 @@ def subject() -> Any:
     return _shared
 
 
-def write_tiny_gguf(path: Path, *, pre_tokenizer: str = "smollm", seed: int = 0) -> dict[str, np.ndarray]:
+def write_tiny_gguf(
+    path: Path,
+    *,
+    pre_tokenizer: str = "smollm",
+    seed: int = 0,
+    architecture: str = "llama",
+    more: Callable[[Any], None] | None = None,
+) -> dict[str, np.ndarray]:
     """Write a Llama of one layer as GGUF, matrices as Q8_0.
 
     Args:
         path: File to write.
         pre_tokenizer: Value of ``tokenizer.ggml.pre``.
         seed: Seed of the weights.
+        architecture: Value of ``general.architecture``; of one whose tensors are those of Llama.
+        more: Adds further keys and tensors to the writer.
 
     Returns:
         The matrices before quantization, by GGUF name.
@@ -60,7 +70,7 @@ def write_tiny_gguf(path: Path, *, pre_tokenizer: str = "smollm", seed: int = 0)
         "blk.0.ffn_down.weight": (width, hidden),
     }
     weights = {name: generator.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(1)
     writer.add_context_length(128)
     writer.add_embedding_length(width)
@@ -84,6 +94,8 @@ def write_tiny_gguf(path: Path, *, pre_tokenizer: str = "smollm", seed: int = 0)
         writer.add_tensor(name, gguf.quants.quantize(weight, kind), raw_dtype=kind)
     for name in ("output_norm.weight", "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"):
         writer.add_tensor(name, np.ones(width, dtype=np.float32))
+    if more is not None:
+        more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
