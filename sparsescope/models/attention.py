@@ -98,8 +98,8 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
         chunk_rows: Rows at a time.
 
     Raises:
-        SubjectError: The class computes attention in its own code, or adds terms to the scores that
-            are not reproduced.
+        SubjectError: The class computes attention in its own code, adds terms to the scores that
+            are not reproduced, or attends several times in one layer.
         SpecError: ``chunk_rows`` is not positive.
 
     Source: the attention interface of transformers 5 (``AttentionInterface``, ``AttentionMaskInterface``).
@@ -120,6 +120,7 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
             next_step="use another model family, for example Llama, GPT-2, OPT, Gemma, Qwen or BERT",
         )
     layers = _layers(subject)
+    attended: set[int] = set()  # layers that have had their attention in the running pass
 
     def attend(
         module: Any,
@@ -136,6 +137,10 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
                 raise _refused(subject, f"attention with {meaning}", name)
         if id(module) not in layers:
             raise _refused(subject, "attention outside of the blocks", type(module).__name__)
+        if layers[id(module)] in attended:
+            # DiffLlama subtracts one softmax from another: neither is the attention of the layer.
+            raise _refused(subject, "several attentions in one layer", type(module).__name__)
+        attended.add(layers[id(module)])
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         causal = getattr(module, "is_causal", True)
         parts = []
@@ -160,7 +165,11 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
             raise _refused(subject, "padding", "attention_mask")
         return _RuleMask(mask_function, kv_length, torch.device(device))
 
+    def entered(module: Any, args: tuple[Any, ...]) -> None:
+        attended.discard(layers[id(module)])
+
     name = f"sparsescope_rows_{next(_numbers)}"
+    handles: list[Any] = []
     configs = {id(m.config): m.config for m in subject.model.modules() if hasattr(m, "config")}
     configs[id(subject.model.config)] = subject.model.config
     before = {mark: vars(config).get("_attn_implementation_internal") for mark, config in configs.items()}
@@ -171,8 +180,12 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
         for config in configs.values():
             config._attn_implementation_internal = name
+        for block in subject.blocks:
+            handles.append(submodule(subject.model, block.path).register_forward_pre_hook(entered))
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         for found, config in configs.items():
             config._attn_implementation_internal = before[found]
         type(ALL_ATTENTION_FUNCTIONS)._global_mapping.pop(name, None)

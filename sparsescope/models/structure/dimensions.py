@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsescope.metrics.bounds import LayerDimensions, ModelDimensions
 from sparsescope.models.structure.parameters import ParameterSite
-from sparsescope.models.structure.roles import Block, features, submodule, text_config
+from sparsescope.models.structure.roles import Block, experts_per_token, features, submodule
 
 if TYPE_CHECKING:
     from sparsescope.models.subject import Subject
@@ -58,7 +58,7 @@ def _layer(subject: Subject, block: Block, sites: list[ParameterSite]) -> LayerD
     shared = shapes.get("mlp.shared_expert.out.weight", (0, 0))
     experts = len({site.expert for site in sites if site.expert is not None})
     gated = any(f"{home}.gate.weight" in shapes for home in ("mlp", "mlp.experts", "mlp.shared_expert"))
-    routed = int(getattr(text_config(subject.model), "num_experts_per_tok", None) or 0)
+    routed = 0 if block.experts is None else experts_per_token(subject.model, block.experts)
     router = shapes.get("mlp.router.weight", (0, 0))
     norms, others = _vectors(submodule(subject.model, block.path))
     attention, d_attention, d_kv = _attention(subject, block, shapes)

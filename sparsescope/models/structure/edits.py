@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from sparsescope.errors import SubjectError
-from sparsescope.models.structure.experts import expert_output
+from sparsescope.models.structure.experts import expert_output, takes_routing
 from sparsescope.models.structure.sites import (
     Site,
     argument,
@@ -127,6 +127,8 @@ def _experts_hook(group: list[Site], replace: Replace, used: set[str]) -> Callab
         module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
     ) -> torch.Tensor:
         used.update(site.name for site in group)
+        if not takes_routing(module):
+            return expert_output(module, argument(args, kwargs, 0), None, None, change)
         states, index, weights = (argument(args, kwargs, number) for number in range(3))
         return expert_output(module, states, index, weights, change)
 
