@@ -153,6 +153,8 @@ class LiveSource:
         def keep(site: Site, tensor: torch.Tensor, rows: torch.Tensor | None) -> None:
             if rows is None:
                 values = tensor.reshape(-1, tensor.shape[-1])
+                if len(values) != kept.size:
+                    raise _other_rows(site, len(values), kept.size)
                 values = self._copy(site, values, chosen)
             else:
                 where = place[rows.cpu().numpy()]
@@ -320,6 +322,17 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in known:
         raise SpecError("unknown activation dtype", where="dtype", allowed=known, got=repr(name))
     return known[name]
+
+
+def _other_rows(site: Site, got: int, wanted: int) -> SubjectError:
+    """Build the error for a model that makes more or fewer rows than it is given tokens (Longformer pads)."""
+    return SubjectError(
+        "the model does not have one row for each token of the batch here",
+        where=site.name,
+        allowed=f"{wanted} rows",
+        got=got,
+        next_step="choose other sites, or windows of a length that the model does not change",
+    )
 
 
 def _refuse_non_finite(values: torch.Tensor, site: Site, batch: ActivationBatch) -> None:

@@ -298,6 +298,13 @@ def _place(args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> int | s
 
 def shaped(site: Site, tensor: torch.Tensor, shapes: dict[str, tuple[int, int]]) -> torch.Tensor:
     """Return the tensor of a site as [batch, pos, width], a view of what the model computes with."""
+    if not hasattr(tensor, "shape"):  # numbers with a scale beside them (I-BERT)
+        raise SubjectError(
+            "a module gave something else than a tensor",
+            where=f"{site.name} ({site.module_path})",
+            got=type(tensor).__name__,
+            next_step="choose other sites; subject.site_names() lists them",
+        )
     if site.part is not None:
         tensor = tensor[..., site.part[0] : site.part[1]]
     if tensor.shape[-1] != site.width:
@@ -310,4 +317,13 @@ def shaped(site: Site, tensor: torch.Tensor, shapes: dict[str, tuple[int, int]])
         )
     if tensor.ndim == 3:
         return tensor
-    return tensor.reshape(*shapes[site.block_path], site.width)
+    batch, pos = shapes[site.block_path]
+    if tensor.numel() != batch * pos * site.width:  # several residual streams side by side (DeepSeek-V4)
+        raise SubjectError(
+            "a module gave a tensor that is not one vector for each token",
+            where=f"{site.name} ({site.module_path})",
+            allowed=f"[{batch}, {pos}, {site.width}], or its tokens flattened",
+            got=tuple(tensor.shape),
+            next_step="choose other sites; subject.site_names() lists them",
+        )
+    return tensor.reshape(batch, pos, site.width)
