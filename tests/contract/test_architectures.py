@@ -159,7 +159,9 @@ def has_the_causality_it_says(name: str, subject: Subject) -> None:
 
 def has_every_matrix_covered_or_named(name: str, subject: Subject) -> None:
     """A matrix of a block has a role, or its name is in a note."""
-    covered = {f"{site.module_path}.{site.parameter}" for site in subject.parameter_sites("weight:blocks.*.*")}
+    covered = {
+        f"{site.module_path}.{site.parameter}" for site in subject.parameter_sites("weight:blocks.*.*")
+    }
     notes = " ".join(sentence for _, sentence in subject.notes)
     named = set(re.findall(r"[\w*.]*\w", notes))
     for block in subject.blocks:

@@ -54,8 +54,8 @@ def uncovered_sentence(model: Any, blocks: Sequence[Block]) -> str | None:
         for name, found in layers.items()
     ]
     return (
-        "Matrices of the blocks without a role, which no site, no measure of weights and no count of the MLP "
-        f"includes: {', '.join(named)}."
+        "Matrices of the blocks without a role: no site and no measure of weights includes them, and bounds on "
+        f"savings count them as dense: {', '.join(named)}."
     )
 
 

@@ -184,7 +184,11 @@ def padding(subject: Subject, module: Any, side: Side) -> Padding:
         for counting in _countings(subject.model, module) if side == "left" else (None,):
             try:
                 error = _padding_error(subject, module, side, counting)
-            except (IndexError, RuntimeError, ValueError):  # positions beyond the table, a shape it cannot pad
+            except (
+                IndexError,
+                RuntimeError,
+                ValueError,
+            ):  # positions beyond the table, a shape it cannot pad
                 continue
             if error < best.error:
                 best = Padding(counting, error, error <= bound)

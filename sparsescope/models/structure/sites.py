@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from sparsescope.errors import SubjectError
 from sparsescope.models.structure.experts import expert_hidden, is_fused, is_gated, sizes, takes_routing
 from sparsescope.models.structure.patterns import ALIASES
-from sparsescope.models.structure.roles import Block, Experts, Matrix, Mlp, experts_per_token, features, submodule
+from sparsescope.models.structure.roles import (
+    Block,
+    Experts,
+    Matrix,
+    Mlp,
+    experts_per_token,
+    features,
+    submodule,
+)
 
 if TYPE_CHECKING:
     import torch
