@@ -222,8 +222,8 @@ def capture(
         corpus: What it reads.
         sites: Site names or patterns, for example ``"blocks.*.mlp.hook_post"``.
         batch_tokens: Most positions in one forward pass.
-        padding_side: ``"right"`` or ``"left"``; it changes nothing but the padding. Where padding would change
-            what the model computes, windows of different lengths do not share a pass.
+        padding_side: ``"right"`` or ``"left"``; it changes nothing but the padding. Where padding would
+            change what the model computes, windows of different lengths do not share a pass.
         dtype: Type of the copies (``"float32"``, ``"bfloat16"``, ``"float16"``); the model's own when None.
 
     Yields:

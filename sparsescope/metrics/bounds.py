@@ -49,8 +49,8 @@ class LayerDimensions:
         router_weights: Entries of the router.
         norm_weights: Entries of norms.
         bias_weights: Entries of biases and of other vectors.
-        other_weights: Entries of matrices outside of attention and MLP: mixers of state-space layers, gates of
-            shared experts. They count with the attention projections, as dense.
+        other_weights: Entries of matrices outside of attention and MLP: mixers of state-space layers, gates
+            of shared experts. They count with the attention projections, as dense.
     """
 
     layer: int

@@ -180,8 +180,10 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
         for config in configs.values():
             config._attn_implementation_internal = name
-        for block in subject.blocks:
-            handles.append(submodule(subject.model, block.path).register_forward_pre_hook(entered))
+        handles += [
+            submodule(subject.model, block.path).register_forward_pre_hook(entered)
+            for block in subject.blocks
+        ]
         yield
     finally:
         for handle in handles:

@@ -265,8 +265,8 @@ class Subject:
             attention_mask: As in ``forward``.
 
         Raises:
-            SubjectError: Mask and ids differ in shape, or padding on that side would change the outputs of real
-                tokens. Whether it does is measured at the first padded pass.
+            SubjectError: Mask and ids differ in shape, or padding on that side would change the outputs of
+                real tokens. Whether it does is measured at the first padded pass.
         """
         return _positions.arguments(self, module, ids, attention_mask)
 

@@ -1,8 +1,8 @@
 """Every text model type of transformers that builds small, held to what the library says of it.
 
-``EXPECTED`` below is the table of all refusals. Each check either finds that library and model agree, or that the
-library refuses the type with the words of the table; there is no third way. A new check is one function in
-``CHECKS``: it gets the type and its subject, and raises SubjectError only where the library does.
+``EXPECTED`` below is the table of all refusals. Each check either finds that library and model agree, or that
+the library refuses the type with the words of the table; there is no third way. A new check is one function
+in ``CHECKS``: it gets the type and its subject, and raises SubjectError only where the library does.
 """
 
 from __future__ import annotations

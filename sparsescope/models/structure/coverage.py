@@ -1,7 +1,7 @@
 """The matrices of the blocks that no role names, so that they are told of and not passed over.
 
-A matrix is a parameter of two or more dimensions: weights of linear modules, kernels of convolutions, tables of
-relative positions. Norms and biases have one dimension; ``dimensions`` counts them by themselves.
+A matrix is a parameter of two or more dimensions: weights of linear modules, kernels of convolutions, tables
+of relative positions. Norms and biases have one dimension; ``dimensions`` counts them by themselves.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def uncovered_sentence(model: Any, blocks: Sequence[Block]) -> str | None:
         for name, found in layers.items()
     ]
     return (
-        "Matrices of the blocks without a role: no site and no measure of weights includes them, and bounds on "
-        f"savings count them as dense: {', '.join(named)}."
+        "Matrices of the blocks without a role: no site and no measure of weights includes them, and bounds "
+        f"on savings count them as dense: {', '.join(named)}."
     )
 
 

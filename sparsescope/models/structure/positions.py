@@ -6,9 +6,9 @@ tokens. A side *takes padding* if the output of real tokens is the same with pad
 that fails where the mask does not reach everything that mixes tokens (FNet, Nystroemformer, convolutions).
 
 Positions with padding on the left: models with rotary positions, and GPT-2 or BERT, count from 0 at the first
-real token. RoBERTa and its relatives begin at the padding index of their position embedding + 1, and count only
-tokens that are no padding; Nystroemformer and YOSO begin at the first entry of a buffer. The way that makes a
-padded row equal to the row alone is taken.
+real token. RoBERTa and its relatives begin at the padding index of their position embedding + 1, and count
+only tokens that are no padding; Nystroemformer and YOSO begin at the first entry of a buffer. The way that
+makes a padded row equal to the row alone is taken.
 
 Shapes: ids and masks [batch, pos]; outputs [batch, pos, width].
 """
@@ -106,7 +106,8 @@ class Padding:
 
     Attributes:
         counting: How positions are counted; None leaves that to the model.
-        error: By how much the outputs of real tokens differ from those of the row alone, relative to the largest.
+        error: By how much the outputs of real tokens differ from those of the row alone, relative to the
+            largest.
         sound: Whether that is rounding.
     """
 
@@ -247,25 +248,32 @@ def _left_as_it_was(model: torch.nn.Module) -> Iterator[None]:
     submodules and buffers that modules replace during a pass are put back (BigBird changes its attention for
     good on a short row).
     """
-    kept = []
+    kept: list[tuple[torch.nn.Module, dict[str, Any], list[tuple[dict[Any, Any], dict[Any, Any]]]]] = []
     for module in model.modules():
-        inner = [module._modules, module._buffers, module._forward_hooks, module._forward_pre_hooks]
+        inner: list[dict[Any, Any]] = [
+            module._modules,
+            module._buffers,
+            module._forward_hooks,
+            module._forward_pre_hooks,
+        ]
         kept.append((module, dict(vars(module)), [(entry, dict(entry)) for entry in inner]))
-    for module, _, inner in kept:
+    for module, _, pairs in kept:
         module.training = False
-        for hooks, _ in inner[2:]:
+        for hooks, _ in pairs[2:]:
             hooks.clear()
     try:
         yield
     finally:
-        for module, attributes, inner in kept:
-            for entry, before in ((vars(module), attributes), *inner):
+        for module, attributes, pairs in kept:
+            for entry, before in ((vars(module), attributes), *pairs):
                 entry.clear()
                 entry.update(before)
 
 
 def _sample(model: Any, limit: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return two rows of ids, int64 [1, pos] each, different everywhere; none is special where there is a choice."""
+    """Return two rows of ids, int64 [1, pos] each, different everywhere; none is special where there is a
+    choice.
+    """
     config = text_config(model)
     length = min(_LENGTH, limit or _LENGTH)
     vocabulary = int(getattr(config, "vocab_size", None) or model.get_input_embeddings().weight.shape[0])

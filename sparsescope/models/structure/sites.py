@@ -44,16 +44,16 @@ ROLES = {
     "mlp.hook_pre_linear": "output of the other first matrix (up) of a gated MLP",
     "mlp.act.hook_out": "* output of the activation in a gated MLP, before the product",
     "mlp.hook_post": "input of the second MLP matrix: the hidden layer",
-    "mlp.hook_out": "output of the MLP, also of a whole mixture of experts (without the shared expert where the "
-    "block adds that, as in GraniteMoeShared)",
+    "mlp.hook_out": "output of the MLP, also of a whole mixture of experts (without the shared expert where "
+    "the block adds that, as in GraniteMoeShared)",
     "mlp.experts.hook_post": "* hidden layer of each expert, on the tokens routed to it",
     "mlp.shared_expert.hook_pre": "before the activation of the shared expert",
     "mlp.shared_expert.hook_pre_linear": "output of the up matrix of the shared expert",
     "mlp.shared_expert.act.hook_out": "* output of the activation in the shared expert",
     "mlp.shared_expert.hook_post": "hidden layer of the shared expert",
     "mlp.router.hook_out": "* scores of the router before normalization, one per expert",
-    "mlp.hook_expert_indices": "experts of each token, int64 [batch, pos, experts per token]; not of Llama 4, "
-    "whose experts get every token, times its score",
+    "mlp.hook_expert_indices": "experts of each token, int64 [batch, pos, experts per token]; not of Llama "
+    "4, whose experts get every token, times its score",
     "mlp.hook_expert_weights": "their weights, [batch, pos, experts per token]",
 }
 
@@ -74,7 +74,7 @@ class Site:
         expert: Expert number of an expert site.
         block_path: HF path of the block.
         part: Range of the last dimension that belongs to the site, None for all of it.
-        argument: Which positional input of the module is read, or which of its outputs where it gives several.
+        argument: Which positional input of the module is read, or which of its outputs where it has several.
     """
 
     name: str
