@@ -104,9 +104,9 @@ class LiveSource:
         reuse: bool = False,
     ) -> None:
         self.subject, self.corpus, self.sites = subject, corpus, sites
-        self.batch_tokens, self.padding_side, self.dtype = batch_tokens, padding_side, dtype
-        self.reuse = reuse
-        self.n_batches = corpus.n_batches(batch_tokens)
+        self.batch_tokens, self.dtype, self.reuse = batch_tokens, dtype, reuse
+        self.padding_side = padding_for(subject, corpus, batch_tokens, padding_side)
+        self.n_batches = corpus.n_batches(batch_tokens, self.padding_side)
         self.n_tokens = corpus.n_tokens + (corpus.n_windows if corpus.prefix else 0)
         self._buffers: dict[str, torch.Tensor] = {}
         self._last_layer = max((site.layer for site in sites), default=subject.n_layers - 1)
@@ -226,7 +226,8 @@ def capture(
         corpus: What it reads.
         sites: Site names or patterns, for example ``"blocks.*.mlp.hook_post"``.
         batch_tokens: Most positions in one forward pass.
-        padding_side: ``"right"`` or ``"left"``; it changes nothing but the padding.
+        padding_side: ``"right"`` or ``"left"``; it changes nothing but the padding. Where padding would
+            change what the model computes, windows of different lengths do not share a pass.
         dtype: Type of the copies (``"float32"``, ``"bfloat16"``, ``"float16"``); the model's own when None.
         reuse: Use the memory of one batch again for the next, which saves time where each batch is done with
             before the next one comes.
@@ -235,16 +236,19 @@ def capture(
         The source. Its buffers are freed when the block ends.
 
     Raises:
-        SubjectError: If a pattern matches no site, or (while iterating) if an activation is NaN or infinite.
+        SubjectError: If a pattern matches no site, windows are longer than the model was made for, or (while
+            iterating) if an activation is NaN or infinite.
 
     Example:
         >>> with ss.capture(subject, corpus, sites="blocks.*.mlp.hook_post") as source:
         ...     for batch in source:
         ...         print(batch.values["blocks.0.mlp.hook_post"].shape)
     """
+    text = tokenized(corpus, subject)
+    check_context(subject, text)
     source = LiveSource(
         subject,
-        tokenized(corpus, subject),
+        text,
         subject.sites(sites),
         batch_tokens=batch_tokens,
         padding_side=padding_side,
@@ -285,6 +289,34 @@ def tokenized(corpus: Corpus | TokenizedCorpus, subject: Subject) -> TokenizedCo
             "this is not a corpus", where="corpus", allowed="a Corpus", got=repr(corpus)[:80], next_step=step
         )
     return corpus.tokenize(subject.tokenizer, subject.max_positions)
+
+
+def check_context(subject: Subject, text: TokenizedCorpus) -> None:
+    """Refuse windows that are longer than the model was made for: rotary models would
+    answer, with nonsense.
+
+    Raises:
+        SubjectError: A window is longer than ``subject.max_positions``.
+    """
+    special = text.context - text.window
+    limit, longest = subject.max_positions, max(min(len(d) + special, text.context) for d in text.documents)
+    if limit is not None and longest > limit:
+        raise SubjectError(
+            "the windows are longer than the model was made for",
+            where=f"context of corpus {text.name}",
+            allowed=f"at most {limit} tokens for {subject.id}",
+            got=text.context,
+            next_step=f"ss.corpus(..., context={limit}), or --context {limit}",
+        )
+
+
+def padding_for(
+    subject: Subject, corpus: TokenizedCorpus, batch_tokens: int, side: PaddingSide = "right"
+) -> PaddingSide | None:
+    """Return the side to pad on: the one that is asked for, or None (no padding) where it would change what
+    the model computes for real tokens. That is measured only where a batch has padding.
+    """
+    return side if not corpus.pads(batch_tokens) or subject.takes_padding(side) else None
 
 
 def torch_dtype(name: str) -> torch.dtype:

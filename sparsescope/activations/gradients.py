@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from sparsescope.activations.capture import padding_for
 from sparsescope.activations.losses import check_causal
 from sparsescope.models.subject import evaluating
 from sparsescope.models.token_ids import within_table
@@ -72,7 +73,8 @@ def shrink_sums(subject: Subject, corpus: TokenizedCorpus, sites: Sequence[Site]
     shape = (len(place), len(sites))
     push, square, count = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
     vocabulary = int(subject.model.get_output_embeddings().weight.shape[0])
-    for batch in corpus.batches(max(1, min(BATCH_TOKENS, MOST_LOGITS // vocabulary))):
+    batch_tokens = max(1, min(BATCH_TOKENS, MOST_LOGITS // vocabulary))
+    for batch in corpus.batches(batch_tokens, padding_for(subject, corpus, batch_tokens)):
         if not batch.text_mask[:, 1:].any():
             continue
         values, gradients = _pass(subject, sites, batch)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sparsescope.activations.capture import padding_for
 from sparsescope.errors import SubjectError
 from sparsescope.models.wrapping import check_step, float32_step
 
@@ -91,7 +92,7 @@ def token_losses(
     check_causal(subject)
     head: _Head | None = None
     parts: list[tuple[NDArray[Any], ...]] = []
-    for batch in corpus.batches(batch_tokens):
+    for batch in corpus.batches(batch_tokens, padding_for(subject, corpus, batch_tokens)):
         wanted = batch.text_mask[:, 1:]
         if not wanted.any():
             continue

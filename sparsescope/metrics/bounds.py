@@ -49,6 +49,8 @@ class LayerDimensions:
         router_weights: Entries of the router.
         norm_weights: Entries of norms.
         bias_weights: Entries of biases and of other vectors.
+        other_weights: Entries of matrices outside of attention and MLP: mixers of state-space layers, gates
+            of shared experts. They count with the attention projections, as dense.
     """
 
     layer: int
@@ -64,6 +66,7 @@ class LayerDimensions:
     router_weights: int = 0
     norm_weights: int = 0
     bias_weights: int = 0
+    other_weights: int = 0
 
     @property
     def matrices(self) -> int:
@@ -300,8 +303,8 @@ def dense_cost(
         d = layer.d_model
         flops["mlp"] += 2 * layer.matrices * d * layer.active_width + 2 * layer.router_weights
         weights["mlp"] += layer.matrices * d * _width_read(layer, together) + layer.router_weights
-        flops["attention projections"] += 2 * layer.attention_weights
-        weights["attention projections"] += layer.attention_weights
+        flops["attention projections"] += 2 * (layer.attention_weights + layer.other_weights)
+        weights["attention projections"] += layer.attention_weights + layer.other_weights
         flops["attention scores"] += 4 * attended * layer.d_attention
         flops["norms and biases"] += NORM_FLOPS * layer.norm_weights + layer.bias_weights
         weights["norms and biases"] += layer.norm_weights + layer.bias_weights

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -122,8 +122,8 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
         chunk_rows: Rows at a time.
 
     Raises:
-        SubjectError: The class computes attention in its own code, or adds terms to the scores that
-            are not reproduced.
+        SubjectError: The class computes attention in its own code, adds terms to the scores that
+            are not reproduced, or attends several times in one layer.
         SpecError: ``chunk_rows`` is not positive.
 
     Source: the attention interface of transformers 5 (``AttentionInterface``, ``AttentionMaskInterface``).
@@ -141,6 +141,7 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
             next_step="use another model family, for example Llama, GPT-2, OPT, Gemma, Qwen or BERT",
         )
     layers = _layers(subject)
+    attended: set[int] = set()  # layers that have had their attention in the running pass
 
     def attend(
         module: Any,
@@ -157,6 +158,10 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
                 raise _refused(subject, f"attention with {meaning}", name)
         if id(module) not in layers:
             raise _refused(subject, "attention outside of the blocks", type(module).__name__)
+        if layers[id(module)] in attended:
+            # DiffLlama subtracts one softmax from another: neither is the attention of the layer.
+            raise _refused(subject, "several attentions in one layer", type(module).__name__)
+        attended.add(layers[id(module)])
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         causal = getattr(module, "is_causal", True)
         parts = []
@@ -186,7 +191,13 @@ def attention_rows(subject: Subject, visit: Visit, *, chunk_rows: int = CHUNK_RO
             lambda: _refused(subject, "attention that computes with its mask", type(subject.model).__name__),
         )
 
-    with alone(subject.model), _registered(subject.model, attend, mask):
+    def entered(module: Any, args: tuple[Any, ...]) -> None:
+        attended.discard(layers[id(module)])
+
+    with alone(subject.model), _registered(subject.model, attend, mask), ExitStack() as stack:
+        for block in subject.blocks:
+            handle = submodule(subject.model, block.path).register_forward_pre_hook(entered)
+            stack.callback(handle.remove)
         yield
 
 

@@ -148,7 +148,7 @@ def sample_ids(subject: Subject) -> torch.Tensor:
     the model can take.
     """
     batch, length = SAMPLE_SHAPE
-    length = min(length, getattr(text_config(subject.model), "max_position_embeddings", None) or length)
+    length = min(length, subject.max_positions or length)
     if subject.tokenizer is not None:
         ids = subject.tokenizer(PASSAGE, add_special_tokens=False, verbose=False)["input_ids"]
         ids = (ids * (batch * length // max(1, len(ids)) + 1))[: batch * length]

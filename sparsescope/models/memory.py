@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sparsescope.models.identity import named_tensors
-from sparsescope.models.structure.roles import text_config
+from sparsescope.models.structure.roles import experts_per_token, text_config
 
 if TYPE_CHECKING:
     from sparsescope.models.structure.sites import Site
@@ -27,7 +27,8 @@ def memory_estimate(subject: Subject, sites: Sequence[Site], batch_tokens: int) 
     dense_roles = ("mlp.hook_post", "mlp.shared_expert.hook_post")
     hidden = [site for site in sites if site.role in dense_roles]
     routed = [site for site in sites if site.role == "mlp.experts.hook_post" and not site.expert]
-    top_k = int(getattr(config, "num_experts_per_tok", None) or 1)
+    mixtures = [block.experts for block in subject.blocks if block.experts is not None]
+    top_k = max((experts_per_token(subject.model, experts) for experts in mixtures), default=1) or 1
     width = sum(site.width for site in hidden) + sum(site.width * top_k for site in routed)
     widest = max((site.width for site in hidden + routed), default=subject.d_model)
     estimate = {

@@ -10,7 +10,6 @@ logits out.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -29,10 +28,13 @@ from sparsescope.models.memory import memory_estimate
 from sparsescope.models.passes import evaluating as evaluating
 from sparsescope.models.structure import applied as _applied
 from sparsescope.models.structure import parameters as _parameters
+from sparsescope.models.structure import positions as _positions
 from sparsescope.models.structure import sites as _sites
+from sparsescope.models.structure.coverage import uncovered_sentence
 from sparsescope.models.structure.edits import Replace, edit
 from sparsescope.models.structure.parameters import ParameterSite
 from sparsescope.models.structure.patterns import select
+from sparsescope.models.structure.positions import Padding, Side
 from sparsescope.models.structure.reach import LENGTH, check_reach
 from sparsescope.models.structure.roles import Block, submodule, text_config
 from sparsescope.models.structure.sites import Site
@@ -95,6 +97,7 @@ class Subject:
         self._checked: dict[str, Any] = {}  # matrices that were found to be what their modules apply
         self._hash: tuple[Any, str] | None = None
         self._reached: tuple[int, set[str]] = (0, set())
+        self.paddings: dict[Any, Padding] = {}  # what was measured, see ``takes_padding``
         self._as_loaded = None if source is None else (fingerprint(model), config_hash(model))
 
     def __repr__(self) -> str:
@@ -165,7 +168,10 @@ class Subject:
     @property
     def notes(self) -> tuple[tuple[Severity, str], ...]:
         """What a reader of any result of this subject has to know, as severity and sentence."""
+        without_role = uncovered_sentence(self.model, self.blocks)
+        coverage: list[tuple[Severity, str]] = [] if without_role is None else [("info", without_role)]
         return (
+            *coverage,
             *_declared.library_notes(self.model),
             *_applied.notes(self.model, self._all_parameters),
             *compiled_notes(self.model),
@@ -189,9 +195,8 @@ class Subject:
 
     @property
     def max_positions(self) -> int | None:
-        """Positions that the model was made for, None where its config sets no limit."""
-        found = getattr(text_config(self.model), "max_position_embeddings", None)
-        return int(found) if found else None
+        """Tokens of a window that the model was made for, None where its config sets no limit."""
+        return _positions.usable_positions(self.model)
 
     @cached_property
     def capabilities(self) -> frozenset[str]:
@@ -199,19 +204,21 @@ class Subject:
         ``experts``, ``attention``, ``logits``, ``tokenizer``, ``causal``, ``encoder``, ``exact_zeros``.
 
         ``hidden_units`` means that the hidden layer of an MLP, or of experts, can be read somewhere;
-        ``mlp_hidden`` that ``blocks.*.mlp.hook_post`` can be asked for: no layer is sparse.
+        ``mlp_hidden`` that ``blocks.*.mlp.hook_post`` can be asked for: no layer is sparse. ``causal``
+        means that outputs do not depend on later tokens, which is measured; ``encoder`` that they do.
+        ``logits`` means an output head over the vocabulary: a subject with both ``causal`` and ``logits`` has
+        a loss of the next token; one without a head (a bare model, a reward model) can be causal as well.
         """
         roles = {site.role for site in self._all_sites}
         hidden = [site for site in self._all_sites if site.role.endswith("hook_post")]
-        has_head = self.model.get_output_embeddings() is not None
-        causal = has_head and bool(self.model.can_generate())
+        causal = _positions.is_causal(self)
         facts = {
             "mlp_hidden": "mlp.hook_post" in roles and not self._sparse_layers(),
             "hidden_units": bool(hidden),
             "mlp_gated": any(site.gated for site in hidden),
             "experts": "mlp.experts.hook_post" in roles,
             "attention": "attn.hook_z" in roles,
-            "logits": has_head,
+            "logits": self.has_head,
             "tokenizer": self.tokenizer is not None,
             "causal": causal,
             "encoder": not causal,
@@ -223,7 +230,7 @@ class Subject:
     def backbone(self) -> Any:
         """The HF module below the output head; it gives hidden states without logits."""
         base = self.model.base_model
-        if base is self.model and "logits" in self.capabilities:  # a class that does not name its base
+        if base is self.model and self.has_head:  # a class that does not name its base
             base = next((child for child in self.model.children() if hasattr(child, "config")), base)
         return base
 
@@ -250,7 +257,7 @@ class Subject:
                 got=tuple(ids.shape),
                 next_step="for one sequence give [[...]]",
             )
-        if logits and "logits" not in self.capabilities:
+        if logits and not self.has_head:
             raise SubjectError(
                 "this model has no output head, so it has no logits",
                 where=f"{self.id} ({type(self.model).__name__})",
@@ -297,27 +304,23 @@ class Subject:
             attention_mask: As in ``forward``.
 
         Raises:
-            SubjectError: Mask and ids differ in shape.
+            SubjectError: Mask and ids differ in shape, or padding on that side would change the outputs of
+                real tokens. Whether it does is measured at the first padded pass.
         """
-        accepted = inspect.signature(module.forward).parameters
-        arguments: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
-        if attention_mask is None:
-            return arguments
-        mask = torch.as_tensor(attention_mask, device=self.device).to(torch.int64)
-        if mask.shape != ids.shape:
-            raise SubjectError(
-                "mask and token ids differ in shape",
-                where="Subject.forward(attention_mask)",
-                allowed=str(tuple(ids.shape)),
-                got=tuple(mask.shape),
-                next_step="give one mask entry per token",
-            )
-        arguments["attention_mask"] = mask
-        if "position_ids" in accepted and not bool(mask[:, 0].all()):
-            # Padding on the left would shift the positions of learned embeddings (GPT-2, BERT). OPT
-            # counts from the mask by itself, in the same way.
-            arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        return arguments
+        return _positions.arguments(self, module, ids, attention_mask)
+
+    def takes_padding(self, side: Side) -> bool:
+        """Whether a padded row gives, for its real tokens, what the row alone gives; measured once.
+
+        Args:
+            side: ``"left"`` or ``"right"``.
+        """
+        return _positions.padding(self, self.backbone, side).sound
+
+    @cached_property
+    def has_head(self) -> bool:
+        """Whether there is an output head over the vocabulary."""
+        return self.model.get_output_embeddings() is not None
 
     @cached_property
     def _all_sites(self) -> tuple[Site, ...]:

@@ -142,26 +142,34 @@ class TokenizedCorpus:
         """Number of windows, each one sequence for the model."""
         return sum(-(-len(document) // self.window) for document in self.documents)
 
-    def n_batches(self, batch_tokens: int = 2048) -> int:
-        """Number of batches that ``batches(batch_tokens)`` yields (for progress bars)."""
-        return sum(1 for document in self.documents for _ in self._row_groups(document, batch_tokens))
+    def n_batches(self, batch_tokens: int = 2048, padding_side: PaddingSide | None = "right") -> int:
+        """Number of batches that ``batches(batch_tokens, padding_side)`` yields (for progress bars)."""
+        padded = padding_side is not None
+        return sum(1 for document in self.documents for _ in self._row_groups(document, batch_tokens, padded))
 
-    def batches(self, batch_tokens: int = 2048, padding_side: PaddingSide = "right") -> Iterator[TokenBatch]:
+    def pads(self, batch_tokens: int = 2048) -> bool:
+        """Whether any of ``batches(batch_tokens)`` has padding."""
+        return self.n_batches(batch_tokens) != self.n_batches(batch_tokens, None)
+
+    def batches(
+        self, batch_tokens: int = 2048, padding_side: PaddingSide | None = "right"
+    ) -> Iterator[TokenBatch]:
         """Return an iterator over the batches, in stream order.
 
         Args:
             batch_tokens: Most positions (padding included) in one batch; a single window is never cut, so a
                 batch of one window may have up to ``context`` positions.
-            padding_side: ``"right"``, or ``"left"`` for models that generate.
+            padding_side: ``"right"``, or ``"left"`` for models that generate; None for models that take no
+                padding (``Subject.takes_padding``): a window of another length is then a batch of its own.
 
         Raises:
             SpecError: If an argument is not valid. Raised here, not at the first batch.
         """
-        if padding_side not in ("left", "right"):
+        if padding_side not in ("left", "right", None):
             raise SpecError(
                 "unknown padding side",
                 where="padding_side",
-                allowed=("left", "right"),
+                allowed=("left", "right", "None"),
                 got=repr(padding_side),
             )
         if not isinstance(batch_tokens, int | np.integer) or batch_tokens < 1:
@@ -173,19 +181,26 @@ class TokenizedCorpus:
             )
         return self._batches(int(batch_tokens), padding_side)
 
-    def _batches(self, batch_tokens: int, padding_side: PaddingSide) -> Iterator[TokenBatch]:
+    def _batches(self, batch_tokens: int, padding_side: PaddingSide | None) -> Iterator[TokenBatch]:
         number = 0
         for document in self.documents:
-            for offsets in self._row_groups(document, batch_tokens):
-                yield self._batch(number, document, offsets, padding_side)
+            for offsets in self._row_groups(document, batch_tokens, padding_side is not None):
+                yield self._batch(number, document, offsets, padding_side or "right")
                 number += 1
 
-    def _row_groups(self, document: TokenizedDocument, batch_tokens: int) -> Iterator[list[int]]:
+    def _row_groups(
+        self, document: TokenizedDocument, batch_tokens: int, padded: bool
+    ) -> Iterator[list[int]]:
         """Yield the window offsets of each batch of a document."""
         longest = min(len(document), self.window) + len(self.prefix) + len(self.suffix)
         step = self.window * max(1, batch_tokens // longest)
         for start in range(0, len(document), step):
-            yield list(range(start, min(start + step, len(document)), self.window))
+            offsets = list(range(start, min(start + step, len(document)), self.window))
+            if padded or len(offsets) == 1 or len(document) - offsets[-1] >= self.window:
+                yield offsets
+            else:  # only the last window of a document is shorter than the others
+                yield offsets[:-1]
+                yield offsets[-1:]
 
     def _batch(
         self, number: int, document: TokenizedDocument, offsets: list[int], padding_side: PaddingSide

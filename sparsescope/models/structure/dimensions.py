@@ -13,8 +13,9 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.metrics.bounds import LayerDimensions, ModelDimensions
+from sparsescope.models.structure.coverage import uncovered
 from sparsescope.models.structure.parameters import ParameterSite
-from sparsescope.models.structure.roles import Block, features, submodule, text_config
+from sparsescope.models.structure.roles import Block, experts_per_token, features, submodule
 
 if TYPE_CHECKING:
     from sparsescope.models.subject import Subject
@@ -58,10 +59,16 @@ def _layer(subject: Subject, block: Block, sites: list[ParameterSite]) -> LayerD
     shared = shapes.get("mlp.shared_expert.out.weight", (0, 0))
     experts = len({site.expert for site in sites if site.expert is not None})
     gated = any(f"{home}.gate.weight" in shapes for home in ("mlp", "mlp.experts", "mlp.shared_expert"))
-    routed = int(getattr(text_config(subject.model), "num_experts_per_tok", None) or 0)
+    routed = 0 if block.experts is None else experts_per_token(subject.model, block.experts)
     router = shapes.get("mlp.router.weight", (0, 0))
-    norms, others = _vectors(submodule(subject.model, block.path))
+    home = submodule(subject.model, block.path)
+    norms, others = _vectors(home)
     attention, d_attention, d_kv = _attention(subject, block, shapes)
+    matrices = dict(home.named_parameters())
+    inside = f"{block.attention.container}." if block.attention is not None else None
+    roleless = [
+        path for path in uncovered(subject.model, (block,)) if not inside or not path.startswith(inside)
+    ]
     return LayerDimensions(
         layer=block.layer,
         d_model=subject.d_model,
@@ -76,6 +83,7 @@ def _layer(subject: Subject, block: Block, sites: list[ParameterSite]) -> LayerD
         router_weights=router[0] * router[1],
         norm_weights=norms,
         bias_weights=others,
+        other_weights=sum(matrices[path.removeprefix(f"{block.path}.")].numel() for path in roleless),
     )
 
 

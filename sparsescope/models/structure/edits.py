@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from sparsescope.errors import SubjectError
-from sparsescope.models.structure.experts import expert_output
+from sparsescope.models.structure.experts import expert_output, takes_routing
 from sparsescope.models.structure.sites import (
     Site,
     argument,
@@ -103,7 +103,8 @@ def _output_hook(
         visits.see(site)
         if not isinstance(output, tuple | list):
             return _replaced(site, output, replace, visits)
-        after = [_replaced(site, output[0], replace, visits), *output[1:]]
+        after = list(output)
+        after[site.argument] = _replaced(site, output[site.argument], replace, visits)
         return after if isinstance(output, list) else tuple(after)
 
     return hook
@@ -119,6 +120,9 @@ def _experts_hook(group: list[Site], replace: Replace, visits: Visits) -> Callab
     def hook(
         module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
     ) -> torch.Tensor:
+        if not takes_routing(module):
+            visits.see_experts(group, None)
+            return expert_output(module, argument(args, kwargs, 0), None, None, change)
         states, index, weights = (argument(args, kwargs, number) for number in range(3))
         visits.see_experts(group, index)
         return expert_output(module, states, index, weights, change)

@@ -22,17 +22,39 @@ from torch.nn.functional import linear
 
 
 def is_fused(module: Any) -> bool:
-    """Tell whether a module is a fused expert module ``forward(x, top_k_index, top_k_weights)``.
-
-    Those without routing arguments (Llama 4, which runs every expert on every token) are not.
+    """Tell whether a module is a fused expert module: ``forward(x, top_k_index, top_k_weights)``, or that
+    of Llama 4, ``forward(x)`` with x [E * T, d] (see ``takes_routing``).
     """
     down = getattr(module, "down_proj", None)
     if not isinstance(down, torch.Tensor) or down.ndim != 3:
         return False
-    if not any(isinstance(getattr(module, name, None), torch.Tensor) for name in ("gate_up_proj", "up_proj")):
+    into = next(
+        (
+            matrix
+            for matrix in (getattr(module, name, None) for name in ("gate_up_proj", "up_proj"))
+            if isinstance(matrix, torch.Tensor)
+        ),
+        None,
+    )
+    if into is None:
         return False
+    return takes_routing(module) or (
+        _inputs(module) == 1 and into.shape == (down.shape[0], down.shape[2], 2 * down.shape[1])
+    )
+
+
+def takes_routing(module: Any) -> bool:
+    """Tell whether the routing is an input of a fused module.
+
+    It is not in Llama 4: every expert gets every token, times the score of the token, which is zero
+    where the router did not choose the expert.
+    """
+    return _inputs(module) >= 3
+
+
+def _inputs(module: Any) -> int:
     parameters = inspect.signature(module.forward).parameters.values()
-    return sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters) >= 3
+    return sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
 
 
 def is_gated(module: Any) -> bool:
@@ -42,7 +64,7 @@ def is_gated(module: Any) -> bool:
 
 def is_transposed(module: Any) -> bool:
     """Tell whether the 3-D tensors are [E, in, out] instead of [E, out, in]."""
-    return bool(getattr(module, "is_transposed", False))
+    return bool(getattr(module, "is_transposed", not takes_routing(module)))
 
 
 def sizes(module: Any) -> tuple[int, int]:
@@ -52,14 +74,14 @@ def sizes(module: Any) -> tuple[int, int]:
 
 
 def expert_hidden(
-    module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, experts: tuple[int, ...]
+    module: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor | None, experts: tuple[int, ...]
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Recompute the hidden layer of some experts.
 
     Args:
         module: Fused expert module.
         hidden_states: Its input, [T, d] or [batch, pos, d].
-        top_k_index: Experts of each token, int64 [T, K].
+        top_k_index: Experts of each token, int64 [T, K]; None where the module ``takes_routing`` not.
         experts: The experts wanted.
 
     Yields:
@@ -67,6 +89,12 @@ def expert_hidden(
         matrix [n_routed, f], and the rows int64 [n_routed] as ascending indices into T.
     """
     with torch.no_grad():
+        if top_k_index is None:
+            for expert, states in enumerate(_by_expert(module, hidden_states)):
+                rows = _reached(states)
+                if expert in experts and rows.numel():
+                    yield expert, _hidden(module, states[rows], expert), rows
+            return
         flat, routing = (
             rearrange(hidden_states, "... d -> (...) d"),
             rearrange(top_k_index, "... k -> (...) k"),
@@ -80,8 +108,8 @@ def expert_hidden(
 def expert_output(
     module: Any,
     hidden_states: torch.Tensor,
-    top_k_index: torch.Tensor,
-    top_k_weights: torch.Tensor,
+    top_k_index: torch.Tensor | None,
+    top_k_weights: torch.Tensor | None,
     replace: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """Compute what a fused expert module gives when the hidden layers of its experts are replaced.
@@ -92,14 +120,23 @@ def expert_output(
     Args:
         module: Fused expert module.
         hidden_states: Its input, [T, d] or [batch, pos, d].
-        top_k_index: Experts of each token, int64 [T, K].
-        top_k_weights: Their weights, [T, K].
+        top_k_index: Experts of each token, int64 [T, K]; None where the module ``takes_routing`` not.
+        top_k_weights: Their weights, [T, K]; likewise.
         replace: Gets expert, hidden layer [n_routed, f] and rows int64 [n_routed], for every expert with at
             least one token, and returns the hidden layer that goes on.
 
     Returns:
         The output of the module, shaped like ``hidden_states``.
     """
+    if top_k_index is None or top_k_weights is None:
+        parts = _by_expert(module, hidden_states)
+        out = torch.zeros_like(parts)
+        for expert, states in enumerate(parts):
+            rows = _reached(states)
+            if rows.numel():
+                hidden = replace(expert, _hidden(module, states[rows], expert), rows)
+                out[expert, rows] = _matrix(module, "down_proj", hidden, expert)
+        return out.reshape(hidden_states.shape)
     flat, routing = rearrange(hidden_states, "... d -> (...) d"), rearrange(top_k_index, "... k -> (...) k")
     weights = rearrange(top_k_weights, "... k -> (...) k")
     total = torch.zeros_like(flat)
@@ -115,6 +152,16 @@ def expert_output(
         share = (weights * chosen).sum(dim=-1)[rows, None]
         total.index_add_(0, rows, (out * share).to(total.dtype))
     return total.reshape(hidden_states.shape)
+
+
+def _by_expert(module: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    """The input of every expert, [E, T, d], of a module that takes no routing."""
+    return rearrange(hidden_states, "(expert token) d -> expert token d", expert=sizes(module)[0])
+
+
+def _reached(states: torch.Tensor) -> torch.Tensor:
+    """Rows int64 [n_routed] of the tokens that were sent to an expert: its other inputs are zero."""
+    return (states != 0).any(dim=-1).nonzero().squeeze(-1)
 
 
 def _hidden(module: Any, states: torch.Tensor, expert: int) -> torch.Tensor:

@@ -94,7 +94,12 @@ class Block:
     attention: Attention | None = None
 
 
-_MLP_CONTAINERS = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "")
+# The dense layers of Granite 4 have nothing but what is the shared expert in the sparse ones.
+_MLP_CONTAINERS = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "shared_mlp", "")
+_ROUTERS = ("gate", "router")
+# What configurations call the number of experts that a token is sent to; modules say ``top_k``.
+_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
+_SHARED_EXPERTS = ("shared_expert", "shared_experts", "shared_mlp")
 # (gate, in, out); the gate is None in an MLP that is not gated.
 _MLP_NAMES: tuple[tuple[str | None, str, str], ...] = (
     ("gate_proj", "up_proj", "down_proj"),
@@ -107,7 +112,7 @@ _MLP_NAMES: tuple[tuple[str | None, str, str], ...] = (
     (None, "lin1", "lin2"),
     (None, "intermediate.dense", "output.dense"),
 )
-_FUSED_GATE_UP = (("gate_up_proj", "down_proj"),)
+_FUSED_GATE_UP = (("gate_up_proj", "down_proj"), ("input_linear", "output_linear"))
 _ACTIVATION_NAMES = (
     "act_fn",
     "activation_fn",
@@ -257,13 +262,17 @@ class BlockReader:
             if experts is None:
                 continue
             home = _join(path, name)
-            router = _first(container, ("gate", "router"))
-            shared = _first(container, ("shared_expert", "shared_experts"))
-            shared_mlp = self.mlp_in(submodule(container, shared), _join(home, shared)) if shared else None
             activation, _ = activation_of(experts, _join(home, "experts"), text_config(self.model))
-            router_path = _join(home, router) if router else None
-            return Experts(home, _join(home, "experts"), router_path, shared_mlp, activation)
+            router = _router(container, home)
+            # GraniteMoeShared adds its shared expert in the block, beside the mixture
+            shared = self._shared(container, home) or self._shared(block, path)
+            return Experts(home, _join(home, "experts"), router, shared, activation)
         return None
+
+    def _shared(self, container: Any, home: str) -> Mlp | None:
+        """Find the expert that every token uses directly below ``container``."""
+        name = _first(container, _SHARED_EXPERTS)
+        return self.mlp_in(submodule(container, name), _join(home, name)) if name else None
 
     def _attention(self, block: Any, path: str) -> Attention | None:
         """Find self-attention in a block."""
@@ -336,6 +345,32 @@ def _family(name: str) -> str | None:
 def _first(module: Any, names: tuple[str, ...]) -> str | None:
     """Return the first of the names that is a submodule of ``module``."""
     return next((name for name in names if submodule(module, name) is not None), None)
+
+
+def _router(container: Any, home: str) -> str | None:
+    """Return the HF path of the router of a mixture: of its one matrix, where a module around that
+    (HunYuan) does the rest of the routing.
+    """
+    name = _first(container, _ROUTERS)
+    if name is None:
+        return None
+    path, module = _join(home, name), submodule(container, name)
+    if getattr(module, "weight", None) is None:
+        inside = [inner for inner, child in module.named_modules() if is_linear(child)]
+        if len(inside) == 1:
+            return _join(path, inside[0])
+    return path
+
+
+def experts_per_token(model: Any, experts: Experts) -> int:
+    """Return how many experts a mixture sends each token to; 0 where that is written nowhere."""
+    places = [(text_config(model), name) for name in _EXPERTS_PER_TOKEN]
+    router = experts.router or ""
+    # HunYuan routes in the module around the matrix
+    for path in (experts.container, router, router.rpartition(".")[0]):
+        places += [(submodule(model, path), name) for name in (*_EXPERTS_PER_TOKEN, "top_k")]
+    found = (getattr(holder, name, None) for holder, name in places)
+    return next((number for number in found if isinstance(number, int) and number > 0), 0)
 
 
 def _join(path: str, name: str) -> str:

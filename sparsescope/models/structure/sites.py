@@ -15,9 +15,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from sparsescope.errors import SubjectError
-from sparsescope.models.structure.experts import expert_hidden, is_fused, is_gated, sizes
+from sparsescope.models.structure.experts import expert_hidden, is_fused, is_gated, sizes, takes_routing
 from sparsescope.models.structure.patterns import ALIASES
-from sparsescope.models.structure.roles import Block, Experts, Matrix, Mlp, features, submodule
+from sparsescope.models.structure.roles import (
+    Block,
+    Experts,
+    Matrix,
+    Mlp,
+    experts_per_token,
+    features,
+    submodule,
+)
 from sparsescope.models.structure.visits import Visits, alone
 
 if TYPE_CHECKING:
@@ -37,14 +45,16 @@ ROLES = {
     "mlp.hook_pre_linear": "output of the other first matrix (up) of a gated MLP",
     "mlp.act.hook_out": "* output of the activation in a gated MLP, before the product",
     "mlp.hook_post": "input of the second MLP matrix: the hidden layer",
-    "mlp.hook_out": "output of the MLP, also of a whole mixture of experts",
+    "mlp.hook_out": "output of the MLP, also of a whole mixture of experts (without the shared expert where "
+    "the block adds that, as in GraniteMoeShared)",
     "mlp.experts.hook_post": "* hidden layer of each expert, on the tokens routed to it",
     "mlp.shared_expert.hook_pre": "before the activation of the shared expert",
     "mlp.shared_expert.hook_pre_linear": "output of the up matrix of the shared expert",
     "mlp.shared_expert.act.hook_out": "* output of the activation in the shared expert",
     "mlp.shared_expert.hook_post": "hidden layer of the shared expert",
     "mlp.router.hook_out": "* scores of the router before normalization, one per expert",
-    "mlp.hook_expert_indices": "experts of each token, int64 [batch, pos, experts per token]",
+    "mlp.hook_expert_indices": "experts of each token, int64 [batch, pos, experts per token]; not of Llama "
+    "4, whose experts get every token, times its score",
     "mlp.hook_expert_weights": "their weights, [batch, pos, experts per token]",
 }
 
@@ -65,7 +75,7 @@ class Site:
         expert: Expert number of an expert site.
         block_path: HF path of the block.
         part: Range of the last dimension that belongs to the site, None for all of it.
-        argument: Which positional input of the module is read, for kind ``input``.
+        argument: Which positional input of the module is read, or which of its outputs where it has several.
     """
 
     name: str
@@ -151,10 +161,13 @@ def _expert_sites(model: Any, experts: Experts, d_model: int, site: Callable[...
     if not is_fused(module):
         return found
     n_experts, width = sizes(module)
-    top_k = int(getattr(model.config.get_text_config(), "num_experts_per_tok", None) or 0)
+    top_k, routing = experts_per_token(model, experts), takes_routing(module)
     if experts.router is not None:
-        found.append(site("mlp.router.hook_out", "output", experts.router, n_experts))
-    if top_k:
+        # The router of Llama 4 gives its scores second, after what it makes of them
+        found.append(
+            site("mlp.router.hook_out", "output", experts.router, n_experts, argument=0 if routing else 1)
+        )
+    if top_k and routing:
         found.append(site("mlp.hook_expert_indices", "input", experts.path, top_k, argument=1))
         found.append(site("mlp.hook_expert_weights", "input", experts.path, top_k, argument=2))
     facts = {"activation": experts.activation, "gated": is_gated(module)}
@@ -244,7 +257,7 @@ def _input_hook(site: Site, visits: Visits, callback: Callback) -> Callable[...,
 def _output_hook(site: Site, visits: Visits, callback: Callback) -> Callable[..., None]:
     def hook(module: Any, args: tuple[Any, ...], output: Any) -> None:
         visits.see(site)
-        tensor = output[0] if isinstance(output, tuple | list) else output
+        tensor = output[site.argument] if isinstance(output, tuple | list) else output
         callback(site, visits.shaped(site, tensor), None)
 
     return hook
@@ -254,7 +267,8 @@ def _experts_hook(group: list[Site], visits: Visits, callback: Callback) -> Call
     by_expert = {site.expert: site for site in group if site.expert is not None}
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states, index = argument(args, kwargs, 0), argument(args, kwargs, 1)
+        states = argument(args, kwargs, 0)
+        index = argument(args, kwargs, 1) if takes_routing(module) else None
         visits.see_experts(group, index)
         for expert, hidden, rows in expert_hidden(module, states, index, tuple(by_expert)):
             callback(by_expert[expert], hidden, rows)

@@ -131,12 +131,12 @@ class Visits:
             raise self.refusal([site], "more than once", _cause(self.model, site, seen=True))
         self._seen.add(site.name)
 
-    def see_experts(self, group: Sequence[Site], index: torch.Tensor) -> None:
+    def see_experts(self, group: Sequence[Site], index: torch.Tensor | None) -> None:
         """Note that the experts of a layer are seen, those without tokens too.
 
         Args:
             group: Sites of one expert module.
-            index: Experts of each token, [token, expert].
+            index: Experts of each token, [token, expert]; None where every expert runs on every token.
 
         Raises:
             SubjectError: As ``see``; or the mixture has another number of tokens than the pass.
@@ -144,7 +144,7 @@ class Visits:
         for site in group:
             self.see(site)
         batch, pos = self.shape
-        if index[..., 0].numel() != batch * pos:
+        if index is not None and index[..., 0].numel() != batch * pos:
             raise SubjectError(
                 "a mixture of experts was given other tokens than those of the pass",
                 where=f"{group[0].name} ({group[0].module_path})",
@@ -159,6 +159,13 @@ class Visits:
         Raises:
             SubjectError: It has another width than the site, or other positions than the pass.
         """
+        if not hasattr(tensor, "shape"):  # numbers with a scale beside them (I-BERT)
+            raise SubjectError(
+                "a module gave something else than a tensor",
+                where=f"{site.name} ({site.module_path})",
+                got=type(tensor).__name__,
+                next_step="choose other sites; subject.site_names() lists them",
+            )
         if site.part is not None:
             tensor = tensor[..., site.part[0] : site.part[1]]
         batch, pos = self.shape

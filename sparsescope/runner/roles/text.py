@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sparsescope.activations.capture import tokenized
+from sparsescope.activations.capture import check_context, tokenized
 from sparsescope.activations.text.probe import probe_corpus
-from sparsescope.errors import SpecError, SubjectError
+from sparsescope.errors import SpecError
 
 if TYPE_CHECKING:
     from sparsescope.activations.text.tokenized import TokenizedCorpus
@@ -38,22 +38,6 @@ def carried(opened: Mapping[str, tuple[Any, ...]]) -> TokenizedCorpus | None:
         if series.trained is not None:
             return probe_corpus(series)
     return None
-
-
-def check_context(subject: Subject, text: TokenizedCorpus) -> None:
-    """Refuse windows that are longer than the model was made for: rotary models would
-    answer, with nonsense.
-    """
-    special = text.context - text.window
-    limit, longest = subject.max_positions, max(min(len(d) + special, text.context) for d in text.documents)
-    if limit is not None and longest > limit:
-        raise SubjectError(
-            "the windows are longer than the model was made for",
-            where=f"context of corpus {text.name}",
-            allowed=f"at most {limit} tokens for {subject.id}",
-            got=text.context,
-            next_step=f"ss.corpus(..., context={limit}), or --context {limit}",
-        )
 
 
 def _reader(opened: Mapping[str, tuple[Any, ...]]) -> Subject:

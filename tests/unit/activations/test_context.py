@@ -7,10 +7,9 @@ from __future__ import annotations
 import pytest
 
 import sparsescope as ss
-from sparsescope.activations.capture import capture, tokenized
+from sparsescope.activations.capture import capture, check_context, tokenized
 from sparsescope.errors import SparsescopeError, SpecError
 from sparsescope.models import registered_subjects
-from sparsescope.runner.roles.text import check_context
 
 
 @pytest.mark.slow

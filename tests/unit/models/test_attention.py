@@ -148,6 +148,30 @@ def test_refusals(subject):
         sinks.forward(IDS)
 
 
+def test_two_attentions_in_one_layer_are_refused_by_name():
+    """DiffLlama subtracts one softmax from another; each pass of a model of one layer is a new one."""
+    sizes = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    it = wrap(transformers.AutoModelForCausalLM.from_config(transformers.DiffLlamaConfig(**sizes)).eval())
+    with (
+        pytest.raises(SubjectError, match="several attentions in one layer") as caught,
+        attention_rows(it, lambda rows: None),
+    ):
+        it.forward(IDS)
+    assert caught.value.got == "DiffLlamaAttention" and count_hooks(it.model) == 0
+    plain = wrap(transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**sizes)).eval())
+    seen = []
+    with attention_rows(plain, lambda rows: seen.append(rows.layer)):
+        plain.forward(IDS)
+        plain.forward(IDS)
+    assert seen == [0, 0]
+
+
 class Largest(TorchDispatchMode):
     """Notes the largest tensor that any operation makes."""
 
