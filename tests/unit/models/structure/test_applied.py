@@ -36,7 +36,7 @@ def test_matrices_of_plain_models_are_views(name: str, dtype: str) -> None:
     for site in sites:
         found = subject.parameter(site)
         assert found.untyped_storage().data_ptr() in held and not found.is_inference(), site.name
-    assert subject.notes == ()
+    assert not [said for _, said in subject.notes if "without a role" not in said]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
