@@ -24,12 +24,7 @@ from sparsescope.errors import SpecError, SubjectError, unknown_name
 from sparsescope.models import declared as _declared
 from sparsescope.models.beyond_weights import CURE, Found, scan, sentences
 from sparsescope.models.identity import SubjectIdentity as SubjectIdentity
-from sparsescope.models.identity import (
-    config_hash,
-    fingerprint,
-    n_parameters,
-    weight_hash,
-)
+from sparsescope.models.identity import config_hash, fingerprint, n_parameters, weight_hash
 from sparsescope.models.memory import memory_estimate
 from sparsescope.models.structure import applied as _applied
 from sparsescope.models.structure import parameters as _parameters
