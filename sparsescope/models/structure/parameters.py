@@ -1,7 +1,8 @@
 """Weight matrices by role, always (out, in), whatever the module that holds them.
 
 ``weight:blocks.3.mlp.out.weight`` is the second MLP matrix of layer 3, [d_model, d_mlp]; ``in``,
-``gate``, ``attn.q/k/v/o`` likewise. Every tensor is a view: writing to it writes to the model.
+``gate``, ``attn.q/k/v/o`` likewise. Every tensor is a view: writing to it writes to the model. Whether the
+module applies it is another question (adapters): ``applied`` answers it, and ``Subject.parameter`` asks it.
 ``Conv1D`` of GPT-2 is transposed, fused qkv and gate-up are cut by rows, and the 3-D tensors of
 experts give one matrix per expert (``mlp.experts.5.out.weight``) or, without a number, the batch
 [experts, out, in]. Where the rows of q, k and v alternate in one matrix (GPT-NeoX, Bloom) no view
