@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch.nn.modules import module as _torch_module
 
+from sparsescope.models.tensor_bytes import tensor_digest
+
 #: Their hooks belong to the architecture, to the way a model is spread over devices, or to a pass
 #: that is running.
 LIBRARIES = frozenset({"torch", "transformers", "accelerate", "sparsescope"})
@@ -167,7 +169,7 @@ class _Scanner:
     def held(self, path: str, module: torch.nn.Module) -> None:
         """Sort the functions that a module holds itself, in place of those of its class or beside them."""
         for name, value in sorted(vars(module).items()):
-            if name in _OF_EVERY_MODULE or isinstance(value, type):
+            if name in _OF_EVERY_MODULE | _SETTINGS or isinstance(value, type):
                 continue
             if isinstance(value, torch.nn.Module):
                 if id(value) not in self.paths:  # hidden from the tree, and its weights from the hash
@@ -187,8 +189,6 @@ class _Scanner:
         if foreign:
             if not _of_its_package(value, type(module)):
                 self.found.unhashed.append(Found(path, what, foreign, value))
-            return
-        if name in _SETTINGS:
             return
         fact = self._described(module, name, value)
         if fact:
@@ -398,7 +398,5 @@ def _of_its_package(value: Any, cls: type) -> bool:
 
 def _digest(tensor: torch.Tensor) -> str:
     """SHA-256 of a tensor that is neither parameter nor stored buffer."""
-    from sparsescope.models.identity import tensor_digest
-
     head = f"{tensor.dtype} {list(tensor.shape)} ".encode()
     return hashlib.sha256(head + tensor_digest(tensor)).hexdigest()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from sparsescope.errors import SparsescopeError
+from sparsescope.models.structure.positions import Side
 
 if TYPE_CHECKING:
     from sparsescope.models.subject import Subject
@@ -58,7 +59,36 @@ def _edits_act(subject: Subject) -> str:
     return f"edits of {len(sites)} hidden layers reach the blocks that follow"
 
 
+def _padding(subject: Subject) -> str:
+    changed = [side for side in (LEFT, RIGHT) if not subject.takes_padding(side)]
+    if changed:
+        return f"padding on the {' and the '.join(changed)} would change outputs: rows of one length run together"
+    return "rows that are padded, left or right, give what they give alone"
+
+
+def _causality(subject: Subject) -> str:
+    causal = "causal" in subject.capabilities
+    return f"outputs {'do not depend' if causal else 'depend'} on later tokens, as measured"
+
+
+def _weights(subject: Subject) -> str:
+    sites = subject.parameter_sites("weight:blocks.*.*")
+    for site in sites:
+        subject.parameter(site)
+    return f"{len(sites)} matrices are those that their modules apply"
+
+
+def _notes(subject: Subject) -> str:
+    said = [*(sentence for _, sentence in subject.notes), *subject.unstorable]
+    return " ".join(said) or "every matrix of a block has a role, and the identity covers what computes"
+
+
+LEFT, RIGHT = get_args(Side)
 CHECKS: dict[str, Callable[[Subject], str]] = {
     "sites": _seen_once,
     "edits": _edits_act,
+    "weights": _weights,
+    "padding": _padding,
+    "causality": _causality,
+    "notes of a run": _notes,
 }

@@ -20,11 +20,11 @@ from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sparsescope.core.variant import Parent, Variant
 from sparsescope.errors import SubjectError
 from sparsescope.models.beyond_weights import LIBRARIES, scan
+from sparsescope.models.tensor_bytes import plain_tensors, tensor_digest
 from sparsescope.models.torch_environment import dtype_name
 
 # Keys of a configuration that do not change what the model computes.
@@ -181,33 +181,6 @@ def weight_hash(model: torch.nn.Module) -> str:
     return whole.hexdigest()
 
 
-def tensor_digest(tensor: torch.Tensor) -> bytes:
-    """Return the SHA-256 of the raw bytes of a tensor, in C order; of a quantized one of its integers, scales
-    and zero points.
-    """
-    digests = [
-        hashlib.sha256(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).digest()
-        for part in _plain_tensors(tensor)
-    ]
-    return digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
-
-
-def _plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors of numbers that a tensor consists of: itself, or what a quantized one stores."""
-    tensor = tensor.detach()
-    if tensor.is_quantized:
-        if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-            scales = torch.tensor([tensor.q_scale(), float(tensor.q_zero_point())], dtype=torch.float64)
-            return [tensor.int_repr(), scales]
-        axis = torch.tensor([tensor.q_per_channel_axis()])
-        scales, zeros = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
-        return [tensor.int_repr(), scales, zeros, axis]
-    if is_traceable_wrapper_subclass(tensor):
-        names, _ = tensor.__tensor_flatten__()
-        return [part for name in names for part in _plain_tensors(getattr(tensor, name))]
-    return [tensor if tensor.layout is torch.strided else tensor.to_dense()]
-
-
 def n_parameters(model: torch.nn.Module) -> int:
     """Count the parameters, packed ones too; tied weights count once."""
     return sum(tensor.numel() for tensor in (*model.parameters(), *_packed_arrays(model)))
@@ -315,7 +288,7 @@ def fingerprint(model: torch.nn.Module) -> tuple[Any, ...]:
 def _sums(tensor: torch.Tensor) -> list[float]:
     """Sum and norm of what a tensor consists of."""
     found: list[float] = []
-    for part in _plain_tensors(tensor):
+    for part in plain_tensors(tensor):
         # torch has no sums of floats of a byte or less: their bytes are summed
         numbers = part.view(torch.uint8) if _is_tiny(part) else part
         found.append(float(numbers.sum(dtype=torch.float64)))
@@ -343,7 +316,7 @@ def check_finite(model: torch.nn.Module, where: str) -> None:
     for name, tensor in named_tensors(model):
         if tensor.is_meta:
             continue
-        count = sum(_not_finite(part) for part in _plain_tensors(tensor) if part.is_floating_point())
+        count = sum(_not_finite(part) for part in plain_tensors(tensor) if part.is_floating_point())
         if count:
             bad.append((name, count))
     if bad:

@@ -25,20 +25,20 @@ from sparsescope.models.beyond_weights import CURE, Found, scan, sentences
 from sparsescope.models.identity import SubjectIdentity as SubjectIdentity
 from sparsescope.models.identity import config_hash, fingerprint, n_parameters, weight_hash
 from sparsescope.models.memory import memory_estimate
+from sparsescope.models.notes import notes_of
 from sparsescope.models.passes import evaluating as evaluating
 from sparsescope.models.structure import applied as _applied
 from sparsescope.models.structure import parameters as _parameters
 from sparsescope.models.structure import positions as _positions
 from sparsescope.models.structure import sites as _sites
-from sparsescope.models.structure.coverage import uncovered_sentence
 from sparsescope.models.structure.edits import Replace, edit
 from sparsescope.models.structure.parameters import ParameterSite
 from sparsescope.models.structure.patterns import select
 from sparsescope.models.structure.positions import Padding, Side
-from sparsescope.models.structure.reach import LENGTH, check_reach
+from sparsescope.models.structure.reach import LENGTH, Reached
 from sparsescope.models.structure.roles import Block, submodule, text_config
 from sparsescope.models.structure.sites import Site
-from sparsescope.models.structure.visits import alone, compiled_notes, passing, structure_mark
+from sparsescope.models.structure.visits import alone
 from sparsescope.models.token_ids import within_table
 from sparsescope.models.torch_environment import dtype_name
 
@@ -96,7 +96,7 @@ class Subject:
         self._declared = tuple(declared)
         self._checked: dict[str, Any] = {}  # matrices that were found to be what their modules apply
         self._hash: tuple[Any, str] | None = None
-        self._reached: tuple[int, set[str]] = (0, set())
+        self._reached = Reached()
         self.paddings: dict[Any, Padding] = {}  # what was measured, see ``takes_padding``
         self._as_loaded = None if source is None else (fingerprint(model), config_hash(model))
 
@@ -168,26 +168,15 @@ class Subject:
     @property
     def notes(self) -> tuple[tuple[Severity, str], ...]:
         """What a reader of any result of this subject has to know, as severity and sentence."""
-        without_role = uncovered_sentence(self.model, self.blocks)
-        coverage: list[tuple[Severity, str]] = [] if without_role is None else [("info", without_role)]
-        return (
-            *coverage,
-            *_declared.library_notes(self.model),
-            *_applied.notes(self.model, self._all_parameters),
-            *compiled_notes(self.model),
-        )
+        return notes_of(self.model, self.blocks, self._all_parameters)
 
     @property
     def unstorable(self) -> tuple[str, ...]:
-        """What this model computes with that no hash covers, and no variant declares; empty where there is
-        nothing.
-
-        Two models with other contents of it would have one identity, so that no run of either may be stored,
-        or opened for it.
+        """What this model computes with that no hash covers, and no variant declares: with other contents of
+        it the identity would be the same, so that no run may be stored, or opened for it.
         """
-        return tuple(
-            f"{one} computes with what no hash covers; {CURE}" for one in sentences(self._undeclared())
-        )
+        found = sentences(self._undeclared())
+        return tuple(f"{one} computes with what no hash covers; {CURE}" for one in found)
 
     def _undeclared(self) -> list[Found]:
         beyond = self.variant is not None and bool(self.variant.beyond_weights)
@@ -365,19 +354,8 @@ class Subject:
         Raises:
             SubjectError: It does not; see ``reach.check_reach``.
         """
-        self._check_reach(sites)
+        self._reached.check(self.model, self.blocks, sites, lambda n: self.forward(self.sample_ids(n)))
         return edit(self.model, sites, replace)
-
-    def _check_reach(self, sites: Sequence[Site]) -> None:
-        """Try sites that were not tried in the model as it stands."""
-        mark = structure_mark(self.model)
-        if self._reached[0] != mark:
-            self._reached = mark, set()
-        new = [site for site in sites if site.name not in self._reached[1]]
-        if not new or passing(self.model):  # within another edit a pass would call that one
-            return
-        check_reach(self.model, self.blocks, new, lambda batch: self.forward(self.sample_ids(batch)))
-        self._reached[1].update(site.name for site in new)
 
     def parameter_sites(self, patterns: str | Sequence[str]) -> tuple[ParameterSite, ...]:
         """Return the weight matrices that patterns such as ``weight:blocks.*.mlp.out.weight`` name.

@@ -381,13 +381,8 @@ def _shared_pass(jobs: list[_Job], work: _Work, events: list[dict[str, Any]]) ->
         failures: Mapping[str, Exception]
         try:
             sites = {site.name: site for accumulator in shared.values() for site in accumulator.sites}
-            source = LiveSource(
-                first.context.subject,
-                first.context.corpus,
-                tuple(sites.values()),
-                batch_tokens=work.batch_tokens,
-                reuse=True,
-            )
+            subject, text, size = first.context.subject, first.context.corpus, work.batch_tokens
+            source = LiveSource(subject, text, tuple(sites.values()), batch_tokens=size, reuse=True)
             store = work.store_of(first)
             failures = one_pass(source, shared, store=store, progress=work.progress, events=events)
         except Exception as error:  # of the pass that they share

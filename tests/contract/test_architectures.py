@@ -22,6 +22,7 @@ import sparsescope as ss
 from sparsescope.activations.text.tokenized import TokenizedCorpus, TokenizedDocument
 from sparsescope.errors import SubjectError
 from sparsescope.models import Subject
+from sparsescope.models.structure.roles import is_linear
 
 _FILE = Path(__file__).parents[1] / "fixtures" / "architectures.py"
 _SPEC = importlib.util.spec_from_file_location("architectures", _FILE)
@@ -36,9 +37,9 @@ NO_BLOCKS = "no list of transformer blocks"
 NO_MLP = "no MLP was found"
 UNKNOWN = "known neither to us nor to TransformerLens"
 LEFT, RIGHT = "padding on the left changes", "padding on the right changes"
-STREAMS = "not one vector for each token"
+STREAMS = "several streams beside each other"
 WIDTH = "another width than its site"
-ROWS = "does not have one row for each token"
+ROWS = "the model pads inside"
 
 # type -> check -> words of the refusal
 EXPECTED: dict[str, dict[str, str]] = {
@@ -57,7 +58,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     "ibert": {"is_read_once": "something else than a tensor"},
     "jetmoe": {"wrap": NO_MLP},
     "longcat_flash": {"wrap": NO_BLOCKS},
-    "longformer": {"is_read_once": ROWS},
+    "longformer": {"is_read_once": ROWS, "has_edits_that_act": ROWS},
     "mamba": {"wrap": NO_MLP},
     "mamba2": {"wrap": NO_MLP},
     "mobilebert": {"wrap": UNKNOWN},
@@ -177,6 +178,32 @@ def runs_at_its_context(name: str, subject: Subject) -> None:
         subject.forward((torch.arange(limit) * 7 % 90 + 3)[None])
 
 
+def has_edits_that_act(name: str, subject: Subject) -> None:
+    """Hidden layers that are all zero change what the model gives."""
+    sites = subject.hidden_sites()
+    if not sites:
+        return
+    with subject.edit(sites, lambda site, tensor, rows=None: torch.zeros_like(tensor)):
+        without = subject.forward(IDS)
+    assert relative(subject.forward(IDS), without) > 1e-6
+
+
+def applies_the_matrices_that_are_read(name: str, subject: Subject) -> None:
+    """The output of a linear module is its input times the matrix that is read, and its bias."""
+    for site in subject.parameter_sites("weight:blocks.*.*"):
+        weight, module = subject.parameter(site), subject.model.get_submodule(site.module_path)
+        assert tuple(weight.shape) == site.shape
+        if site.expert is not None or not is_linear(module) or "router" in site.role:
+            continue
+        x = torch.randn(1, 5, weight.shape[1], generator=torch.Generator().manual_seed(1))
+        rows = slice(None) if site.rows is None else slice(*site.rows)
+        with torch.no_grad():
+            outputs = [module(given) for given in (x, torch.zeros_like(x))]
+        found, bias = (out[0] if isinstance(out, tuple) else out for out in outputs)
+        found, bias = found[..., rows], bias[..., rows]
+        assert relative(found, x @ weight.T + bias) <= EXACT, site.name
+
+
 CHECKS: tuple[Callable[[str, Subject], None], ...] = (
     is_read_once,
     takes_left_padding,
@@ -184,6 +211,8 @@ CHECKS: tuple[Callable[[str, Subject], None], ...] = (
     has_the_causality_it_says,
     has_every_matrix_covered_or_named,
     runs_at_its_context,
+    has_edits_that_act,
+    applies_the_matrices_that_are_read,
 )
 # Of a type that cannot be wrapped there is nothing more to ask.
 CASES = [

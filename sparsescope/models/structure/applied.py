@@ -22,7 +22,7 @@ from torch.nn.functional import linear
 
 from sparsescope.errors import SubjectError
 from sparsescope.models.beyond_weights import LIBRARIES
-from sparsescope.models.structure.experts import expert_output, is_fused, sizes
+from sparsescope.models.structure.experts import expert_output, is_fused, is_transposed, sizes, takes_routing
 from sparsescope.models.structure.parameters import ParameterSite, read
 from sparsescope.models.structure.roles import features, is_linear, submodule
 
@@ -231,13 +231,25 @@ def _check_experts(module: Any, site: ParameterSite) -> None:
     weight = module.down_proj
     if not weight.is_floating_point() or weight.element_size() == 1:
         return  # reading it says so
-    d_model = int(weight.shape[2 if getattr(module, "is_transposed", False) else 1])
+    d_model = int(weight.shape[2 if is_transposed(module) else 1])
     x = _draw((tokens, d_model), weight.dtype, weight.device, 0)
+    if not takes_routing(module):  # every expert runs on a stretch of the rows that it is given (Llama 4)
+        x = _draw((n_experts * tokens, d_model), weight.dtype, weight.device, 0)
+        expected = expert_output(module, x, None, None, lambda expert, hidden, rows: hidden)
+        _experts_agree(module, site, _output(module, x, site).reshape(x.shape), expected, d_model + width)
+        return
     index = (torch.arange(tokens * top_k, device=weight.device) % n_experts).reshape(tokens, top_k)
     shares = torch.full((tokens, top_k), 1 / top_k, dtype=weight.dtype, device=weight.device)
     found = _output(module, x, site, index, shares)
     expected = expert_output(module, x, index, shares, lambda expert, hidden, rows: hidden)
-    if not _close(found, expected, d_model + width, roundings=4):
+    _experts_agree(module, site, found, expected, d_model + width)
+
+
+def _experts_agree(
+    module: Any, site: ParameterSite, found: torch.Tensor, expected: torch.Tensor, terms: int
+) -> None:
+    """Refuse experts that compute something else than their tensors say."""
+    if not _close(found, expected, terms, roundings=4):
         off = (found - expected).float().norm() / expected.float().norm()
         raise SubjectError(
             "the experts compute something else than the matrices that they store say",
@@ -271,8 +283,12 @@ def _output(module: Any, x: torch.Tensor, site: ParameterSite, *more: torch.Tens
             got=str(getattr(weight, "dtype", "")) if packed else f"{type(error).__name__}: {error}"[:300],
             next_step="load the model without quantization" if packed else "merge adapters, or remove hooks",
         ) from error
-    first: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
-    return first
+    if not isinstance(output, tuple | list):
+        found: torch.Tensor = output
+        return found
+    # The router of Llama 4 gives its scores second, after what it makes of them
+    second = site.role == "mlp.router.weight" and [part.shape for part in output] == [output[0].shape] * 2
+    return output[1 if second else 0]
 
 
 def _drawn(shape: tuple[int, ...], model: Any, module: Any, seed: int = 0) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparsescope.models.structure.parameters import parameters_of
-from sparsescope.models.structure.roles import Block, submodule
+from sparsescope.models.structure.roles import Block, is_linear, submodule
 
 
 def uncovered(model: Any, blocks: Sequence[Block]) -> list[str]:
@@ -24,14 +24,19 @@ def uncovered(model: Any, blocks: Sequence[Block]) -> list[str]:
     Returns:
         Paths of parameters, in the order of the model; empty where every matrix has a role.
     """
-    covered = {f"{site.module_path}.{site.parameter}" for site in parameters_of(model, blocks)}
+    sites = parameters_of(model, blocks)
+    covered = {f"{site.module_path}.{site.parameter}" for site in sites}
+    # What lies in a module that is one matrix, such as an adapter, is part of the matrix that is read there
+    wholes = {f"{site.module_path}." for site in sites if is_linear(submodule(model, site.module_path))}
     found: list[str] = []
     for block in blocks:
         home = submodule(model, block.path)
         found += [
             path
             for name, parameter in home.named_parameters()
-            if parameter.ndim >= 2 and (path := f"{block.path}.{name}") not in covered
+            if parameter.ndim >= 2
+            and (path := f"{block.path}.{name}") not in covered
+            and not any(path.startswith(whole) for whole in wholes)
         ]
     return found
 

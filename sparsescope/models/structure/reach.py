@@ -19,10 +19,31 @@ from sparsescope.errors import SubjectError
 from sparsescope.models.structure.edits import edit
 from sparsescope.models.structure.roles import Block, submodule
 from sparsescope.models.structure.sites import Site, argument, with_argument
+from sparsescope.models.structure.visits import passing, structure_mark
 
 LENGTH = 8
 # Rounding of equal rows of one batch, in units of the last place of each value.
 _ROUNDING = 4.0
+
+
+class Reached:
+    """Remembers which sites were tried in a model as it stands."""
+
+    def __init__(self) -> None:
+        self.mark = 0
+        self.names: set[str] = set()
+
+    def check(
+        self, model: Any, blocks: Sequence[Block], sites: Sequence[Site], run: Callable[[int], object]
+    ) -> None:
+        """Try the sites that were not tried before; see ``check_reach``."""
+        mark = structure_mark(model)
+        if self.mark != mark:
+            self.mark, self.names = mark, set()
+        new = [site for site in sites if site.name not in self.names]
+        if new and not passing(model):  # within another edit a pass would call that one
+            check_reach(model, blocks, new, run)
+            self.names.update(site.name for site in new)
 
 
 def check_reach(
@@ -85,10 +106,16 @@ def _try(
 
     def level(layer: int, states: torch.Tensor) -> torch.Tensor:
         """Compare the two sequences, and return states in which they are equal again."""
-        first, second = states.narrow(-3, 0, 1), states.narrow(-3, 1, 1)
+        # Several residual streams stand before batch x pos (Gemma 3n) or behind (DeepSeek-V4)
+        shape = tuple(states.shape)
+        batch = next((dim for dim in range(len(shape)) if shape[dim : dim + 2] == (2, LENGTH)), None)
+        if batch is None:
+            moved.add(layer)  # nothing can be learned
+            return states
+        first, second = states.narrow(batch, 0, 1), states.narrow(batch, 1, 1)
         if bool(((first - second).abs() > _ROUNDING * torch.finfo(states.dtype).eps * first.abs()).any()):
             moved.add(layer)
-        return torch.cat([first, first], -3)
+        return torch.cat([first, first], batch)
 
     def entering(layer: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
         def hook(
