@@ -62,7 +62,8 @@ def _edits_act(subject: Subject) -> str:
 def _padding(subject: Subject) -> str:
     changed = [side for side in (LEFT, RIGHT) if not subject.takes_padding(side)]
     if changed:
-        return f"padding on the {' and the '.join(changed)} would change outputs: rows of one length run together"
+        sides = " and the ".join(changed)
+        return f"padding on the {sides} would change outputs, so that rows of one length run together"
     return "rows that are padded, left or right, give what they give alone"
 
 
