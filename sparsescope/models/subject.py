@@ -354,7 +354,7 @@ class Subject:
         Raises:
             SubjectError: It does not; see ``reach.check_reach``.
         """
-        self._reached.check(self.model, self.blocks, sites, lambda n: self.forward(self.sample_ids(n)))
+        self._reached.check(self.model, self.blocks, sites, self.sample_ids(2), self.forward)
         return edit(self.model, sites, replace)
 
     def parameter_sites(self, patterns: str | Sequence[str]) -> tuple[ParameterSite, ...]:
@@ -393,9 +393,9 @@ class Subject:
         return _applied.applied(self.model, site, self._checked)
 
     def sample_ids(self, batch: int) -> torch.Tensor:
-        """A few equal sequences of spread token ids, int64 [batch, ``reach.LENGTH``], to try something on."""
-        size = int(text_config(self.model).vocab_size)
-        return torch.tensor([[(17 + 31 * n) % size for n in range(LENGTH)]] * batch, device=self.device)
+        """A few equal sequences of spread token ids, int64 [batch, 8 or the most positions], to try on."""
+        size, length = int(text_config(self.model).vocab_size), min(LENGTH, self.max_positions or LENGTH)
+        return torch.tensor([[(17 + 31 * n) % size for n in range(length)]] * batch, device=self.device)
 
     def memory_estimate(self, batch_tokens: int = 2048) -> dict[str, int]:
         """Estimate the memory of one forward pass, in bytes.

@@ -34,7 +34,12 @@ class Reached:
         self.names: set[str] = set()
 
     def check(
-        self, model: Any, blocks: Sequence[Block], sites: Sequence[Site], run: Callable[[int], object]
+        self,
+        model: Any,
+        blocks: Sequence[Block],
+        sites: Sequence[Site],
+        ids: torch.Tensor,
+        run: Callable[[torch.Tensor], object],
     ) -> None:
         """Try the sites that were not tried before; see ``check_reach``."""
         mark = structure_mark(model)
@@ -42,12 +47,16 @@ class Reached:
             self.mark, self.names = mark, set()
         new = [site for site in sites if site.name not in self.names]
         if new and not passing(model):  # within another edit a pass would call that one
-            check_reach(model, blocks, new, run)
+            check_reach(model, blocks, new, ids, run)
             self.names.update(site.name for site in new)
 
 
 def check_reach(
-    model: Any, blocks: Sequence[Block], sites: Sequence[Site], run: Callable[[int], object]
+    model: Any,
+    blocks: Sequence[Block],
+    sites: Sequence[Site],
+    ids: torch.Tensor,
+    run: Callable[[torch.Tensor], object],
 ) -> None:
     """Try whether edits at these sites change the states after their blocks.
 
@@ -58,7 +67,8 @@ def check_reach(
         model: The HF model.
         blocks: Its blocks.
         sites: The sites; each role is tried in a pass of its own.
-        run: Runs one pass over so many equal sequences of ``LENGTH`` tokens.
+        ids: Two equal sequences, int64 [2, pos].
+        run: Runs one pass over them.
 
     Raises:
         SubjectError: An edit does not reach the states after its block.
@@ -70,7 +80,7 @@ def check_reach(
         if site.role != "mlp.hook_expert_indices" and not (whole_output and site.layer == last):
             by_role.setdefault(site.role, []).append(site)
     for group in by_role.values():
-        disturbed, moved = _try(model, blocks, group, run)
+        disturbed, moved = _try(model, blocks, group, ids, run)
         idle = [site for site in group if site.layer in disturbed and site.layer not in moved]
         idle = [site for site in idle if not _is_zero(model, site)]
         if idle:
@@ -85,7 +95,11 @@ def check_reach(
 
 
 def _try(
-    model: Any, blocks: Sequence[Block], group: Sequence[Site], run: Callable[[int], object]
+    model: Any,
+    blocks: Sequence[Block],
+    group: Sequence[Site],
+    ids: torch.Tensor,
+    run: Callable[[torch.Tensor], object],
 ) -> tuple[set[int], set[int]]:
     """Layers that were disturbed, and those after which the two sequences differed."""
     disturbed: set[int] = set()
@@ -99,7 +113,7 @@ def _try(
         if rows is None:
             disturbed.add(site.layer)
             return torch.cat([tensor[:1], after[1:]])
-        second = (rows >= LENGTH)[:, None]
+        second = (rows >= ids.shape[1])[:, None]
         if bool(second.any()):
             disturbed.add(site.layer)
         return torch.where(second, after, tensor)
@@ -108,7 +122,7 @@ def _try(
         """Compare the two sequences, and return states in which they are equal again."""
         # Several residual streams stand before batch x pos (Gemma 3n) or behind (DeepSeek-V4)
         shape = tuple(states.shape)
-        batch = next((dim for dim in range(len(shape)) if shape[dim : dim + 2] == (2, LENGTH)), None)
+        batch = next((dim for dim in range(len(shape)) if shape[dim : dim + 2] == ids.shape), None)
         if batch is None:
             moved.add(layer)  # nothing can be learned
             return states
@@ -137,7 +151,7 @@ def _try(
         handle = submodule(model, blocks[-1].path).register_forward_hook(leaving)
         stack.callback(handle.remove)
         with edit(model, group, disturb):
-            run(2)
+            run(ids)
     return disturbed, moved
 
 

@@ -28,7 +28,7 @@ def record(**changes):
     one = View("one", "One layer", "How to read it.", table="rows", select="layer")
     all_ = View("all", "All layers", "", table="rows")
     given = {"views": (one, all_), "tables": TABLES, "view_module": "views_that_select", **changes}
-    return Analysis("selects", "1", "Selects", "A test.", Params, "", **given)
+    return Analysis("selects", "1", "Selects", "A test.", Params, "no.compute", **given)
 
 
 @pytest.fixture

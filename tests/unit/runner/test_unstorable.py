@@ -118,7 +118,7 @@ def test_no_state_is_kept_or_gone_on_from(small_corpus, tmp_path, monkeypatch):
     assert not (tmp_path / ".partial").exists()
     # A state that an older version left under this digest is not taken either
     monkeypatch.setattr(
-        engine, "_resume", lambda source, accumulators, store: pytest.fail() if store else (0, 0)
+        engine, "_resume", lambda source, accumulators, store: pytest.fail() if store else (0, 0, {})
     )
     run(NAME, with_hook(3.0), small_corpus, store=tmp_path, batch_tokens=64)
     monkeypatch.setattr("sparsescope.runner.run.kept_steps", lambda *_: pytest.fail("steps are kept"))
