@@ -138,14 +138,17 @@ def verify(
 def doctor(
     *,
     subject: Annotated[
-        str | None, typer.Option(help="A subject to load and compare with plain transformers.")
+        str | None,
+        typer.Option(
+            help="A subject to load, to try as runs need it, and to compare with plain transformers."
+        ),
     ] = None,
     model: ModelOptions,
     home: Home = None,
     json: Json = False,
 ) -> None:
-    """Check this installation; with --subject, the parity of a model with plain transformers, its
-    memory and capabilities.
+    """Check this installation; with --subject, what runs rely on, the parity of a model with plain
+    transformers, its memory and capabilities.
     """
     from sparsescope.cli import console, diagnosis
 
