@@ -174,7 +174,8 @@ class LiveSource:
                 else torch.from_numpy(tokens.attention_mask).to(self.subject.device),
             )
         for site in self.sites:
-            if site.name not in batch.values:  # only an expert that no token of this batch was routed to
+            # An expert that no token of this batch was routed to; other sites are seen, or refused
+            if site.kind == "experts" and site.name not in batch.values:
                 dtype = self.dtype or self.subject.torch_dtype
                 batch.values[site.name] = torch.empty(
                     (0, site.width), dtype=dtype, device=self.subject.device

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from sparsescope.bench.check_cost import CHECKS, check_cost
 from sparsescope.core.columns import Column
 from sparsescope.core.registry import Analysis, View
 from sparsescope.core.result import Result
@@ -74,11 +75,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
             "bytes",
         ),
     ),
+    "checks": CHECKS,
 }
 
 ANALYSIS = Analysis(
     name="capture",
-    version="2",
+    version="3",
     title="Cost of reading activations",
     summary="Time and memory of capture, statistics and shards against the bare forward pass.",
     params=CaptureParams,
@@ -212,6 +214,7 @@ def compute(params: CaptureParams, context: Context) -> Result:
             peers, notes = _peers(context, params, live.sites)
             variants |= {peer: call for peer, (call, _) in peers.items()}
             seconds = _interleaved(list(variants.values()), params.repeats)
+            checks = check_cost(subject, params.sites, copying, params.repeats)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     result = Result("capture")
@@ -232,6 +235,11 @@ def compute(params: CaptureParams, context: Context) -> Result:
     result.add_scalar(
         "peak_memory_growth", long["peak_extra"] / max(short["peak_extra"], 1), "", direction="lower",
         definition=f"peak extra memory for {long['tokens']} tokens / for {short['tokens']} tokens",
+    )  # fmt: skip
+    result.add("checks", checks)
+    result.add_scalar(
+        "checks_share", float(checks["share"][0]), "", direction="lower",
+        definition="median over repeats of the time in the checks of every pass / time of that copying pass",
     )  # fmt: skip
     spread = np.diff(np.percentile(seconds[0], [25, 75]))[0] / np.median(seconds[0])
     if spread > 0.1:

@@ -14,6 +14,7 @@ TITLES = {
     "speedup_over_plain_hooks": "Speed-up over plain hooks",
     "speedup_over_transformer_lens": "Speed-up over TransformerLens, lean",
     "speedup_over_transformer_lens_default": "Speed-up over TransformerLens",
+    "checks_share": "Checks of every pass, share of its time",
     "peak_memory_growth": "Peak memory, long / short text",
 }
 

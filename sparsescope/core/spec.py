@@ -87,6 +87,8 @@ class Spec(BaseModel):
         variant = variant_of(self.subject)
         if variant is not None and variant.beyond_weights:
             subject["variant"] = variant.beyond_weights
+        if self.subject.get("reading"):
+            subject["reading"] = self.subject["reading"]
         named = {
             "analysis": self.analysis,
             "version": self.version,

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -76,6 +76,7 @@ class SubjectIdentity:
         d_model: Width of the residual stream.
         trust_remote_code: Whether code of the model repository was allowed to run.
         variant: How it was made from another subject, None where it was not.
+        reading: What earlier versions read otherwise; see ``reading.reading_of``.
     """
 
     id: str
@@ -92,10 +93,12 @@ class SubjectIdentity:
     d_model: int
     trust_remote_code: bool
     variant: Variant | None = None
+    reading: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values; a subject that is no variant has no such key."""
-        found = {name: value for name, value in asdict(self).items() if name != "variant"}
+        """Return the fields as plain JSON values; ``variant`` and ``reading`` where there is something."""
+        found = {name: value for name, value in asdict(self).items() if name not in ("variant", "reading")}
+        found |= {"reading": dict(self.reading)} if self.reading else {}
         return found if self.variant is None else found | {"variant": self.variant.as_dict()}
 
     def as_parent(self) -> Parent:

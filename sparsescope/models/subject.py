@@ -27,6 +27,7 @@ from sparsescope.models.identity import config_hash, fingerprint, n_parameters, 
 from sparsescope.models.memory import memory_estimate
 from sparsescope.models.notes import notes_of
 from sparsescope.models.passes import evaluating as evaluating
+from sparsescope.models.reading import reading_of
 from sparsescope.models.structure import applied as _applied
 from sparsescope.models.structure import parameters as _parameters
 from sparsescope.models.structure import positions as _positions
@@ -163,6 +164,7 @@ class Subject:
             d_model=self.d_model,
             trust_remote_code=self.trust_remote_code,
             variant=self.variant,
+            reading=reading_of(self),
         )
 
     @property
@@ -349,10 +351,8 @@ class Subject:
     def edit(self, sites: Sequence[Site], replace: Replace) -> AbstractContextManager[None]:
         """Replace activations of this subject while a ``with`` block runs; see ``edits.edit``.
 
-        The first edit of a site is tried beforehand: whether it reaches what the model goes on with.
-
-        Raises:
-            SubjectError: It does not; see ``reach.check_reach``.
+        The first edit of a site is tried beforehand; one that does not reach what the model goes on with is
+        refused, see ``reach.Reached``.
         """
         self._reached.check(self.model, self.blocks, sites, self.sample_ids(2), self.forward)
         return edit(self.model, sites, replace)

@@ -25,11 +25,10 @@ from sparsescope.models.structure.experts import expert_output, takes_routing
 from sparsescope.models.structure.sites import (
     Site,
     argument,
-    by_module,
-    module_at,
+    hooked,
     with_argument,
 )
-from sparsescope.models.structure.visits import Visits, alone
+from sparsescope.models.structure.visits import Visits
 
 #: Called as ``replace(site, tensor)``, and at expert sites as ``replace(site, tensor, rows)``.
 Replace = Callable[..., torch.Tensor]
@@ -51,36 +50,27 @@ def edit(model: Any, sites: Sequence[Site], replace: Replace) -> Iterator[None]:
         SubjectError: If nothing computes with a site, the replacement has another shape or dtype, or a
             site was not seen exactly once in a forward pass.
     """
-    handles: list[Any] = []
-    dense, routed = by_module(sites)
     visits = Visits(model, sites)
-    with alone(model):
-        try:
-            handles += visits.hooks()
-            for site in dense:
-                if site.role == "mlp.router.hook_out":
-                    raise SubjectError(
-                        "activations cannot be replaced here: the mixture takes the experts that the "
-                        "router chose, not its scores",
-                        where=site.name,
-                        allowed="sites that the model goes on with",
-                        got=site.role,
-                        next_step="replace mlp.hook_expert_indices or mlp.hook_expert_weights",
-                    )
-                module = module_at(model, site.module_path)
-                if site.kind == "input":
-                    before = _input_hook(site, replace, visits)
-                    handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-                else:
-                    handles.append(module.register_forward_hook(_output_hook(site, replace, visits)))
-            for path, group in routed.items():
-                experts = _experts_hook(group, replace, visits)
-                handles.append(module_at(model, path).register_forward_hook(experts, with_kwargs=True))
-            yield
-            visits.check()
-        finally:
-            for handle in handles:
-                handle.remove()
+
+    def register(site: Site, module: Any) -> Any:
+        if site.role == "mlp.router.hook_out":
+            raise SubjectError(
+                "activations cannot be replaced here: the mixture takes the experts that the "
+                "router chose, not its scores",
+                where=site.name,
+                allowed="sites that the model goes on with",
+                got=site.role,
+                next_step="replace mlp.hook_expert_indices or mlp.hook_expert_weights",
+            )
+        if site.kind == "input":
+            return module.register_forward_pre_hook(_input_hook(site, replace, visits), with_kwargs=True)
+        return module.register_forward_hook(_output_hook(site, replace, visits))
+
+    def register_experts(group: list[Site], module: Any) -> Any:
+        return module.register_forward_hook(_experts_hook(group, replace, visits), with_kwargs=True)
+
+    with hooked(visits, register, register_experts):
+        yield
 
 
 def _input_hook(

@@ -27,11 +27,11 @@ _ROUNDING = 4.0
 
 
 class Reached:
-    """Remembers which sites were tried in a model as it stands."""
+    """Remembers which sites of a model as it stands were tried."""
 
     def __init__(self) -> None:
-        self.mark = 0
-        self.names: set[str] = set()
+        self._mark = 0
+        self._names: set[str] = set()
 
     def check(
         self,
@@ -41,57 +41,45 @@ class Reached:
         ids: torch.Tensor,
         run: Callable[[torch.Tensor], object],
     ) -> None:
-        """Try the sites that were not tried before; see ``check_reach``."""
+        """Try whether edits at these sites change the states after their blocks, where that was not tried.
+
+        Not tried, since nothing can be learned there: sites of whole numbers (the choice of experts), the
+        output of the last block, and experts without a token.
+
+        Args:
+            model: The HF model.
+            blocks: Its blocks.
+            sites: The sites; each role is tried in a pass of its own.
+            ids: Two equal sequences, int64 [2, pos].
+            run: Runs one pass over them.
+
+        Raises:
+            SubjectError: An edit does not reach the states after its block.
+        """
         mark = structure_mark(model)
-        if self.mark != mark:
-            self.mark, self.names = mark, set()
-        new = [site for site in sites if site.name not in self.names]
-        if new and not passing(model):  # within another edit a pass would call that one
-            check_reach(model, blocks, new, ids, run)
-            self.names.update(site.name for site in new)
-
-
-def check_reach(
-    model: Any,
-    blocks: Sequence[Block],
-    sites: Sequence[Site],
-    ids: torch.Tensor,
-    run: Callable[[torch.Tensor], object],
-) -> None:
-    """Try whether edits at these sites change the states after their blocks.
-
-    Not tried, since nothing can be learned there: sites of whole numbers (the choice of experts), the output
-    of the last block, and experts without a token.
-
-    Args:
-        model: The HF model.
-        blocks: Its blocks.
-        sites: The sites; each role is tried in a pass of its own.
-        ids: Two equal sequences, int64 [2, pos].
-        run: Runs one pass over them.
-
-    Raises:
-        SubjectError: An edit does not reach the states after its block.
-    """
-    last = blocks[-1].layer
-    by_role: dict[str, list[Site]] = {}
-    for site in sites:
-        whole_output = site.role in ("hook_out", "hook_resid_post")
-        if site.role != "mlp.hook_expert_indices" and not (whole_output and site.layer == last):
-            by_role.setdefault(site.role, []).append(site)
-    for group in by_role.values():
-        disturbed, moved = _try(model, blocks, group, ids, run)
-        idle = [site for site in group if site.layer in disturbed and site.layer not in moved]
-        idle = [site for site in idle if not _is_zero(model, site)]
-        if idle:
-            raise SubjectError(
-                "an edit does not reach what the model goes on with: its effect would be read as 0",
-                where=f"{idle[0].name} ({idle[0].module_path})",
-                allowed="other states after the block",
-                got=f"the same states, {len(idle)} of {len(group)} sites",
-                next_step="the forward of this block was replaced, or throws the value away: use the model "
-                "as its class computes it",
-            )
+        if self._mark != mark:
+            self._mark, self._names = mark, set()
+        new = [site for site in sites if site.name not in self._names]
+        if not new or passing(model):  # within another edit a pass would call that one
+            return
+        by_role: dict[str, list[Site]] = {}
+        for site in new:
+            last = site.role in ("hook_out", "hook_resid_post") and site.layer == blocks[-1].layer
+            if site.role != "mlp.hook_expert_indices" and not last:
+                by_role.setdefault(site.role, []).append(site)
+        for group in by_role.values():
+            disturbed, moved = _try(model, blocks, group, ids, run)
+            idle = [site for site in group if site.layer in disturbed - moved and not _is_zero(model, site)]
+            if idle:
+                raise SubjectError(
+                    "an edit does not reach what the model goes on with: its effect would be read as 0",
+                    where=f"{idle[0].name} ({idle[0].module_path})",
+                    allowed="other states after the block",
+                    got=f"the same states, {len(idle)} of {len(group)} sites",
+                    next_step="the forward of this block was replaced, or throws the value away: use the "
+                    "model as its class computes it",
+                )
+        self._names.update(site.name for site in new)
 
 
 def _try(

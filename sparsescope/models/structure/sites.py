@@ -10,7 +10,7 @@ Shapes: attention sites are flat, [batch, pos, heads * head size], where Transfo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -198,27 +198,43 @@ def attach(model: Any, sites: Sequence[Site], callback: Callback) -> Iterator[No
         SubjectError: A module is missing, gives a tensor of another shape than [batch, pos, width], or a
             site is not seen exactly once in a pass.
     """
-    handles: list[Any] = []
-    dense, routed = by_module(sites)
     visits = Visits(model, sites)
-    with alone(model):
-        try:
-            handles += visits.hooks()
-            for site in dense:
-                module = module_at(model, site.module_path)
-                if site.kind == "input":
-                    hook = _input_hook(site, visits, callback)
-                    handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-                else:
-                    handles.append(module.register_forward_hook(_output_hook(site, visits, callback)))
-            for path, group in routed.items():
-                hook = _experts_hook(group, visits, callback)
-                handles.append(module_at(model, path).register_forward_pre_hook(hook, with_kwargs=True))
-            yield
-            visits.check()
-        finally:
-            for handle in handles:
-                handle.remove()
+
+    def register(site: Site, module: Any) -> Any:
+        if site.kind == "input":
+            return module.register_forward_pre_hook(_input_hook(site, visits, callback), with_kwargs=True)
+        return module.register_forward_hook(_output_hook(site, visits, callback))
+
+    def register_experts(group: list[Site], module: Any) -> Any:
+        return module.register_forward_pre_hook(_experts_hook(group, visits, callback), with_kwargs=True)
+
+    with hooked(visits, register, register_experts):
+        yield
+
+
+@contextmanager
+def hooked(
+    visits: Visits,
+    register: Callable[[Site, Any], Any],
+    register_experts: Callable[[list[Site], Any], Any],
+) -> Iterator[None]:
+    """Have hooks on the modules of sites, in one thread, and count what they see.
+
+    Args:
+        visits: The sites, and what counts them.
+        register: Puts a hook for one dense site on its module and returns the handle.
+        register_experts: The same for all sites of one module of experts.
+    """
+    dense, routed = by_module(list(visits.sites.values()))
+    with alone(visits.model), ExitStack() as handles:
+        for handle in visits.hooks():
+            handles.callback(handle.remove)
+        for site in dense:
+            handles.callback(register(site, module_at(visits.model, site.module_path)).remove)
+        for path, group in routed.items():
+            handles.callback(register_experts(group, module_at(visits.model, path)).remove)
+        yield
+        visits.check()
 
 
 def by_module(sites: Sequence[Site]) -> tuple[list[Site], dict[str, list[Site]]]:

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from sparsescope.core.result import Severity
     from sparsescope.models.structure.sites import Site
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _TOKENS = ("input_ids", "inputs_embeds")
 _locks: WeakKeyDictionary[torch.nn.Module, threading.RLock] = WeakKeyDictionary()
 _making = threading.Lock()
@@ -77,6 +81,51 @@ def structure_mark(model: torch.nn.Module) -> int:
     return hash(tuple((id(module), id(vars(module).get("forward"))) for module in model.modules()))
 
 
+class Clock:
+    """Time that was spent in checks.
+
+    Attributes:
+        seconds: The time.
+        calls: How often something was checked.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self.calls, self.inside = 0.0, 0, False
+
+
+_clocks: list[Clock] = []
+
+
+@contextmanager
+def clocked() -> Iterator[Clock]:
+    """Measure the checks of the passes in a ``with`` block; for one thread."""
+    clock = Clock()
+    _clocks.append(clock)
+    try:
+        yield clock
+    finally:
+        _clocks.remove(clock)
+
+
+def _measured(function: Callable[P, T]) -> Callable[P, T]:
+    """A check whose time is known to ``clocked``."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not _clocks or _clocks[-1].inside:
+            return function(*args, **kwargs)
+        clock, begin = _clocks[-1], time.perf_counter()
+        clock.inside = True
+        try:
+            return function(*args, **kwargs)
+        finally:
+            clock.inside = False
+            clock.seconds += time.perf_counter() - begin
+            clock.calls += 1
+
+    return run
+
+
 class Visits:
     """Counts how often each site is seen in a forward pass.
 
@@ -95,6 +144,7 @@ class Visits:
         self._seen: set[str] = set()
         self._opener: str | None = None
 
+    @_measured
     def hooks(self) -> list[Any]:
         """Register what sees passes begin and end; return the handles."""
         paths = {site.block_path for site in self.sites.values()}
@@ -113,6 +163,7 @@ class Visits:
             handles.append(module.register_forward_hook(self._ending(path), always_call=True))
         return handles
 
+    @_measured
     def see(self, site: Site) -> None:
         """Note that a site is seen.
 
@@ -131,6 +182,7 @@ class Visits:
             raise self.refusal([site], "more than once", _cause(self.model, site, seen=True))
         self._seen.add(site.name)
 
+    @_measured
     def see_experts(self, group: Sequence[Site], index: torch.Tensor | None) -> None:
         """Note that the experts of a layer are seen, those without tokens too.
 
@@ -153,6 +205,7 @@ class Visits:
                 next_step="the architecture drops, pads or groups its tokens: its experts cannot be read",
             )
 
+    @_measured
     def shaped(self, site: Site, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor of a site as [batch, pos, width], a view of what the model computes with.
 
@@ -192,6 +245,7 @@ class Visits:
             next_step=cause,
         )
 
+    @_measured
     def check(self) -> None:
         """Close the pass, if one is open.
 
@@ -215,6 +269,7 @@ class Visits:
         )
 
     def _beginning(self, path: str) -> Callable[..., None]:
+        @_measured
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._opener is not None and self._opener != path and path.startswith(self._opener):
                 return  # below the module whose call is the pass
@@ -236,6 +291,7 @@ class Visits:
         return hook
 
     def _ending(self, path: str) -> Callable[..., None]:
+        @_measured
         def hook(module: Any, args: tuple[Any, ...], output: Any) -> None:
             if self._opener != path:
                 return

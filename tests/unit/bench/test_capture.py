@@ -133,3 +133,11 @@ def test_a_model_without_output_head_is_measured_without_logits() -> None:
         result.scalars
     )
     assert "forward with logits" not in set(result.tables["variants"]["variant"])
+
+
+def test_the_checks_of_a_pass_are_measured_apart_from_those_that_are_done_once(measured: Result) -> None:
+    table = measured.tables["checks"]
+    assert (table["seconds"] > 0).all() and len(table) == 5
+    assert table["repeats"].tolist() == [3, 1, 1, 1, 1]
+    assert 0 < measured.scalars["checks_share"].value == table["share"][0] < 0.5
+    assert table["share"][1:].isna().all()

@@ -371,3 +371,31 @@ def test_the_doctor_examines_an_encoder_without_tokenizer() -> None:
 )
 def test_the_note_on_precision(origin: str, dtype: str, text: str) -> None:
     assert text in precision_note(origin, dtype)
+
+
+# --- what earlier versions read otherwise
+
+
+def test_only_subjects_that_were_read_otherwise_have_a_key_for_it() -> None:
+    """A stored run of one of them holds other numbers: it must not be opened; all others must."""
+    found = {name: load(name).identity.as_dict().get("reading") for name in RANDOM_NAMES}
+    assert {name: read for name, read in found.items() if read} == {"random-qwen2moe": {"roles": 2}}
+    tiny = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
+    fnet = transformers.FNetModel(transformers.FNetConfig(**tiny, max_position_embeddings=32))
+    assert wrap(fnet.eval()).identity.reading["padding"] == "none"
+    headless = transformers.LlamaModel(small_llama().config).eval()
+    assert wrap(headless).identity.reading == {"causal": True}
+    two_sided = small_llama()
+    for layer in two_sided.model.layers:
+        layer.self_attn.is_causal = False
+    two_sided.config.is_causal = False
+    assert wrap(two_sided).identity.reading == {"causal": False}
+
+
+def test_the_key_joins_the_digest_of_a_run() -> None:
+    from sparsescope.core.spec import Spec
+
+    identity = load("random-qwen2moe").identity.as_dict()
+    other = {name: value for name, value in identity.items() if name != "reading"}
+    one, two = (Spec(analysis="a", version="1", params={}, subject=entry) for entry in (identity, other))
+    assert one.digest != two.digest
