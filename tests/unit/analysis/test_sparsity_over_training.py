@@ -159,6 +159,22 @@ def foreign():
     )
 
 
+def test_a_result_says_which_checkpoints_have_equal_weights(foreign):
+    text = ss.corpus("python-docs", tokens=300, context=32)
+    same = CheckpointSeries(
+        "org/model", foreign.checkpoints, lambda found: load("random-opt", revision=str(min(found.step, 1)))
+    )
+    warned = [
+        [
+            note.message
+            for note in ss.run(NAME, series, text, resamples=100).notes
+            if "same weights" in note.message
+        ]
+        for series in (foreign, same)
+    ]
+    assert not warned[0] and len(warned[1]) == 1 and "2 of the 2 checkpoints" in warned[1][0]
+
+
 def test_a_text_that_is_given_is_read(foreign, tmp_path):
     text = ss.corpus("python-docs", tokens=300, context=32)
     result = ss.run(NAME, foreign, text, store=tmp_path, resamples=100)
