@@ -88,21 +88,38 @@ def expert_hidden(
         For every wanted expert with at least one token: its number, the input of its second
         matrix [n_routed, f], and the rows int64 [n_routed] as ascending indices into T.
     """
+    for expert, _, hidden, rows in expert_inputs(module, hidden_states, top_k_index, experts):
+        yield expert, hidden, rows
+
+
+def expert_inputs(
+    module: Any,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor | None,
+    experts: tuple[int, ...] | None = None,
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """What the matrices of some experts read; arguments as of ``expert_hidden``, None for all experts.
+
+    Yields:
+        Number of the expert, input of its first matrices [n_routed, d], of its second [n_routed, f], and
+        the rows int64 [n_routed].
+    """
+    wanted = range(sizes(module)[0]) if experts is None else experts
     with torch.no_grad():
         if top_k_index is None:
             for expert, states in enumerate(_by_expert(module, hidden_states)):
                 rows = _reached(states)
-                if expert in experts and rows.numel():
-                    yield expert, _hidden(module, states[rows], expert), rows
+                if expert in wanted and rows.numel():
+                    yield expert, states[rows], _hidden(module, states[rows], expert), rows
             return
         flat, routing = (
             rearrange(hidden_states, "... d -> (...) d"),
             rearrange(top_k_index, "... k -> (...) k"),
         )
-        for expert in experts:
+        for expert in wanted:
             rows = (routing == expert).any(dim=-1).nonzero().squeeze(-1)
             if rows.numel():
-                yield expert, _hidden(module, flat[rows], expert), rows
+                yield expert, flat[rows], _hidden(module, flat[rows], expert), rows
 
 
 def expert_output(

@@ -1,0 +1,268 @@
+"""A copy of a model that is pruned, and set back, as often as wanted.
+
+Shapes: matrices [out, in].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from sparsescope.activations.capture import padding_for
+from sparsescope.errors import SubjectError
+from sparsescope.models.structure.applied import check_view
+from sparsescope.models.wrapping import check_step
+from sparsescope.pruning.allocation import MatrixFacts
+from sparsescope.pruning.criteria import wanda as _wanda
+from sparsescope.pruning.inputs import Collector, InputStatistics
+from sparsescope.pruning.masks import MaskSet, PackedMask
+from sparsescope.pruning.replay import BATCH_TOKENS, Replay
+from sparsescope.pruning.selection import keep_mask
+
+if TYPE_CHECKING:
+    from sparsescope.activations.text.tokenized import TokenizedCorpus
+    from sparsescope.models.structure.parameters import ParameterSite
+    from sparsescope.models.subject import Subject
+    from sparsescope.pruning.criteria import Reads
+    from sparsescope.pruning.request import Request
+    from sparsescope.pruning.scope import Scope
+
+#: Matrices of experts that fewer tokens reached are named.
+FEW_TOKENS = 32
+Tell = Callable[[str, int, int], None]
+
+
+def quiet(phase: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""
+
+
+@dataclass(slots=True)
+class Workbench:
+    """A copy of a model that is pruned, and set back, as often as wanted.
+
+    Args:
+        original: The dense model; it is not changed.
+        scope: Its matrices that are pruned.
+
+    Attributes:
+        subject: The copy.
+
+    Raises:
+        SubjectError: A weight is not finite, or a matrix cannot be written to.
+    """
+
+    original: Subject
+    scope: Scope
+    subject: Subject = field(init=False)
+    _pairs: list[tuple[ParameterSite, torch.Tensor, torch.Tensor]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for site in self.scope.matrices:
+            matrix = self.original.parameter(site)
+            if not bool(torch.isfinite(matrix.sum(dtype=torch.float64))):
+                raise SubjectError(
+                    "a weight is not finite, so that weights cannot be ordered",
+                    where=site.name,
+                    got=f"{int((~torch.isfinite(matrix)).sum())} of {matrix.numel()} weights",
+                    next_step=f"check the weights with: {check_step(self.original)}",
+                )
+        self.subject = self.original.copy()
+        self._pairs = [
+            (site, self.original.parameter(site), check_view(self.subject.model, site))
+            for site in self.scope.matrices
+        ]
+
+    def reset(self) -> None:
+        """Set the copy back to the dense weights."""
+        with torch.no_grad():
+            for _, dense, view in self._pairs:
+                view.copy_(dense)
+
+    def statistics(
+        self,
+        text: TokenizedCorpus,
+        reads: Reads,
+        first_positions: bool = True,
+        progress: Tell = quiet,
+    ) -> Collector:
+        """Read the inputs of every matrix of the copy as it now is, in one pass over a text."""
+        collector = Collector(self.subject.model, self.scope.matrices, reads, first_positions)
+        side = padding_for(self.subject, text, BATCH_TOKENS)
+        total = text.n_batches(BATCH_TOKENS, side)
+        with collector.reading():
+            for number, batch in enumerate(text.batches(BATCH_TOKENS, side)):
+                progress("calibration", number, total)
+                collector.begin(batch, self.subject.device)
+                mask = None if batch.attention_mask.all() else batch.attention_mask
+                self.subject.forward(batch.input_ids, mask)
+        progress("calibration", total, total)
+        return collector
+
+    def prune(
+        self,
+        request: Request,
+        text: TokenizedCorpus | None = None,
+        progress: Tell = quiet,
+        dense: Collector | None = None,
+        replay: Callable[[], Replay] | None = None,
+    ) -> MaskSet:
+        """Prune the copy, which must be dense, and return the masks.
+
+        Args:
+            request: What is asked for.
+            text: The calibration text, where one is read.
+            progress: Told ``(phase, done, total)``.
+            dense: Statistics of the dense copy on this text, where they are there already.
+            replay: Gives the text on its way through the dense copy, where it was begun before.
+        """
+        begun = time.perf_counter()
+        if dense is None and text is not None and request.reads and self._needs_dense(request):
+            dense = self.statistics(text, request.reads, request.first_positions, progress)
+        counts = self._counts(request, dense)
+        done = _Done(request, counts)
+        if request.sequential:
+            assert text is not None
+            self._sequentially(request, text, done, progress, replay)
+        else:
+            for number, (site, matrix, view) in enumerate(self._pairs):
+                progress("matrices", number, len(self._pairs))
+                done.add(site, matrix, view, None if dense is None else dense.of(site))
+        progress("matrices", len(self._pairs), len(self._pairs))
+        facts = {
+            **request.facts,
+            "scope": self.scope.text,
+            "weights": self.scope.weights,
+            "seconds": round(time.perf_counter() - begun, 3),
+        }
+        if text is not None and request.reads:
+            facts["calibration"] = {
+                "corpus": text.name,
+                "tokens": text.n_tokens,
+                "documents": len(text.documents),
+                "context": text.context,
+                "digest": text.digest,
+            }
+        if done.damping:
+            facts["damping"] = max(done.damping.values())
+        return MaskSet(done.masks, facts, tuple(self._notes(request, done)))
+
+    def _needs_dense(self, request: Request) -> bool:
+        allocates = request.allocation.reads or (request.allocation.scored and request.criterion.reads)
+        return bool(allocates) or not request.sequential
+
+    def _counts(self, request: Request, dense: Collector | None) -> dict[str, int]:
+        """How many weights of each matrix go."""
+
+        def facts(site: ParameterSite, matrix: torch.Tensor) -> MatrixFacts:
+            inputs = None if dense is None else dense.of(site)
+            return MatrixFacts(
+                site.name,
+                site.layer,
+                site.shape,
+                lambda: request.criterion.score(matrix.float(), inputs, generator_of(request.seed, site)),
+                lambda: _wanda.score(matrix.float(), inputs, generator_of(request.seed, site)),
+            )
+
+        known = [facts(site, matrix) for site, matrix, _ in self._pairs]
+        counts = request.allocation.counts(known, request.sparsity)
+        return {entry.name: int(count) for entry, count in zip(known, counts, strict=True)}
+
+    def _sequentially(
+        self,
+        request: Request,
+        text: TokenizedCorpus,
+        done: _Done,
+        progress: Tell,
+        begin: Callable[[], Replay] | None,
+    ) -> None:
+        replay = Replay(self.subject, text) if begin is None else begin()
+        by_layer: dict[int, list[tuple[ParameterSite, torch.Tensor, torch.Tensor]]] = {}
+        for pair in self._pairs:
+            by_layer.setdefault(pair[0].layer, []).append(pair)
+        last = max(by_layer)
+        for layer in range(self.subject.n_layers):
+            progress("blocks", layer, self.subject.n_layers)
+            here = by_layer.get(layer, [])
+            if here:
+                collector = Collector(
+                    self.subject.model, [site for site, _, _ in here], request.reads, request.first_positions
+                )
+                with collector.reading():
+                    for number, batch in enumerate(replay.batches):
+                        collector.begin(batch, self.subject.device)
+                        replay.run(layer, number)
+                for site, matrix, view in here:
+                    done.add(site, matrix, view, collector.of(site))
+            if layer < last:
+                replay.advance(layer)
+        replay.hidden[0] = replay.run(last, 0)
+        for layer in range(last + 1, self.subject.n_layers):
+            replay.hidden[0] = replay.run(layer, 0)
+        replay.check()
+
+    def _notes(self, request: Request, done: _Done) -> list[str]:
+        notes = []
+        if done.starved:
+            notes.append(
+                f"{len(done.starved)} expert matrices got no calibration token and were pruned by magnitude: "
+                f"{', '.join(done.starved[:4])}{' ...' if len(done.starved) > 4 else ''}"
+            )
+        if done.few:
+            notes.append(
+                f"{len(done.few)} matrices were calibrated on fewer than {FEW_TOKENS} tokens: "
+                f"{', '.join(done.few[:4])}{' ...' if len(done.few) > 4 else ''}"
+            )
+        if done.damping and max(done.damping.values()) > 0.011:
+            worst = max(done.damping, key=lambda name: done.damping[name])
+            notes.append(
+                f"the Hessian of {worst} took a damping of {done.damping[worst]:g} times its mean diagonal"
+            )
+        return notes
+
+
+@dataclass(slots=True)
+class _Done:
+    """The masks so far."""
+
+    request: Request
+    counts: Mapping[str, int]
+    masks: dict[str, PackedMask] = field(default_factory=dict)
+    starved: list[str] = field(default_factory=list)
+    few: list[str] = field(default_factory=list)
+    damping: dict[str, float] = field(default_factory=dict)
+
+    def add(
+        self, site: ParameterSite, matrix: torch.Tensor, view: torch.Tensor, inputs: InputStatistics | None
+    ) -> None:
+        """Prune one matrix: ``matrix`` has the dense weights, ``view`` is written to."""
+        request, criterion = self.request, self.request.criterion
+        count = self.counts[site.name]
+        weight = matrix.float()
+        if criterion.reads and (inputs is None or not inputs.tokens):
+            self.starved.append(site.name)
+            inputs = None
+        elif inputs is not None and criterion.reads and inputs.tokens < FEW_TOKENS:
+            self.few.append(site.name)
+        with torch.no_grad():
+            if criterion.solve is not None and inputs is not None:
+                solved = criterion.solve(weight, inputs, count, request.pattern, site.name)
+                self.damping[site.name] = solved.damping
+                keep = solved.keep
+                view.copy_(solved.weight.to(view.dtype))
+                view.masked_fill_(~keep, 0)
+            else:
+                scores = criterion.score(weight, inputs, generator_of(request.seed, site))
+                keep = keep_mask(scores, count, request.pattern, criterion.groups)
+                view.masked_fill_(~keep, 0)
+        self.masks[site.name] = PackedMask.of(keep)
+
+
+def generator_of(seed: int, site: ParameterSite) -> torch.Generator:
+    """A generator that depends on the seed and the name of a matrix only."""
+    key = hashlib.sha256(f"{seed} {site.name}".encode()).digest()[:8]
+    return torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
