@@ -31,7 +31,7 @@ _MIDDLES = np.linspace(0.05, 1.2, 24)  # of the logistic, in the range of levels
 
 @dataclass(frozen=True, slots=True)
 class Hinge:
-    r"""Two lines that meet. All NaN with fewer than six levels where the models did not break down.
+    """Two lines that meet. All NaN with fewer than six levels where the models did not break down.
 
     Attributes:
         at: Level of the corner.
@@ -39,7 +39,7 @@ class Hinge:
         high: Upper end.
         before: Slope up to the corner, nats per token and unit of level.
         after: Slope from there on.
-        sharpness: \|after\| / max(\|before\|, standard error of ``before``).
+        sharpness: abs(after) / max(abs(before), standard error of ``before``).
         delta_bic: BIC of the best other curve minus that of the two lines; above 0 the lines are better. It
             takes levels for independent, which those of the same documents are not: hence ``support``.
         rival: The best other curve: ``"line"``, ``"quadratic"``, ``"exponential"`` or ``"logistic"``.
