@@ -84,7 +84,17 @@ def exact(shares: NDArray[np.float64], sizes: Counts, budget: int) -> Counts:
     """Round shares so that the counts add up to the budget: largest remainders first, none above its size.
 
     What is clipped, or was too much, is shared out by the weights that are left.
+
+    Raises:
+        SpecError: A share is no number.
     """
+    if not np.isfinite(shares).all():
+        raise SpecError(
+            "an allocation gave a share that is no number",
+            where="allocation",
+            got=f"{int((~np.isfinite(shares)).sum())} of {len(shares)} shares",
+            next_step="check its parameters",
+        )
     wanted = np.clip(shares, 0, 1) * sizes
     for _ in range(60):  # what clips leaves a rest, that goes where there is room
         missing = budget - wanted.sum()
@@ -147,11 +157,10 @@ class Global(Allocation):
 def global_counts(scores: Sequence[Callable[[], torch.Tensor]], sparsity: float) -> Counts:
     """How many of the smallest scores of all matrices lie in each.
 
-    Two passes of a radix selection over the bits of the float32 scores, which are in their order for numbers
-    >= 0: nothing is concatenated.
+    Two passes of a radix selection over the bits of the float32 scores: nothing is concatenated.
 
     Args:
-        scores: Give [out, in], >= 0; called twice.
+        scores: Give [out, in]; called twice.
         sparsity: Share of all that go.
     """
     high = np.stack([_bins(values(), None) for values in scores])
@@ -178,10 +187,12 @@ def _bins(scores: torch.Tensor, high: int | None) -> Counts:
     """Count the upper 16 bits of the scores, or the lower ones of those whose upper bits are ``high``."""
     import torch
 
-    bits = scores.float().contiguous().view(torch.int32).reshape(-1)
+    bits = (scores.float() + 0.0).view(torch.int32).reshape(-1)  # -0.0 becomes 0.0
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # in the order of the numbers, negative ones too
+    upper = (bits >> 16) + (1 << 15)
     if high is not None:
-        bits = bits[(bits >> 16) == high]
-    return torch.bincount(bits >> 16 if high is None else bits & 0xFFFF, minlength=1 << 16).cpu().numpy()
+        bits = bits[upper == high]
+    return torch.bincount(upper if high is None else bits & 0xFFFF, minlength=1 << 16).cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -102,12 +102,37 @@ class Collector:
         self._shared: dict[str, str] = {}  # module -> the module before it that reads the same tensor
         self._last: dict[str, tuple[str, Any]] = {}  # by container: module and tensor read last
         self._rows: torch.Tensor | None = None
+        self._shape: tuple[int, ...] = ()
         self._positions = 0
 
     def of(self, site: ParameterSite) -> InputStatistics:
-        """What a matrix read; without tokens where none was routed to its expert."""
+        """What a matrix read; without tokens where none was routed to its expert.
+
+        Raises:
+            SubjectError: An input is not finite, or the matrix is that of no expert and read nothing.
+        """
         path, expert, second = key_of(site)
-        return self.found.get((self._shared.get(path, path), expert, second), InputStatistics())
+        found = self.found.get((self._shared.get(path, path), expert, second), InputStatistics())
+        if expert is None and not found.tokens:
+            raise SubjectError(
+                "a matrix read no calibration token",
+                where=f"{site.name} ({path})",
+                next_step="give a longer text, count first positions, or leave this matrix out of the scope",
+            )
+        if found.norms is not None and not bool(found.norms.isfinite().all()):
+            raise SubjectError(
+                "what a matrix reads is not finite on the calibration text",
+                where=f"{site.name} ({path})",
+                got=f"{int((~found.norms.isfinite()).sum())} of {site.shape[1]} inputs",
+                next_step="load the model in float32 or bfloat16, or use a criterion that reads no text",
+            )
+        return found
+
+    @property
+    def bytes(self) -> int:
+        """Size of the statistics."""
+        tensors = [t for entry in self.found.values() for t in (entry.squares, entry.gram) if t is not None]
+        return sum(tensor.nbytes for tensor in tensors)
 
     def begin(self, batch: TokenBatch, device: str) -> None:
         """Say which tokens of the next pass count."""
@@ -116,7 +141,7 @@ class Collector:
         wanted = batch.text_mask | ((batch.position == 0) & (batch.n_prefix > 0))
         if not self.first_positions:
             wanted &= batch.position > 0
-        self._positions = wanted.size
+        self._shape, self._positions = wanted.shape, wanted.size
         rows = None if wanted.all() else torch.from_numpy(wanted.reshape(-1).nonzero()[0]).to(device)
         self._rows = rows
         self._last.clear()
@@ -146,22 +171,29 @@ class Collector:
             x = argument(args, kwargs, 0)
             leader, tensor = self._last.get(home, ("", None))
             if tensor is x:  # q, k and v; gate and in
+                if (path, None, False) in self.found:
+                    raise self._unsteady(path)
                 self._shared[path] = leader
                 return
             if path in self._shared:
-                raise SubjectError("matrices that shared their input no longer do", where=path)
+                raise self._unsteady(path)
             self._last[home] = path, x
             self._add((path, None, False), self._counted(x, path))
 
         return hook
 
     def _experts(self, path: str) -> Any:
-        from sparsescope.models.structure.experts import expert_inputs, takes_routing
+        from sparsescope.models.structure.experts import expert_inputs, sizes, takes_routing
         from sparsescope.models.structure.sites import argument
 
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             index = argument(args, kwargs, 1) if takes_routing(module) else None
             states = argument(args, kwargs, 0)
+            tokens = (states if index is None else index)[..., 0].numel()
+            if index is None:  # every expert gets every token
+                tokens //= sizes(module)[0]
+            if tokens != self._positions:
+                raise self._other_tokens(path, tokens)
             for expert, into, hidden, rows in expert_inputs(module, states, index):
                 if self._rows is not None:
                     counted = rows.new_zeros(self._positions).bool()
@@ -176,14 +208,27 @@ class Collector:
     def _counted(self, x: torch.Tensor, path: str) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
         if flat.shape[0] != self._positions:
-            raise SubjectError(
-                "a matrix reads another number of tokens than the text has",
-                where=path,
-                allowed=f"{self._positions} positions",
-                got=str(flat.shape[0]),
-                next_step="leave it out of the scope, or use a criterion that reads no text",
-            )
+            raise self._other_tokens(path, flat.shape[0])
+        # In another order, padding could not be told from text
+        if x.ndim > 2 and self._rows is not None and x.shape[:-1] not in (self._shape, (1, self._positions)):
+            raise self._other_tokens(path, flat.shape[0], f" as {list(x.shape[:-1])}")
         return flat if self._rows is None else flat[self._rows]
+
+    def _other_tokens(self, path: str, tokens: int, how: str = "") -> SubjectError:
+        return SubjectError(
+            "a matrix reads other tokens than the text has",
+            where=path,
+            allowed=f"{self._positions} positions, [{', '.join(map(str, self._shape))}]",
+            got=f"{tokens}{how}",
+            next_step="leave it out of the scope, or use a criterion that reads no text",
+        )
+
+    def _unsteady(self, path: str) -> SubjectError:
+        return SubjectError(
+            "matrices that read one tensor together do so in some passes only",
+            where=path,
+            next_step="leave it out of the scope, or use a criterion that reads no text",
+        )
 
     def _add(self, key: Key, x: torch.Tensor) -> None:
         self.found.setdefault(key, InputStatistics()).add(x, self.with_gram)

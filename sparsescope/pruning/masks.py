@@ -27,7 +27,7 @@ FACTS = "sparsity.json"
 SCHEMA = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PackedMask:
     """The mask of one matrix.
 
@@ -44,6 +44,14 @@ class PackedMask:
         """Pack a mask, bool [out, in], of torch or numpy."""
         array = np.asarray(keep.cpu().numpy() if hasattr(keep, "cpu") else keep, bool)
         return cls((int(array.shape[0]), int(array.shape[1])), np.packbits(array.reshape(-1)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PackedMask):
+            return NotImplemented
+        return self.shape == other.shape and bool(np.array_equal(self.bits, other.bits))
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.bits.tobytes()))
 
     @property
     def weights(self) -> int:
@@ -134,7 +142,10 @@ class MaskSet:
 
         views = []
         for name, mask in self.masks.items():
-            (site,) = subject.parameter_sites(name)
+            found = [site for site in subject.parameter_sites(name) if site.name == name]
+            if not found:  # a pattern
+                raise SpecError("a mask has the name of no matrix", where="MaskSet.apply", got=name[:120])
+            site = found[0]
             if tuple(site.shape) != mask.shape:
                 raise SpecError(
                     "a mask has another shape than its matrix",
@@ -192,18 +203,25 @@ class MaskSet:
                     got=content["schema_version"],
                     next_step="upgrade sparsescope",
                 )
+            facts, notes = content["facts"], content["notes"]
+            if not isinstance(facts, dict) or not isinstance(notes, list) or not content["matrices"]:
+                raise ValueError(f"{FACTS} has another form")
             bits = load_file(home / MASKS)
-            masks = {
-                name: PackedMask((int(entry["shape"][0]), int(entry["shape"][1])), bits[name])
-                for name, entry in content["matrices"].items()
-            }
+            masks = {}
+            for name, entry in content["matrices"].items():
+                out, into = entry["shape"]
+                if not all(type(size) is int and size > 0 for size in (out, into)):
+                    raise ValueError(f"{name}: no shape of a matrix")
+                masks[name] = PackedMask((out, into), bits[name])
             for name, mask in masks.items():
                 if mask.bits.dtype != np.uint8 or mask.bits.shape != (-(-mask.weights // 8),):
                     raise ValueError(f"{name}: another size than its matrix")
+                if int(mask.bits[-1]) & ((1 << -mask.weights % 8) - 1):
+                    raise ValueError(f"{name}: bits after its last weight")
                 if mask.kept != content["matrices"][name]["kept"]:
                     raise ValueError(f"{name}: another count than {FACTS} says")
-            return cls(masks, content["facts"], tuple(content["notes"]))
-        except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
+            return cls(masks, facts, tuple(map(str, notes)))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
             raise ArtifactError(
                 "the masks cannot be read",
                 where=str(home),
@@ -239,9 +257,11 @@ def overlap(first: MaskSet, second: MaskSet, names: Sequence[str] | None = None)
         names: Matrices to compare; all when None.
 
     Raises:
-        SpecError: They cover different matrices.
+        SpecError: They cover different matrices, matrices of different shapes, or none.
     """
     wanted = list(first if names is None else names)
+    if not wanted:
+        raise SpecError("there are no masks to compare", where="overlap", allowed="at least one matrix")
     if names is None and set(first) != set(second):
         raise SpecError(
             "the two mask sets cover different matrices",
@@ -252,6 +272,13 @@ def overlap(first: MaskSet, second: MaskSet, names: Sequence[str] | None = None)
     total = agree = chance = both = either = expected_both = 0.0
     for name in wanted:
         a, b = first[name], second[name]
+        if a.shape != b.shape:
+            raise SpecError(
+                "the two masks of a matrix have different shapes",
+                where=f"overlap, {name}",
+                got=f"{a.shape[0]} x {a.shape[1]} and {b.shape[0]} x {b.shape[1]}",
+                next_step="compare masks of one architecture",
+            )
         n = a.weights
         kept_both = int(np.bitwise_count(a.bits & b.bits).sum())
         gone_a, gone_b = n - a.kept, n - b.kept

@@ -75,6 +75,7 @@ def prune(
     request.check(chosen)
     text = calibration_text(request, corpus, subject)
     work = Workbench(subject, chosen)
+    work.subject.with_variant("pruned", {}, of=subject)  # what is refused is refused before the work
     masks = work.prune(request, text, progress)
     defaults = {
         "pattern": None,

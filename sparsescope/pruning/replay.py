@@ -3,7 +3,8 @@ before it give.
 
 What a block gets beside the hidden states (masks, positions) does not depend on them, so it is recorded in
 passes whose blocks return their input: nothing is computed there. That every block reads exactly what the one
-before it gave is checked, in one real pass, bit for bit; a model that computes between its blocks is refused.
+before it gave is checked, in one real pass, bit for bit; a model that computes between its blocks, or hands
+something beside the hidden states from block to block, is refused.
 Shapes: hidden states [batch, pos, d_model], one tensor for each batch of the text.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.cache_utils import Cache
 
 from sparsescope.activations.capture import padding_for
 from sparsescope.errors import SubjectError
@@ -67,6 +69,7 @@ class Replay:
             first, calls = self._record(batch)
             self.hidden.append(first)
             self._calls.append(calls)
+        self._first = list(self.hidden)
 
     def run(self, layer: int, number: int, hidden: torch.Tensor | None = None) -> torch.Tensor:
         """Run one block on one batch.
@@ -80,12 +83,36 @@ class Replay:
         given = self.hidden[number] if hidden is None else hidden
         args, kwargs = with_argument(call.args, call.kwargs, 0, given)
         with alone(self.subject.model), torch.inference_mode(), evaluating(self.subject.model):
-            return _states(self.blocks[layer](*args, **kwargs))
+            try:
+                return _states(self.blocks[layer](*args, **kwargs))
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+                raise self._depend(f"block {layer} alone: {type(error).__name__}: {error}"[:300]) from error
+
+    @property
+    def bytes(self) -> int:
+        """Size of the hidden states."""
+        return sum(tensor.nbytes for tensor in self.hidden)
+
+    def restart(self) -> Replay:
+        """Go back to the first block; the weights may be others by now."""
+        self.hidden = list(self._first)
+        return self
 
     def advance(self, layer: int) -> None:
         """Put what a block gives in place of what it read."""
         for number in range(len(self.batches)):
             self.hidden[number] = self.run(layer, number)
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """Numbers of the batches to ``check``: the first, and one that is padded, or else of another shape."""
+        rest = list(enumerate(self.batches))[1:]
+        padded = [number for number, batch in rest if not batch.attention_mask.all()]
+        first = self.batches[0].input_ids.shape
+        other = [number for number, batch in rest if batch.input_ids.shape != first]
+        return 0, *(padded or other)[:1]
 
     def check(self, number: int = 0) -> None:
         """Compare what came out of the last block with a whole pass over the model as it now is.
@@ -97,13 +124,7 @@ class Replay:
             self._forward(self.batches[number])
         if not torch.equal(seen[-1][1], self.hidden[number]):
             difference = float((seen[-1][1] - self.hidden[number]).abs().max())
-            raise SubjectError(
-                "the blocks of this model depend on each other beside the hidden states, so that they cannot "
-                "be run one at a time",
-                where=f"{self.subject.id} ({type(self.subject.model).__name__})",
-                got=f"outputs that differ by up to {difference:.3g}",
-                next_step=_NEXT,
-            )
+            raise self._depend(f"outputs that differ by up to {difference:.3g}")
 
     def _forward(self, batch: TokenBatch) -> None:
         mask = None if batch.attention_mask.all() else batch.attention_mask
@@ -113,6 +134,7 @@ class Replay:
         """What each block is called with, in a pass whose blocks return their input."""
         calls: list[_Call] = []
         first: list[torch.Tensor] = []
+        beside = {id(part) for rest in self._outputs for part in rest or () if isinstance(part, torch.Tensor)}
 
         def stub(layer: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -121,7 +143,16 @@ class Replay:
                     first.append(given)
                 if given.data_ptr() != first[0].data_ptr() or given.shape != first[0].shape:
                     raise self._between(layer)
-                calls.append(_Call(*with_argument(args, kwargs, 0, None)))
+                args, kwargs = with_argument(args, kwargs, 0, None)
+                if beside & {id(part) for part in (*args, *kwargs.values())}:
+                    raise self._depend(f"block {layer} reads more than one output of the block before it")
+                # A cache would grow each time a block runs
+                calls.append(
+                    _Call(
+                        tuple(None if isinstance(part, Cache) else part for part in args),
+                        {name: None if isinstance(part, Cache) else part for name, part in kwargs.items()},
+                    )
+                )
                 return self._shape_of_output(layer, given)
 
             return forward
@@ -162,6 +193,15 @@ class Replay:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _depend(self, got: str) -> SubjectError:
+        return SubjectError(
+            "the blocks of this model depend on each other beside the hidden states, so that they cannot "
+            "be run one at a time",
+            where=f"{self.subject.id} ({type(self.subject.model).__name__})",
+            got=got,
+            next_step=_NEXT,
+        )
 
     def _between(self, layer: int) -> SubjectError:
         return SubjectError(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.pruning.allocation import Allocation, Uniform, read_allocation
 from sparsescope.pruning.criteria import Criterion, Reads, find_criterion
-from sparsescope.pruning.patterns import NM, Pattern, read_pattern
+from sparsescope.pruning.patterns import NM, Blocks, Pattern, Rows, read_pattern
 
 if TYPE_CHECKING:
     from sparsescope.activations.corpus import Corpus
@@ -56,13 +57,24 @@ class Request:
                 allowed=("sequential", "dense"),
                 got=repr(propagation),
             )
+        if found.solve is not None and isinstance(where, Rows | Blocks):
+            raise SpecError(
+                f"{found.name} prunes single weights or N:M groups",
+                where="pattern",
+                allowed="none or KEEP:GROUP",
+                got=where.text,
+                next_step="use wanda for whole rows and blocks",
+            )
+        if type(seed) is bool or not isinstance(seed, Integral):
+            raise SpecError("a seed is a whole number", where="seed", got=repr(seed)[:120])
+        value = _share(sparsity)
         if isinstance(where, NM):
-            if sparsity is not None and not math.isclose(float(sparsity), where.sparsity, abs_tol=1e-9):
+            if value is not None and not math.isclose(value, where.sparsity, abs_tol=1e-9):
                 raise SpecError(
                     "the pattern says the sparsity, and another one was given",
                     where="sparsity",
                     allowed=f"{where.sparsity:g} for {where.text}, or none",
-                    got=sparsity,
+                    got=f"{value:g}",
                     next_step="leave sparsity out",
                 )
             if not isinstance(shares, Uniform):
@@ -73,22 +85,13 @@ class Request:
                     got=shares.text,
                     next_step="leave allocation out, or prune single weights",
                 )
-            sparsity = where.sparsity
-        if sparsity is None:
+            value = where.sparsity
+        if value is None:
             raise SpecError(
                 "how many weights go is not said",
                 where="sparsity",
                 allowed="a share from 0 on and below 1, or an N:M pattern",
                 next_step="for example sparsity=0.5 (--sparsity 0.5)",
-            )
-        value = float(sparsity) if isinstance(sparsity, int | float) else math.nan
-        if not 0 <= value < 1:  # NaN too
-            raise SpecError(
-                "a sparsity is a share of weights that go",
-                where="sparsity",
-                allowed="from 0 on and below 1",
-                got=repr(sparsity),
-                next_step="50 % is 0.5",
             )
         return cls(
             found, value, where, shares, cast("Propagation", propagation), int(seed), bool(first_positions)
@@ -129,6 +132,22 @@ class Request:
                 self.pattern.check(site.name, site.shape)
 
 
+def _share(sparsity: float | None) -> float | None:
+    """Check a sparsity."""
+    if sparsity is None:
+        return None
+    number = isinstance(sparsity, Real) and not isinstance(sparsity, bool)
+    if not number or not 0 <= float(sparsity) < 1:  # NaN too
+        raise SpecError(
+            "a sparsity is a share of weights that go",
+            where="sparsity",
+            allowed="from 0 on and below 1",
+            got=repr(sparsity)[:120],
+            next_step="50 % is 0.5",
+        )
+    return float(sparsity)
+
+
 def calibration_text(
     request: Request, corpus: Corpus | TokenizedCorpus | None, subject: Subject
 ) -> TokenizedCorpus | None:
@@ -136,7 +155,7 @@ def calibration_text(
 
     Raises:
         SpecError: One is read and none was given, or it is no text.
-        SubjectError: It has no tokens.
+        SubjectError: It has no tokens, or windows that are longer than the model was made for.
     """
     if not request.reads:
         return None
@@ -148,9 +167,10 @@ def calibration_text(
             allowed='a corpus, for example ss.corpus("python-docs", tokens=8192)',
             next_step="give corpus= (--corpus NAME), or use magnitude, which reads none",
         )
-    from sparsescope.activations.capture import tokenized
+    from sparsescope.activations.capture import check_context, tokenized
 
     text = tokenized(corpus, subject)
     if not text.n_tokens:
         raise SubjectError("the calibration text is empty", where=f"corpus {text.name}")
+    check_context(subject, text)
     return text

@@ -18,6 +18,7 @@ from sparsescope.errors import SubjectError
 from sparsescope.models.structure.applied import check_view
 from sparsescope.models.wrapping import check_step
 from sparsescope.pruning.allocation import MatrixFacts
+from sparsescope.pruning.criteria import magnitude as _magnitude
 from sparsescope.pruning.criteria import wanda as _wanda
 from sparsescope.pruning.inputs import Collector, InputStatistics
 from sparsescope.pruning.masks import MaskSet, PackedMask
@@ -51,6 +52,8 @@ class Workbench:
 
     Attributes:
         subject: The copy.
+        reconstruction: Of the last pruning, where it was asked for: by matrix, relative errors of its output
+            of the mask alone, of the weights as changed, and the least-squares floor.
 
     Raises:
         SubjectError: A weight is not finite, or a matrix cannot be written to.
@@ -59,6 +62,7 @@ class Workbench:
     original: Subject
     scope: Scope
     subject: Subject = field(init=False)
+    reconstruction: dict[str, Reconstruction] = field(init=False, default_factory=dict)
     _pairs: list[tuple[ParameterSite, torch.Tensor, torch.Tensor]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,6 +114,7 @@ class Workbench:
         progress: Tell = quiet,
         dense: Collector | None = None,
         replay: Callable[[], Replay] | None = None,
+        floor_rows: int = 0,
     ) -> MaskSet:
         """Prune the copy, which must be dense, and return the masks.
 
@@ -119,12 +124,13 @@ class Workbench:
             progress: Told ``(phase, done, total)``.
             dense: Statistics of the dense copy on this text, where they are there already.
             replay: Gives the text on its way through the dense copy, where it was begun before.
+            floor_rows: Rows of each matrix for ``reconstruction``, of criteria that solve; 0 for none.
         """
         begun = time.perf_counter()
-        if dense is None and text is not None and request.reads and self._needs_dense(request):
+        if dense is None and text is not None and request.reads and self.needs_dense(request):
             dense = self.statistics(text, request.reads, request.first_positions, progress)
         counts = self._counts(request, dense)
-        done = _Done(request, counts)
+        done = _Done(request, counts, floor_rows=floor_rows)
         if request.sequential:
             assert text is not None
             self._sequentially(request, text, done, progress, replay)
@@ -147,11 +153,17 @@ class Workbench:
                 "context": text.context,
                 "digest": text.digest,
             }
+        self.reconstruction = done.reconstruction
+        if dense is not None:
+            done.memory = max(done.memory, dense.bytes)
+        if done.memory:
+            facts["memory"] = done.memory
         if done.damping:
             facts["damping"] = max(done.damping.values())
         return MaskSet(done.masks, facts, tuple(self._notes(request, done)))
 
-    def _needs_dense(self, request: Request) -> bool:
+    def needs_dense(self, request: Request) -> bool:
+        """Whether statistics of the dense model are read."""
         allocates = request.allocation.reads or (request.allocation.scored and request.criterion.reads)
         return bool(allocates) or not request.sequential
 
@@ -196,14 +208,15 @@ class Workbench:
                     for number, batch in enumerate(replay.batches):
                         collector.begin(batch, self.subject.device)
                         replay.run(layer, number)
+                done.memory = max(done.memory, collector.bytes + replay.bytes)
                 for site, matrix, view in here:
                     done.add(site, matrix, view, collector.of(site))
             if layer < last:
                 replay.advance(layer)
-        replay.hidden[0] = replay.run(last, 0)
-        for layer in range(last + 1, self.subject.n_layers):
-            replay.hidden[0] = replay.run(layer, 0)
-        replay.check()
+        for number in replay.samples:
+            for layer in range(last, self.subject.n_layers):
+                replay.hidden[number] = replay.run(layer, number)
+            replay.check(number)
 
     def _notes(self, request: Request, done: _Done) -> list[str]:
         notes = []
@@ -225,6 +238,49 @@ class Workbench:
         return notes
 
 
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """Squared errors of the output of a matrix on the calibration text, over that of the output itself.
+
+    Attributes:
+        masked: Of the mask without any update.
+        error: Of the weights as they were changed.
+        floor: The least that any weights with this mask reach.
+        rows: Rows over which all three are taken.
+    """
+
+    masked: float
+    error: float
+    floor: float
+    rows: int
+
+
+def reconstruction(
+    weight: torch.Tensor, changed: torch.Tensor, keep: torch.Tensor, gram: torch.Tensor, rows: int
+) -> Reconstruction:
+    """Compare a pruned matrix with the best one of its mask, on evenly spread rows.
+
+    Args:
+        weight: The dense matrix, [out, in].
+        changed: The pruned one.
+        keep: bool [out, in].
+        gram: float64 [in, in], X X^T.
+        rows: How many rows; all where there are fewer.
+    """
+    from sparsescope.pruning.criteria.sparsegpt import least_squares_floor, reconstruction_error
+
+    count = min(rows, weight.shape[0])
+    chosen = torch.linspace(0, weight.shape[0] - 1, count, device=weight.device).round().long()
+    dense, mask = weight[chosen].double(), keep[chosen]
+    whole = float(((dense @ gram) * dense).sum()) or 1.0
+    return Reconstruction(
+        float(reconstruction_error(dense, dense * mask, gram).sum()) / whole,
+        float(reconstruction_error(dense, changed[chosen].double(), gram).sum()) / whole,
+        float(least_squares_floor(dense, mask, gram).sum()) / whole,
+        count,
+    )
+
+
 @dataclass(slots=True)
 class _Done:
     """The masks so far."""
@@ -235,6 +291,9 @@ class _Done:
     starved: list[str] = field(default_factory=list)
     few: list[str] = field(default_factory=list)
     damping: dict[str, float] = field(default_factory=dict)
+    floor_rows: int = 0
+    reconstruction: dict[str, Reconstruction] = field(default_factory=dict)
+    memory: int = 0
 
     def add(
         self, site: ParameterSite, matrix: torch.Tensor, view: torch.Tensor, inputs: InputStatistics | None
@@ -255,8 +314,14 @@ class _Done:
                 keep = solved.keep
                 view.copy_(solved.weight.to(view.dtype))
                 view.masked_fill_(~keep, 0)
+                if self.floor_rows and inputs.gram is not None:
+                    self.reconstruction[site.name] = reconstruction(
+                        weight, view, keep, inputs.gram, self.floor_rows
+                    )
             else:
-                scores = criterion.score(weight, inputs, generator_of(request.seed, site))
+                starved = bool(criterion.reads) and inputs is None
+                score = _magnitude.score if starved else criterion.score
+                scores = score(weight, inputs, generator_of(request.seed, site))
                 keep = keep_mask(scores, count, request.pattern, criterion.groups)
                 view.masked_fill_(~keep, 0)
         self.masks[site.name] = PackedMask.of(keep)

@@ -55,7 +55,7 @@ def inverse_factor(hessian: torch.Tensor, name: str) -> tuple[torch.Tensor, torc
     """
     import torch
 
-    dead = hessian.diagonal() <= 0
+    dead = hessian.diagonal() == 0  # a negative one is no sum of squares: the factorization fails
     base = hessian.double().clone()
     base.diagonal()[dead] = 1.0
     mean = float(base.diagonal().mean())
