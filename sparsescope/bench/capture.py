@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from sparsescope.bench.check_cost import CHECKS, check_cost
+from sparsescope.bench.timing import interleaved, wait
 from sparsescope.core.columns import Column
 from sparsescope.core.registry import Analysis, View
 from sparsescope.core.result import Result
@@ -170,11 +171,11 @@ def compute(params: CaptureParams, context: Context) -> Result:
     def forward(model: Any = subject, logits: bool = False) -> None:
         for tokens in corpus.batches(params.batch_tokens):
             model.forward(*arguments(tokens, subject.device), logits=logits)
-            _wait(subject.device)
+            wait(subject.device)
 
     def copying() -> None:
         for _ in live:
-            _wait(subject.device)
+            wait(subject.device)
 
     def statistics() -> None:
         accumulator = SparsityAccumulator(live.sites, (0.5, 0.9, 0.95, 0.99), 0.9, corpus.context)
@@ -213,7 +214,7 @@ def compute(params: CaptureParams, context: Context) -> Result:
                 variants["bare forward in bfloat16 (other numbers)"] = partial(forward, half)
             peers, notes = _peers(context, params, live.sites)
             variants |= {peer: call for peer, (call, _) in peers.items()}
-            seconds = _interleaved(list(variants.values()), params.repeats)
+            seconds = interleaved(list(variants.values()), params.repeats)
             checks = check_cost(subject, params.sites, copying, params.repeats)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -283,7 +284,7 @@ def _peers(
 
     def stream(way: Callable[..., Generator[Any, None, None]]) -> None:
         for _ in way(corpus.batches(params.batch_tokens)):
-            _wait(subject.device)
+            wait(subject.device)
 
     found: dict[str, tuple[Callable[[], None], float]] = {}
     for name, way in ways.items():
@@ -331,24 +332,6 @@ def _stream(context: Context, params: CaptureParams, corpus: TokenizedCorpus) ->
         for batch in source:
             accumulator.update(batch)
         accumulator.finish()
-
-
-def _interleaved(variants: list[Callable[[], None]], repeats: int) -> Any:
-    """Time every variant in every repeat, after one warm-up. Returns float64 [variant, repeat] in seconds."""
-    import time
-
-    import numpy as np
-
-    seconds = np.empty((len(variants), repeats))
-    for variant in variants:
-        variant()
-    for repeat in range(repeats):
-        for step in range(len(variants)):
-            index = (step + repeat) % len(variants)
-            begin = time.perf_counter()
-            variants[index]()
-            seconds[index, repeat] = time.perf_counter() - begin
-    return seconds
 
 
 def _variants(result: Result, names: list[str], wanted: dict[str, str], seconds: Any, tokens: int) -> None:
@@ -434,11 +417,3 @@ def _peak(call: Callable[[], None]) -> int:
         done.set()
         thread.join()
     return max(peak, process.memory_info().rss)
-
-
-def _wait(device: str) -> None:
-    """Wait for an accelerator, which computes behind the back of the clock."""
-    import torch
-
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()

@@ -27,6 +27,22 @@ def ratios(result: Result) -> go.Figure:
     )
 
 
+def pruning(result: Result) -> go.Figure:
+    """Horizontal bars of the time to prune over that of a forward pass with logits."""
+    frame = result.tables["variants"].iloc[:0:-1]
+    figure = _bars(frame, "variant", "ratio")
+    figure.update_xaxes(title="time / time of a forward pass with logits", rangemode="tozero")
+    figure.update_yaxes(title="criterion", automargin=True)
+    parts = [f"{row.variant} {row.ratio:.2f}" for row in frame.iloc[::-1].itertuples()]
+    return fig.describe(
+        figure,
+        title="Time to prune relative to a forward pass with logits",
+        subtitle=f"{result.provenance.get('subject', {}).get('id', '')}, calibration included, median of "
+        f"{int(frame['repeats'].iloc[0])} repeats",
+        alt=f"Bars of time relative to one forward pass: {', '.join(parts)}.",
+    )
+
+
 def speedups(result: Result) -> go.Figure:
     """Horizontal bars of the time of other ways to read the same activations, over ours."""
     frame = result.tables["peers"].iloc[::-1]

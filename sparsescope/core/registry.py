@@ -58,7 +58,7 @@ class View:
         title: Title of the figure.
         caption: What is drawn and how to read it.
         formula: The definition, as text.
-        table: The table with the numbers of the figure.
+        table: The table with the numbers of the figure; where a result lacks it, the view is not shown.
         citation: Where the definition comes from.
         select: Column of the table; the function then draws one of its values, ``(Result, value) -> Figure``.
     """

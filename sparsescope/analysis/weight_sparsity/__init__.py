@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from sparsescope.analysis.weight_sparsity.curves import read_curve
 from sparsescope.analysis.weight_sparsity.tables import TABLES
 from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.spec import Params
 from sparsescope.errors import SpecError
+from sparsescope.pruning.curves import read_curve
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -34,7 +34,7 @@ class WeightSparsityParams(Params):
     levels: tuple[Share, ...] = Field(
         (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
         description="Sparsities at which every curve is measured.",
-        min_length=2,
+        min_length=1,
         max_length=40,
     )
     refine: int = Field(
@@ -63,6 +63,9 @@ class WeightSparsityParams(Params):
     )
     calibration_tokens: int = Field(
         8192, ge=64, le=1_000_000, description="Tokens of other documents, read by wanda, ria and sparsegpt."
+    )
+    calibration_draw: int = Field(
+        0, ge=0, le=1000, description="Which stretch of documents is read for calibration, from 0."
     )
     propagation: Literal["sequential", "dense"] = Field(
         "sequential",
@@ -165,11 +168,11 @@ ANALYSIS = Analysis(
             table="cost",
         ),
         View(
-            "per_matrix",
+            "zeros",
             "Where the zeros are",
-            "Share of zeros of each matrix at the level of comparison; choose a curve. Uniform allocations "
-            "are flat; a global threshold shows which matrices have small weights.",
-            table="per_matrix",
+            "Share of zeros of each matrix at the level of comparison, of a curve whose matrices do not all "
+            "lose the same: a global threshold shows which of them have small weights.",
+            table="zeros",
             select="curve",
         ),
         View(
@@ -206,7 +209,7 @@ ANALYSIS = Analysis(
             "Rise of the loss over the dense model, when both are trained on for the same number of steps on "
             "the same text and zeros stay zeros. It is another quantity than the zero-shot curve and never "
             "shares a line with it.",
-            table="curve",
+            table="finetuned",
             citation="essential sparsity, arXiv:2306.03805, which fine-tunes",
         ),
     ),

@@ -15,23 +15,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparsescope.activations.context import Context
-from sparsescope.activations.edited_passes import held_out
 from sparsescope.activations.losses import check_causal
 from sparsescope.analysis.weight_sparsity import WeightSparsityParams
-from sparsescope.analysis.weight_sparsity.curves import Curve, read_curve
 from sparsescope.analysis.weight_sparsity.measure import Measuring, Point
 from sparsescope.analysis.weight_sparsity.rows import Reporter
 from sparsescope.core.result import Result
-from sparsescope.errors import SubjectError
+from sparsescope.errors import SpecError, SubjectError
 from sparsescope.metrics.estimates import DocumentBootstrap, note_few_documents
 from sparsescope.metrics.isotonic_crossing import tolerance_crossing
 from sparsescope.models.doctor import precision_note
+from sparsescope.pruning.curves import Curve, read_curve
 from sparsescope.pruning.patterns import NM, read_pattern
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sparsescope.activations.text.tokenized import TokenizedCorpus
+    from sparsescope.activations.text.tokenized import TokenizedCorpus, TokenizedDocument
 
     Floats = NDArray[np.float64]
 
@@ -43,12 +42,15 @@ def compute(params: WeightSparsityParams, context: Context) -> Result:
     """Run the analysis."""
     check_causal(context.subject)
     curves = [read_curve(name) for name in params.curves]
-    calibration, rest = held_out(context.corpus, context.corpus.n_tokens, params.calibration_tokens)
-    chosen = _beginnings(rest, params.document_tokens, params.tokens)
+    calibration, chosen = split_text(context.corpus, params)
     training = _training(context, calibration, chosen) if any(curve.finetuned for curve in curves) else None
     measuring = Measuring(params, context, calibration, chosen, training)
     levels = sorted({*params.levels, params.compare_at})
-    singles = _patterns(curves, params)
+    for curve in curves:
+        if curve.pattern is not None:  # before the work, not after it
+            for site in measuring.scope.matrices:
+                curve.pattern.check(site.name, site.shape)
+    singles, unfit = _patterns(curves, params, measuring)
     measuring.planned = len(curves) * (len(levels) + params.refine) + len(singles)
     dense = {"zero-shot": measuring.dense()}
     if training is not None:
@@ -67,19 +69,28 @@ def compute(params: WeightSparsityParams, context: Context) -> Result:
         points[curve.name] = [measuring.point(curve, curve.pattern.sparsity)]
     context.progress("levels", measuring.measured, measuring.measured, "levels")
     draws = DocumentBootstrap.draw(measuring.domains, params.resamples, params.seed, params.level, METHOD)
-    report = Reporter(params, measuring, dense, draws, [*curves, *singles], points)
+    report = Reporter(params, measuring, dense, draws, curves, singles, points)
     out = Result("weight_sparsity")
-    out.add("curve", report.curve())
+    out.add("curve", report.curve("zero-shot"))
     out.add("drop_points", report.drop_points())
     out.add("detectors", report.detectors())
-    out.add("comparisons", report.comparisons())
     out.add("per_matrix", report.per_matrix())
-    out.add("overlap", report.overlaps(beside))
-    out.add("reconstruction", report.reconstruction())
     out.add("cost", report.cost())
     out.add("scope", report.scope())
+    sometimes = {
+        "comparisons": report.comparisons(),
+        "zeros": report.zeros(),
+        "overlap": report.overlaps(beside),
+        "reconstruction": report.reconstruction(),
+        "finetuned": report.curve("fine-tuned"),
+    }
+    for name, rows in sometimes.items():
+        if rows:  # a view whose table is not there is not shown
+            out.add(name, rows)
     report.scalars(out)
     _notes(out, context, report, calibration, chosen, training)
+    for text in unfit:
+        out.note("info", text, place="patterns")
     return out
 
 
@@ -101,24 +112,68 @@ def _training(context: Context, calibration: TokenizedCorpus, chosen: TokenizedC
     return context.corpus.select(rest)
 
 
-def _beginnings(corpus: TokenizedCorpus, most: int, tokens: int) -> TokenizedCorpus:
-    """The first tokens of each document, until there are enough; the last document may exceed it."""
-    taken, found = 0, []
-    for document in corpus.documents:
-        if taken >= tokens:
+def split_text(
+    corpus: TokenizedCorpus, params: WeightSparsityParams
+) -> tuple[TokenizedCorpus, TokenizedCorpus]:
+    """Take documents for calibration from the beginning of the stream, held-out ones from its end.
+
+    The stream interleaves the domains. Held-out documents are the same for every draw of calibration
+    documents where the text is long enough.
+
+    Raises:
+        SubjectError: There are too few documents for both.
+    """
+    documents = list(corpus.documents)
+    start = 0
+    for draw in range(params.calibration_draw + 1):
+        end, taken = start, 0
+        while taken < params.calibration_tokens and end < len(documents):
+            taken += len(documents[end])
+            end += 1
+        if draw < params.calibration_draw:
+            start = end
+    held: list[TokenizedDocument] = []
+    taken = 0
+    for document in reversed(documents[min(end, len(documents) - 1) :]):
+        if taken >= params.tokens:
             break
+        most = params.document_tokens
         whole = document.whole and len(document) <= most
-        found.append(replace(document, ids=document.ids[:most], whole=whole))
-        taken += len(found[-1])
-    mark = f"{corpus.digest} {most} {[document.index for document in found]}"
+        held.append(replace(document, ids=document.ids[:most], whole=whole))
+        taken += len(held[-1])
+    first = {document.index for document in held}
+    calibration = [document.index for document in documents[start:end] if document.index not in first]
+    if not held or not calibration:
+        raise SubjectError(
+            "criteria are calibrated on some documents and judged on others, and there are too few documents",
+            where=f"corpus {corpus.name}, draw {params.calibration_draw}",
+            allowed=f"at least {params.calibration_tokens * (params.calibration_draw + 1)} tokens and a "
+            "document more",
+            got=f"{len(documents)} documents, {corpus.n_tokens} tokens",
+            next_step="read more text (--tokens), or calibrate on less (--set calibration_tokens=...)",
+        )
+    mark = f"{corpus.digest} {params.document_tokens} {[document.index for document in held]}"
     digest = hashlib.sha256(mark.encode()).hexdigest()
-    return replace(corpus, documents=tuple(found), digest=digest)
+    return corpus.select(calibration), replace(corpus, documents=tuple(reversed(held)), digest=digest)
 
 
-def _patterns(curves: list[Curve], params: WeightSparsityParams) -> list[Curve]:
-    """The N:M points: each criterion that is asked for, uniform and zero-shot."""
+def _patterns(
+    curves: list[Curve], params: WeightSparsityParams, measuring: Measuring
+) -> tuple[list[Curve], list[str]]:
+    """The N:M points of each criterion that is asked for, and why a pattern is left out."""
     names = dict.fromkeys(curve.criterion.name for curve in curves if not curve.finetuned)
-    return [read_curve(f"{name}+{text}") for text in params.patterns for name in names]
+    found, unfit = [], []
+    for text in params.patterns:
+        points = [read_curve(f"{name}+{text}") for name in names]
+        try:
+            for site in measuring.scope.matrices:
+                assert points[0].pattern is not None
+                points[0].pattern.check(site.name, site.shape)
+        except SpecError as error:
+            unfit.append(f"{text} is not measured: {error.what} ({error.where}: {error.got})")
+            continue
+        found += [point for point in points if point.name not in {curve.name for curve in curves}]
+    return found, unfit
 
 
 def _next(levels: list[float], level: float) -> float | None:
@@ -168,8 +223,8 @@ def _notes(
     read = [curve for curve in report.curves if curve.criterion.reads or curve.allocation.reads]
     out.note(
         "info",
-        f"protocol: corpus {context.corpus.name}, windows of {chosen.context} tokens without overlap, losses "
-        f"of every text token but the first of a window, {context.subject.dtype}, "
+        f"protocol: corpus {context.corpus.name}, windows of {chosen.context} tokens without overlap, "
+        f"losses of every text token but the first of a window, {context.subject.dtype}, "
         f"{report.n['documents']} held-out documents, {report.n['tokens']} target tokens"
         + (
             f"; calibration on {calibration.n_tokens} tokens of {len(calibration.documents)} other documents, "

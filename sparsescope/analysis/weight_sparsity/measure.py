@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsescope.activations.losses import token_losses
-from sparsescope.analysis.weight_sparsity.curves import Curve
+from sparsescope.pruning.curves import Curve
 from sparsescope.pruning.finetune import finetune
 from sparsescope.pruning.inputs import Collector
 from sparsescope.pruning.masks import MaskSet, PackedMask

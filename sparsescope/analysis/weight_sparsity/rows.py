@@ -9,9 +9,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from sparsescope.analysis.weight_sparsity import WeightSparsityParams
-from sparsescope.analysis.weight_sparsity.curves import Curve
 from sparsescope.analysis.weight_sparsity.measure import Measuring, Point
 from sparsescope.core.result import Result
 from sparsescope.metrics.drop_points import (
@@ -24,6 +24,7 @@ from sparsescope.metrics.drop_points import (
 )
 from sparsescope.metrics.estimates import DocumentBootstrap
 from sparsescope.metrics.hinges import hinge, kneedle
+from sparsescope.pruning.curves import Curve
 from sparsescope.pruning.masks import MaskSet, overlap
 from sparsescope.pruning.patterns import NM
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
+SAME = 0.005  # a spread of sparsities that is only rounding
 _QUESTIONS = (
     ("wanda", "magnitude"),
     ("ria", "magnitude"),
@@ -50,14 +52,16 @@ class Reporter:
         measuring: Measuring,
         dense: dict[str, tuple[Floats, Floats]],
         draws: DocumentBootstrap,
-        curves: list[Curve],
+        lines: list[Curve],
+        singles: list[Curve],
         points: dict[str, list[Point]],
     ) -> None:
         self.params, self.measuring, self.dense, self.draws = params, measuring, dense, draws
-        self.curves, self.targets = curves, measuring.targets
+        self.lines, self.curves, self.targets = lines, [*lines, *singles], measuring.targets
         self.points = {name: sorted(found, key=lambda p: p.asked) for name, found in points.items()}
         self.drops: dict[tuple[str, float], DropPoint] = {}
         self.detectable: dict[tuple[str, float], float] = {}
+        self.differences: dict[str, tuple[str, str, float, float, float, float]] = {}
         self.n = {"documents": len(measuring.documents), "tokens": int(self.targets.sum())}
         nll = dense["zero-shot"][0]
         chance = measuring.unigram()
@@ -81,20 +85,16 @@ class Reporter:
         wanted = self.params.compare_at if asked is None else asked
         return next((p for p in self.points.get(name, ()) if math.isclose(p.asked, wanted)), None)
 
-    def lines(self) -> list[Curve]:
-        """Curves of several levels."""
-        return [curve for curve in self.curves if len(self.points[curve.name]) > 1]
-
-    def curve(self) -> list[dict[str, Any]]:
-        """Every measured point."""
+    def curve(self, kind: str) -> list[dict[str, Any]]:
+        """Every measured point of the curves of a kind."""
         rows = []
-        for curve in self.curves:
+        for curve in (curve for curve in self.curves if curve.kind == kind):
             nll, correct = self.dense[curve.kind]
             levels, sums = self.sums(curve)
             band = damage_band(sums, self.targets, self.draws)
             found: list[Point | None] = [None, *self.points[curve.name]]
             for number, (point, level) in enumerate(zip(found, levels, strict=True)):
-                if point is None and len(found) == 2:
+                if point is None and curve not in self.lines:
                     continue  # a single pattern has no line, so no dense end of it
                 loss = nll if point is None else point.nll
                 right = correct if point is None else point.correct
@@ -102,7 +102,6 @@ class Reporter:
                 rows.append(
                     {
                         "curve": curve.title,
-                        "kind": curve.kind,
                         "asked": 0.0 if point is None else point.asked,
                         "sparsity": level,
                         "density": 1 - level,
@@ -125,7 +124,7 @@ class Reporter:
     def drop_points(self) -> list[dict[str, Any]]:
         """Where each curve reaches each tolerance."""
         rows = []
-        for curve in self.lines():
+        for curve in self.lines:
             levels, sums = self.sums(curve)
             for tolerance in self.params.tolerances:
                 found = drop_point(levels, sums, self.targets, tolerance, self.draws)
@@ -161,7 +160,7 @@ class Reporter:
     def detectors(self) -> list[dict[str, Any]]:
         """Secondary detectors: what they say depends on the grid."""
         rows = []
-        for curve in self.lines():
+        for curve in self.lines:
             levels, sums = self.sums(curve)
             found = hinge(levels, sums, self.targets, self.draws)
             damage = sums.sum(1) / self.n["tokens"]
@@ -196,7 +195,10 @@ class Reporter:
             plain = curve.criterion.name
             if "+" in name and curve.pattern is None and plain in names:
                 question = f"{curve.allocation.name} against uniform, {plain}"
-                rows.append(self._compared(question, name, plain, level))
+                rows += [
+                    self._compared(question, name, plain, asked)
+                    for asked in sorted({*self.params.levels, level})
+                ]
             if isinstance(curve.pattern, NM) and plain in names:
                 share = curve.pattern.sparsity
                 question = f"{curve.pattern.text} against single weights, {plain}"
@@ -211,6 +213,8 @@ class Reporter:
         difference = a.nll - b.nll
         band = damage_band(difference[None], self.targets, self.draws)
         low, high = float(band.low[0]), float(band.high[0])
+        name = f"{a.curve.slug}_minus_{b.curve.slug}_at_{asked:g}"
+        self.differences[name] = (a.curve.title, b.curve.title, asked, float(band.mean[0]), low, high)
         verdict = "first is better" if high < 0 else "second is better" if low > 0 else "not resolved"
         return {
             "question": question,
@@ -227,7 +231,7 @@ class Reporter:
     def per_matrix(self) -> list[dict[str, Any]]:
         """Zeros and energy of each matrix at the level of comparison."""
         rows = []
-        for curve in self.lines():
+        for curve in self.lines:
             point = self.at(curve.name)
             if point is None or curve.finetuned:
                 continue
@@ -249,7 +253,7 @@ class Reporter:
     def overlaps(self, beside: float | None) -> list[dict[str, Any]]:
         """Masks of two curves at the level of comparison, and of one curve at neighboring levels."""
         sets: dict[str, MaskSet] = {}
-        for curve in self.lines():
+        for curve in self.lines:
             point = self.at(curve.name)
             if point is not None and not curve.finetuned:
                 sets[curve.name] = self.measuring.masks_of(point)
@@ -259,10 +263,10 @@ class Reporter:
             (titles[a], titles[b], sets[a], sets[b]) for i, a in enumerate(names) for b in names[i + 1 :]
         ]
         for name in names if beside is not None else ():
-            other = self.at(name, beside)
-            if other is not None and "bits" in other.more:
-                levels = [f"{titles[name]} at {100 * at:g} %" for at in (self.params.compare_at, beside or 0)]
-                pairs.append((*levels, sets[name], self.measuring.masks_of(other)))  # type: ignore[arg-type]
+            point, other = self.at(name), self.at(name, beside)
+            if point is not None and other is not None and "bits" in other.more:
+                here, there = (f"{titles[name]} at {100 * at:g} %" for at in (point.asked, other.asked))
+                pairs.append((here, there, sets[name], self.measuring.masks_of(other)))
         rows = []
         for first, second, a, b in pairs:
             found = overlap(a, b)
@@ -280,7 +284,7 @@ class Reporter:
 
     def reconstruction(self) -> list[dict[str, Any]]:
         """Errors of the first curve that solves for its weights."""
-        for curve in self.lines():
+        for curve in self.lines:
             point = self.at(curve.name)
             if point is None or "error" not in point.more:
                 continue
@@ -296,15 +300,24 @@ class Reporter:
             ]
         return []
 
+    def zeros(self) -> list[dict[str, Any]]:
+        """Sparsity by layer and role of the curves whose matrices do not all lose the same."""
+        frame = pd.DataFrame(self.per_matrix())
+        rows: list[dict[str, Any]] = []
+        for name, part in frame.groupby("curve", sort=False) if len(frame) else ():
+            if part["sparsity"].max() - part["sparsity"].min() > SAME:
+                means = part.groupby(["layer", "role"], sort=False)["sparsity"].mean().reset_index()
+                rows += means.assign(curve=name).to_dict("records")
+        return rows
+
     def cost(self) -> list[dict[str, Any]]:
         """What each level took."""
         rows: list[dict[str, Any]] = []
-        for curve in self.curves:
+        for curve in (curve for curve in self.curves if not curve.finetuned):
             dense = self.dense[curve.kind][0]
             rows += [
                 {
                     "curve": curve.title,
-                    "kind": curve.kind,
                     "asked": point.asked,
                     "seconds": point.seconds,
                     "memory": point.memory,
@@ -326,7 +339,7 @@ class Reporter:
 
     def scalars(self, out: Result) -> None:
         """Drop points, the dense loss and what it stands beside."""
-        for curve in self.lines():
+        for curve in self.lines:
             for tolerance in self.params.tolerances:
                 found = self.drops[curve.name, tolerance]
                 kind = "" if not curve.finetuned else " and trained on with the mask fixed"
@@ -339,7 +352,26 @@ class Reporter:
                     f"{self.n['tokens']} held-out tokens; isotonic fit",
                     interval=self.draws.between(found.low, found.high) if self.signal else None,
                     direction="higher",
+                    title=f"Weights off at +{tolerance:g} nats, {curve.title}"
+                    + (" (fine-tuned)" if curve.finetuned else ""),
                 )
+        for name, (first, second, asked, mean, low_end, high_end) in self.differences.items():
+            out.add_scalar(
+                name,
+                mean,
+                "nats",
+                f"mean loss of the model pruned by {first} minus that of the one pruned by {second}, both "
+                f"with {100 * asked:g} % zeros, on the same held-out tokens",
+                interval=self.draws.between(low_end, high_end),
+                direction="lower",
+                title=f"{first} minus {second} at {100 * asked:g} %",
+            )
+        solved = pd.DataFrame(self.reconstruction())
+        if len(solved) and solved["floor"].mean() > 0:
+            ratio = float(solved["error"].mean() / solved["floor"].mean())
+            text = "squared error of the output after SparseGPT's update / the least that its masks allow, "
+            text += "both relative to the output and averaged over matrices"
+            out.add_scalar("sparsegpt_over_floor", ratio, "", text, title="SparseGPT's error / its floor")
         nll = self.dense["zero-shot"][0]
         low, high = self.draws.ends(self.draws.replicates(nll, self.targets))
         text = "exp of the mean loss in nats of the dense model on the held-out tokens, each in its window"

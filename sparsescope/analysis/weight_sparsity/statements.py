@@ -9,7 +9,6 @@ from sparsescope.core.result import Result
 from sparsescope.core.statements import Statement, basis, rows, said
 
 TITLES = {
-    "sparsity_{}_at_{}": "Weights off at +{1} nats, {0}",
     "dense_perplexity": "Perplexity, dense model",
     "unigram_perplexity": "Perplexity, token frequencies alone",
     "scope_share": "Parameters in scope",
@@ -64,8 +63,8 @@ def _drop(result: Result) -> list[Statement]:
     at_least = "at least " if str(best.censored).startswith("at least") else ""
     text = (
         f"{best.curve} can set {at_least}{number} of the block weights to zero before the loss rises by "
-        f"{tolerance:g} nats ({100 * math.expm1(tolerance):.3g} % of the perplexity; "
-        f"{basis(scalar) if scalar is not None else ''})"
+        f"{tolerance:g} nats (perplexity +{100 * math.expm1(tolerance):.3g} %"
+        f"{'' if scalar is None else f', {basis(scalar)}'})"
     )
     plain = next((row for row in found if row.curve == "Magnitude"), None)
     names = [name]
@@ -98,7 +97,8 @@ def _best(result: Result) -> list[Statement]:
     asked = 100 * float(chosen["asked"].iloc[0])
     n = int(chosen["documents"].iloc[0])
     text = f"At {asked:g} % zeros {'; '.join(parts)} (paired, n = {n} documents)."
-    return [Statement(text, "comparisons", ("scope_share",))]
+    named = [name for name in result.scalars if name.endswith(f"_minus_magnitude_at_{asked / 100:g}")]
+    return [Statement(text, "comparisons", (*named[:2], "scope_share"))]
 
 
 def _patterns(result: Result) -> list[Statement]:
@@ -106,6 +106,7 @@ def _patterns(result: Result) -> list[Statement]:
     if table is None:
         return []
     chosen = table[table["question"].astype(str).str.contains("against single weights")]
+    chosen = chosen[~chosen["question"].astype(str).str.endswith("random")]  # the null chooses nothing
     if not len(chosen):
         return []
     worse = int((chosen["verdict"] == "second is better").sum())

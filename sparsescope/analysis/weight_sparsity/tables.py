@@ -18,20 +18,22 @@ _DAMAGE = Column(
     "nats",
 )
 
+_POINTS = (
+    CURVE,
+    Column("asked", "fraction", "Sparsity that was asked for."),
+    Column("sparsity", "fraction", "Zeros of the masks / weights in scope, exact."),
+    Column("density", "fraction", "1 - sparsity."),
+    *with_interval(_DAMAGE, _PAIRED, "damage_"),
+    Column("perplexity", "value", "exp of the mean loss in nats."),
+    Column("accuracy", "fraction", "Share of targets that are the most probable token."),
+    Column("retained", "fraction", "Sum of squares of the kept weights / of all, before any update."),
+    Column("documents", "count", "Held-out documents; they are the independent units."),
+    Column("tokens", "count", "Held-out target tokens."),
+)
+
 TABLES: dict[str, tuple[Column, ...]] = {
-    "curve": (
-        CURVE,
-        KIND,
-        Column("asked", "fraction", "Sparsity that was asked for."),
-        Column("sparsity", "fraction", "Zeros of the masks / weights in scope, exact."),
-        Column("density", "fraction", "1 - sparsity."),
-        *with_interval(_DAMAGE, _PAIRED, "damage_"),
-        Column("perplexity", "value", "exp of the mean loss in nats."),
-        Column("accuracy", "fraction", "Share of targets that are the most probable token."),
-        Column("retained", "fraction", "Sum of squares of the kept weights / of all, before any update."),
-        Column("documents", "count", "Held-out documents; they are the independent units."),
-        Column("tokens", "count", "Held-out target tokens."),
-    ),
+    "curve": _POINTS,
+    "finetuned": _POINTS,
     "drop_points": (
         CURVE,
         KIND,
@@ -91,6 +93,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("retained", "fraction", "Sum of squares of the kept weights / of all."),
         Column("oracle", "fraction", "The most that any mask of this sparsity and pattern retains."),
     ),
+    "zeros": (
+        CURVE,
+        LAYER,
+        Column("role", "label", "Role of the matrix in its layer; of experts the mean over them."),
+        Column("sparsity", "fraction", "Share of zeros at the level at which criteria are compared."),
+    ),
     "overlap": (
         Column("first", "label", "Curve, and its level where two levels are compared."),
         Column("second", "label", "Curve."),
@@ -110,7 +118,6 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
     "cost": (
         CURVE,
-        KIND,
         Column("asked", "fraction", "Sparsity."),
         Column("seconds", "seconds", "Time to prune, calibration included.", "s"),
         Column("memory", "bytes", "Statistics and hidden states held at once.", "bytes"),

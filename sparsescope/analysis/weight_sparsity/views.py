@@ -49,20 +49,16 @@ def _tolerances(result: Result) -> list[float]:
 
 def curves(result: Result) -> fig.Figure:
     """Draw damage against sparsity, whole and near the tolerances."""
-    return _curves(result, "zero-shot")
+    return _curves(result, "curve", "zero-shot")
 
 
 def finetuned(result: Result) -> fig.Figure:
     """Draw the same of curves that were trained on with the mask fixed."""
-    return _curves(result, "fine-tuned")
+    return _curves(result, "finetuned", "fine-tuned")
 
 
-def _curves(result: Result, kind: str) -> fig.Figure:
-    table = result.tables["curve"]
-    table = table[table["kind"] == kind]
-    if table.empty:
-        steps = "name a curve with +finetuned, for example --set curves=magnitude,magnitude+finetuned"
-        return fig.empty("After training on with the mask fixed", f"no curve was fine-tuned: {steps}")
+def _curves(result: Result, table_name: str, kind: str) -> fig.Figure:
+    table = result.tables[table_name]
     looks, wanted = _colors(result), _tolerances(result)
     top = 3 * max(wanted)
     figure = fig.panels(1, 2, titles=["whole curve (logarithmic)", f"up to +{top:g} nats"], height=_HEIGHT)
@@ -72,16 +68,11 @@ def _curves(result: Result, kind: str) -> fig.Figure:
             rows = rows.sort_values("sparsity")
             look = dict(looks[str(name)])
             single = not (rows["sparsity"] == 0).any()
-            shown = (
-                rows
-                if column == 2
-                else rows.assign(
-                    damage_low=rows["damage_low"].clip(lower=floor), damage=rows["damage"].clip(lower=floor)
-                )
-            )
+            if column == 1:  # what is not above zero has no place on a logarithmic axis
+                rows = rows[rows["damage"] > floor].assign(damage_low=rows["damage_low"].clip(lower=floor))
             curve(
                 figure,
-                shown,
+                rows,
                 "damage",
                 str(name),
                 x="sparsity",
@@ -89,7 +80,7 @@ def _curves(result: Result, kind: str) -> fig.Figure:
                 text=lambda at, value: (
                     f"{percent(at.sparsity)} zeros: {value}, perplexity {at.perplexity:.4g}"
                 ),
-                columns=result.columns["curve"],
+                columns=result.columns[table_name],
                 legend=True,
                 column=column,
                 **({**look, "width": 0} if single else look),
@@ -169,6 +160,7 @@ def drop_points(result: Result) -> fig.Figure:
             )
     figure.update_xaxes(title_text=_SPARSITY, tickformat=".0%", rangemode="tozero")
     figure.update_yaxes(categoryorder="array", categoryarray=order)
+    figure.update_yaxes(title_text="how it was pruned", row=1, col=1)
     tolerance = min(wanted, key=lambda value: abs(value - 0.05))
     drops = _drops(result, tolerance, "zero-shot")
     title = (
@@ -188,8 +180,6 @@ def drop_points(result: Result) -> fig.Figure:
 def comparisons(result: Result) -> fig.Figure:
     """Draw the paired differences that were fixed beforehand."""
     table = result.tables["comparisons"]
-    if table.empty:
-        return fig.empty("Which criterion earns its cost", "only one way to prune was measured")
     labels = [f"{row.question}, {percent(row.asked)}" for row in table.itertuples()]
     figure = fig.panels(height=max(200, 26 * len(table) + 60))
     for kind, color in (
@@ -223,7 +213,9 @@ def comparisons(result: Result) -> fig.Figure:
             hovertemplate="%{customdata}<extra></extra>",
         )
     figure.add_vline(x=0, line=theme.LEVEL)
-    figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], automargin=True)
+    figure.update_yaxes(
+        categoryorder="array", categoryarray=labels[::-1], automargin=True, title_text="comparison"
+    )
     figure.update_xaxes(title_text="loss of the first minus loss of the second, nats")
     fig.legend_below(figure)
     resolved = int((table["verdict"] != "not resolved").sum())
@@ -238,7 +230,7 @@ def cost(result: Result) -> fig.Figure:
     """Draw damage against the time to prune, at the level of comparison."""
     table = result.tables["cost"]
     asked = _compared_at(result)
-    rows = table[np.isclose(table["asked"], asked) & (table["kind"] == "zero-shot")]
+    rows = table[np.isclose(table["asked"], asked)]
     figure, looks = fig.panels(height=_HEIGHT), _colors(result)
     for row in rows.itertuples():
         memory = format_number(float(row.memory), "bytes")
@@ -266,9 +258,9 @@ def cost(result: Result) -> fig.Figure:
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
-def per_matrix(result: Result, value: str) -> fig.Figure:
+def zeros(result: Result, value: str) -> fig.Figure:
     """Draw the share of zeros of each matrix of one curve, layer by role."""
-    table = result.tables["per_matrix"]
+    table = result.tables["zeros"]
     grid = table[table["curve"] == value].pivot_table(index="role", columns="layer", values="sparsity")
     figure = fig.panels(height=max(160, 30 * len(grid) + 60))
     texts = [
@@ -299,11 +291,7 @@ def per_matrix(result: Result, value: str) -> fig.Figure:
     role, layer = np.unravel_index(np.nanargmax(values), values.shape)
     place = f"{grid.index[role]} of layer {grid.columns[layer]:g}"
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    title = (
-        f"{value}: every matrix loses {percent(high)}"
-        if high - low < 0.005
-        else f"{value}: matrices lose {percent(low)} to {percent(high)}, {place} the most"
-    )
+    title = f"{value}: matrices lose {percent(low)} to {percent(high)}, {place} the most"
     alt = f"Heat map of the share of zeros of {table[table['curve'] == value].shape[0]} matrices. {title}."
     subtitle = f"{percent(_compared_at(result))} zeros asked for; mean over experts where a layer has them"
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
@@ -312,8 +300,6 @@ def per_matrix(result: Result, value: str) -> fig.Figure:
 def retained(result: Result) -> fig.Figure:
     """Draw the retained energy by layer, with the most that is possible."""
     table, looks = result.tables["per_matrix"], _colors(result)
-    if table.empty:
-        return fig.empty("Energy that is left", "no curve was measured at the level of comparison")
     figure, labels = fig.panels(height=_HEIGHT), []
     for name in dict.fromkeys(table["curve"]):
         rows = table[table["curve"] == name].groupby("layer")[["retained", "oracle"]].mean().reset_index()
@@ -382,7 +368,8 @@ def overlap(result: Result) -> fig.Figure:
                 figure.add_annotation(
                     x=b, y=a, text=f"{value:.2f}", showarrow=False, font={"size": 12, "color": ink}
                 )
-    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False, title_text="masks")
+    figure.update_xaxes(title_text="masks that they are compared with")
     best = pairs.loc[pairs["kappa"].idxmax()]
     title = f"{best['first']} and {best['second']} agree most: kappa {best['kappa']:.2f}"
     steps = table[table["first"].astype(str).str.contains(" at ")]
@@ -397,8 +384,6 @@ def overlap(result: Result) -> fig.Figure:
 def reconstruction(result: Result) -> fig.Figure:
     """Draw the error of SparseGPT by layer between that of its mask alone and the least-squares floor."""
     table = result.tables["reconstruction"]
-    if table.empty:
-        return fig.empty("How close SparseGPT comes to the best update", "SparseGPT was not measured")
     rows = table.groupby("layer")[["masked", "error", "floor"]].mean().reset_index()
     figure, labels = fig.panels(height=_HEIGHT), []
     looks = (
