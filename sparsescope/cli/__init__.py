@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import sys
 
-from sparsescope.cli import looking, measuring, pages
+from sparsescope.cli import looking, measuring, pages, pruning
 from sparsescope.cli.root import app
 
-__all__ = ["app", "looking", "main", "measuring", "pages"]  # the verbs add themselves when they are imported
+# The verbs add themselves when they are imported
+__all__ = ["app", "looking", "main", "measuring", "pages", "pruning"]
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from sparsescope.cli.options import (
     with_options,
 )
 from sparsescope.cli.root import app
-from sparsescope.errors import DependencyError, unknown_name
+from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 if TYPE_CHECKING:
     pass
@@ -93,6 +93,10 @@ def compare(
 
 @app.command()
 def verify(
+    folder: Annotated[
+        str | None,
+        typer.Argument(help="A folder of sparsescope prune; the folder of runs when left out."),
+    ] = None,
     home: Home = None,
     remove_unfinished: Annotated[
         float | None,
@@ -103,13 +107,16 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check sizes and checksums of every stored run and artifact, and list the saved work
-    of interrupted runs.
+    of interrupted runs; of the folder of a pruned model, its files, its masks and every zero.
     """
     from dataclasses import asdict
 
     from sparsescope.cli import console, listing
     from sparsescope.core.run_store import Store
 
+    if folder is not None:
+        _verify_pruned(folder, home is not None or remove_unfinished is not None, json)
+        return
     store = Store(home)
     verdicts, artifacts = store.verify(), store.artifacts.verify()
     bad = sum(run.status != "ok" for run in verdicts) + sum(artifact.status != "ok" for artifact in artifacts)
@@ -133,6 +140,31 @@ def verify(
         raise typer.Exit(1)
 
 
+def _verify_pruned(folder: str, more: bool, json: bool) -> None:
+    """Prove what the folder of a pruned model says of itself."""
+    from dataclasses import asdict
+
+    from sparsescope.cli import console, diagnosis
+    from sparsescope.core.files import given_path
+    from sparsescope.pruning.proof import prove_folder
+
+    if more:
+        raise SpecError(
+            "these options are about the folder of runs, and the folder of a model was given",
+            where="--home, --remove-unfinished",
+            got=folder,
+            next_step="leave them out, or leave the folder out",
+        )
+    path = given_path(folder, "FOLDER")
+    proofs = prove_folder(path)
+    if json:
+        console.out_json({"folder": str(path), "proofs": [asdict(proof) for proof in proofs]})
+    else:
+        console.out(diagnosis.proofs_text(proofs))
+    if not all(proof.ok for proof in proofs):
+        raise typer.Exit(1)
+
+
 @app.command()
 @with_options()
 def doctor(
@@ -143,26 +175,39 @@ def doctor(
             help="A subject to load, to try as runs need it, and to compare with plain transformers."
         ),
     ] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            help="Masks that the subject was pruned with: a folder of sparsescope prune, a file of "
+            "torch.nn.utils.prune, a folder of compressed-tensors, an .npz or .safetensors file of masks; "
+            "by default those in its own folder."
+        ),
+    ] = None,
     model: ModelOptions,
     home: Home = None,
     json: Json = False,
 ) -> None:
     """Check this installation; with --subject, what runs rely on, the parity of a model with plain
-    transformers, its memory and capabilities.
+    transformers, its memory and capabilities, and of a pruned one whether its zeros are there.
     """
     from sparsescope.cli import console, diagnosis
 
+    if masks is not None and subject is None:
+        raise SpecError("masks without a subject", where="--masks", next_step="give --subject NAME too")
     findings = diagnosis.installation(home)
-    examination = None
+    examination = zeros = None
     if subject is not None:
         from sparsescope.models.doctor import examine
 
-        examination = examine(model.load(subject))
+        loaded = model.load(subject)
+        zeros = diagnosis.zeros_of(loaded, masks)  # masks that cannot be read are said before the rest
+        examination = examine(loaded)
     if json:
-        console.out_json(diagnosis.as_json(findings, examination))
+        console.out_json(diagnosis.as_json(findings, examination, zeros))
     else:
-        console.out(diagnosis.as_text(findings, examination))
-    if any(not finding.ok for finding in findings) or (examination is not None and not examination.healthy):
+        console.out(diagnosis.as_text(findings, examination, zeros))
+    healthy = (examination is None or examination.healthy) and (zeros is None or zeros.healthy)
+    if any(not finding.ok for finding in findings) or not healthy:
         raise typer.Exit(1)
 
 

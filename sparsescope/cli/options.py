@@ -103,8 +103,13 @@ class _Group:
     @property
     def changed(self) -> list[str]:
         """The options that differ from their defaults, for example ``--seed``."""
-        found = [entry for entry in fields(self) if getattr(self, entry.name) != entry.default]
-        return [f"--{entry.name.replace('_', '-')}" for entry in found]
+        return self.changed_from({})
+
+    def changed_from(self, defaults: Mapping[str, object]) -> list[str]:
+        """The same where defaults differ for a verb (``with_options``)."""
+        usual = {entry.name: defaults.get(entry.name, entry.default) for entry in fields(self)}
+        found = [name for name, value in usual.items() if getattr(self, name) != value]
+        return [f"--{name.replace('_', '-')}" for name in found]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+#: In the precision of origin of a pruned model: ``float32 (pruned from gguf:Q4_1)``.
+PRUNED_FROM = " (pruned from "
+
+
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
     """What the caller of ``load`` asked for.

@@ -170,7 +170,7 @@ class Subject:
     @property
     def notes(self) -> tuple[tuple[Severity, str], ...]:
         """What a reader of any result of this subject has to know, as severity and sentence."""
-        return notes_of(self.model, self.blocks, self._all_parameters)
+        return notes_of(self.model, self.blocks, self._all_parameters, self.origin_precision)
 
     @property
     def unstorable(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Which weights of a model stay: packed masks with what made them.
 
 One bit for each weight, in the order of the matrix (out, in), most significant first. In a folder they are
-``masks.safetensors`` (uint8, one tensor for each matrix) beside ``sparsity.json``.
+``sparsity.masks`` (safetensors, uint8, one tensor for each matrix) beside ``sparsity.json``; the name does not
+end as files of weights do, which some loaders read all of.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from sparsescope.models.structure.parameters import ParameterSite
     from sparsescope.models.subject import Subject
 
-MASKS = "masks.safetensors"
+MASKS = "sparsity.masks"
 FACTS = "sparsity.json"
 SCHEMA = 1
 
@@ -138,8 +140,6 @@ class MaskSet:
         """
         import torch
 
-        from sparsescope.models.structure.applied import check_view
-
         views = []
         for name, mask in self.masks.items():
             found = [site for site in subject.parameter_sites(name) if site.name == name]
@@ -153,7 +153,7 @@ class MaskSet:
                     allowed=f"{site.shape[0]} x {site.shape[1]}",
                     got=f"{mask.shape[0]} x {mask.shape[1]}",
                 )
-            views.append((check_view(subject.model, site), mask))
+            views.append((writable(subject, site), mask))
         with torch.no_grad():
             for view, mask in views:
                 view.masked_fill_(~mask.tensor().to(view.device), 0)
@@ -228,6 +228,18 @@ class MaskSet:
                 got=f"{type(error).__name__}: {error}"[:300],
                 next_step="prune the model again, or copy the folder again",
             ) from error
+
+
+def writable(subject: Subject, site: ParameterSite) -> torch.Tensor:
+    """Return a matrix to be written to. All experts of a mixture are checked together, once.
+
+    Raises:
+        SubjectError: Its module applies another one.
+    """
+    from sparsescope.models.structure.applied import check_view
+
+    view = subject.parameter(site)
+    return check_view(subject.model, site) if view.is_inference() else view
 
 
 @dataclass(frozen=True, slots=True)

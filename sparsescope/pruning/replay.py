@@ -2,16 +2,16 @@
 before it give.
 
 What a block gets beside the hidden states (masks, positions) does not depend on them, so it is recorded in
-passes whose blocks return their input: nothing is computed there. That every block reads exactly what the one
-before it gave is checked, in one real pass, bit for bit; a model that computes between its blocks, or hands
-something beside the hidden states from block to block, is refused.
+passes whose blocks return their input: nothing is computed there. Other outputs of a block that a later one
+reads are handed on. That every block reads exactly what the one before it gave is checked, in one real pass,
+bit for bit; a model that computes between its blocks is refused.
 Shapes: hidden states [batch, pos, d_model], one tensor for each batch of the text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +35,17 @@ _NEXT = "give propagation='dense' (--propagation dense): one pass over the whole
 
 @dataclass(slots=True)
 class _Call:
-    """What a block was called with, the hidden states aside."""
+    """What a block was called with, the hidden states aside.
+
+    Attributes:
+        args: By position.
+        kwargs: By name.
+        handed: Places where it reads another output of a block: the number of the block, and of the output.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    handed: dict[int | str, tuple[int, int]]
 
 
 class Replay:
@@ -62,9 +69,12 @@ class Replay:
         self.blocks = [submodule(subject.model, block.path) for block in subject.blocks]
         side = padding_for(subject, corpus, batch_tokens)
         self.batches: list[TokenBatch] = list(corpus.batches(batch_tokens, side))
+        self._outputs: list[tuple[Any, ...] | None] = []  # what each block gives beside the hidden states
+        self._read: set[tuple[int, int]] = set()  # those of them that another block reads
         self._check_chain(self.batches[0])
         self.hidden: list[torch.Tensor] = []
         self._calls: list[list[_Call]] = []  # by batch, by layer
+        self._handed: list[dict[tuple[int, int], torch.Tensor]] = [{} for _ in self.batches]
         for batch in self.batches:
             first, calls = self._record(batch)
             self.hidden.append(first)
@@ -79,12 +89,19 @@ class Replay:
             number: The number of the batch.
             hidden: What it reads; what the blocks before gave when None.
         """
-        call = self._calls[number][layer]
-        given = self.hidden[number] if hidden is None else hidden
-        args, kwargs = with_argument(call.args, call.kwargs, 0, given)
-        with alone(self.subject.model), torch.inference_mode(), evaluating(self.subject.model):
+        return _states(self._output(layer, number, self.hidden[number] if hidden is None else hidden))
+
+    def _output(self, layer: int, number: int, hidden: torch.Tensor) -> Any:
+        call, handed = self._calls[number][layer], self._handed[number]
+        args, kwargs = with_argument(call.args, call.kwargs, 0, hidden.clone())  # it may write to it
+        args = tuple(handed[call.handed[n]] if n in call.handed else part for n, part in enumerate(args))
+        kwargs = {
+            name: handed[call.handed[name]] if name in call.handed else part for name, part in kwargs.items()
+        }
+        # A block is looked through, not the whole model: this runs for every block and batch
+        with alone(self.subject.model), torch.inference_mode(), evaluating(self.blocks[layer]):
             try:
-                return _states(self.blocks[layer](*args, **kwargs))
+                return self.blocks[layer](*args, **kwargs)
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -100,14 +117,22 @@ class Replay:
         self.hidden = list(self._first)
         return self
 
-    def advance(self, layer: int) -> None:
-        """Put what a block gives in place of what it read."""
-        for number in range(len(self.batches)):
-            self.hidden[number] = self.run(layer, number)
+    def advance(self, layer: int, numbers: Sequence[int] | None = None) -> None:
+        """Put what a block gives in place of what it read.
+
+        Args:
+            layer: Its number.
+            numbers: Of the batches; all when None.
+        """
+        for number in range(len(self.batches)) if numbers is None else numbers:
+            output = self._output(layer, number, self.hidden[number])
+            self.hidden[number] = _states(output)
+            for place, key in ((key[1], key) for key in self._read if key[0] == layer):
+                self._handed[number][key] = output[1 + place]
 
     @property
     def samples(self) -> tuple[int, ...]:
-        """Numbers of the batches to ``check``: the first, and one that is padded, or else of another shape."""
+        """Numbers of the batches to ``check``: the first, and one that is padded or else of another shape."""
         rest = list(enumerate(self.batches))[1:]
         padded = [number for number, batch in rest if not batch.attention_mask.all()]
         first = self.batches[0].input_ids.shape
@@ -120,10 +145,14 @@ class Replay:
         Raises:
             SubjectError: They differ: a block gets something of the blocks before it beside their output.
         """
-        with self._watching() as seen:
+        found: list[torch.Tensor] = []
+        handle = self.blocks[-1].register_forward_hook(lambda _module, _args, out: found.append(_states(out)))
+        try:
             self._forward(self.batches[number])
-        if not torch.equal(seen[-1][1], self.hidden[number]):
-            difference = float((seen[-1][1] - self.hidden[number]).abs().max())
+        finally:
+            handle.remove()
+        if not _same(found[-1], self.hidden[number]):
+            difference = float((found[-1] - self.hidden[number]).abs().max())
             raise self._depend(f"outputs that differ by up to {difference:.3g}")
 
     def _forward(self, batch: TokenBatch) -> None:
@@ -134,26 +163,40 @@ class Replay:
         """What each block is called with, in a pass whose blocks return their input."""
         calls: list[_Call] = []
         first: list[torch.Tensor] = []
-        beside = {id(part) for rest in self._outputs for part in rest or () if isinstance(part, torch.Tensor)}
+        beside: dict[int, tuple[int, int]] = {}
+        alive: list[Any] = []
+        inside = {id(part) for rest in self._outputs for part in _tensors(rest)}
 
         def stub(layer: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 given = argument(args, kwargs, 0)
+                if layer != len(calls):
+                    raise self._between(layer)
                 if not first:
                     first.append(given)
                 if given.data_ptr() != first[0].data_ptr() or given.shape != first[0].shape:
                     raise self._between(layer)
                 args, kwargs = with_argument(args, kwargs, 0, None)
-                if beside & {id(part) for part in (*args, *kwargs.values())}:
-                    raise self._depend(f"block {layer} reads more than one output of the block before it")
                 # A cache would grow each time a block runs
-                calls.append(
-                    _Call(
-                        tuple(None if isinstance(part, Cache) else part for part in args),
-                        {name: None if isinstance(part, Cache) else part for name, part in kwargs.items()},
-                    )
+                args = tuple(None if isinstance(part, Cache) else part for part in args)
+                kwargs = {name: None if isinstance(part, Cache) else part for name, part in kwargs.items()}
+                named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+                handed = {place: beside[id(part)] for place, part in named if id(part) in beside}
+                rest = [part for place, part in named if place not in handed]
+                if any(id(part) in inside or id(part) in beside for part in _tensors(rest)):
+                    raise self._depend(f"block {layer} reads a part of another output of a block before it")
+                calls.append(_Call(args, kwargs, handed))
+                self._read.update(handed.values())
+                found = self._outputs[layer]
+                if found is None:
+                    return given
+                # Copies, so that each output of each block is known again
+                copies = [part.clone() if isinstance(part, torch.Tensor) else part for part in found]
+                beside.update(
+                    {id(part): (layer, n) for n, part in enumerate(copies) if isinstance(part, torch.Tensor)}
                 )
-                return self._shape_of_output(layer, given)
+                alive.append(copies)
+                return (given, *copies)
 
             return forward
 
@@ -163,36 +206,25 @@ class Replay:
             raise self._between(len(calls))
         return first[0], calls
 
-    def _shape_of_output(self, layer: int, hidden: torch.Tensor) -> Any:
-        rest = self._outputs[layer]
-        return hidden if rest is None else (hidden, *rest)
-
     def _check_chain(self, batch: TokenBatch) -> None:
         """Run the model once, and compare what each block reads with what the one before gave."""
-        with self._watching() as seen:
+        last: list[torch.Tensor] = []  # a copy: what is computed in place is seen
+
+        def reads(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if last and not _same(argument(args, kwargs, 0), last[0]):
+                raise self._between(len(self._outputs))
+
+        def gives(module: Any, args: tuple[Any, ...], output: Any) -> None:
+            last[:] = [_states(output).clone()]
+            self._outputs.append(tuple(output[1:]) if isinstance(output, tuple | list) else None)
+
+        with ExitStack() as handles:
+            for block in self.blocks:
+                handles.callback(block.register_forward_pre_hook(reads, with_kwargs=True).remove)
+                handles.callback(block.register_forward_hook(gives).remove)
             self._forward(batch)
-        if len(seen) != len(self.blocks):
-            raise self._between(len(seen))
-        for layer in range(1, len(seen)):
-            if not torch.equal(seen[layer][0], seen[layer - 1][1]):
-                raise self._between(layer)
-        self._outputs = [rest for _, _, rest in seen]
-
-    @contextmanager
-    def _watching(self) -> Iterator[list[tuple[torch.Tensor, torch.Tensor, tuple[Any, ...] | None]]]:
-        """Collect input, output and the rest of the output of each block."""
-        seen: list[tuple[torch.Tensor, torch.Tensor, tuple[Any, ...] | None]] = []
-
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            rest = tuple(output[1:]) if isinstance(output, tuple | list) else None
-            seen.append((argument(args, kwargs, 0), _states(output), rest))
-
-        handles = [block.register_forward_hook(hook, with_kwargs=True) for block in self.blocks]
-        try:
-            yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
+        if len(self._outputs) != len(self.blocks):
+            raise self._between(len(self._outputs))
 
     def _depend(self, got: str) -> SubjectError:
         return SubjectError(
@@ -215,6 +247,22 @@ class Replay:
 def _states(output: Any) -> torch.Tensor:
     states: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
     return states
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are equal; NaN, which is refused where it is read, is equal to itself."""
+    if torch.equal(one, other):
+        return True
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a value, however deep."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list | Mapping):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)
 
 
 @contextmanager

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 from sparsescope.errors import SubjectError, unknown_name
 
 if TYPE_CHECKING:
-    import torch
-
     from sparsescope.models.structure.parameters import ParameterSite
     from sparsescope.models.subject import Subject
 
@@ -74,7 +72,7 @@ def choose(subject: Subject, scope: Patterns = "blocks") -> Scope:
             ``weight:blocks.*.mlp.out.weight``.
 
     Raises:
-        SubjectError: It names nothing, or a matrix twice: two names of one storage.
+        SubjectError: It names nothing, a matrix twice (two names of one storage), or a packed one.
     """
     text = scope if isinstance(scope, str) else ", ".join(scope)
     sites: list[ParameterSite] = []
@@ -123,9 +121,20 @@ def choose(subject: Subject, scope: Patterns = "blocks") -> Scope:
 
 
 def _place(subject: Subject, site: ParameterSite) -> tuple[Any, ...]:
-    from sparsescope.models.structure.parameters import read
+    import torch
 
-    tensor: torch.Tensor = read(subject.model, site)
+    from sparsescope.models.structure.parameters import read
+    from sparsescope.models.structure.roles import submodule
+
+    module = submodule(subject.model, site.module_path)
+    if not isinstance(getattr(module, site.parameter, None), torch.Tensor):
+        raise SubjectError(
+            "the weights are packed by a quantization library and cannot be written to",
+            where=f"{site.name} ({site.module_path}, {type(module).__name__})",
+            allowed="float32, bfloat16, float16",
+            next_step="load the model without quantization",
+        )
+    tensor = read(subject.model, site)
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 

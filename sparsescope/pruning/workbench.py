@@ -15,13 +15,13 @@ import torch
 
 from sparsescope.activations.capture import padding_for
 from sparsescope.errors import SubjectError
-from sparsescope.models.structure.applied import check_view
+from sparsescope.models.structure.parameters import read
 from sparsescope.models.wrapping import check_step
 from sparsescope.pruning.allocation import MatrixFacts
 from sparsescope.pruning.criteria import magnitude as _magnitude
 from sparsescope.pruning.criteria import wanda as _wanda
 from sparsescope.pruning.inputs import Collector, InputStatistics
-from sparsescope.pruning.masks import MaskSet, PackedMask
+from sparsescope.pruning.masks import MaskSet, PackedMask, writable
 from sparsescope.pruning.replay import BATCH_TOKENS, Replay
 from sparsescope.pruning.selection import keep_mask
 
@@ -67,8 +67,9 @@ class Workbench:
 
     def __post_init__(self) -> None:
         for site in self.scope.matrices:
-            matrix = self.original.parameter(site)
-            if not bool(torch.isfinite(matrix.sum(dtype=torch.float64))):
+            matrix = read(self.original.model, site)
+            packed = matrix.element_size() == 1  # refused below
+            if not packed and not bool(torch.isfinite(matrix.sum(dtype=torch.float64))):
                 raise SubjectError(
                     "a weight is not finite, so that weights cannot be ordered",
                     where=site.name,
@@ -77,7 +78,7 @@ class Workbench:
                 )
         self.subject = self.original.copy()
         self._pairs = [
-            (site, self.original.parameter(site), check_view(self.subject.model, site))
+            (site, self.original.parameter(site), writable(self.subject, site))
             for site in self.scope.matrices
         ]
 
@@ -213,9 +214,9 @@ class Workbench:
                     done.add(site, matrix, view, collector.of(site))
             if layer < last:
                 replay.advance(layer)
+        for layer in range(last, self.subject.n_layers):
+            replay.advance(layer, replay.samples)
         for number in replay.samples:
-            for layer in range(last, self.subject.n_layers):
-                replay.hidden[number] = replay.run(layer, number)
             replay.check(number)
 
     def _notes(self, request: Request, done: _Done) -> list[str]:

@@ -46,7 +46,7 @@ def test_analyses_of_series_are_told_apart():
     them to the contract.
     """
     model = [Known("subject", "a model", whole=True, has=frozenset({"tokenizer"})), Known("text", "a text")]
-    assert {"grokking", "sparsity_over_training"} == {
+    assert {"grokking", "sparsity_over_training", "weight_sparsity_over_training"} == {
         r.name for r in analyses() if "reads a series" in (r.fits(model) or "")
     }
 

@@ -19,6 +19,7 @@ from sparsescope.errors import SubjectError
 from sparsescope.models.entries import LoadedModel, LoadRequest
 from sparsescope.models.formats.config_checks import check_counts, check_size, stored_elements
 from sparsescope.models.formats.folder_faults import other_shapes, refuse_adapter, wrapped_names
+from sparsescope.models.formats.pruned_origin import with_origin
 from sparsescope.models.formats.revision_names import parse_name
 from sparsescope.models.torch_environment import attention_errors, quiet_transformers, torch_dtype
 
@@ -53,7 +54,7 @@ def load_folder(request: LoadRequest, folder: Path | None = None, revision: str 
     # The folder above has no config.json of its own that would say which tokenizer it is
     known = {} if home == folder else {"config": config}
     tokenizer = read_tokenizer(home or folder, request.trust_remote_code, **known)
-    return LoadedModel(model, tokenizer, revision, stored_precision(folder))
+    return LoadedModel(model, tokenizer, revision, with_origin(stored_precision(folder), folder))
 
 
 def check_layout(folder: Path) -> None:

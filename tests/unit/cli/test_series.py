@@ -15,7 +15,11 @@ def test_run_and_report_open_the_same_run(command, tiny_series, tmp_path, empty_
     assert code == 0 and found["run"].startswith("grokking-")
     out = tmp_path / "report.html"
     code, report, _ = command("report", tiny_series, "--output", out, "--json")
-    assert code == 0 and [run["run"] for run in report["runs"]] == [found["run"]]
+    assert code == 0 and [run["run"] for run in report["runs"]][0] == found["run"]
+    assert [run["run"].rpartition("-")[0] for run in report["runs"]] == [
+        "grokking",
+        "weight_sparsity_over_training",
+    ]
     text = out.read_text()
     assert "From memorizing to generalizing" in text and "Frequencies, checkpoint by checkpoint" in text
     assert "Units that" not in text, "an analysis of models is in a report about a series"
@@ -34,7 +38,7 @@ def test_a_report_about_a_model_has_no_analysis_of_series():
 
 
 def test_what_a_report_about_a_series_holds_depends_on_what_its_models_read(tiny_series):
-    assert fitting(tiny_series) == {"grokking"}
+    assert fitting(tiny_series) == {"grokking", "weight_sparsity_over_training"}
     names = fitting("lazy-relu")
     assert "sparsity_over_training" in names and "activation_sparsity" in names and "grokking" not in names
 

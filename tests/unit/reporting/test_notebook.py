@@ -95,9 +95,19 @@ def on_a_small_budget(name, folder):
     study, notebook = (
         (ROOT / "analyses" / name / file).read_text() for file in ("study.toml", f"{name}.ipynb")
     )
-    swaps = dict(MODELS)
+    swaps, few = dict(MODELS), dict(FEW)
+    if name == "pruned_small_models":  # read as models, not as series
+        swaps |= {"lazy-relu": "random-opt", "lazy-swiglu": "random-llama", "bytes-moe": "random-olmoe"}
+    if name in ("pruned_small_models", "essential_sparsity"):  # documents for three purposes
+        few["tokens"] = "3000"
+        study = study.replace("floor_rows = 0", "floor_rows = 0, tokens = 256")
+        study = re.sub(r"(calibration_draw = \d)", r"\1, calibration_tokens = 64", study)
+        study = re.sub(r"calibration_tokens = (\d)\d{3,}", r"calibration_tokens = 6\1", study)
+        study = study.replace(
+            "finetune_steps = 200", "finetune_steps = 2, calibration_tokens = 64, tokens = 256"
+        )
     for subject in load_study(ROOT / "analyses" / name).declared.subjects:
-        if (ROOT / "data" / "models" / subject.name).is_dir():
+        if subject.name not in swaps and (ROOT / "data" / "models" / subject.name).is_dir():
             thinned(ROOT / "data" / "models" / subject.name, home / subject.name)
             swaps[subject.name] = f"./{subject.name}"
     for old, new in swaps.items():
@@ -105,18 +115,18 @@ def on_a_small_budget(name, folder):
         notebook = re.sub(rf'\\"(shuffled:)?{old}\\"', rf'\\"\g<1>{new}\\"', notebook)
     study = re.sub(r"^params\.grokking = \{.*?\}$", "", study, flags=re.M | re.S)
     study = re.sub(
-        r"^(tokens|context) = .*$", lambda found: f"{found[1]} = {FEW[found[1]]}", study, flags=re.M
+        r"^(tokens|context) = .*$", lambda found: f"{found[1]} = {few[found[1]]}", study, flags=re.M
     )
     if name == "lazy_neurons_emerge":  # a short text in place of the one that the series carry
         study = study.replace("[[subject]]", '[[subject]]\ncorpus = "python-docs"').replace(
             "question =", "tokens = 300\nquestion ="
         )
-    few = "surrogates = 19, draws = 100" if name == "grokking" else "resamples = 100"
+    params = "surrogates = 19, draws = 100" if name == "grokking" else "resamples = 100"
     first, *blocks = study.split("[[analysis]]")
     blocks = [
-        block.replace("params = {", f"params = {{ {few},", 1)
+        block.replace("params = {", f"params = {{ {params},", 1)
         if "params = {" in block.partition("\n[[")[0]
-        else f"\nparams = {{ {few} }}{block}"
+        else f"\nparams = {{ {params} }}{block}"
         for block in blocks
     ]
     study = "[[analysis]]".join([first, *blocks])
