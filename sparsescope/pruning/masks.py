@@ -1,8 +1,8 @@
 """Which weights of a model stay: packed masks with what made them.
 
 One bit for each weight, in the order of the matrix (out, in), most significant first. In a folder they are
-``sparsity.masks`` (safetensors, uint8, one tensor for each matrix) beside ``sparsity.json``; the name does not
-end as files of weights do, which some loaders read all of.
+``sparsity.masks`` (safetensors, uint8, one tensor for each matrix) beside ``sparsity.json``; the name does
+not end as files of weights do, which some loaders read all of.
 """
 
 from __future__ import annotations

@@ -237,3 +237,21 @@ def test_a_wrapped_model_without_a_tokenizer_is_pruned_on_tokens(by_hand: Any, t
         masks.facts["calibration"]["tokens"] == 57
         and masks.masks != prune(given, "wanda", 0.5, corpus=text)[1].masks
     )
+
+
+def test_the_experts_of_a_mixture_are_checked_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsescope.models.structure import applied
+
+    asked: list[str] = []
+    plain = applied._check_experts
+
+    def check(module: Any, site: Any) -> None:
+        asked.append(site.module_path)
+        plain(module, site)
+
+    monkeypatch.setattr(applied, "_check_experts", check)
+    _, masks = prune(load("random-olmoe"), sparsity=0.5)
+    assert len(asked) == 2 * 2  # of two layers, in the model and in its copy
+    other = load("random-olmoe")
+    masks.apply(other)
+    assert len(asked) == 3 * 2

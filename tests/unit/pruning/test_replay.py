@@ -12,6 +12,7 @@ import torch
 from sparsescope.errors import SubjectError
 from sparsescope.models import Subject, load, registered_subjects
 from sparsescope.models.doctor import count_hooks
+from sparsescope.pruning import prune
 from sparsescope.pruning.replay import Replay
 
 RANDOM_NAMES = tuple(name for name in registered_subjects() if name.startswith("random-"))
@@ -173,3 +174,14 @@ def test_a_text_that_is_replayed_again_starts_over(text: Any) -> None:
     replay.advance(0)
     assert not torch.equal(replay.hidden[0], first)
     assert torch.equal(replay.restart().hidden[0], first)
+
+
+def test_pruning_block_by_block_ends_with_the_checks(text: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[int] = []
+    monkeypatch.setattr(Replay, "check", lambda self, number=0: checked.append(number))
+    given = load("random-llama")
+    for scope in ("blocks", "weight:blocks.0.*"):
+        prune(given, "wanda", 0.5, corpus=text, scope=scope)
+    prune(given, "wanda", 0.5, corpus=text, propagation="dense")
+    prune(given, "magnitude", 0.5, corpus=text)
+    assert checked == [0, 1, 0, 1]
