@@ -1,8 +1,8 @@
 """What pruning costs, against one forward pass with logits over the calibration text.
 
 Every repeat runs the pass and all ways to prune one after the other, in an order that rotates from repeat
-to repeat; a ratio is taken within a repeat, so that slow drifts of the machine cancel. Calibration is part of the
-time. Median and quartiles are reported.
+to repeat; a ratio is taken within a repeat, so that slow drifts of the machine cancel. Calibration is part
+of the time. Median and quartiles are reported.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ ANALYSIS = Analysis(
             "pruning",
             "Time to prune relative to a forward pass",
             "Median over repeats of the time to prune every matrix in scope, calibration included, divided "
-            "by the time of a forward pass with logits over the calibration text in the same repeat; lines show "
-            "the quartiles. Sequential propagation runs every block twice, dense propagation once.",
+            "by the time of a forward pass with logits over the calibration text in the same repeat; lines "
+            "show the quartiles. Sequential propagation runs every block twice, dense propagation once.",
             table="variants",
             formula="ratio = seconds(prune) / seconds(forward pass with logits), within a repeat",
         ),

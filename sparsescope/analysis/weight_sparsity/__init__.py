@@ -64,6 +64,9 @@ class WeightSparsityParams(Params):
     calibration_tokens: int = Field(
         8192, ge=64, le=1_000_000, description="Tokens of other documents, read by wanda, ria and sparsegpt."
     )
+    calibration_document_tokens: int = Field(
+        1024, ge=16, le=1_000_000, description="Most calibration tokens of one document."
+    )
     calibration_draw: int = Field(
         0, ge=0, le=1000, description="Which stretch of documents is read for calibration, from 0."
     )

@@ -123,7 +123,7 @@ def split_text(
     Raises:
         SubjectError: There are too few documents for both.
     """
-    documents = list(corpus.documents)
+    documents = [_beginning(d, params.calibration_document_tokens) for d in corpus.documents]
     start = 0
     for draw in range(params.calibration_draw + 1):
         end, taken = start, 0
@@ -134,15 +134,13 @@ def split_text(
             start = end
     held: list[TokenizedDocument] = []
     taken = 0
-    for document in reversed(documents[min(end, len(documents) - 1) :]):
+    for document in reversed(corpus.documents[min(end, len(documents) - 1) :]):
         if taken >= params.tokens:
             break
-        most = params.document_tokens
-        whole = document.whole and len(document) <= most
-        held.append(replace(document, ids=document.ids[:most], whole=whole))
+        held.append(_beginning(document, params.document_tokens))
         taken += len(held[-1])
     first = {document.index for document in held}
-    calibration = [document.index for document in documents[start:end] if document.index not in first]
+    calibration = [document for document in documents[start:end] if document.index not in first]
     if not held or not calibration:
         raise SubjectError(
             "criteria are calibrated on some documents and judged on others, and there are too few documents",
@@ -152,9 +150,18 @@ def split_text(
             got=f"{len(documents)} documents, {corpus.n_tokens} tokens",
             next_step="read more text (--tokens), or calibrate on less (--set calibration_tokens=...)",
         )
-    mark = f"{corpus.digest} {params.document_tokens} {[document.index for document in held]}"
-    digest = hashlib.sha256(mark.encode()).hexdigest()
-    return corpus.select(calibration), replace(corpus, documents=tuple(reversed(held)), digest=digest)
+    return _of(corpus, calibration), _of(corpus, held[::-1])
+
+
+def _beginning(document: TokenizedDocument, most: int) -> TokenizedDocument:
+    """The first tokens of a document."""
+    return replace(document, ids=document.ids[:most], whole=document.whole and len(document) <= most)
+
+
+def _of(corpus: TokenizedCorpus, documents: list[TokenizedDocument]) -> TokenizedCorpus:
+    """The corpus of some beginnings of its documents."""
+    mark = f"{corpus.digest} {[(document.index, len(document)) for document in documents]}"
+    return replace(corpus, documents=tuple(documents), digest=hashlib.sha256(mark.encode()).hexdigest())
 
 
 def _patterns(
@@ -227,8 +234,8 @@ def _notes(
         f"losses of every text token but the first of a window, {context.subject.dtype}, "
         f"{report.n['documents']} held-out documents, {report.n['tokens']} target tokens"
         + (
-            f"; calibration on {calibration.n_tokens} tokens of {len(calibration.documents)} other documents, "
-            f"{params.propagation} propagation, first tokens of windows "
+            f"; calibration on {calibration.n_tokens} tokens of {len(calibration.documents)} other "
+            f"documents, {params.propagation} propagation, first tokens of windows "
             f"{'count' if params.first_positions else 'left out'}"
             if read
             else ""

@@ -100,9 +100,9 @@ def on_a_small_budget(name, folder):
         swaps |= {"lazy-relu": "random-opt", "lazy-swiglu": "random-llama", "bytes-moe": "random-olmoe"}
     if name in ("pruned_small_models", "essential_sparsity"):  # documents for three purposes
         few["tokens"] = "3000"
-        study = study.replace("floor_rows = 0", "floor_rows = 0, tokens = 256")
+        study = study.replace("tokens = 20480", "tokens = 256")
         study = re.sub(r"(calibration_draw = \d)", r"\1, calibration_tokens = 64", study)
-        study = re.sub(r"calibration_tokens = (\d)\d{3,}", r"calibration_tokens = 6\1", study)
+        study = re.sub(r"calibration_tokens = (\d)\d{3,}", r"calibration_tokens = 7\1", study)
         study = study.replace(
             "finetune_steps = 200", "finetune_steps = 2, calibration_tokens = 64, tokens = 256"
         )
