@@ -83,13 +83,15 @@ def _curves(result: Result, table_name: str, kind: str) -> fig.Figure:
                 columns=result.columns[table_name],
                 legend=True,
                 column=column,
+                band=not single,
                 **({**look, "width": 0} if single else look),
             )
         for tolerance in wanted:
             figure.add_hline(y=tolerance, line=theme.LEVEL, row=1, col=column)
     figure.update_yaxes(type="log", row=1, col=1)
     near = table[table["damage"] <= top]["sparsity"].max()
-    figure.update_yaxes(range=[-0.15 * top, top], row=1, col=2)
+    lowest = min(float(table["damage"].min()), -0.1 * top)
+    figure.update_yaxes(range=[1.1 * lowest, top], row=1, col=2)
     figure.update_xaxes(title_text=_SPARSITY, tickformat=".0%", rangemode="tozero")
     figure.update_xaxes(range=[0, min(1.0, float(near) + 0.15)], row=1, col=2)
     fig.y_axes(figure, "rise of the loss, nats")
@@ -366,7 +368,11 @@ def overlap(result: Result) -> fig.Figure:
                 value = float(grid.loc[a, b])
                 ink = "#000000" if value > 0.5 else "#ffffff"
                 figure.add_annotation(
-                    x=b, y=a, text=f"{value:.2f}", showarrow=False, font={"size": 12, "color": ink}
+                    x=b,
+                    y=a,
+                    text=f"{value:.2f}".replace("-0.00", "0.00"),
+                    showarrow=False,
+                    font={"size": 12, "color": ink},
                 )
     figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False, title_text="masks")
     figure.update_xaxes(title_text="masks that they are compared with")
