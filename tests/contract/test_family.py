@@ -258,7 +258,11 @@ def test_a_report_holds_what_fits(family):
     assert runs(found["report"]["out"]) & toys == {"mean_code"}
     assert found["report with inputs"]["code"] == 0, found["report with inputs"]["err"]
     assert runs(found["report with inputs"]["out"]) & toys == {"listed_words", "mean_code", "code_distance"}
-    assert runs(found["report of a series"]["out"]) == {"grokking", "weight_drift"}
+    assert runs(found["report of a series"]["out"]) == {
+        "grokking",
+        "weight_drift",
+        "weight_sparsity_over_training",
+    }
     page = (folder / "inputs.html").read_text()
     assert (
         "Words of a list (toy)" in page

@@ -25,7 +25,11 @@ MADE_AGAIN = [
 def test_every_folder_is_in_the_list_and_every_analysis_is_there(frozen):
     listed = {run["run"] for run in frozen["runs"].values()} | set(frozen["study"])
     assert set(FOLDERS) == listed
-    assert {record.name for record in ss.analyses()} <= {run["analysis"] for run in RUNS.values()}
+    later = {
+        "weight_sparsity",
+        "weight_sparsity_over_training",
+    }  # came after schema 1, so no run of it is theirs
+    assert {record.name for record in ss.analyses()} - later <= {run["analysis"] for run in RUNS.values()}
 
 
 @pytest.mark.parametrize("name", FOLDERS)
