@@ -100,12 +100,11 @@ def on_a_small_budget(name, folder):
         swaps |= {"lazy-relu": "random-opt", "lazy-swiglu": "random-llama", "bytes-moe": "random-olmoe"}
     if name in ("pruned_small_models", "essential_sparsity"):  # documents for three purposes
         few["tokens"] = "3000"
-        study = study.replace("tokens = 20480", "tokens = 256")
+        study = study.replace("tokens = 20480", "tokens = 256").replace(" tokens = 12288", " tokens = 256")
+        study = study.replace("document_tokens = 384", "document_tokens = 64")
         study = re.sub(r"(calibration_draw = \d)", r"\1, calibration_tokens = 64", study)
         study = re.sub(r"calibration_tokens = (\d)\d{3,}", r"calibration_tokens = 7\1", study)
-        study = study.replace(
-            "finetune_steps = 200", "finetune_steps = 2, calibration_tokens = 64, tokens = 256"
-        )
+        study = study.replace("finetune_steps = 200", "finetune_steps = 2, calibration_tokens = 64")
     for subject in load_study(ROOT / "analyses" / name).declared.subjects:
         if subject.name not in swaps and (ROOT / "data" / "models" / subject.name).is_dir():
             thinned(ROOT / "data" / "models" / subject.name, home / subject.name)
