@@ -103,7 +103,7 @@ def _curves(result: Result, table_name: str, kind: str) -> fig.Figure:
     alt = f"Two line charts of the rise of the loss against the share of zeros. {title}."
     subtitle = f"{kind}; dotted: {', '.join(f'+{value:g}' for value in wanted)} nats; "
     subtitle += paired_text(table.rename(columns={"damage_low": "low"}).iloc[1:])
-    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
+    return _described(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
 def _drops(result: Result, tolerance: float, kind: str) -> list[Any]:
@@ -176,7 +176,7 @@ def drop_points(result: Result) -> fig.Figure:
     )
     n = int(table["documents"].max())
     subtitle = f"bars: intervals over {n} documents (inverted studentized bootstrap test)"
-    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
+    return _described(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
 def comparisons(result: Result) -> fig.Figure:
@@ -225,7 +225,7 @@ def comparisons(result: Result) -> fig.Figure:
     parts = [f"{row.question}: {_nats(row.difference)}" for row in table.itertuples()]
     alt = f"Dots with intervals of paired differences of the loss. {title}. {'; '.join(parts)[:380]}."
     subtitle = f"paired by document, n = {int(table['documents'].max())}; left of zero the first loses less"
-    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
+    return _described(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
 def cost(result: Result) -> fig.Figure:
@@ -257,7 +257,7 @@ def cost(result: Result) -> fig.Figure:
     alt = f"Dots of damage against seconds for {len(rows)} ways to prune. {title}; the quickest is "
     alt += f"{quick['curve']} with {quick['seconds']:.3g} s."
     subtitle = f"{percent(asked)} zeros, on this machine; lower and further left is better"
-    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
+    return _described(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
 def zeros(result: Result, value: str) -> fig.Figure:
@@ -296,7 +296,7 @@ def zeros(result: Result, value: str) -> fig.Figure:
     title = f"{value}: matrices lose {percent(low)} to {percent(high)}, {place} the most"
     alt = f"Heat map of the share of zeros of {table[table['curve'] == value].shape[0]} matrices. {title}."
     subtitle = f"{percent(_compared_at(result))} zeros asked for; mean over experts where a layer has them"
-    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
+    return _described(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
 def retained(result: Result) -> fig.Figure:
@@ -330,7 +330,7 @@ def retained(result: Result) -> fig.Figure:
     subtitle = (
         f"{percent(_compared_at(result))} zeros; dotted: the most that any mask of these sparsities keeps"
     )
-    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
+    return _described(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
 def overlap(result: Result) -> fig.Figure:
@@ -384,7 +384,7 @@ def overlap(result: Result) -> fig.Figure:
     if len(steps):
         row = steps.loc[steps["kappa"].idxmin()]
         subtitle += f"; neighboring levels are in the table ({row['first']}: kappa {row['kappa']:.2f})"
-    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
+    return _described(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
 def reconstruction(result: Result) -> fig.Figure:
@@ -421,6 +421,14 @@ def reconstruction(result: Result) -> fig.Figure:
     )
     subtitle = f"{percent(_compared_at(result))} zeros, calibration text; "
     subtitle += f"{int(table['rows'].max())} rows of each matrix"
+    return _described(figure, title=title, subtitle=subtitle, alt=alt, result=result)
+
+
+def _described(figure: fig.Figure, *, title: str, subtitle: str, alt: str, result: Result) -> fig.Figure:
+    """Set the words of a figure; weights that were quantized before are named in each."""
+    origin = str((result.provenance.get("subject") or {}).get("origin_precision", ""))
+    if "gguf:" in origin:
+        subtitle += f"; weights stored as {origin.rpartition('gguf:')[2].rstrip(')')}"
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 

@@ -288,6 +288,14 @@ def test_fine_tuning_keeps_zeros_and_the_given_model(relu):
         finetune(half, None, corpus, steps=1)
 
 
+@pytest.mark.parametrize("origin", ["gguf:Q4_1", "bfloat16 (pruned from gguf:Q4_1)"])
+def test_every_figure_says_that_the_weights_were_quantized(found, monkeypatch, origin):
+    monkeypatch.setitem(found.provenance["subject"], "origin_precision", origin)
+    for view in ANALYSIS.views:
+        subtitle = found.view(view.name).layout.title.subtitle.text.replace("<br>", " ")
+        assert "weights stored as Q4_1" in subtitle, view.name
+
+
 def test_statements_name_the_best_criterion_and_its_interval(found):
     said = [statement.text for statement in statements(found)]
     assert "before the loss rises by 0.05 nats" in said[0] and "n = " in said[0]
