@@ -6,6 +6,7 @@ Shapes: K levels of a curve, level 0 the dense model; D documents; L matrices.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from sparsescope.metrics.drop_points import (
     minimum_detectable,
     non_inferior,
 )
-from sparsescope.metrics.estimates import DocumentBootstrap
+from sparsescope.metrics.estimates import BOOTSTRAP, DocumentBootstrap
 from sparsescope.metrics.hinges import hinge, kneedle
 from sparsescope.pruning.curves import Curve
 from sparsescope.pruning.masks import MaskSet, overlap
@@ -115,6 +116,10 @@ class Reporter:
                     }
                 )
         return rows
+
+    def _said(self, method: str) -> DocumentBootstrap:
+        """The draws, for an interval that was made of them in another way."""
+        return replace(self.draws, method=method)
 
     def _mean(self, by_matrix: Floats) -> float:
         """Mean over weights of a number by matrix."""
@@ -350,7 +355,7 @@ class Reporter:
                     f"largest share of the weights in scope that can be set to zero by {curve.title}{kind} "
                     f"with the loss at most {tolerance:g} nats above that of the dense model on "
                     f"{self.n['tokens']} held-out tokens; isotonic fit",
-                    interval=self.draws.between(found.low, found.high) if self.signal else None,
+                    interval=self._said(found.method).between(found.low, found.high) if self.signal else None,
                     direction="higher",
                     title=f"Weights off at +{tolerance:g} nats, {curve.title}"
                     + (" (fine-tuned)" if curve.finetuned else ""),
@@ -376,7 +381,7 @@ class Reporter:
         low, high = self.draws.ends(self.draws.replicates(nll, self.targets))
         text = "exp of the mean loss in nats of the dense model on the held-out tokens, each in its window"
         perplexity = math.exp(min(float(nll.sum() / self.n["tokens"]), 700.0))
-        spread = self.draws.between(np.exp(low), np.exp(high))
+        spread = self._said(BOOTSTRAP).between(np.exp(low), np.exp(high))
         out.add_scalar("dense_perplexity", perplexity, "", text, interval=spread, direction="lower")
         text = (
             "exp of the mean loss in nats of the frequencies of the tokens in the calibration text: what a "

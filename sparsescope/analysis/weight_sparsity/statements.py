@@ -97,7 +97,8 @@ def _best(result: Result) -> list[Statement]:
     asked = 100 * float(chosen["asked"].iloc[0])
     n = int(chosen["documents"].iloc[0])
     text = f"At {asked:g} % zeros {'; '.join(parts)} (paired, n = {n} documents)."
-    named = [name for name in result.scalars if name.endswith(f"_minus_magnitude_at_{asked / 100:g}")]
+    end = f"_minus_magnitude_at_{asked / 100:g}"  # of random masks it is the null
+    named = [name for name in result.scalars if name.endswith(end) and not name.startswith("random")]
     return [Statement(text, "comparisons", (*named[:2], "scope_share"))]
 
 

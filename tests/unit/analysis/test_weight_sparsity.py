@@ -117,6 +117,14 @@ def test_the_drop_point_is_where_the_isotonic_damage_crosses(found):
         assert row["low"] <= row["sparsity"] <= row["high"]
 
 
+def test_every_interval_says_how_it_was_made(found):
+    methods = {name: s.interval.method for name, s in found.scalars.items() if s.interval is not None}
+    assert "inverted" in methods["sparsity_magnitude_at_0.05"]
+    assert methods["wanda_minus_magnitude_at_0.5"].startswith("paired")
+    assert methods["dense_perplexity"].endswith("percentile") and "paired" not in methods["dense_perplexity"]
+    assert not any(name.startswith("random") for name in statements(found)[1].scalars)
+
+
 def test_comparisons_are_paired_differences_of_the_curve(found):
     curve, table = found.tables["curve"], found.tables["comparisons"]
     wanted = {"wanda against magnitude", "sparsegpt against wanda", "global against uniform, magnitude"}
