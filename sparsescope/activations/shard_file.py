@@ -15,6 +15,7 @@ import mmap
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -28,15 +29,20 @@ _DTYPES = {
     torch.bfloat16: "BF16",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
 
 
-def save_shard(tensors: Mapping[str, torch.Tensor], path: Path) -> tuple[int, str]:
-    """Write tensors to a new file and flush it to the disk.
+def save_shard(
+    tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Write tensors to a new file and flush it to the disk; no copy of them is made.
 
     Args:
         tensors: Contiguous host tensors.
         path: The file.
+        metadata: Texts that stand in the header.
 
     Returns:
         Its size in bytes and its XXH3 (128 bit), which guards against damage at 10 times
@@ -51,7 +57,7 @@ def save_shard(tensors: Mapping[str, torch.Tensor], path: Path) -> tuple[int, st
     try:
         with mmap.mmap(-1, _BUFFER_BYTES) as buffer:
             filled = 0
-            for piece in _pieces(tensors):
+            for piece in _pieces(tensors, metadata):
                 while len(piece):
                     part = piece[: _BUFFER_BYTES - filled]
                     buffer[filled : filled + len(part)] = part
@@ -96,9 +102,12 @@ def _write(descriptor: int, data: memoryview) -> None:
                 done += os.write(descriptor, rest)
 
 
-def _pieces(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview]:
+def _pieces(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None
+) -> Iterator[memoryview]:
     """Yield the bytes of the file: header, then every tensor."""
-    header, offset = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
     for name, tensor in tensors.items():
         end = offset + tensor.nbytes
         header[name] = {

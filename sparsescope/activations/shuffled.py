@@ -1,7 +1,8 @@
 """Rows of a store in random order, for training: several epochs, bounded memory, and a place to go on from.
 
-In every epoch the documents of the store come in another order. Their rows, one document after the other, are
-cut into buffers of ``buffer_rows``; the rows of a buffer are mixed and leave it in batches of ``batch_rows``.
+In every epoch the documents of the store, or its batches, come in another order. Their rows, one after the
+other, are cut into buffers of ``buffer_rows``; the rows of a buffer are mixed and leave it in batches of
+``batch_rows``.
 So one buffer is all that is held, plus the ordering: 32 bytes for each stored batch. The order is a function
 of the seed and the epoch, and any batch can be the first: nothing before its buffer is read.
 
@@ -11,9 +12,9 @@ Shapes: values [row, width]; a row is a token, or at an expert site a token that
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -60,6 +61,9 @@ class ShuffledRows:
         buffer_rows: Rows that are mixed with each other and held in memory, rounded up to whole batches.
         epochs: How often every row comes.
         seed: Of the order.
+        shuffle: What is put in another order: whole documents, or the stored batches, of which a buffer holds
+            parts of more documents where these are long.
+        documents: Numbers of the documents that are read; None for all.
 
     Attributes:
         sites: The sites.
@@ -82,6 +86,8 @@ class ShuffledRows:
         buffer_rows: int = 2**18,
         epochs: int = 1,
         seed: int = 0,
+        shuffle: Literal["documents", "batches"] = "documents",
+        documents: Collection[int] | None = None,
     ) -> None:
         for name, value, least in (
             ("batch_rows", batch_rows, 1),
@@ -99,11 +105,15 @@ class ShuffledRows:
         self.store, self.sites = store, _chosen(store, sites)
         self.batch_rows, self.epochs, self.seed = batch_rows, epochs, seed
         self._buffer_batches = -(-buffer_rows // batch_rows)
-        self._spans = _spans(store, self.sites[0])
+        self._spans, self.shuffle = _spans(store, self.sites[0]), shuffle
+        if documents is not None:
+            self._spans = self._spans[np.isin(self._spans["document"], list(documents))]
         self.n_rows = int(self._spans["rows"].sum())
         if self.n_rows == 0:
             raise SpecError(
-                "no token was routed to this expert, so there is nothing to train on",
+                "no token was routed to this expert, so there is nothing to train on"
+                if self.sites[0].kind == "experts"
+                else "no stored document was chosen, so there is nothing to train on",
                 where=self.sites[0].name,
                 got="0 rows",
                 next_step="choose another expert, or store activations of more text",
@@ -117,6 +127,10 @@ class ShuffledRows:
             "buffer_rows": self._buffer_batches * batch_rows,
             "seed": seed,
         }
+        if shuffle != "documents":
+            self.fingerprint["shuffle"] = shuffle
+        if documents is not None:
+            self.fingerprint["documents"] = sorted(int(number) for number in documents)
 
     def __iter__(self) -> Iterator[RowBatch]:
         return self.batches()
@@ -138,7 +152,11 @@ class ShuffledRows:
                     yield self._batch(buffer, mixed[begin : begin + self.batch_rows], epoch, number)
 
     def _order(self, epoch: int) -> NDArray[np.void]:
-        """The spans of an epoch: documents in random order, the spans of a document in theirs."""
+        """The spans of an epoch: documents in random order, the spans of a document in theirs; or all spans
+        in random order.
+        """
+        if self.shuffle == "batches":
+            return self._spans[np.random.default_rng([self.seed, epoch, 0]).permutation(len(self._spans))]
         documents, which = np.unique(self._spans["document"], return_inverse=True)
         rank = np.random.default_rng([self.seed, epoch, 0]).permutation(len(documents))
         return self._spans[np.argsort(rank[which], kind="stable")]

@@ -13,7 +13,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,20 @@ SHARD_BYTES = 64 * 2**20
 SCHEMA_VERSION = 1
 
 
-def write_store(source: LiveSource, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> ActivationStore:
+def write_store(
+    source: LiveSource,
+    folder: str | Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int], None] | None = None,
+) -> ActivationStore:
     """Run a source and store what it yields; go on where an interrupted call stopped.
 
     Args:
         source: From ``capture``; its ``dtype`` is the type that is stored.
         folder: A new folder, or one that an interrupted call left.
         shard_bytes: A shard is closed when it holds at least as much. Two are in memory.
+        progress: Told how many tokens are done.
 
     Returns:
         The complete store.
@@ -52,10 +59,14 @@ def write_store(source: LiveSource, folder: str | Path, *, shard_bytes: int = SH
     if (folder / "manifest.json").is_file():
         return ActivationStore(folder)
     writer = _Writer(folder, *_finished(folder))
+    done = sum(shard["tokens"] for shard in writer.shards)
     try:
         shard = writer.empty()
         for batch in source.batches(writer.next_batch):
             shard.add(batch)
+            done += len(batch.token_ids)
+            if progress is not None:
+                progress(done)
             if shard.nbytes >= shard_bytes:
                 writer.put(shard)
                 shard = writer.empty()

@@ -130,11 +130,12 @@ def _train_artifact(recipe: ArtifactRecipe, home: Path | None, json: bool, given
             "its recipe says the rest",
         )
     with console.progress_bar() as progress:
-        artifact = trained(recipe, Store(home), progress)
+        made = trained(recipe, Store(home), progress)
     if json:
-        console.out_json({"artifact": artifact.id, "folder": str(artifact.path)})
+        rows = [{"artifact": one.id, "folder": str(one.path)} for one in made]
+        console.out_json(rows[0] if len(rows) == 1 else rows)
     else:
-        console.out(str(artifact.path))
+        console.out("\n".join(str(one.path) for one in made))
 
 
 @app.command()

@@ -141,6 +141,13 @@ BUILT_IN = (
         option="corpus",
         slot="corpus",
     ),
+    Role(
+        "dictionary",
+        "dictionary",
+        "the id of a kept dictionary, or a folder of SAELens, sparsify, dictionary_learning or Gemma "
+        "Scope; in Python a Dictionary",
+        opener="sparsescope.runner.roles.dictionary",
+    ),
 )
 
 

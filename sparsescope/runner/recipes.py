@@ -4,6 +4,8 @@ when it is absent.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,31 +23,27 @@ if TYPE_CHECKING:
     from sparsescope.runner.engine import ProgressCallback
 
 PREFIX = "recipe:"
+PARTIAL = ".partial"
 
 
 def trained(
     recipe: ArtifactRecipe, store: Store | None, progress: ProgressCallback | None = None
-) -> Artifact:
-    """Return the artifact of a recipe: the one that is there, or a new one.
+) -> list[Artifact]:
+    """Return the artifacts of a recipe: those that are there, or new ones.
 
     Args:
-        recipe: What trains it.
-        store: The folder of runs; None for an artifact that lives as long as the object.
+        recipe: What trains them.
+        store: The folder of runs; None for artifacts that live as long as the object.
         progress: Told what is done.
 
     Raises:
-        ArtifactError: It cannot be stored.
+        ArtifactError: They cannot be stored.
         SparsescopeError: An input that the recipe names cannot be opened.
     """
     digest = recipe.digest(inputs_of(recipe, store))
     kept = ArtifactStore(None if store is None else store.root)
-    for artifact_id in kept.ids():
-        try:
-            found = kept.open(artifact_id)
-        except ArtifactError:  # damaged: verify says so
-            continue
-        if found.meta.get("recipe") == digest and found.present:
-            return found
+    if found := _kept(kept, digest):
+        return found
 
     def keep(kind: str, *, meta: dict[str, Any] | None = None, **facts: Any) -> Any:
         facts.setdefault("made_by", f"sparsescope train {recipe.path.name}")
@@ -55,8 +53,30 @@ def trained(
         if progress is not None:
             progress(phase, done, total, unit)
 
-    made: Artifact = recipe.train(keep, tell)
+    if store is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return recipe.train(keep, tell, Path(folder) / PARTIAL / digest[:12])
+    work = store.root / PARTIAL / f"train-{digest[:12]}"
+    made = recipe.train(keep, tell, work)
+    shutil.rmtree(work, ignore_errors=True)
     return made
+
+
+def _kept(kept: ArtifactStore, digest: str) -> list[Artifact]:
+    """The artifacts of a recipe, if each of its parts is there."""
+    parts: dict[int, Artifact] = {}
+    for artifact_id in kept.ids():
+        try:
+            found = kept.open(artifact_id)
+            if found.meta.get("recipe") != digest or not found.present:
+                continue
+            number, count = found.meta.get("part", (0, 1))
+        except (ArtifactError, TypeError, ValueError):  # damaged: verify says so
+            continue
+        parts.setdefault(int(number), found)
+        if len(parts) == count:
+            return [parts[part] for part in sorted(parts)]
+    return []
 
 
 def inputs_of(recipe: ArtifactRecipe, store: Store | None) -> dict[str, list[str]]:
@@ -113,8 +133,8 @@ def declared_recipe(study: Study, name: str) -> ArtifactRecipe:
 
 def given_input(
     study: Study, text: str, store: Store | None, progress: ProgressCallback | None = None
-) -> Artifact | str | Path:
-    """Return what a role takes for an input of a study.
+) -> list[Artifact] | Artifact | str | Path:
+    """Return what a role takes for an input of a study; a recipe may give several.
 
     Args:
         study: The study.
@@ -126,7 +146,8 @@ def given_input(
         SpecError: A path leaves the folder of the study, or there is no such recipe.
     """
     if text.startswith(PREFIX):
-        return trained(declared_recipe(study, text.removeprefix(PREFIX)), store, progress)
+        found = trained(declared_recipe(study, text.removeprefix(PREFIX)), store, progress)
+        return found if len(found) > 1 else found[0]
     return checked_input(study, text)
 
 

@@ -181,7 +181,8 @@ def _inputs(
         if role in read:
             each = [value] if isinstance(value, str) else value
             values = [made(partial(given_input, found, entry, home, progress)) for entry in each]
-            given[role] = values[0] if isinstance(value, str) else values
+            flat = [one for made_ in values for one in (made_ if isinstance(made_, list) else [made_])]
+            given[role] = flat[0] if isinstance(value, str) and len(flat) == 1 else flat
     given["text"] = Fallback(text) if subject.corpus is None else text
     for entry in read & {role.name for role in roles().values() if role.flag == "--subject"}:
         given[entry] = (

@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,13 @@ class RecipeKind:
         summary: One sentence.
         params: The other keys of its recipes. A key that names an input (a model, a text, a series) says so
             by ``json_schema_extra={"role": ROLE}``: another input of the same name trains another artifact.
-        train: Module with ``train(params, keep, progress) -> Artifact``. ``keep`` is ``ArtifactStore.keep``
-            of the folder of runs; ``progress(phase, done, total, unit)`` is told what is done.
+        train: Module with ``train(params, keep, progress) -> Artifact``, or a list of them. ``keep`` is
+            ``ArtifactStore.keep`` of the folder of runs; ``progress(phase, done, total, unit)`` is told
+            what is done. Several have ``meta["part"] = [number, how many]``.
         version: Raised when the same recipe trains something else, so that what it trained before is not
             taken for it.
+        resumes: Whether ``train`` takes a fourth argument, a folder for unfinished work. It stays until the
+            artifacts are kept, so that a training goes on after an interruption.
     """
 
     name: str
@@ -45,6 +49,7 @@ class RecipeKind:
     params: type[Params]
     train: str
     version: int = 1
+    resumes: bool = False
 
     @property
     def reads(self) -> dict[str, str]:
@@ -80,32 +85,40 @@ class ArtifactRecipe:
         }
         return hashlib.sha256(canonical_json([*named, beyond] if beyond else named).encode()).hexdigest()
 
-    def train(self, keep: Any, progress: Any) -> Any:
-        """Train and return the artifact.
+    def train(self, keep: Any, progress: Any, work: Path) -> list[Artifact]:
+        """Train and return the artifacts.
+
+        Args:
+            keep: ``ArtifactStore.keep``.
+            progress: Told what is done.
+            work: Folder for unfinished work.
 
         Raises:
             SpecError: The module of the kind cannot be imported, lacks ``train``, or returned no artifact.
         """
         owner = Owner(f"recipe kind {self.kind.name}", "Add an input, a variant, an artifact")
         module = module_of(self.kind.train, owner, "train")
-        made = function_of(module, "train(params, keep, progress)", owner, "train")(
-            self.params, keep, progress
-        )
-        if not isinstance(made, Artifact):
+        given = (self.params, keep, progress, *([work] if self.kind.resumes else []))
+        call = "train(params, keep, progress" + (", work)" if self.kind.resumes else ")")
+        made = function_of(module, call, owner, "train")(*given)
+        found = made if isinstance(made, list) and made else [made]
+        if not all(isinstance(one, Artifact) for one in found):
             raise SpecError(
                 f"the function train of {owner.name} returned no artifact",
                 where=f"module {self.kind.train}",
-                allowed="writer.artifact, after the block of keep",
+                allowed="writer.artifact, after the block of keep, or a list of artifacts",
                 got=type(made).__name__,
                 next_step=owner.next_step,
             )
-        return made
+        return found
 
 
 @cache
 def recipe_kinds() -> Mapping[str, RecipeKind | DependencyError]:
     """Return the kinds by name; one whose package cannot be imported is there as the error of its use."""
-    found: dict[str, RecipeKind | DependencyError] = {}
+    # By name: this layer imports nothing above it
+    built_in = import_module("sparsescope.dictionaries.recipe").RECIPE
+    found: dict[str, RecipeKind | DependencyError] = {built_in.name: built_in}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         try:
             kind = point.load()

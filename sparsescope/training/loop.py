@@ -49,6 +49,9 @@ class Training(ABC):
             another shape then.
         log_every: Steps between two measures; 0 for none.
         checkpoints: Steps at which ``checkpoint`` is called; 0 is the initialization.
+        saves: Work between two saves, in times of one save, where that is more than ten seconds: 20 for
+            saves that take 5 % of the time.
+        keep_two: Whether the state before the last one is kept too, for a file that was damaged.
     """
 
     name: str
@@ -61,6 +64,8 @@ class Training(ABC):
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
     log_every: int = 0
     checkpoints: Collection[int] = ()
+    saves: float = SAVES
+    keep_two: bool = False
 
     @abstractmethod
     def update(self, step: int) -> None:
@@ -82,8 +87,8 @@ class Training(ABC):
 class Saving:
     """When to save, so that the work between two saves takes at most ten seconds, or ten times a save."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
+    def __init__(self, clock: Callable[[], float], saves: float = SAVES) -> None:
+        self.clock, self.saves = clock, saves
         self.saved = self.looked = clock()
         self.cost = 0.0
 
@@ -91,7 +96,7 @@ class Saving:
         """Whether to save now; asked after every step. A next step as long as this one must still fit in."""
         now = self.clock()
         step, self.looked = now - self.looked, now
-        return now - self.saved + step > max(SAVE_SECONDS, SAVES * self.cost)
+        return now - self.saved + step > max(SAVE_SECONDS, self.saves * self.cost)
 
     @contextmanager
     def measured(self) -> Iterator[None]:
@@ -128,7 +133,7 @@ def run_training(
     progress = load_state(folder, training)
     last = training.steps if stop_after is None else min(training.steps, progress.step + stop_after)
     begun, spent = time.process_time(), progress.cpu_seconds
-    saving, note = Saving(clock), "goes on from the saved state" if progress.step else ""
+    saving, note = Saving(clock, training.saves), "goes on from the saved state" if progress.step else ""
     with (
         training_progress(training.name, training.steps, progress.step) as show,
         held_interrupts() as interrupt,

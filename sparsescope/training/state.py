@@ -10,6 +10,7 @@ one is refused instead of being continued. Names of tensors: ``model.NAME`` for 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
-from sparsescope.core.files import replace_file
+from sparsescope.activations.shard_file import save_shard
+from sparsescope.core.files import storage_errors, sync_path
 from sparsescope.errors import ArtifactError, SpecError
 from sparsescope.models.identity import named_tensors
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from sparsescope.training.loop import Training
 
 FILE = "state.safetensors"
+PREVIOUS = "state.previous.safetensors"
 
 
 @dataclass(slots=True)
@@ -78,8 +81,6 @@ def save_state(folder: Path, training: Training, progress: TrainingRecord) -> No
         ArtifactError: The disk refuses; the state that was saved before stays.
         SpecError: The optimizer holds what is no tensor, or parameters that are not the model's.
     """
-    from safetensors.torch import save
-
     tensors = {f"model.{name}": tensor.detach() for name, tensor in named_tensors(training.model)}
     for name, parameter in _optimized(training):
         for key, value in training.optimizer.state.get(parameter, {}).items():
@@ -102,10 +103,22 @@ def save_state(folder: Path, training: Training, progress: TrainingRecord) -> No
         "checkpoints": progress.checkpoints,
         "cpu_seconds": progress.cpu_seconds,
     }
-    data = save(
-        {name: tensor.contiguous().clone() for name, tensor in tensors.items()}, {"facts": json.dumps(facts)}
-    )
-    replace_file(folder / FILE, data, action="save the state of the training")
+    with storage_errors("save the state of the training", folder / FILE):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{FILE}.{os.getpid()}.tmp"
+        try:
+            # Written tensor by tensor: a copy of all of them would double the memory
+            save_shard(
+                {name: tensor.contiguous().cpu() for name, tensor in tensors.items()},
+                temporary,
+                {"facts": json.dumps(facts)},
+            )
+            if training.keep_two and (folder / FILE).is_file():
+                (folder / FILE).replace(folder / PREVIOUS)
+            temporary.replace(folder / FILE)
+            sync_path(folder)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def load_state(folder: Path, training: Training) -> TrainingRecord:
@@ -115,23 +128,18 @@ def load_state(folder: Path, training: Training) -> TrainingRecord:
         ArtifactError: The state is damaged, or belongs to another recipe, other data or another model.
         SpecError: The optimizer holds parameters that are not the model's.
     """
-    from safetensors import safe_open
-
     optimized, path = _optimized(training), folder / FILE
+    if not path.is_file():
+        path = folder / PREVIOUS  # the process was killed between two renames
     if not path.is_file():
         return TrainingRecord()
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            # safe_open is no dict
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors has an exception of its own
-        raise ArtifactError(
-            "the state of the training cannot be read",
-            where=str(path),
-            got=str(error)[:200],
-            next_step="delete the file and begin again",
-        ) from error
+        facts, tensors = _read(path)
+    except ArtifactError:
+        if path.name == PREVIOUS or not (folder / PREVIOUS).is_file():
+            raise
+        path = folder / PREVIOUS
+        facts, tensors = _read(path)
     if facts["mark"] != training.mark:
         raise ArtifactError(
             "the unfinished training in this folder is of another recipe, or of other texts",
@@ -164,6 +172,24 @@ def load_state(folder: Path, training: Training) -> TrainingRecord:
         for step, measure, split, part, value in facts["curves"]
     ]
     return TrainingRecord(int(facts["step"]), curves, facts["checkpoints"], float(facts["cpu_seconds"]))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Facts and tensors of a saved state."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            # safe_open is no dict
+            return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors has an exception of its own
+        raise ArtifactError(
+            "the state of the training cannot be read",
+            where=str(path),
+            got=str(error)[:200],
+            next_step="delete the file and begin again",
+        ) from error
 
 
 def _optimized(training: Training) -> list[tuple[str, torch.nn.Parameter]]:

@@ -1,0 +1,31 @@
+"""Which documents a dictionary has seen: a digest of each, so that no score is computed on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BEGINNING = 128
+
+
+def document_digest(ids: NDArray[np.int32]) -> str:
+    """XXH64 of the first ``BEGINNING`` token ids of a document, 16 hex digits.
+
+    Its beginning only: how much of a document is read depends on the token budget, and it is the same
+    document when more of it is read elsewhere.
+
+    Args:
+        ids: Token ids of the text, without special tokens.
+
+    Example:
+        >>> import numpy as np
+        >>> long = np.arange(1000)
+        >>> document_digest(long) == document_digest(long[:200]) != document_digest(long[1:])
+        True
+    """
+    return xxhash.xxh64(np.ascontiguousarray(ids[:BEGINNING], "<i4").tobytes()).hexdigest()

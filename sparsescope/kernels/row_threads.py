@@ -1,0 +1,48 @@
+"""Threads that each take whole blocks of rows: matrix products and what follows them stay in one thread.
+
+Torch's own threads wait busily after each product and then compete with compiled code that runs on other
+threads. Here a thread makes the product of its rows alone and goes on with the result while that is in its
+cache. Blocks are of a fixed size, so the results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+Value = TypeVar("Value")
+
+
+def in_row_blocks(work: Callable[[int, int], Value], rows: int, block: int) -> list[Value]:
+    """Call ``work(begin, end)`` for blocks of rows, on as many threads as torch is set to use.
+
+    Args:
+        work: Called on a thread whose own torch products take one thread.
+        rows: Number of rows.
+        block: Rows in a block; the last one may be smaller.
+
+    Returns:
+        What the calls returned, in the order of the rows.
+    """
+    bounds = [(begin, min(begin + block, rows)) for begin in range(0, rows, block)]
+    threads = min(torch.get_num_threads(), len(bounds))
+    if threads <= 1:
+        return [work(*bound) for bound in bounds]
+    return list(_pool(threads).map(lambda bound: work(*bound), bounds))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that are kept; torch's number of threads belongs to each thread."""
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        threads, thread_name_prefix="rows", initializer=torch.set_num_threads, initargs=(1,)
+    )
+    for done in [pool.submit(torch.get_num_threads) for _ in range(4 * threads)]:
+        done.result()
+    torch.set_num_threads(before)  # what threads that begin later inherit
+    return pool
