@@ -90,7 +90,7 @@ def token_losses(
             loss is not finite.
     """
     check_causal(subject)
-    head: _Head | None = None
+    head: OutputHead | None = None
     parts: list[tuple[NDArray[Any], ...]] = []
     for batch in corpus.batches(batch_tokens, padding_for(subject, corpus, batch_tokens)):
         wanted = batch.text_mask[:, 1:]
@@ -99,7 +99,7 @@ def token_losses(
         ids = batch.input_ids if replace_ids is None else replace_ids(batch)
         mask = None if batch.attention_mask.all() else batch.attention_mask
         if head is None:
-            head = _Head(subject, ids, mask)
+            head = OutputHead(subject, ids, mask)
         with _edited(subject, sites, replace, batch):
             states = head.states(ids, mask)[:, :-1]
         chosen = torch.from_numpy(wanted).to(states.device)
@@ -154,7 +154,7 @@ def _edited(
     return subject.edit(sites, lambda site, tensor, rows=None: replace(site, tensor, rows, batch))
 
 
-class _Head:
+class OutputHead:
     """The output head, applied to chunks of hidden states.
 
     Some models change the logits after the head (soft-capping, scales). Whether head(states) is what the
@@ -176,13 +176,17 @@ class _Head:
         """Hidden states [batch, pos, d_model], or logits where the head alone does not make them."""
         return self.subject.forward(ids, mask, logits=not self.plain)
 
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits of some states, float32 [target, vocabulary]."""
+        return (self.head(states) if self.plain else states).float()
+
     def score(self, states: torch.Tensor, targets: torch.Tensor) -> tuple[NDArray[Any], ...]:
         """Loss, confidence and correctness of each target; ``states`` [target, d], ``targets`` [target]."""
         nll, confidence, correct = [], [], []
         with torch.inference_mode():
             for start in range(0, len(targets), CHUNK):
                 rows, wanted = states[start : start + CHUNK], targets[start : start + CHUNK]
-                logits = (self.head(rows) if self.plain else rows).float()
+                logits = self.logits(rows)
                 total = logits.logsumexp(-1)
                 top, place = logits.max(-1)
                 nll.append((total - logits.gather(-1, wanted[:, None])[:, 0]).double().cpu())

@@ -53,13 +53,13 @@ class DenseStep:
             share = min(int(dead.sum()) / self.aux_k, 1.0)
             loss = loss + self.aux_weight * share * (left - aux).square().sum() / left.square().sum()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         with torch.no_grad():
             gradient = self.decoder.grad
             assert gradient is not None
             gradient -= (gradient * self.decoder).sum(1, keepdim=True) * self.decoder
             self.optimizer.step()
-            self.decoder /= self.decoder.norm(dim=1, keepdim=True)
+            self.decoder.div_(self.decoder.norm(dim=1, keepdim=True))
             active = (codes > 0).any(0)
             self.since += len(rows)
             self.since[active] = 0

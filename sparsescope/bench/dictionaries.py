@@ -148,8 +148,8 @@ def _rows(context: Context, names: list[str]) -> dict[str, torch.Tensor]:
     numbers = np.zeros(len(place), np.int32)
     kept = {}
     for name, found in values.items():
-        batch = RowBatch(0, 0, numbers, numbers.astype(np.int64), place.astype(np.int32), {name: found})
-        kept[name] = kept_rows(batch, {name: facts_of(found, place)})[0][name]
+        whole = RowBatch(0, 0, numbers, numbers.astype(np.int64), place.astype(np.int32), {name: found})
+        kept[name] = kept_rows(whole, {name: facts_of(found, place)})[0][name]
     return kept
 
 

@@ -16,7 +16,7 @@ from sparsescope.errors import SparsescopeError
 if TYPE_CHECKING:
     from sparsescope.models.doctor import Examination
     from sparsescope.models.subject import Subject
-    from sparsescope.pruning.proof import Proof
+    from sparsescope.core.proofs import Proof
     from sparsescope.pruning.zeros import ZeroChange, Zeros
 
 _LOST_ROWS = 40
@@ -119,7 +119,7 @@ def zeros_of(subject: Subject, masks: str | None) -> ZeroDiagnosis | None:
         SpecError: The masks that were given cannot be read, or are of another model.
     """
     from sparsescope.pruning.foreign import read_masks
-    from sparsescope.pruning.proof import Proof, prove
+    from sparsescope.core.proofs import Proof, prove
     from sparsescope.pruning.zeros import compare, describe
 
     try:

@@ -16,7 +16,7 @@ from sparsescope.cli.root import app
 from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 if TYPE_CHECKING:
-    pass
+    from pathlib import Path
 
 
 @app.command("list")
@@ -95,8 +95,15 @@ def compare(
 def verify(
     folder: Annotated[
         str | None,
-        typer.Argument(help="A folder of sparsescope prune; the folder of runs when left out."),
+        typer.Argument(
+            help="A folder of sparsescope prune, or a dictionary; the folder of runs when left out."
+        ),
     ] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(help="Of a dictionary: the model that encodes 1,000 tokens again for a comparison."),
+    ] = None,
+    corpus: Annotated[str, typer.Option(help="Of a dictionary: the text for that.")] = "python-docs",
     home: Home = None,
     remove_unfinished: Annotated[
         float | None,
@@ -107,13 +114,23 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check sizes and checksums of every stored run and artifact, and list the saved work
-    of interrupted runs; of the folder of a pruned model, its files, its masks and every zero.
+    of interrupted runs; of the folder of a pruned model, its files, its masks and every zero; of a
+    dictionary (id or folder) its files, and with --subject L0 and error on 1,000 tokens.
     """
     from dataclasses import asdict
 
     from sparsescope.cli import console, listing
     from sparsescope.core.run_store import Store
 
+    if folder is not None and (subject is not None or _is_dictionary(folder)):
+        _verify_dictionary(folder, subject, corpus, home, json)
+        return
+    if subject is not None:
+        raise SpecError(
+            "a model is only asked about a dictionary",
+            where="--subject",
+            next_step="give its id or folder too",
+        )
     if folder is not None:
         _verify_pruned(folder, home is not None or remove_unfinished is not None, json)
         return
@@ -137,6 +154,46 @@ def verify(
     if (waiting or removed) and not json:
         console.out(listing.unfinished_text(waiting, removed))
     if bad:
+        raise typer.Exit(1)
+
+
+def _is_dictionary(given: str) -> bool:
+    """Whether this is the id of a kept dictionary, or a folder in a layout of one."""
+    from pathlib import Path
+
+    from sparsescope.core.sealed import ID
+    from sparsescope.dictionaries.given import KIND
+    from sparsescope.dictionaries.interchange import FORMATS
+
+    path = Path(given)
+    if ID.fullmatch(path.name) and path.name.startswith(f"{KIND}-"):
+        return True
+    return path.is_dir() and any((path / name).is_file() for names in FORMATS.values() for name in names)
+
+
+def _verify_dictionary(given: str, subject: str | None, corpus: str, home: Path | None, json: bool) -> None:
+    """Compare a dictionary with its checksums, and on a model with what its file says."""
+    from dataclasses import asdict
+
+    from sparsescope.cli import console, diagnosis
+    from sparsescope.core.roles import role
+    from sparsescope.core.run_store import Store
+    from sparsescope.dictionaries.proof import prove_files, prove_on
+
+    found = role("dictionary").functions().open(given, {}, Store(home))
+    proofs = [prove_files(found.artifact)]
+    if subject is not None and proofs[0].ok:
+        from sparsescope.activations.corpus import corpus as open_corpus
+        from sparsescope.models.sources import load
+
+        dictionary = found.load()
+        told = found.training.get("facts") or getattr(dictionary, "metadata", {})
+        proofs += prove_on(dictionary, told, load(subject), open_corpus(corpus, tokens=1200))
+    if json:
+        console.out_json({"dictionary": found.artifact.id, "proofs": [asdict(proof) for proof in proofs]})
+    else:
+        console.out(diagnosis.proofs_text(proofs))
+    if not all(proof.ok for proof in proofs):
         raise typer.Exit(1)
 
 

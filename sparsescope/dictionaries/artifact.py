@@ -48,7 +48,7 @@ def keep_dictionary(
     }
     if isinstance(dictionary, SNMFDictionary):
         with keep(KIND, format="snmf", meta=facts) as writer:
-            dictionary.save(writer.folder)
+            dictionary.snmf.save(writer.folder, {"site": dictionary.site})
             _write_training(writer, training)
     else:
         from sparsescope.dictionaries.interchange import save_saelens
@@ -67,6 +67,12 @@ def _write_training(writer: Any, training: Mapping[str, Any] | None) -> None:
 
 def read_dictionary(artifact: Artifact) -> Dictionary:
     """Read a dictionary; see ``GivenDictionary.load``."""
+    if artifact.format == "snmf":
+        from sparsescope.dictionaries.snmf import SNMFDictionary, load
+        from sparsescope.dictionaries.snmf.file import provenance
+
+        site = provenance(artifact.path).get("site") or artifact.meta.get("site")
+        return SNMFDictionary(load(artifact.path), str(site or ""))
     from sparsescope.dictionaries.interchange import load_dictionary
 
     return load_dictionary(artifact.path)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from sparsescope.dictionaries.base import Dictionary, as_rows
+from sparsescope.dictionaries.base import Dictionary, as_rows, leading_shape
 from sparsescope.dictionaries.codes import SparseCodes
 from sparsescope.dictionaries.entries import Entries, choose, decode_entries, encode_entries
 from sparsescope.errors import SpecError
@@ -108,8 +108,9 @@ class SparseAutoencoder(Dictionary, torch.nn.Module):
         seed: int = 0,
     ) -> None:
         torch.nn.Module.__init__(self)
-        for name, value, least in (("d_in", d_in, 1), ("width", width, 1), ("d_out", d_out or d_in, 1)):
-            check_whole(self, name, value, least)
+        d_out = d_in if d_out is None else d_out
+        for name, value in (("d_in", d_in), ("width", width), ("d_out", d_out)):
+            check_whole(self, name, value, 1)
         if normalize not in NORMALIZE or dtype not in DTYPES:
             raise SpecError(
                 "a setting of the dictionary is unknown",
@@ -117,7 +118,7 @@ class SparseAutoencoder(Dictionary, torch.nn.Module):
                 allowed=f"{', '.join(NORMALIZE)}; {', '.join(DTYPES)}",
                 got=f"{normalize}; {dtype}",
             )
-        self.d_in, self.width, self.d_out = d_in, width, d_out or d_in
+        self.d_in, self.width, self.d_out = d_in, width, d_out
         self.site, self.site_out, self.normalize, self.seed = site, site_out, normalize, seed
         if subtract_decoder_bias is None:
             subtract_decoder_bias = self.d_out == self.d_in and not site_out
@@ -196,7 +197,7 @@ class SparseAutoencoder(Dictionary, torch.nn.Module):
         found = self.reconstruct_rows(self._rows(x))[1]
         if self.d_out == self.d_in:
             return found.reshape(x.shape)
-        return found.reshape(*x.shape[:-1], self.d_out)
+        return found.reshape(*leading_shape(x, self.d_in), self.d_out)
 
     @torch.no_grad()
     def reconstruct_rows(self, rows: torch.Tensor) -> tuple[SparseCodes, torch.Tensor]:

@@ -64,7 +64,16 @@ class Dictionary(ABC):
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
         """Encode and decode; the result has the shape of x (of a transcoder [..., d_out])."""
         found = self.decode(self.encode(x))
-        return found.reshape(x.shape) if self.d_out == self.d_in else found.reshape(*x.shape[:-1], self.d_out)
+        return (
+            found.reshape(x.shape)
+            if self.d_out == self.d_in
+            else found.reshape(*leading_shape(x, self.d_in), self.d_out)
+        )
+
+    def reconstruct_rows(self, rows: torch.Tensor) -> tuple[SparseCodes, torch.Tensor]:
+        """Codes and reconstruction of rows [row, d_in], encoded once."""
+        codes = self.encode(rows)
+        return codes, self.decode(codes)
 
     def to_inference(self) -> Dictionary:
         """The dictionary with the rule that is exported, which decides for each row alone."""
@@ -93,6 +102,15 @@ def as_rows(x: torch.Tensor, d_in: int, what: str = "activations") -> torch.Tens
         )
     check_finite(rows, what)
     return rows
+
+
+def leading_shape(x: torch.Tensor, d_in: int) -> tuple[int, ...]:
+    """The dimensions of x before those that hold d_in entries."""
+    n, size = x.dim(), 1
+    while size != d_in or n == x.dim():
+        n -= 1
+        size *= x.shape[n]
+    return tuple(x.shape[:n])
 
 
 def check_finite(rows: torch.Tensor, what: str) -> None:

@@ -75,6 +75,8 @@ def census(
     seen, squares, total = 0, 0.0, torch.zeros(())
     stream = source.batches()
     for batch in stream:
+        if batch.epoch:
+            break  # rows that were left out are no reason to count others twice
         values, _ = kept_rows(batch, dict(facts))
         rows, target = values[site], values[site_out]
         for key, found in dictionaries.items():

@@ -181,9 +181,11 @@ class FeatureChoiceSAE(BatchTopKSAE):
         law = zipf_mandelbrot(np.round(densities * _COUNTED).astype(np.int64), _COUNTED)
         ranks = np.empty(self.width, np.int64)
         ranks[np.argsort(-densities, kind="stable")] = np.arange(self.width)
-        shares = (ranks + 1 + law.beta) ** -law.alpha
+        # No law where hardly a feature is active, or all are equally often: equal shares then
+        alpha, beta = (law.alpha, law.beta) if np.isfinite(law.alpha) else (0.0, 0.0)
+        shares = (ranks + 1 + beta) ** -alpha
         self.quota.copy_(torch.from_numpy(shares / shares.sum()))
-        self.zipf.copy_(torch.tensor([law.alpha, law.beta]))
+        self.zipf.copy_(torch.tensor([alpha, beta]))
 
     def quotas(self, rows: int) -> torch.Tensor:
         """Rows that each feature gets of a batch, int64 [width]: at least 1, at most all, ``k * rows`` in

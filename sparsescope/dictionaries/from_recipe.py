@@ -241,9 +241,9 @@ def _factorized(
     found = {}
     for name, values in (("train", rows), ("held_out", held_out)):
         codes = dictionary.encode(values)
-        error = (dictionary.decode(codes).double() - values.double()).square().sum()
+        left = (dictionary.decode(codes).double() - values.double()).square().sum()
         whole = (values.double() - values.double().mean(0)).square().sum()
-        found[f"{name}_fvu"] = float(error / whole)
+        found[f"{name}_fvu"] = float(left / whole)
         found[f"{name}_l0"] = len(codes.values) / len(values)
         if name == "train":
             active = codes.rows_per_feature.numpy()

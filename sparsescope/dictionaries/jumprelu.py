@@ -114,6 +114,7 @@ class JumpReLUSAE(SparseAutoencoder):
         self.k, self.penalty_kind = min(32, width) if k is None else k, penalty_kind
         self.penalty_weight, self.bandwidth = penalty_weight, bandwidth
         self.threshold = torch.nn.Parameter(torch.full_like(self.encoder_bias, 0.01))
+        self._scores: torch.Tensor | None = None  # of the step that is made
 
     def select(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores strictly above their threshold and 0."""
@@ -130,7 +131,7 @@ class JumpReLUSAE(SparseAutoencoder):
         """Z of the entries."""
         thresholds = self._thresholds(entries)
         found: torch.Tensor = _Jump.apply(scores, thresholds, self.bandwidth)  # type: ignore[no-untyped-call]
-        self._scores = scores
+        self._scores = scores.detach()
         return found
 
     def penalty(
@@ -138,11 +139,11 @@ class JumpReLUSAE(SparseAutoencoder):
     ) -> dict[str, torch.Tensor]:
         """What holds L0 down."""
         weight = self.penalty_weight * step.warmup
-        scores, self._scores = self._scores, values
+        scores, self._scores = self._scores, None
         if self.penalty_kind == "tanh":
             return {"sparsity": weight * torch.tanh(_TANH * values).sum() / (len(rows) * self.k)}
         open_: torch.Tensor = _Count.apply(  # type: ignore[no-untyped-call]
-            scores.detach(), self._thresholds(entries), self.bandwidth
+            scores, self._thresholds(entries), self.bandwidth
         )
         count = open_.sum() / len(rows)
         if self.penalty_kind == "step":

@@ -40,9 +40,10 @@ class MatryoshkaSAE(BatchTopKSAE):
         super().__init__(d_in, width, **settings)
         if prefixes is None:
             prefixes = sorted({max(1, width // part) for part in (16, 8, 4, 2, 1)})
-        self.prefixes = [int(prefix) for prefix in prefixes]
+        self.prefixes = list(prefixes)
         if (
             not self.prefixes
+            or any(type(prefix) is not int for prefix in self.prefixes)
             or self.prefixes != sorted(set(self.prefixes))
             or self.prefixes[0] < 1
             or self.prefixes[-1] != width

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+import xxhash
 
 from sparsescope.activations.shuffled import RowBatch
+from sparsescope.dictionaries.autoencoder import check_whole
 from sparsescope.dictionaries.base import check_finite
 from sparsescope.errors import SpecError
 
@@ -77,20 +79,26 @@ class TensorRows:
                 allowed="[row, d], at least one row, as many targets as rows",
                 got=f"{list(rows.shape)}" + ("" if targets is None else f", targets {list(targets.shape)}"),
             )
+        check_whole(self, "batch_rows", batch_rows, 1)
+        check_whole(self, "epochs", epochs, 1)
         self._values = {site: rows} if targets is None else {site: rows, site_out: targets}
         self.n_rows, self.batch_rows, self.epochs, self.seed = len(rows), batch_rows, epochs, seed
         self._per_epoch = -(-self.n_rows // batch_rows)
         self.n_batches = epochs * self._per_epoch
-        sums = [float(values.double().sum()) for values in self._values.values()]
+        digests = [
+            xxhash.xxh3_128_hexdigest(values.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            for values in self._values.values()
+        ]
         self.fingerprint: dict[str, Any] = {
-            "rows": self.n_rows, "batch_rows": batch_rows, "seed": seed, "sums": sums,
+            "rows": self.n_rows, "batch_rows": batch_rows, "seed": seed, "digests": digests,
         }  # fmt: skip
 
     def batches(self, start: int = 0) -> Iterator[RowBatch]:
         """See ``RowSource``."""
         for number in range(start, self.n_batches):
             epoch, place = divmod(number, self._per_epoch)
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.n_rows)
+            if number == start or place == 0:
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.n_rows)
             chosen = order[place * self.batch_rows : (place + 1) * self.batch_rows]
             values = {name: found[torch.from_numpy(chosen)] for name, found in self._values.items()}
             # Positions that are not the first: nothing is known of them
@@ -122,6 +130,16 @@ class LiveRows:
         epochs: int = 1,
         seed: int = 0,
     ) -> None:
+        for name, value in (("batch_rows", batch_rows), ("buffer_rows", buffer_rows), ("epochs", epochs)):
+            check_whole(self, name, value, 1)
+        if any(site.kind == "experts" for site in source.sites):
+            raise SpecError(
+                "an expert sees only the tokens that are routed to it, which live rows cannot be mixed from",
+                where="LiveRows(source)",
+                allowed="dense sites",
+                got=", ".join(site.name for site in source.sites if site.kind == "experts")[:120],
+                next_step="store its activations, and read them with ShuffledRows",
+            )
         self.source, self.batch_rows, self.epochs, self.seed = source, batch_rows, epochs, seed
         lengths = [
             int((tokens.text_mask | (tokens.position == 0)).sum())
@@ -240,11 +258,13 @@ def facts_of(values: torch.Tensor, positions: np.ndarray) -> RowFacts:
 
 
 def sample_of(source: RowSource, rows: int = SAMPLE_ROWS) -> RowBatch:
-    """The first rows of a source, joined."""
+    """The first rows of a source, joined; one epoch at most."""
     held: list[RowBatch] = []
     count = 0
     stream = source.batches()
     for batch in stream:
+        if batch.epoch:
+            break
         held.append(batch)
         count += len(batch.token_ids)
         if count >= rows:

@@ -26,6 +26,7 @@ import torch
 
 from sparsescope.core.spec import canonical_json
 from sparsescope.dictionaries.autoencoder import SparseAutoencoder, Step
+from sparsescope.dictionaries.base import as_rows
 from sparsescope.dictionaries.census import Census, census
 from sparsescope.dictionaries.rows import RowFacts, RowSource, TensorRows, facts_of, kept_rows, sample_of
 from sparsescope.dictionaries.thresholds import set_thresholds
@@ -68,6 +69,13 @@ class Settings:
                 where="train(warmup, decay)",
                 allowed="0 to 1",
                 got=f"{self.warmup}, {self.decay}",
+            )
+        if self.dead_window is not None and self.dead_window < 1:
+            raise SpecError(
+                "the dead window is not possible",
+                where="train(dead_window)",
+                allowed="at least 1 row",
+                got=self.dead_window,
             )
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise SpecError(
@@ -139,6 +147,14 @@ def train(
         {"dictionary": dictionaries} if isinstance(dictionaries, SparseAutoencoder) else dict(dictionaries)
     )
     source: RowSource = TensorRows(rows, site=_site(given)) if isinstance(rows, torch.Tensor) else rows
+    _check(given)
+    d_in = next(iter(given.values())).d_in
+    for what, found in (
+        ("threshold_rows", threshold_rows),
+        ("held_out", held_out[0] if isinstance(held_out, tuple) else held_out),
+    ):
+        if found is not None and not len(as_rows(found, d_in, what)):
+            raise SpecError("there are no rows", where=f"train({what})", next_step="leave it out")
     training = DictionaryTraining(given, source, settings or Settings(), name, device, sinks, progress)
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
@@ -169,7 +185,8 @@ class DictionaryTraining(Training):
         self.device, self.sinks, self.progress = torch.device(device), sinks, progress
         first = next(iter(dictionaries.values()))
         sample = sample_of(source)
-        self.site = first.site if first.site in sample.values else next(iter(sample.values))
+        named = first.site and "" not in sample.values  # rows of a tensor have no name
+        self.site = first.site if named or first.site in sample.values else next(iter(sample.values))
         self.site_out = first.site_out or self.site
         for site, width in ((self.site, first.d_in), (self.site_out, first.d_out)):
             if site not in sample.values or sample.values[site].shape[1] != width:
@@ -182,7 +199,8 @@ class DictionaryTraining(Training):
                     ),
                 )
         self.row_facts = {
-            site: facts_of(sample.values[site], sample.positions) for site in {self.site, self.site_out}
+            site: facts_of(sample.values[site], sample.positions)
+            for site in dict.fromkeys((self.site, self.site_out))
         }
         self.scale_in = _scale(self.row_facts[self.site], first.d_in)
         self.scale_out = _scale(self.row_facts[self.site_out], first.d_out)
@@ -211,6 +229,7 @@ class DictionaryTraining(Training):
         }
         sums = {f"sums.{key}": torch.zeros(len(PARTS), dtype=torch.float64) for key in dictionaries}
         marked = [
+            steps,
             {key: found.architecture for key, found in dictionaries.items()},
             [{**found.config, "seed": found.seed} for found in dictionaries.values()],
             source.fingerprint,
@@ -220,7 +239,9 @@ class DictionaryTraining(Training):
             name=name,
             mark=hashlib.sha256(canonical_json(marked).encode()).hexdigest(),
             steps=steps,
-            model=torch.nn.ModuleDict({_key(key): found for key, found in dictionaries.items()}),
+            model=torch.nn.ModuleDict(
+                {_key(n, key): found for n, (key, found) in enumerate(dictionaries.items())}
+            ),
             optimizer=optimizer,
             generator=torch.Generator(),
             extra={**since, **sums, "left_out": torch.zeros(2, dtype=torch.int64)},
@@ -246,6 +267,8 @@ class DictionaryTraining(Training):
         rate = self._shape.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
+        if not len(rows):  # all were left out
+            return
         self.optimizer.zero_grad(set_to_none=True)
         for key, found in self.dictionaries.items():
             since = self.extra[f"since.{key}"]
@@ -400,6 +423,14 @@ def _errors(
 def _check(dictionaries: Mapping[str, SparseAutoencoder]) -> None:
     if not dictionaries:
         raise SpecError("there is no dictionary to train", where="train(dictionaries)")
+    for key, found in dictionaries.items():
+        if found.normalize != "none" or found.encoder.dtype != torch.float32:
+            raise SpecError(
+                "this dictionary can be used, but not trained",
+                where=f"train(dictionaries), {key}",
+                allowed="normalize none, dtype float32",
+                got=f"normalize {found.normalize}, dtype {str(found.encoder.dtype).removeprefix('torch.')}",
+            )
     shapes = {(found.d_in, found.d_out, found.site, found.site_out) for found in dictionaries.values()}
     if len(shapes) > 1:
         raise SpecError(
@@ -414,6 +445,6 @@ def _site(dictionaries: Mapping[str, SparseAutoencoder]) -> str:
     return next((found.site for found in dictionaries.values()), "")
 
 
-def _key(name: str) -> str:
-    """A name that a module may have."""
-    return name.replace(".", "_") or "dictionary"
+def _key(number: int, name: str) -> str:
+    """A name that a module may have, another one for each dictionary."""
+    return f"{number}_{name.replace('.', '_')}"

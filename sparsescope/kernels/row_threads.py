@@ -7,6 +7,7 @@ cache. Blocks are of a fixed size, so the results do not depend on the number of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -46,3 +47,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         done.result()
     torch.set_num_threads(before)  # what threads that begin later inherit
     return pool
+
+
+if hasattr(os, "register_at_fork"):
+    # Threads do not survive a fork: the child would wait for them for ever
+    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,9 +1,9 @@
 """The operations of a sparse autoencoder on the entries of its codes only.
 
-With k of F features active in a row, a dense decoder and its gradients do F / k times the work that is needed.
-Here the rows are decoded from their entries, and the gradient of a feature is the sum over the rows on which
-it is active, found by a counting sort. ``numba`` for float32 in host memory, ``torch`` elsewhere; both are
-tested against dense algebra. Sums run in the order of rows, so that they do not depend on threads.
+With k of F features active in a row, a dense decoder and its gradients do F / k times the work that is
+needed. Here the rows are decoded from their entries, and the gradient of a feature is the sum over the rows
+on which it is active, found by a counting sort. ``numba`` for float32 in host memory, ``torch`` elsewhere;
+both are tested against dense algebra. Sums run in the order of rows, so that they do not depend on threads.
 
 Shapes: scores [row, feature]; indices int32 [entry], ascending in a row; offsets int64 [row + 1];
 values, coefficients [entry]; decoder, features [feature, d]; rows [row, d].
@@ -57,7 +57,7 @@ def top_entries(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
         rows = len(scores)
         indices = np.empty((rows, k), np.int32)
         counts = np.empty(rows, np.int64)
-        _fast().top_rows(scores.numpy(), k, indices, counts)
+        _fast().top_rows(_array(scores), k, indices, counts)
         kept = np.arange(k) < counts[:, None]
         chosen = torch.from_numpy(indices[kept])
         number = torch.repeat_interleave(torch.arange(rows), torch.from_numpy(counts))
@@ -84,7 +84,7 @@ def entries_above(
     if compiled(scores):
         bounds = thresholds.detach().float().expand(scores.shape[1]).contiguous()
         counts = np.empty(len(scores), np.int64)
-        indices, values = _fast().above_rows(scores.numpy(), bounds.numpy(), counts)
+        indices, values = _fast().above_rows(_array(scores), bounds.numpy(), counts)
         return torch.from_numpy(indices), torch.from_numpy(values), torch.from_numpy(counts)
     kept = scores > thresholds
     return kept.nonzero(as_tuple=True)[1].int(), scores[kept], kept.sum(1)
@@ -100,7 +100,7 @@ def largest_of_rows(scores: torch.Tensor, counts: torch.Tensor) -> tuple[torch.T
         starts = np.zeros(len(scores) + 1, np.int64)
         np.cumsum(counts.numpy(), out=starts[1:])
         indices, values = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.float32)
-        parts = (scores.numpy(), starts, indices, values)
+        parts = (_array(scores), starts, indices, values)
         in_row_blocks(lambda begin, end: _fast().largest(*parts, begin, end), len(scores), 32)
         return torch.from_numpy(indices), torch.from_numpy(values)
     order = scores.sort(dim=1, descending=True, stable=True).indices
@@ -117,7 +117,7 @@ def decode(
     rows = len(offsets) - 1
     if compiled(values, decoder):
         out = torch.empty(rows, decoder.shape[1])
-        parts = (indices.numpy(), values.numpy(), offsets.numpy(), decoder.numpy(), out.numpy())
+        parts = (_array(indices), _array(values), _array(offsets), _array(decoder), out.numpy())
         in_row_blocks(lambda begin, end: _fast().decode(*parts, begin, end), rows, ROWS)
         return out
     # embedding_bag is torch's own gather and sum
@@ -132,7 +132,7 @@ def row_products(
     """Scalar product of the row and the feature of every entry, [entry]."""
     if compiled(rows, features):
         out = torch.empty(len(indices))
-        parts = (indices.numpy(), offsets.numpy(), rows.numpy(), features.numpy(), out.numpy())
+        parts = (_array(indices), _array(offsets), _array(rows), _array(features), out.numpy())
         in_row_blocks(lambda begin, end: _fast().row_products(*parts, begin, end), len(rows), ROWS)
         return out
     number = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), offsets.diff())
@@ -149,7 +149,7 @@ def by_feature(indices: torch.Tensor, offsets: torch.Tensor, width: int) -> ByFe
         entries = np.empty(len(indices), np.int64)
         rows = np.empty(len(indices), np.int32)
         starts = np.zeros(width + 1, np.int64)
-        _fast().by_feature(indices.numpy(), offsets.numpy(), entries, rows, starts)
+        _fast().by_feature(_array(indices), _array(offsets), entries, rows, starts)
         return ByFeature(torch.from_numpy(entries), torch.from_numpy(rows), torch.from_numpy(starts))
     order = indices.long().argsort(stable=True)
     number = torch.repeat_interleave(torch.arange(len(offsets) - 1, device=indices.device), offsets.diff())
@@ -164,8 +164,8 @@ def feature_sums(order: ByFeature, coefficients: torch.Tensor, rows: torch.Tenso
     if compiled(coefficients, rows):
         out = torch.empty(width, rows.shape[1])
         parts = (
-            order.entries.numpy(), order.rows.numpy(), order.starts.numpy(), coefficients.numpy(),
-            rows.numpy(), out.numpy(),
+            order.entries.numpy(), order.rows.numpy(), order.starts.numpy(), _array(coefficients),
+            _array(rows), out.numpy(),
         )  # fmt: skip
         in_row_blocks(lambda begin, end: _fast().feature_sums(*parts, begin, end), width, FEATURES)
         return out
@@ -181,6 +181,11 @@ def feature_sums(order: ByFeature, coefficients: torch.Tensor, rows: torch.Tenso
 def sums_by_feature(indices: torch.Tensor, coefficients: torch.Tensor, width: int) -> torch.Tensor:
     """Sum of the coefficients of each feature, [feature]."""
     return torch.bincount(indices.long(), weights=coefficients, minlength=width).to(coefficients.dtype)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    """Its memory in the order that the loops are compiled for; another order would be compiled anew."""
+    return tensor.contiguous().numpy()
 
 
 def _fast() -> ModuleType:

@@ -1,6 +1,7 @@
 """The compiled loops of ``sparse_codes.py``, where each is described; imported when one is first used.
 
-They take NumPy arrays and write into them; ``begin`` and ``end`` are the rows, or the features, of one thread.
+They take NumPy arrays and write into them; ``begin`` and ``end`` are the rows, or the features, of one
+thread.
 """
 
 # mypy: disallow-untyped-decorators=False
@@ -120,6 +121,7 @@ def top_rows(scores: np.ndarray, k: int, indices: np.ndarray, counts: np.ndarray
 def largest(
     scores: np.ndarray, starts: np.ndarray, indices: np.ndarray, values: np.ndarray, begin: int, end: int
 ) -> None:
+    """The largest scores of each row, whatever their sign."""
     width = scores.shape[1]
     ranked = np.empty(width, np.float32)
     for r in range(begin, end):
@@ -146,6 +148,7 @@ def largest(
 def above_rows(
     scores: np.ndarray, thresholds: np.ndarray, counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
+    """The scores above the threshold of their feature."""
     rows, width = scores.shape
     indices, values = np.empty(4 * width, np.int32), np.empty(4 * width, np.float32)
     total = 0
@@ -178,6 +181,7 @@ def decode(
     begin: int,
     end: int,
 ) -> None:
+    """The weighted sum of decoder rows of each row of codes."""
     d = decoder.shape[1]
     for r in range(begin, end):
         target = out[r]
@@ -208,6 +212,7 @@ def row_products(
     begin: int,
     end: int,
 ) -> None:
+    """The scalar product of every entry."""
     d = rows.shape[1]
     for r in range(begin, end):
         row = rows[r]
@@ -223,6 +228,7 @@ def row_products(
 def by_feature(
     indices: np.ndarray, offsets: np.ndarray, entries: np.ndarray, rows: np.ndarray, starts: np.ndarray
 ) -> None:
+    """A counting sort of the entries."""
     for e in range(len(indices)):
         starts[indices[e] + 1] += 1
     for f in range(1, len(starts)):
@@ -247,6 +253,7 @@ def feature_sums(
     begin: int,
     end: int,
 ) -> None:
+    """The weighted sum of rows of each feature."""
     d = rows.shape[1]
     for f in range(begin, end):
         target = out[f]

@@ -6,11 +6,11 @@ Each proof says what was looked at and what was seen; one that does not hold nam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.core.files import sha256_file
+from sparsescope.core.proofs import Proof
 from sparsescope.core.sealed import FILE
 from sparsescope.errors import SparsescopeError, SpecError
 from sparsescope.pruning.masks import FACTS, MaskSet
@@ -21,21 +21,6 @@ if TYPE_CHECKING:
     from sparsescope.models.subject import Subject
 
 _SHOWN = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """One thing that was looked at.
-
-    Attributes:
-        what: What must hold: ``masks``, ``count``, ``pattern``, ``zeros``, ``files`` or ``model``.
-        ok: Whether it does.
-        detail: What was seen.
-    """
-
-    what: str
-    ok: bool
-    detail: str
 
 
 def has_masks(folder: Path) -> bool:

@@ -106,6 +106,8 @@ def save_state(folder: Path, training: Training, progress: TrainingRecord) -> No
     with storage_errors("save the state of the training", folder / FILE):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{FILE}.{os.getpid()}.tmp"
+        for left in folder.glob(f".{FILE}.*.tmp"):
+            left.unlink(missing_ok=True)  # of a process that was killed; the caller holds the lock
         try:
             # Written tensor by tensor: a copy of all of them would double the memory
             save_shard(

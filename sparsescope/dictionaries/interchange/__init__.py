@@ -197,7 +197,9 @@ def _seen(place: Path) -> str:
 
 
 def _hint(place: Path) -> str:
-    """Folders in it that have a layout, where there are some."""
+    """What to give instead: folders in it that have a layout, where there are some."""
+    if (place / "snmf.safetensors").is_file():
+        return "this is a factorization: load it with sparsescope.dictionaries.SNMF.load"
     if place.is_dir():
         inner = [entry.name for entry in sorted(place.iterdir()) if entry.is_dir() and _formats_in(entry)]
         if inner:

@@ -44,6 +44,7 @@ _KINDS: dict[str, type[SparseAutoencoder]] = {
     "GatedAutoEncoder": GatedSAE,
     "JumpReluAutoEncoder": JumpReLUSAE,
 }
+_OTHER = "copy the file again, or take another checkpoint of the training"
 _OF_BATCHES = ("BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 #: Classes by our names of architectures, for files without a configuration.
 _BY_NAME = {"topk": "AutoEncoderTopK", "batch_topk": "BatchTopKSAE", "jumprelu": "BatchTopKSAE"}
@@ -74,9 +75,15 @@ def load(path: Path, dtype: str | None = None, architecture: str | None = None) 
             raise trainer.fault(key, f"{size}, as the weights have", trainer.fields[key])
     k = _k(weights, trainer, width) if name == "AutoEncoderTopK" or name in _OF_BATCHES else None
     threshold = float(weights.number("threshold")) if "threshold" in weights.tensors and k else None
-    if threshold is not None and math.isnan(threshold):
-        raise ArtifactError("the threshold of the dictionary is NaN", where=f"{file}, threshold", got="nan")
-    groups = weights.tensors.pop("group_sizes", None)
+    if threshold is not None and not math.isfinite(threshold):
+        raise ArtifactError(
+            "the threshold of the dictionary is NaN or infinite",
+            where=f"{file}, threshold",
+            allowed="a finite number",
+            got=threshold,
+            next_step=_OTHER,
+        )
+    groups = weights.tensors.pop("group_sizes", None) if name == "MatryoshkaBatchTopKSAE" else None
     kind, parts = _KINDS[name], _parts(weights, name, width, d_in)
     weights.done()
     settings: dict[str, Any] = {
@@ -149,6 +156,7 @@ def _k(weights: Weights, trainer: Config, width: int) -> int:
             where=f"{weights.path}, k",
             allowed=f"a whole number from 1 to {width}, the number of features",
             got=k,
+            next_step=_OTHER,
         )
     annealed = bool(trainer.fields.get("k_anneal_steps") or trainer.fields.get("anneal_k"))
     if "k" in trainer.fields and trainer.fields["k"] != k and not annealed:
@@ -196,7 +204,8 @@ def _checked_prefixes(prefixes: list[int] | None, width: int, file: Path) -> lis
         "the groups of the dictionary are not possible",
         where=f"{file}, group_sizes",
         allowed=f"sizes above 0 that add up to {width}, the number of features",
-        got=str(prefixes)[:120],
+        got=f"{list(prefixes or [])} added up"[:120],
+        next_step=_OTHER,
     )
 
 

@@ -146,10 +146,15 @@ class Weights:
     Attributes:
         path: The file.
         tensors: Those that were not taken yet.
+        names: All names of the file, for messages.
     """
 
     path: Path
     tensors: dict[str, torch.Tensor]
+    names: str = ""
+
+    def __post_init__(self) -> None:
+        self.names = ", ".join(sorted(self.tensors))
 
     @classmethod
     def safetensors(cls, path: Path) -> Weights:
@@ -234,8 +239,8 @@ class Weights:
                 f"the tensor {name} holds no real numbers", name, ", ".join(DTYPES), tensor.dtype
             )
         del self.tensors[name]
-        # The sum is finite only if each entry is
-        if not bool(tensor.sum(dtype=torch.float64).isfinite()):
+        # The sum is finite only if each entry is; where it overflows, the entries are looked at
+        if not bool(tensor.sum().isfinite()):
             bad = tensor.isnan() if name.endswith("threshold") else ~tensor.isfinite()
             if bool(bad.any()):
                 raise self._fault(
@@ -274,9 +279,7 @@ class Weights:
 
     def _found(self, name: str) -> torch.Tensor:
         if name not in self.tensors:
-            raise self._fault(
-                f"the tensor {name} is missing", name, name, ", ".join(sorted(self.tensors))[:300]
-            )
+            raise self._fault(f"the tensor {name} is missing", name, name, self.names[:300])
         return self.tensors[name]
 
     def _fault(self, what: str, name: str, allowed: str, got: object) -> ArtifactError:
@@ -320,9 +323,12 @@ def build(
     """
     (width, d_in), d_out = parts["encoder"].shape, parts["decoder"].shape[1]
     # Made with one feature: random directions of all would be drawn for nothing
+    has_k = "k" in kind.settings
+    if has_k:
+        settings["k"] = 1
     found = kind(d_in, 1, d_out=d_out, skip="skip_weight" in parts, dtype=_NAMES[dtype], **settings)
     found.width = width
-    if "k" in kind.settings:
+    if has_k:
         found.k = min(32, width) if k is None else k  # type: ignore[assignment]
     for name, tensor in parts.items():
         # A copy: what is mapped would change with the file

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ def _scale(folder: Path, config: Config) -> float:
     if not (folder / SCALER).is_file():
         raise config.fault(
             "normalize_activations", f"none, layer_norm, or a {SCALER} beside it with the factor",
-            config.fields.get("normalize_activations"),
+            "expected_average_only_in",
             f'write {SCALER} with {{"scaling_factor": sqrt(d_in) / mean norm of the activations}}; where the '
             "factor is folded into the weights already, write none here",
         )  # fmt: skip
@@ -306,8 +307,6 @@ def _config(dictionary: SparseAutoencoder) -> dict[str, Any]:
 
 
 def _written_metadata(dictionary: SparseAutoencoder) -> dict[str, Any]:
-    from sparsescope import __version__
-
     given = dict(dictionary.metadata)
     for key in ("densities", "reshape_activations"):
         given.pop(key, None)
@@ -318,7 +317,7 @@ def _written_metadata(dictionary: SparseAutoencoder) -> dict[str, Any]:
     found = {key: value for key, value in given.items() if key in names}
     own |= {key: value for key, value in given.items() if key not in names}
     own |= {
-        "version": __version__,
+        "version": version("sparsescope"),
         "architecture": dictionary.architecture,
         "settings": {name: getattr(dictionary, name) for name in dictionary.settings},
     }

@@ -30,6 +30,7 @@ Array = NDArray[np.float64]
 BLOCK, DENSE_BLOCK = 1 << 14, 1 << 11
 #: Above this share of non-zero entries a dense product is the quicker one.
 DENSE = 0.2
+_SMALL_PRODUCT = 1 << 24  # multiplications that take less time than to look for zeros
 #: Added to the denominator of the multiplicative rule, as published.
 FLOOR = 1e-6
 Pool = Executor | None
@@ -255,9 +256,15 @@ class Rows:
             by_chunks(block.stop - start, chunk, executor)
 
 
+def worth_sparse(components: Array) -> bool:
+    """Whether products with H are quicker by way of its non-zero entries."""
+    small = len(components) * components.size <= _SMALL_PRODUCT
+    return not small and np.count_nonzero(components) <= DENSE * components.size
+
+
 def gram(components: Array) -> Array:
     """H H^T, by way of the non-zero entries where there are few."""
-    if np.count_nonzero(components) > DENSE * components.size:
+    if not worth_sparse(components):
         return components @ components.T
     sparse = scipy.sparse.csr_array(components)
     return (sparse @ sparse.T).toarray()

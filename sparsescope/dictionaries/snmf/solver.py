@@ -22,7 +22,7 @@ import scipy.linalg
 import scipy.sparse
 from numpy.typing import NDArray
 
-from sparsescope.dictionaries.snmf.rows import DENSE, Array, Rows, Sums, threads
+from sparsescope.dictionaries.snmf.rows import Array, Rows, Sums, threads, worth_sparse
 
 Mask = NDArray[np.bool_]
 State = TypeVar("State")
@@ -235,7 +235,7 @@ def _refit(sums: Sums, mask: Mask, current: Array) -> Array:
 
 def _slope(sums: Sums, components: Array) -> Array:
     """B - S H, half the negative gradient of the loss."""
-    if np.count_nonzero(components) > DENSE * components.size:
+    if not worth_sparse(components):
         return sums.products - sums.codes @ components
     return sums.products - (scipy.sparse.csr_array(components).T @ sums.codes).T
 

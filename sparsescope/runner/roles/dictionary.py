@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.core.artifact_store import ArtifactStore
-from sparsescope.core.artifacts import ID, RECORD, Artifact
+from sparsescope.core.artifacts import RECORD, Artifact
 from sparsescope.core.files import given_path
+from sparsescope.core.sealed import ID
 from sparsescope.dictionaries.given import KIND, GivenDictionary
 from sparsescope.errors import SpecError
 from sparsescope.runner.roles import artifact as artifacts
