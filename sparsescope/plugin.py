@@ -63,7 +63,7 @@ from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.result import Note, Result, Tensor
 from sparsescope.core.roles import Role
 from sparsescope.core.spec import Params
-from sparsescope.core.statements import Statement, basis, said
+from sparsescope.core.statements import Statement, basis, defined, said
 from sparsescope.core.tables import places, with_interval
 from sparsescope.errors import SparsescopeError, SpecError, SubjectError
 from sparsescope.metrics.estimates import DocumentBootstrap, Estimate
@@ -120,6 +120,7 @@ __all__ = [
     "VariantKind",
     "View",
     "basis",
+    "defined",
     "describe",
     "places",
     "said",

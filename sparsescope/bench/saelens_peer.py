@@ -24,7 +24,6 @@ def main(argv: list[str]) -> None:
     rows = torch.from_numpy(np.load(argv[0]))
     width, k, batch, steps, threads = (int(text) for text in argv[1:6])
     torch.set_num_threads(threads)
-    torch.manual_seed(0)
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=rows.shape[1], d_sae=width, k=k))
     trainer = SAETrainer(
         SAETrainerConfig(

@@ -14,9 +14,9 @@ from sparsescope.cli.console import table
 from sparsescope.errors import SparsescopeError
 
 if TYPE_CHECKING:
+    from sparsescope.core.proofs import Proof
     from sparsescope.models.doctor import Examination
     from sparsescope.models.subject import Subject
-    from sparsescope.core.proofs import Proof
     from sparsescope.pruning.zeros import ZeroChange, Zeros
 
 _LOST_ROWS = 40
@@ -118,8 +118,9 @@ def zeros_of(subject: Subject, masks: str | None) -> ZeroDiagnosis | None:
     Raises:
         SpecError: The masks that were given cannot be read, or are of another model.
     """
+    from sparsescope.core.proofs import Proof
     from sparsescope.pruning.foreign import read_masks
-    from sparsescope.core.proofs import Proof, prove
+    from sparsescope.pruning.proof import prove
     from sparsescope.pruning.zeros import compare, describe
 
     try:

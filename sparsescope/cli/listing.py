@@ -459,8 +459,9 @@ def findings(outcome: Outcome) -> str:
     rows = [[title_of(result.analysis, scalar), format_scalar(scalar)] for scalar in headline_of(result)]
     warned = [f"{note.severity}: {note.message}" for note in result.notes if note.severity != "info"]
     info = len(result.notes) - len(warned)
+    noted = "1 note" if info == 1 else f"{info} notes"
     more = (
-        [f"{info} notes on method, precision and cost; see: sparsescope show {result.run_id}"]
+        [f"{noted} on method, precision and cost; see: sparsescope show {result.run_id}"]
         if info and result.run_id
         else []
     )

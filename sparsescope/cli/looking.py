@@ -162,7 +162,7 @@ def _is_dictionary(given: str) -> bool:
     from pathlib import Path
 
     from sparsescope.core.sealed import ID
-    from sparsescope.dictionaries.given import KIND
+    from sparsescope.dictionaries.artifact import KIND
     from sparsescope.dictionaries.interchange import FORMATS
 
     path = Path(given)

@@ -8,13 +8,13 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sparsescope.dictionaries.given import KIND
 from sparsescope.errors import ArtifactError
 
 if TYPE_CHECKING:
     from sparsescope.core.artifacts import Artifact
     from sparsescope.dictionaries.base import Dictionary
 
+KIND = "dictionary"
 TRAINING = "training.json"
 
 
@@ -68,11 +68,11 @@ def _write_training(writer: Any, training: Mapping[str, Any] | None) -> None:
 def read_dictionary(artifact: Artifact) -> Dictionary:
     """Read a dictionary; see ``GivenDictionary.load``."""
     if artifact.format == "snmf":
-        from sparsescope.dictionaries.snmf import SNMFDictionary, load
+        from sparsescope.dictionaries.snmf import SNMF, SNMFDictionary
         from sparsescope.dictionaries.snmf.file import provenance
 
-        site = provenance(artifact.path).get("site") or artifact.meta.get("site")
-        return SNMFDictionary(load(artifact.path), str(site or ""))
+        site = provenance(artifact.path, SNMF).get("site") or artifact.meta.get("site")
+        return SNMFDictionary(SNMF.load(artifact.path), str(site or ""))
     from sparsescope.dictionaries.interchange import load_dictionary
 
     return load_dictionary(artifact.path)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sparsescope.dictionaries.artifact import read_dictionary, training_of
+
 if TYPE_CHECKING:
     from sparsescope.core.artifacts import Artifact
     from sparsescope.dictionaries.base import Dictionary
-
-KIND = "dictionary"
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,11 @@ class GivenDictionary:
             ArtifactError: The files are damaged.
             SpecError: They hold a dictionary of an architecture that is not read.
         """
-        from sparsescope.dictionaries.artifact import read_dictionary
-
         return read_dictionary(self.artifact)
 
     @property
     def training(self) -> dict[str, Any]:
         """What its training said of it: facts, census, documents; empty for one from elsewhere."""
-        from sparsescope.dictionaries.artifact import training_of
-
         return training_of(self.artifact)
 
     @property

@@ -25,6 +25,7 @@ from sparsescope.errors import SparsescopeError
 from sparsescope.training.kinds import RecipeKind
 
 SNMF = "snmf"
+_TRAINED = ", ".join([*(name for name, entry in ARCHITECTURES.items() if entry.trained), SNMF])
 
 
 class DictionaryRecipe(BaseModel):
@@ -32,7 +33,7 @@ class DictionaryRecipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    architecture: str = Field(description=f"{', '.join(ARCHITECTURES)}, or {SNMF}.")
+    architecture: str = Field(description=f"One of {_TRAINED}.")
     width: int = Field(ge=1, description="Number of features.")
     name: str = Field("", max_length=80, description="Name in tables; made from architecture, k and seed.")
     seed: int = Field(0, ge=0, le=2**31, description="Draws the initial directions.")
@@ -45,7 +46,7 @@ class DictionaryRecipe(BaseModel):
         try:
             found = find_architecture(value)
         except SparsescopeError as error:
-            raise ValueError(f"{error.what}; allowed: {', '.join([*ARCHITECTURES, SNMF])}") from None
+            raise ValueError(f"{error.what}; allowed: {_TRAINED}") from None
         if not found.trained:
             raise ValueError(f"{value} is read from files, and not trained here")
         return found.name

@@ -86,7 +86,7 @@ class TensorRows:
         self._per_epoch = -(-self.n_rows // batch_rows)
         self.n_batches = epochs * self._per_epoch
         digests = [
-            xxhash.xxh3_128_hexdigest(values.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            xxhash.xxh3_128_hexdigest(values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
             for values in self._values.values()
         ]
         self.fingerprint: dict[str, Any] = {

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsescope.core.proofs import Proof as Proof
     from sparsescope.pruning.allocation import ATP as ATP
     from sparsescope.pruning.allocation import ERK as ERK
     from sparsescope.pruning.allocation import OWL as OWL
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from sparsescope.pruning.patterns import NM as NM
     from sparsescope.pruning.patterns import Blocks as Blocks
     from sparsescope.pruning.patterns import Rows as Rows
-    from sparsescope.pruning.proof import Proof as Proof
     from sparsescope.pruning.proof import prove_folder as prove_folder
     from sparsescope.pruning.pruner import prune as prune
     from sparsescope.pruning.zeros import ZeroChange as ZeroChange

@@ -277,7 +277,7 @@ def _open_stored(job: _Job, home: Store | None) -> None:
     for name, values in job.context.inputs.items():
         found = found.union(*(role(name).functions().capabilities(value) for value in values))
     if missing := job.record.requires - found:
-        job.outcome.error = _lacks(job, missing)
+        job.outcome.error = _lacks(job, missing, found)
     run_id = job.outcome.spec.run_id
     if not job.waiting or home is None or job.outcome.unstorable or not home.has(run_id):
         return
@@ -292,13 +292,13 @@ def _open_stored(job: _Job, home: Store | None) -> None:
         job.outcome.error = error
 
 
-def _lacks(job: _Job, missing: frozenset[str]) -> SubjectError:
+def _lacks(job: _Job, missing: frozenset[str], found: frozenset[str]) -> SubjectError:
     return SubjectError(
         f"{job.record.name} needs what this "
         f"{role(job.record.roles[0]).title if job.record.roles else 'run'} does not have",
         where=str(job.outcome.spec.subject.get("id", job.record.name)),
         allowed=f"inputs with {', '.join(sorted(job.record.requires))}",
-        got=f"no {', '.join(sorted(missing))}",
+        got=f"no {', '.join(sorted(missing))}; there is {', '.join(sorted(found)) or 'nothing'}",
         next_step=f"see: sparsescope show {job.record.name}",
     )
 

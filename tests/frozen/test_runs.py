@@ -26,6 +26,8 @@ def test_every_folder_is_in_the_list_and_every_analysis_is_there(frozen):
     listed = {run["run"] for run in frozen["runs"].values()} | set(frozen["study"])
     assert set(FOLDERS) == listed
     later = {
+        "dictionary_quality",
+        "dictionary_quality",
         "weight_sparsity",
         "weight_sparsity_over_training",
     }  # came after schema 1, so no run of it is theirs

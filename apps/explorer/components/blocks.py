@@ -103,7 +103,7 @@ def notes(result: Result) -> None:
     ):
         shapes[note.severity](_note(note))
     if info:
-        with st.expander(f"{len(info)} notes on method, precision and cost"):
+        with st.expander(f"{len(info)} note{'s' * (len(info) > 1)} on method, precision and cost"):
             for note in info:
                 st.markdown(_note(note))
 

@@ -176,6 +176,13 @@ def _notes(
         "go on as they are",
         place="tokens",
     )
+    if parts.left_out:
+        out.note(
+            "info",
+            f"{parts.left_out} documents of the text are left out: a dictionary was trained on them, or its "
+            "thresholds were set on them",
+            place="protocol",
+        )
     if params.baselines:
         out.note(
             "info",
@@ -238,8 +245,8 @@ def _trained_notes(
         )
         out.note(
             "info",
-            f"features of the SNMF have {100 * params.neuron_share:g} % of the neurons each; its codes are not "
-            "sparse, a token is a sum of most of them, so that its number of active features says little",
+            f"features of the SNMF have {100 * params.neuron_share:g} % of the neurons each; its codes are "
+            "not sparse: a token is a sum of most of them, so their number says little",
             place="quality",
         )
         if not made.converged:

@@ -35,6 +35,8 @@ CLOSE = 0.1
 MOST_LEVELS = 4
 DICTIONARY, BASELINE = "dictionary", "baseline"
 HIDDEN = "blocks.*.mlp.hook_post"
+#: Older names of TransformerLens, which files of other tools have.
+_OLDER = {"hook_mlp_out": "mlp.hook_out", "hook_attn_out": "attn.hook_out"}
 
 
 @dataclass(slots=True)
@@ -163,8 +165,9 @@ def read_given(given: Sequence[GivenDictionary], subject: Subject, site: str) ->
 
 def _placed(name: str, width: int, label: str, verb: str, subject: Subject) -> Site:
     """The site of this name, of this width."""
+    block, _, role = name.rpartition(".")
     try:
-        sites = subject.sites(name) if name else ()
+        sites = subject.sites(f"{block}.{_OLDER[role]}" if role in _OLDER else name) if name else ()
     except SparsescopeError:
         sites = ()
     if len(sites) != 1 or sites[0].width != width or sites[0].kind == "experts":

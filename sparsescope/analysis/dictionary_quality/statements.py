@@ -58,10 +58,8 @@ def _dictionaries(result: Result) -> list[Any]:
 
 def scalar_of(result: Result, prefix: str, label: str) -> Scalar | None:
     """The number of a dictionary, which its title names."""
-    for name, scalar in result.scalars.items():
-        if name.startswith(prefix) and f" {label}" in scalar.definition and scalar.title.find(label) >= 0:
-            return scalar
-    return None
+    title = TITLES[prefix + "{}"].format(label)
+    return next((scalar for scalar in result.scalars.values() if scalar.title == title), None)
 
 
 def _explained(result: Result) -> list[Statement]:

@@ -76,8 +76,8 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column(
             "verdict",
             "label",
-            "'first is better', 'second is better', 'not distinguishable', or 'more active features', which the "
-            "better one has, so that nothing follows.",
+            "'first is better', 'second is better', 'not distinguishable', or 'more active features', which "
+            "the better one has, so that nothing follows.",
         ),
         DOCUMENTS,
     ),

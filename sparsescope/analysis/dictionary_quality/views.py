@@ -13,6 +13,7 @@ from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
 from sparsescope.viz.curves import curve
 from sparsescope.viz.sentences import percent
+from sparsescope.viz.tokens import display
 
 _HEIGHT = 360
 _MOST_LINES = 8
@@ -184,7 +185,7 @@ def comparisons(result: Result, value: str) -> fig.Figure:
     """Draw paired differences of one measure."""
     table = result.tables["comparisons"]
     table = table[table["measure"] == value].head(40)
-    labels = [f"{row.first} against {row.second}" for row in table.itertuples()]
+    labels = [_pair(row) for row in table.itertuples()]
     figure = fig.panels(height=max(200, 26 * len(table) + 60))
     unequal = (table["equal_l0"] != "yes").to_numpy()
     verdict = table["verdict"].to_numpy()
@@ -205,7 +206,7 @@ def comparisons(result: Result, value: str) -> fig.Figure:
             for row in rows.itertuples()
         ]
         symbol = ["circle-open" if row.equal_l0 != "yes" else "circle" for row in rows.itertuples()]
-        at = [f"{row.first} against {row.second}" for row in rows.itertuples()]
+        at = [_pair(row) for row in rows.itertuples()]
         fig.dots(
             figure, rows["difference"].to_numpy(), at, name, color=color, symbol=symbol, texts=texts, size=8
         )
@@ -222,6 +223,11 @@ def comparisons(result: Result, value: str) -> fig.Figure:
     alt = f"Dots with intervals of paired differences. {title}. {'; '.join(parts)}."
     subtitle = f"paired by document, {_documents(table)}; left of zero the first is better; open: L0 differs"
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
+
+
+def _pair(row: Any) -> str:
+    """A pair as a label of an axis, which renders markup."""
+    return display(f"{row.first} against {row.second}", limit=70)
 
 
 def densities(result: Result) -> fig.Figure:
@@ -368,13 +374,13 @@ def absorption(result: Result) -> fig.Figure:
     table = result.tables["absorption"]
     means = table[table["letter"] == "mean"]
     names = list(dict.fromkeys(means["dictionary"]))
-    figure = fig.panels(height=_HEIGHT)
+    figure, shown = fig.panels(height=_HEIGHT), [display(name, limit=40) for name in names]
     for parameters, color in (("paper", theme.BLUE), ("code", theme.VERMILION)):
         for column, name, faded in (("full", "full", ""), ("fraction", "fraction", " open")):
             rows = means[means["parameters"] == parameters].set_index("dictionary").reindex(names)
             texts = [f"{percent(value)} ({parameters}, {name})" for value in rows[column]]
             bar = theme.rgba(color, 0.45) if faded else color
-            fig.bars(figure, names, rows[column].to_numpy(), f"{parameters}, {name}", color=bar, texts=texts)
+            fig.bars(figure, shown, rows[column].to_numpy(), f"{parameters}, {name}", color=bar, texts=texts)
     figure.update_layout(barmode="group")
     figure.update_xaxes(title_text="dictionary")
     fig.y_axes(figure, "absorbed share, mean over letters", tickformat=".0%", rangemode="tozero")
@@ -399,7 +405,7 @@ def absorption(result: Result) -> fig.Figure:
 def seeds(result: Result) -> fig.Figure:
     """Draw the agreement of pairs of dictionaries beside what random directions agree by."""
     table = result.tables["seeds"]
-    labels = [f"{row.first} and {row.second}" for row in table.itertuples()]
+    labels = [display(f"{row.first} and {row.second}", limit=60) for row in table.itertuples()]
     figure = fig.panels(height=max(200, 34 * len(table) + 60))
     for column, name, color, symbol in (
         ("mcc", "dictionaries", theme.BLUE, "circle"),

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsescope.dictionaries.snmf.adapter import SNMFDictionary as SNMFDictionary
     from sparsescope.dictionaries.snmf.estimator import SNMF as SNMF
-    from sparsescope.dictionaries.snmf.file import import_factors as import_factors
-    from sparsescope.dictionaries.snmf.file import load as load
-    from sparsescope.dictionaries.snmf.file import save as save
     from sparsescope.dictionaries.snmf.hierarchy import fit_hierarchy as fit_hierarchy
+    from sparsescope.dictionaries.snmf.imported import import_factors as import_factors
     from sparsescope.dictionaries.snmf.sharing import neuron_sharing as neuron_sharing
     from sparsescope.dictionaries.snmf.stability import seed_stability as seed_stability
     from sparsescope.dictionaries.snmf.vocabulary import project_vocab as project_vocab
@@ -23,11 +21,9 @@ _PUBLIC = {
     "SNMF": "estimator",
     "SNMFDictionary": "adapter",
     "fit_hierarchy": "hierarchy",
-    "import_factors": "file",
-    "load": "file",
+    "import_factors": "imported",
     "neuron_sharing": "sharing",
     "project_vocab": "vocabulary",
-    "save": "file",
     "seed_stability": "stability",
 }
 

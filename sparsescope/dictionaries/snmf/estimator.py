@@ -332,7 +332,7 @@ class SNMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  #
         """Read what ``save`` wrote."""
         from sparsescope.dictionaries.snmf.file import load
 
-        return load(path)
+        return load(path, cls)
 
     @property
     def _n_features_out(self) -> int:

@@ -11,23 +11,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from sparsescope.core.files import replace_file, sha256_file, storage_errors
 from sparsescope.core.strict_json import parse
 from sparsescope.core.tensor_header import read_tensors
-from sparsescope.dictionaries.snmf.estimator import SNMF
 from sparsescope.errors import ArtifactError, SpecError
 
 if TYPE_CHECKING:
-    import torch
+    from sparsescope.dictionaries.snmf.estimator import SNMF
 
 TENSORS, DESCRIPTION = "snmf.safetensors", "snmf.json"
 SCHEMA_VERSION = 1
@@ -93,22 +90,26 @@ def save(snmf: SNMF, path: str | Path, provenance: Mapping[str, Any] | None = No
     replace_file(folder / DESCRIPTION, text.encode(), action="write the description")
 
 
-def load(path: str | Path) -> SNMF:
+def load(path: str | Path, kind: type[SNMF]) -> SNMF:
     """Read what ``save`` wrote; every array is the same to the bit.
+
+    Args:
+        path: The folder.
+        kind: The estimator that is made.
 
     Raises:
         ArtifactError: The folder is not complete, damaged, or says things that do not agree.
     """
-    return _read(Path(path))[0]
+    return _read(Path(path), kind)[0]
 
 
-def provenance(path: str | Path) -> dict[str, Any]:
+def provenance(path: str | Path, kind: type[SNMF]) -> dict[str, Any]:
     """The provenance that was given to ``save``; everything is checked as in ``load``.
 
     Raises:
         ArtifactError: As ``load``.
     """
-    return _read(Path(path))[1]["provenance"]
+    return _read(Path(path), kind)[1]["provenance"]
 
 
 def _plain(value: Any) -> Any:
@@ -117,37 +118,38 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} is no JSON value")
 
 
-def _wrong(path: Path, what: str, allowed: str, got: object) -> ArtifactError:
+def wrong(path: Path, what: str, allowed: str, got: object) -> ArtifactError:
+    """The error of a file that cannot be used."""
     return ArtifactError(
         what, where=str(path), allowed=allowed, got=str(got)[:200], next_step="copy or make the folder again"
     )
 
 
-def _read(folder: Path) -> tuple[SNMF, dict[str, Any]]:
+def _read(folder: Path, kind: type[SNMF]) -> tuple[SNMF, dict[str, Any]]:
     description, file = folder / DESCRIPTION, folder / TENSORS
     with storage_errors("read the description of an SNMF", description):
         text = description.read_bytes()
     try:
         known = parse(text)
     except ValueError as error:
-        raise _wrong(description, "the description of an SNMF is not valid", "JSON", error) from None
+        raise wrong(description, "the description of an SNMF is not valid", "JSON", error) from None
     keys = {"schema_version", "params", "fitted", "provenance", "tensors_sha256"}
     if not isinstance(known, dict) or not keys <= known.keys():
-        raise _wrong(description, "the description of an SNMF lacks parts", ", ".join(sorted(keys)), known)
+        raise wrong(description, "the description of an SNMF lacks parts", ", ".join(sorted(keys)), known)
     if known["schema_version"] != SCHEMA_VERSION:
-        raise _wrong(
+        raise wrong(
             description, "this format is of another version", str(SCHEMA_VERSION), known["schema_version"]
         )
     if not all(isinstance(known[name], dict) for name in ("params", "fitted", "provenance")):
-        raise _wrong(description, "the description of an SNMF is not valid", "objects", known)
+        raise wrong(description, "the description of an SNMF is not valid", "objects", known)
     tensors = read_tensors(file)
     if sha256_file(file) != known["tensors_sha256"]:
-        raise _wrong(file, "components and description are not of one writing", known["tensors_sha256"], "")
+        raise wrong(file, "components and description are not of one writing", known["tensors_sha256"], "")
     try:
-        snmf = SNMF(**known["params"])
+        snmf = kind(**known["params"])
         snmf._validate_params()
     except (TypeError, ValueError) as error:
-        raise _wrong(description, "the parameters of an SNMF are not valid", "those of SNMF", error) from None
+        raise wrong(description, "the parameters of an SNMF are not valid", "those of SNMF", error) from None
     _set_fitted(snmf, known["fitted"], tensors, folder)
     return snmf, known
 
@@ -157,7 +159,8 @@ def _set_fitted(snmf: SNMF, fitted: dict[str, Any], tensors: Mapping[str, np.nda
     missing = [name for name in _NUMBERS if name not in fitted]
     width = fitted.get("n_features_in_")
     if missing or type(width) is not int or width < 1:
-        raise _wrong(description, "fitted numbers are missing", ", ".join(_NUMBERS), missing or width)
+        raise wrong(description, "fitted numbers are missing", ", ".join(_NUMBERS), missing or width)
+    _check_numbers(fitted, description, width)
     names = (
         "components_data",
         "components_indices",
@@ -167,13 +170,13 @@ def _set_fitted(snmf: SNMF, fitted: dict[str, Any], tensors: Mapping[str, np.nda
     )
     lacking = [name for name in names if name not in tensors]
     if lacking:
-        raise _wrong(file, "tensors are missing", ", ".join(names), f"without {', '.join(lacking)}")
+        raise wrong(file, "tensors are missing", ", ".join(names), f"without {', '.join(lacking)}")
     arrays = {name: np.array(value) for name, value in tensors.items()}
     data, indices, offsets, usage, ratio = (arrays[name] for name in names)
     k = snmf.n_components
     bad = [name for name, value in arrays.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
     if bad:
-        raise _wrong(file, "tensors have NaN or infinite entries", "finite numbers", ", ".join(bad))
+        raise wrong(file, "tensors have NaN or infinite entries", "finite numbers", ", ".join(bad))
     shapes = {
         "usage": (usage, k),
         "explained_variance_ratio": (ratio, k),
@@ -182,7 +185,7 @@ def _set_fitted(snmf: SNMF, fitted: dict[str, Any], tensors: Mapping[str, np.nda
     shapes |= {name: (arrays[name], width) for name in ("mean", "scale") if name in arrays}
     for name, (value, size) in shapes.items():
         if value.shape != (size,):
-            raise _wrong(
+            raise wrong(
                 file, "a tensor has another shape than the description says", f"{name} [{size}]", value.shape
             )
     if (
@@ -196,7 +199,7 @@ def _set_fitted(snmf: SNMF, fitted: dict[str, Any], tensors: Mapping[str, np.nda
         or (np.diff(offsets) < 0).any()
         or ((indices < 0) | (indices >= width)).any()
     ):
-        raise _wrong(
+        raise wrong(
             file,
             "the components are no sparse matrix",
             f"rows of entries with columns below {width}",
@@ -204,7 +207,7 @@ def _set_fitted(snmf: SNMF, fitted: dict[str, Any], tensors: Mapping[str, np.nda
         )
     sparse = scipy.sparse.csr_array((data, indices, offsets), shape=(k, width))
     if not sparse.has_canonical_format:
-        raise _wrong(
+        raise wrong(
             file, "an entry of the components is there twice, or out of order", "ascending columns", ""
         )
     for name in _NUMBERS:
@@ -217,57 +220,11 @@ def _set_fitted(snmf: SNMF, fitted: dict[str, Any], tensors: Mapping[str, np.nda
     snmf.mean_, snmf.scale_, snmf._sums = arrays.get("mean"), arrays.get("scale"), None
 
 
-@dataclass(frozen=True, slots=True)
-class ImportedFactors:
-    """Factors of another implementation.
-
-    Attributes:
-        components: H = F^T, [k, d].
-        codes: G, [n, k].
-        about: What else the file says: token_ids, sample_ids, labels, layer, mode, config, as far as there.
-    """
-
-    components: NDArray[np.float32]
-    codes: NDArray[np.float32]
-    about: dict[str, Any] = field(default_factory=dict)
-
-    def snmf(self, X: np.ndarray, **params: Any) -> SNMF:
-        """Return an SNMF with these components, measured on activations [n, d]."""
-        sparsity = float(np.count_nonzero(self.components, axis=1).max(initial=1)) / self.components.shape[1]
-        model = SNMF(len(self.components), **{"sparsity": max(sparsity, 1e-9), **params})
-        return model.adopt(self.components, X)
-
-
-def import_factors(path: str | Path) -> ImportedFactors:
-    """Read ``snmf_factors.pt`` of shirashko/snmf-mlp-decomposition: F [d, k], G [n, k]; none of its code runs.
-
-    Raises:
-        ArtifactError: The file cannot be read, or has no such factors.
-    """
-    import torch
-    from transformers.modeling_utils import load_state_dict  # with weights_only
-
-    file = Path(path)
-    with storage_errors("read factors", file):
-        file.open("rb").close()
-    try:
-        state = load_state_dict(file, map_location="cpu")
-    except Exception as error:  # what torch raises on a damaged file has no common class
-        raise _wrong(
-            file, "the factors cannot be read", "a file of torch.save, weights only", error
-        ) from None
-    if not isinstance(state, Mapping):
-        raise _wrong(file, "there are no factors in this file", "a dict with F and G", type(state).__name__)
-    factors: list[torch.Tensor] = [state.get(name) for name in ("F", "G")]  # type: ignore[misc]
-    if not all(isinstance(one, torch.Tensor) and one.dim() == 2 for one in factors):
-        raise _wrong(
-            file, "there are no factors in this file", "F [d, k] and G [n, k]", sorted(map(str, state))
-        )
-    f, g = (one.detach().float().numpy() for one in factors)
-    if f.shape[1] != g.shape[1] or not f.size or not (np.isfinite(f).all() and np.isfinite(g).all()):
-        raise _wrong(file, "F and G do not fit", "F [d, k], G [n, k], finite", f"{f.shape}, {g.shape}")
-    if (g < 0).any():
-        raise _wrong(file, "codes are negative", "G of 0 or more", f"{int((g < 0).sum())} entries")
-    return ImportedFactors(
-        np.ascontiguousarray(f.T), g, {k: v for k, v in state.items() if k not in ("F", "G")}
-    )
+def _check_numbers(fitted: Mapping[str, Any], description: Path, width: int) -> None:
+    kinds = {"n_iter_": int, "n_samples_seen_": int, "converged_": bool, "loss_curve_": list}
+    odd = [name for name in _NUMBERS if not isinstance(fitted[name], kinds.get(name, int | float))]
+    if odd or not all(isinstance(value, int | float) for value in fitted["loss_curve_"]):
+        raise wrong(description, "fitted numbers are no numbers", "numbers", ", ".join(odd) or "loss_curve_")
+    labels = fitted.get("feature_names_in_", [""] * width)
+    if not isinstance(labels, list) or len(labels) != width or not all(isinstance(n, str) for n in labels):
+        raise wrong(description, "the names of the neurons do not fit", f"{width} texts", labels)

@@ -259,7 +259,7 @@ class Rows:
 def worth_sparse(components: Array) -> bool:
     """Whether products with H are quicker by way of its non-zero entries."""
     small = len(components) * components.size <= _SMALL_PRODUCT
-    return not small and np.count_nonzero(components) <= DENSE * components.size
+    return not small and bool(np.count_nonzero(components) <= DENSE * components.size)
 
 
 def gram(components: Array) -> Array:

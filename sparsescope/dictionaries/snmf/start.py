@@ -2,7 +2,7 @@
 
 - ``nndsvd``: singular triplets u s v; since the dictionary is signed, each triplet gives the half of +-u that
   has more mass (Boutsidis & Gallopoulos 2008 split both factors). The other halves follow when triplets
-  run out, then positive parts of random projections.
+  run out, then halves of random projections.
 - ``kmeans``: k-means++ seeds on rows of unit norm, some Lloyd iterations, and for codes the cosine with the
 own
   center, next to a small constant.
@@ -47,16 +47,20 @@ def _nndsvd(rows: Rows, components: int, random: np.random.RandomState) -> Array
     usable = values > values.max(initial=0) * 1e-6
     left, values = left[:, usable], values[usable]
     weight = rows.row_weights
-    upper, lower = np.maximum(left, 0), np.maximum(-left, 0)
-    mass_upper, mass_lower = weight @ upper**2, weight @ lower**2
-    first = np.where(mass_upper >= mass_lower, upper, lower)
-    other = np.where(mass_upper >= mass_lower, lower, upper)[:, np.minimum(mass_upper, mass_lower) > 0]
-    codes = np.concatenate([first, other], axis=1)[:, :components]
+    first, other = _halves(left, weight)
+    codes = np.concatenate([first, other[:, other.any(0)]], axis=1)[:, :components]
     if (missing := components - codes.shape[1]) > 0:
-        # Positive parts of random projections: what a row gets depends on its entries, not on its place
+        # Halves of random projections: what a row gets depends on its entries, not on its place
         image = rows.right(random.standard_normal((rows.x.shape[1], missing)))
-        codes = np.concatenate([codes, np.maximum(image, 0)], axis=1)
+        codes = np.concatenate([codes, _halves(image, weight)[0]], axis=1)
     return np.maximum(codes, SMALLEST * (weight @ codes) / weight.sum())
+
+
+def _halves(values: Array, weight: Array) -> tuple[Array, Array]:
+    """The heavier one of positive part and negated negative part of each column, and the lighter one."""
+    upper, lower = np.maximum(values, 0), np.maximum(-values, 0)
+    positive = weight @ upper**2 >= weight @ lower**2
+    return np.where(positive, upper, lower), np.where(positive, lower, upper)
 
 
 def _singular(rows: Rows, rank: int, random: np.random.RandomState) -> tuple[Array, Array]:

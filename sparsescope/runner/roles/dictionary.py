@@ -12,7 +12,8 @@ from sparsescope.core.artifact_store import ArtifactStore
 from sparsescope.core.artifacts import RECORD, Artifact
 from sparsescope.core.files import given_path
 from sparsescope.core.sealed import ID
-from sparsescope.dictionaries.given import KIND, GivenDictionary
+from sparsescope.dictionaries.artifact import KIND, keep_dictionary
+from sparsescope.dictionaries.given import GivenDictionary
 from sparsescope.errors import SpecError
 from sparsescope.runner.roles import artifact as artifacts
 
@@ -44,7 +45,6 @@ def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None)
                 next_step="run: sparsescope list artifacts",
             )  # fmt: skip
         return GivenDictionary(found)
-    from sparsescope.dictionaries.artifact import keep_dictionary
     from sparsescope.dictionaries.base import Dictionary
 
     if not isinstance(given, Dictionary):

@@ -197,7 +197,10 @@ def test_decoder_rows_have_unit_norm_and_gradients_at_right_angles(monkeypatch):
 
     monkeypatch.setattr(training.optimizer, "step", looked)
     for number in range(6):
+        with torch.no_grad():
+            training.dictionaries["jumprelu"].threshold[0] = -5.0
         training.update(number)
+        assert float(training.dictionaries["jumprelu"].threshold.detach().min()) >= 0
         for found in training.dictionaries.values():
             torch.testing.assert_close(found.directions.norm(dim=1), torch.ones(WIDTH))
     assert len(seen) == 6

@@ -104,7 +104,9 @@ def test_sweeps_equal_the_reference_and_never_raise_the_objective(kind, dtype):
     assert (objective(codes) <= before + 1e-5).all()
 
 
-@pytest.mark.parametrize("types", [(np.float32, np.float32), (np.float32, np.float64), (np.float64, np.float64)])
+@pytest.mark.parametrize(
+    "types", [(np.float32, np.float32), (np.float32, np.float64), (np.float64, np.float64)]
+)
 def test_sparse_products(types):
     x, h = _problem("sparse")
     h[2] = 0
