@@ -102,9 +102,7 @@ def _write(descriptor: int, data: memoryview) -> None:
                 done += os.write(descriptor, rest)
 
 
-def _pieces(
-    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None
-) -> Iterator[memoryview]:
+def _pieces(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None) -> Iterator[memoryview]:
     """Yield the bytes of the file: header, then every tensor."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0

@@ -27,7 +27,6 @@ def test_every_folder_is_in_the_list_and_every_analysis_is_there(frozen):
     assert set(FOLDERS) == listed
     later = {
         "dictionary_quality",
-        "dictionary_quality",
         "weight_sparsity",
         "weight_sparsity_over_training",
     }  # came after schema 1, so no run of it is theirs

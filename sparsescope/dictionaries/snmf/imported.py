@@ -40,7 +40,7 @@ class ImportedFactors:
 
 
 def import_factors(path: str | Path) -> ImportedFactors:
-    """Read ``snmf_factors.pt`` of shirashko/snmf-mlp-decomposition: F [d, k], G [n, k]; its code does not run.
+    """Read ``snmf_factors.pt`` of shirashko/snmf-mlp-decomposition: F [d, k], G [n, k]; no code runs.
 
     Raises:
         ArtifactError: The file cannot be read, or has no such factors.

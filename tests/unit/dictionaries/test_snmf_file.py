@@ -53,7 +53,7 @@ def test_every_array_comes_back_to_the_bit(tmp_path, dtype, moved):
         else:
             assert other == value, name
     np.testing.assert_array_equal(found.transform(_x(dtype)), model.transform(_x(dtype)))
-    assert provenance(tmp_path / "m") == {"model": "toy", "tokens": 60}
+    assert provenance(tmp_path / "m", SNMF) == {"model": "toy", "tokens": 60}
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [DESCRIPTION, TENSORS]
     found.save(tmp_path / "again")
     assert (tmp_path / "again" / TENSORS).read_bytes() == (tmp_path / "m" / TENSORS).read_bytes()

@@ -31,6 +31,8 @@ def _problem(kind: str, rows: int = 25):
     if kind == "correlated":  # sweeps alone would need thousands of rounds
         h = random.normal(size=d) + 0.05 * h
     x = random.normal(size=(rows, h.shape[1]))
+    if kind == "correlated":
+        x += random.random((rows, k)) @ h  # so that many codes are above zero
     return x, h
 
 
