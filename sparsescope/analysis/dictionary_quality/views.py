@@ -422,8 +422,11 @@ def seeds(result: Result) -> fig.Figure:
     figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], automargin=True, title_text="pair")
     fig.legend_below(figure)
     row = table.iloc[0]
-    title = (
-        f"Matched features have a mean cosine of {row['mcc']:.2f}; random directions have {row['chance']:.2f}"
+    title = f"Matched features have a mean cosine of {row['mcc']:.2f}"
+    title += (
+        f", no more than random data directions ({row['chance_data']:.2f})"
+        if row["mcc"] <= row["chance_data"]
+        else f"; random directions have {row['chance']:.2f}"
     )
     parts = [f"{label} {row.mcc:.2f}" for label, row in zip(labels, table.itertuples(), strict=True)]
     alt = f"Dots of agreement for {len(table)} pairs. {title}. {'; '.join(parts[:6])}."

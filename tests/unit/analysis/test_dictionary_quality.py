@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 import sparsescope as ss
 from sparsescope.activations.context import Context
 from sparsescope.activations.losses import token_losses
-from sparsescope.analysis.dictionary_quality import ANALYSIS, trained_here
+from sparsescope.analysis.dictionary_quality import ANALYSIS, report, trained_here
 from sparsescope.analysis.dictionary_quality import splice as splicing
 from sparsescope.analysis.dictionary_quality.documents import beginnings, divide
 from sparsescope.analysis.dictionary_quality.entries import default_site
@@ -278,6 +279,40 @@ def test_comparisons_are_paired_and_of_equal_l0_only_where_it_is(found):
     splice = found.tables["splice"].set_index("dictionary")
     for row in table[table["measure"] == "loss"].itertuples():
         assert row.difference == pytest.approx(splice.loc[row.first, "rise"] - splice.loc[row.second, "rise"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "first", "second", "said"),
+    [
+        (-0.2, -0.1, 10, 10.5, "first is better"),
+        (-0.2, -0.1, 5, 10, "first is better"),
+        (-0.2, -0.1, 10, 5, "more active features"),
+        (0.1, 0.2, 10, 5, "second is better"),
+        (0.1, 0.2, 5, 10, "more active features"),
+        (-0.1, 0.2, 5, 10, "not distinguishable"),
+        (math.nan, math.nan, 5, 10, "not distinguishable"),
+    ],
+)
+def test_nothing_follows_where_the_better_one_has_more_active_features(low, high, first, second, said):
+    assert report._verdict(low, high, first, second) == said
+
+
+def test_the_recovered_share_is_of_the_rise_at_zero():
+    """Two documents; setting to zero costs 2 nats a token, the dictionary 0.5."""
+    site = SimpleNamespace(name="here", layer=0, role="mlp.hook_post")
+    targets, domains = np.array([10, 30]), np.zeros(2, np.int64)
+    rises = np.array([[4.0, 16.0], [25.0, 55.0]])
+    numbers = (np.array([0, 1]), domains, targets, rises[1], rises, np.abs(rises))
+    told = splicing.Spliced(("one", "zero here"), *numbers)
+    corpus = SimpleNamespace(documents=())
+    found = report.Reporter(ANALYSIS.params(**SMALL), corpus, [], told, {})
+    row = found._spliced(0, "one", "dictionary", site)
+    assert (row["rise"], row["zero_rise"], row["recovered"]) == (0.5, 2.0, 0.75)
+    ends = sorted([1 - 4 / 25, 1 - 16 / 55])  # of the documents alone
+    assert row["recovered_low"] == pytest.approx(ends[0]) and row["recovered_high"] == pytest.approx(ends[1])
+    nothing = splicing.Spliced(told.names, *numbers[:4], rises * [[1, 1], [-1, 1]], numbers[5])
+    row = report.Reporter(ANALYSIS.params(**SMALL), corpus, [], nothing, {})._spliced(0, "one", "", site)
+    assert math.isnan(row["recovered"]), "zero ablation does not certainly raise the loss"
 
 
 def test_densities_and_dead_curves_count_the_same_features(found, scored):
