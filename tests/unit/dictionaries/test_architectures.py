@@ -873,6 +873,12 @@ def test_a_threshold_lies_below_the_score_however_near_the_next_one_is(ulps):
     assert below <= np.float32(_between(np.array([least, below], np.float32), 1)) < least
 
 
+def test_less_than_one_match_closes_everything():
+    found, rows = filled("batch_topk"), some_rows(50)
+    set_thresholds(found, rows, 0.001)
+    assert len(found.encode(rows).values) == 0 and torch.isfinite(found.threshold)
+
+
 def test_more_than_there_is_opens_everything_positive():
     found, rows = filled("batch_topk"), some_rows(50)
     set_thresholds(found, rows, WIDTH)

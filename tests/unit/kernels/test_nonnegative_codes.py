@@ -119,6 +119,13 @@ def test_sparse_products(types):
     np.testing.assert_allclose(out, sparse_products_reference(x, components), rtol=tolerance, atol=tolerance)
 
 
+def test_the_residual_sees_codes_that_should_change_and_codes_that_should_not_be_zero():
+    q = np.eye(2)
+    p = np.array([[1.0, -1.0], [1.0, -1.0], [1.0, 0.5], [1.0, -1.0]])
+    codes = np.array([[1.0, 0.0], [3.0, 0.0], [1.0, 0.0], [1.0, 0.25]])
+    np.testing.assert_allclose(kkt_residual(p, q, codes), [0, 3 * 2, 0.5, 0.25 * 1.25])
+
+
 def test_rows_of_zeros_and_components_of_zeros_have_codes_of_zero():
     q = np.diag([0.0, 1.0])
     codes = np.ones((2, 2))
