@@ -53,7 +53,6 @@ class Settings:
         decay: Share of the steps, at the end, in which it falls to 0.
         dead_window: Rows without activity after which a feature is dead; None for one pass over the rows.
         centred: Whether the mean is taken out of the rows at the beginning.
-        seed: Recorded; the dictionaries and the rows have seeds of their own.
     """
 
     learning_rate: float | None = None

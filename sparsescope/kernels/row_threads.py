@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Barrier
 from typing import TypeVar
 
 import torch
@@ -36,14 +37,19 @@ def in_row_blocks(work: Callable[[int, int], Value], rows: int, block: int) -> l
     return list(_pool(threads).map(lambda bound: work(*bound), bounds))
 
 
+def _compute_alone() -> None:
+    torch.set_num_threads(1)
+    # A thread that asks for the first time takes over what was set last, by whichever thread
+    torch.get_num_threads()
+
+
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads that are kept; torch's number of threads belongs to each thread."""
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        threads, thread_name_prefix="rows", initializer=torch.set_num_threads, initargs=(1,)
-    )
-    for done in [pool.submit(torch.get_num_threads) for _ in range(4 * threads)]:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="rows", initializer=_compute_alone)
+    met = Barrier(threads)  # all threads must begin, or a later one would take over the number set below
+    for done in [pool.submit(met.wait) for _ in range(threads)]:
         done.result()
     torch.set_num_threads(before)  # what threads that begin later inherit
     return pool

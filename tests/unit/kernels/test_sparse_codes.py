@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from sparsescope.kernels import row_threads
 from sparsescope.kernels import sparse_codes as kernels
 from sparsescope.kernels.row_threads import in_row_blocks
 
@@ -262,12 +264,18 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(threads):
 
 
 def test_blocks_come_in_order_on_threads_of_one_each(threads):
-    threads(2)
-    seen = in_row_blocks(
-        lambda begin, end: (begin, end, torch.get_num_threads(), threading.current_thread().name), 10, 3
-    )
-    assert [(begin, end) for begin, end, *_ in seen] == [(0, 3), (3, 6), (6, 9), (9, 10)]
-    assert all(count == 1 and name.startswith("rows") for *_, count, name in seen)
+    def look(begin, end):
+        return begin, end, torch.get_num_threads(), threading.current_thread().name
+
+    for count in (2, 3) * 15:
+        row_threads._pool.cache_clear()  # each time, threads begin in another order
+        threads(count)
+        seen = in_row_blocks(look, 10, 3)
+        assert [(begin, end) for begin, end, *_ in seen] == [(0, 3), (3, 6), (6, 9), (9, 10)]
+        assert all(alone == 1 and name.startswith("rows") for *_, alone, name in seen)
+        assert torch.get_num_threads() == count
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == count, "other threads take over the one"
     threads(1)
     assert in_row_blocks(lambda begin, end: threading.current_thread() is threading.main_thread(), 4, 2) == [
         True,
