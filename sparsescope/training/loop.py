@@ -50,7 +50,7 @@ class Training(ABC):
         log_every: Steps between two measures; 0 for none.
         checkpoints: Steps at which ``checkpoint`` is called; 0 is the initialization.
         saves: Work between two saves, in times of one save, where that is more than ten seconds: 20 for
-            saves that take 5 % of the time.
+            saves that take 5 % of the time; None for ``SAVES``.
         keep_two: Whether the state before the last one is kept too, for a file that was damaged.
     """
 
@@ -64,7 +64,7 @@ class Training(ABC):
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
     log_every: int = 0
     checkpoints: Collection[int] = ()
-    saves: float = SAVES
+    saves: float | None = None
     keep_two: bool = False
 
     @abstractmethod
@@ -87,8 +87,8 @@ class Training(ABC):
 class Saving:
     """When to save, so that the work between two saves takes at most ten seconds, or ten times a save."""
 
-    def __init__(self, clock: Callable[[], float], saves: float = SAVES) -> None:
-        self.clock, self.saves = clock, saves
+    def __init__(self, clock: Callable[[], float], saves: float | None = None) -> None:
+        self.clock, self.saves = clock, SAVES if saves is None else saves
         self.saved = self.looked = clock()
         self.cost = 0.0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -295,7 +294,6 @@ def test_an_error_in_a_block_is_raised(threads):
             in_row_blocks(work, 10, 3)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_a_forked_process_has_threads_of_its_own(threads):
     """Threads do not survive a fork: a pool made before would wait for ever."""
     threads(2)

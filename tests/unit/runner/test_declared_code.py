@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
@@ -344,7 +345,7 @@ def test_a_variant_a_role_a_subject_and_a_recipe_name_their_functions_too(monkey
         "subject toy": lambda: entry.load(LoadRequest("toy")),
         "recipe kind toy": lambda: ArtifactRecipe(
             "x", RecipeKind("toy", "A toy.", Params, "toy_of_tests_empty"), Params()
-        ).train(None, None),
+        ).train(None, None, Path()),
     }  # fmt: skip
     for name, call in calls.items():
         with pytest.raises(SpecError, match=f"{name} has no function") as caught:

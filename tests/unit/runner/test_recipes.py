@@ -66,8 +66,8 @@ def test_what_was_trained_before_there_were_versions_keeps_its_name(recipe):
 
 def test_another_version_trains_again(recipe, tmp_path):
     store = Store(tmp_path / "runs")
-    first, again = (trained(recipe(Plain()), store).id for _ in range(2))
-    second, back = trained(recipe(Plain(), version=2), store).id, trained(recipe(Plain()), store).id
+    first, again = (trained(recipe(Plain()), store)[0].id for _ in range(2))
+    second, back = trained(recipe(Plain(), version=2), store)[0].id, trained(recipe(Plain()), store)[0].id
     assert first == again == back != second and len(recipe.calls) == 2
 
 
@@ -78,7 +78,7 @@ def test_another_model_of_the_same_name_trains_again(recipe, tmp_path):
         subject = ss.load(f"random-llama@{seed}")
         subject.model.save_pretrained(folder)
         subject.tokenizer.save_pretrained(folder)
-        ids.append(trained(recipe(Reading(subject=str(folder))), store).id)
+        ids.append(trained(recipe(Reading(subject=str(folder))), store)[0].id)
     assert ids[0] == ids[1] != ids[2]
 
 
@@ -87,7 +87,7 @@ def test_another_text_of_the_same_name_trains_again(recipe, tmp_path):
     ids = []
     for text in ("some words", "some words", "other words"):
         path.write_text(text)
-        ids.append(trained(recipe(Reading(text=str(path))), store).id)
+        ids.append(trained(recipe(Reading(text=str(path))), store)[0].id)
     assert ids[0] == ids[1] != ids[2]
 
 
