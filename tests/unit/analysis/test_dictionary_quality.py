@@ -108,6 +108,17 @@ def test_fvu_and_l0_are_what_the_kept_dictionaries_give(found, scored):
         assert (scalar.low, scalar.high, scalar.n) == (row["low"], row["high"], row["documents"])
 
 
+def test_what_is_kept_is_what_was_trained(found, glass, scored):
+    """On the rows that it was trained on it makes the error that its training counted."""
+    fit, site = scored[0].fit, default_site(glass)
+    x = fit_rows(Context.of(subject=glass, text=fit), fit, [site], 0).rows[site.name]
+    for name in ("topk", "snmf"):
+        made, y = kept(found, name).reconstruct(x).double(), x.double()
+        fvu = float((y - made).square().sum() / (y - y.mean(0)).square().sum())
+        said = GivenDictionary(found.artifacts[name]).training["facts"]["train_fvu"]
+        assert said == pytest.approx(fvu, rel=1e-4)
+
+
 def test_what_is_kept_is_of_the_site_and_knows_its_documents(found, scored):
     from sparsescope.dictionaries.documents import document_digest
 
@@ -131,6 +142,8 @@ def test_the_rise_of_the_loss_is_that_of_replaced_activations(found, glass, scor
     parts, site = scored[0], default_site(glass)
     corpus = beginnings(parts.evaluation, SMALL["loss_tokens"], SMALL["loss_document_tokens"])
     assert max(map(len, corpus.documents)) <= 48 and 300 <= corpus.n_tokens < 348
+    last = [document.index for document in parts.evaluation.documents][-len(corpus.documents) :]
+    assert [document.index for document in corpus.documents] == last, "not the last part"
     mean = fit_rows(Context.of(subject=glass, text=parts.fit), parts.fit, [site], 0).facts[site.name].mean
     plain = token_losses(glass, corpus)
     dictionary = kept(found, "topk")

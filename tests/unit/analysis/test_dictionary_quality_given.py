@@ -250,7 +250,8 @@ def test_absorption_is_measured_by_both_sets_of_parameters(glass, rows, tmp_path
 
 def test_what_training_said_stands_beside_what_is_measured(glass, rows, tmp_path):
     trained = train(TopKSAE(341, 48, k=8, site=SITE), rows)
-    facts, counted = trained.facts["dictionary"], trained.census["dictionary"]
+    counted = trained.census["dictionary"]
+    facts = {**trained.facts["dictionary"], "dead_share": 0.125, "dead_counted_rows": 12345}
     census = {"rows": counted.rows, "rows_per_feature": counted.rows_per_feature.tolist(),
               "first_row": counted.first_row.tolist()}  # fmt: skip
     one = given(trained.dictionaries["dictionary"], tmp_path, facts=facts, census=census)
@@ -262,6 +263,7 @@ def test_what_training_said_stands_beside_what_is_measured(glass, rows, tmp_path
         assert row[column] == pytest.approx(facts[fact])
     assert {"training", "evaluation"} == set(result.tables["dead_curve"]["counted"])
     assert result.scalars["dead_share_one"].value == facts["dead_share"]
+    assert "12345 tokens" in result.scalars["dead_share_one"].definition
     bare = run(glass, given(trained.dictionaries["dictionary"], tmp_path / "other", "bare"))
     row = row_of(bare, "bare")
     assert np.isnan(row["training_fvu"]) and row["gamma"] == pytest.approx(facts["gamma"], rel=0.2)
