@@ -12,7 +12,7 @@ Shapes: x [row, d_in]; encoder [width, d_in]; encoder_bias [width]; decoder [wid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -88,8 +88,6 @@ class SparseAutoencoder(Dictionary, torch.nn.Module):
 
     #: Names of further arguments of the constructor, stored in files.
     settings: tuple[str, ...] = ()
-    #: Whether the rule of training looks at several rows, so that another one is exported.
-    over_rows = False
     #: Whether training scores in bfloat16 to choose entries, whose scores are then exact.
     low_precision = False
 
@@ -160,13 +158,13 @@ class SparseAutoencoder(Dictionary, torch.nn.Module):
 
     # The rule
 
+    @abstractmethod
     def select(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The rule that is exported: from scores [row, width] to indices, scores and counts of the entries.
 
         Raises:
             SpecError: The rule is not known yet (a threshold that is set after training).
         """
-        raise NotImplementedError
 
     def values(self, scores: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         """Activations of entries from their scores, [entry]."""
@@ -379,8 +377,3 @@ def check_number(owner: object, **numbers: float) -> None:
                 f"{name} is not possible", where=f"{type(owner).__name__}({name})", allowed="0 or more",
                 got=repr(value),
             )  # fmt: skip
-
-
-def tensors_of(dictionary: SparseAutoencoder) -> Mapping[str, torch.Tensor]:
-    """Parameters and stored buffers by name."""
-    return {**dict(dictionary.named_parameters()), **dict(dictionary.named_buffers())}

@@ -80,6 +80,29 @@ class Dictionary(ABC):
         return self
 
 
+@torch.no_grad()
+def fvu_and_l0(
+    dictionary: Dictionary, rows: torch.Tensor, target: torch.Tensor | None = None
+) -> tuple[float, float, SparseCodes]:
+    """Fraction of variance unexplained and mean number of active features (``metrics/reconstruction.py``).
+
+    Args:
+        dictionary: Whose exported rule counts.
+        rows: [row, d_in].
+        target: [row, d_out] of a transcoder; None for the rows.
+
+    Returns:
+        FVU, L0, and the codes.
+    """
+    from sparsescope.metrics.reconstruction import reconstruction_measures
+
+    codes, made = dictionary.reconstruct_rows(rows)
+    aim = rows if target is None else target
+    active = codes.active_per_row.cpu().numpy()
+    found = reconstruction_measures(aim.float().cpu().numpy(), made.float().cpu().numpy(), active)
+    return found["fvu"], found["l0"], codes
+
+
 def as_rows(x: torch.Tensor, d_in: int, what: str = "activations") -> torch.Tensor:
     """Return [row, d_in] of activations in any arrangement whose last dimensions hold d_in entries.
 

@@ -51,7 +51,6 @@ class BatchTopKSAE(WithAuxK):
     """
 
     architecture = "batch_topk"
-    over_rows = True
 
     def __init__(self, d_in: int, width: int, *, k: int = 32, **settings: Any) -> None:
         super().__init__(d_in, width, k=k, **settings)

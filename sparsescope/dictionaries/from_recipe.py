@@ -24,6 +24,7 @@ from sparsescope.activations.store import ActivationStore, write_store
 from sparsescope.core.spec import canonical_json
 from sparsescope.dictionaries.architectures import make
 from sparsescope.dictionaries.artifact import keep_dictionary
+from sparsescope.dictionaries.base import fvu_and_l0
 from sparsescope.dictionaries.documents import document_digest
 from sparsescope.dictionaries.recipe import SNMF, DictionariesParams, DictionaryRecipe
 from sparsescope.dictionaries.rows import LEAST_DOCUMENTS, facts_of, kept_rows, sample_of
@@ -89,27 +90,26 @@ def train(params: DictionariesParams, keep: Any, progress: Tell, work: Path) -> 
     tokens = tokenized(text, subject)
     split = split_documents(tokens, params.held_out, params.seed)
     store = stored(subject, tokens, named, params.stored, work.parent.parent / "activations", progress)
-    streams = {
-        name: ShuffledRows(
-            store, named, batch_rows=params.batch_rows, buffer_rows=buffer, epochs=epochs, seed=params.seed,
-            shuffle="batches", documents=chosen,
-        )
-        for name, chosen, epochs, buffer in (
-            ("train", split.train, params.epochs, params.buffer_rows),
-            ("thresholds", split.thresholds, 1, THRESHOLD_ROWS),
-            ("held out", split.held_out, 1, HELD_OUT_ROWS),
-        )
-    }  # fmt: skip
+
+    def stream(documents: list[int], buffer_rows: int, epochs: int = 1) -> ShuffledRows:
+        return ShuffledRows(
+            store, named, batch_rows=params.batch_rows, buffer_rows=buffer_rows, epochs=epochs,
+            seed=params.seed, shuffle="batches", documents=documents,
+        )  # fmt: skip
+
+    trained_on = mixed(
+        lambda rows: stream(split.train, rows, params.epochs), params.buffer_rows, len(split.train)
+    )
     rows = {
-        name: _rows(streams[name], count)
-        for name, count in (("thresholds", THRESHOLD_ROWS), ("held out", HELD_OUT_ROWS))
+        "thresholds": _rows(stream(split.thresholds, THRESHOLD_ROWS), THRESHOLD_ROWS),
+        "held out": _rows(stream(split.held_out, HELD_OUT_ROWS), HELD_OUT_ROWS),
     }
     outcome = Trained({})
     if untrained:
         held = rows["held out"]
         outcome = train_autoencoders(
             untrained,
-            streams["train"],
+            trained_on,
             settings=Settings(
                 params.learning_rate, params.warmup, params.decay, params.dead_window, params.centred
             ),
@@ -141,7 +141,7 @@ def train(params: DictionariesParams, keep: Any, progress: Tell, work: Path) -> 
     for number, entry in enumerate(params.dictionaries):
         if entry.architecture == SNMF:
             dictionary, training = _factorized(
-                entry, params, streams["train"], rows["held out"][params.site], progress
+                entry, params, trained_on, rows["held out"][params.site], progress
             )
         else:
             dictionary, training = outcome.dictionaries[entry.label], _training_of(outcome, entry.label)
@@ -160,6 +160,24 @@ def train(params: DictionariesParams, keep: Any, progress: Tell, work: Path) -> 
             )
         )
     return kept
+
+
+def mixed(make_stream: Callable[[int], ShuffledRows], buffer_rows: int, documents: int) -> ShuffledRows:
+    """A stream whose first batch mixes rows of 64 documents, or of all there are.
+
+    Args:
+        make_stream: Makes it with a buffer of so many rows.
+        buffer_rows: Rows of the buffer to begin with; doubled until it is enough.
+        documents: How many documents there are.
+    """
+    stream = make_stream(buffer_rows)
+    while buffer_rows < stream.n_rows:
+        first = next(stream.batches())
+        if len(np.unique(first.documents)) >= min(LEAST_DOCUMENTS, documents, len(first.documents)):
+            break
+        buffer_rows *= 2
+        stream = make_stream(buffer_rows)
+    return stream
 
 
 def split_documents(tokens: TokenizedCorpus, share: float, seed: int) -> Split:
@@ -238,15 +256,10 @@ def _factorized(
         ) from None
     estimator.fit(rows.numpy())
     dictionary = SNMFDictionary(estimator, params.site)
-    found = {}
-    for name, values in (("train", rows), ("held_out", held_out)):
-        codes = dictionary.encode(values)
-        left = (dictionary.decode(codes).double() - values.double()).square().sum()
-        whole = (values.double() - values.double().mean(0)).square().sum()
-        found[f"{name}_fvu"] = float(left / whole)
-        found[f"{name}_l0"] = len(codes.values) / len(values)
-        if name == "train":
-            active = codes.rows_per_feature.numpy()
+    found: dict[str, float] = {}
+    found["train_fvu"], found["train_l0"], codes = fvu_and_l0(dictionary, rows)
+    found["held_out_fvu"], found["held_out_l0"], _ = fvu_and_l0(dictionary, held_out)
+    active = codes.rows_per_feature.numpy()
     progress("factorize", 1, 1, "factorizations")
     facts_ = {
         "architecture": SNMF, "rows_read": len(rows), "gamma": facts[params.site].gamma,
@@ -289,11 +302,3 @@ def _sinks(log: Collection[str]) -> list[Any]:
     from sparsescope.training.sinks import open_sink
 
     return [open_sink(entry) for entry in log]
-
-
-def shared_documents(stream: ShuffledRows) -> int:
-    """Documents whose rows are in the first batch of a stream."""
-    return len(np.unique(next(stream.batches()).documents))
-
-
-__all__ = ["LEAST_DOCUMENTS", "Split", "shared_documents", "split_documents", "stored", "train"]

@@ -2,8 +2,7 @@
 with the file.
 
 The commonest fault of users is a wrong hook: the file loads, the width fits, and every number is nonsense.
-A dictionary of another site of the same width leaves more than all of the variance unexplained, or has many
-times its L0.
+So a dictionary must have about the L0 and the error that its file states.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsescope.core.proofs import Proof
+from sparsescope.dictionaries.base import fvu_and_l0
 from sparsescope.dictionaries.rows import facts_of, kept_rows
+from sparsescope.errors import SparsescopeError
 
 if TYPE_CHECKING:
     from sparsescope.activations.corpus import Corpus
@@ -53,7 +54,7 @@ def prove_on(dictionary: Dictionary, told: dict[str, Any], subject: Subject, tex
 
     try:
         sites = subject.sites(dictionary.site)
-    except Exception as error:
+    except SparsescopeError as error:
         return [
             Proof("site", False, f"{dictionary.site or 'no site is named'}: {str(error).splitlines()[0]}")
         ]
@@ -75,12 +76,12 @@ def prove_on(dictionary: Dictionary, told: dict[str, Any], subject: Subject, tex
     rows, place = torch.cat(values)[: TOKENS + 1], torch.cat(positions).numpy()[: TOKENS + 1]
     whole = RowBatch(0, 0, place, place.astype("int64"), place, {site.name: rows})
     rows = kept_rows(whole, {site.name: facts_of(rows, place)})[0][site.name]
-    codes = dictionary.encode(rows)
-    made = dictionary.reconstruct(rows).double()
-    l0 = len(codes.values) / max(1, len(rows))
-    fvu = float(
-        (made - rows.double()).square().sum() / (rows.double() - rows.double().mean(0)).square().sum()
-    )
+    same = dictionary.d_out == dictionary.d_in
+    if same:
+        fvu, l0, _ = fvu_and_l0(dictionary, rows)
+    else:  # what a transcoder writes is not read here
+        codes = dictionary.encode(rows)
+        fvu, l0 = math.nan, len(codes.values) / max(1, len(rows))
     on = f"on {len(rows)} tokens of {text.name}"
     before = told.get("held_out_l0", told.get("l0"))
     if before:
@@ -89,7 +90,7 @@ def prove_on(dictionary: Dictionary, told: dict[str, Any], subject: Subject, tex
     else:
         found.append(Proof("L0", l0 > 0, f"{l0:.1f} {on}; the file says nothing"))
     known = told.get("held_out_fvu", told.get("fvu"))
-    if dictionary.d_out != dictionary.d_in:
+    if not same:
         return found
     if known is not None:
         near = fvu <= known + FVU_SLACK

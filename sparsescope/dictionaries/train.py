@@ -26,17 +26,24 @@ import torch
 
 from sparsescope.core.spec import canonical_json
 from sparsescope.dictionaries.autoencoder import SparseAutoencoder, Step
-from sparsescope.dictionaries.base import as_rows
+from sparsescope.dictionaries.base import as_rows, fvu_and_l0
 from sparsescope.dictionaries.census import Census, census
-from sparsescope.dictionaries.rows import RowFacts, RowSource, TensorRows, facts_of, kept_rows, sample_of
+from sparsescope.dictionaries.rows import (
+    NORM_LIMIT,
+    RowFacts,
+    RowSource,
+    TensorRows,
+    facts_of,
+    kept_rows,
+    sample_of,
+)
 from sparsescope.dictionaries.thresholds import set_thresholds
 from sparsescope.errors import SpecError
 from sparsescope.training.loop import Training, run_training
 from sparsescope.training.schedule import Schedule
+from sparsescope.training.sinks import Sink
 from sparsescope.training.state import alone
 
-#: Called as ``sink(step, values)`` where something is logged; see ``training/sinks.py``.
-Sink = Callable[[int, Mapping[str, float]], None]
 BORN_DEAD_ROWS = 8192
 THRESHOLD_ROWS = 32_768
 LOG_STEPS = 20
@@ -117,6 +124,7 @@ def train(
     name: str = "dictionaries",
     sinks: Sequence[Sink] = (),
     progress: Callable[[str, int, int, str], None] | None = None,
+    quiet: bool = False,
 ) -> Trained:
     """Train dictionaries on one stream of rows.
 
@@ -134,6 +142,7 @@ def train(
         name: Shown with the progress.
         sinks: Told what is logged.
         progress: Called as ``progress(phase, done, total, unit)``.
+        quiet: Whether no line of its own is shown, because ``progress`` shows what is done.
 
     Returns:
         The dictionaries with their exported rule, facts, densities and curves.
@@ -155,6 +164,7 @@ def train(
         if found is not None and not len(as_rows(found, d_in, what)):
             raise SpecError("there are no rows", where=f"train({what})", next_step="leave it out")
     training = DictionaryTraining(given, source, settings or Settings(), name, device, sinks, progress)
+    training.quiet = quiet
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
             record = run_training(training, Path(temporary))
@@ -203,7 +213,8 @@ class DictionaryTraining(Training):
         }
         self.scale_in = _scale(self.row_facts[self.site], first.d_in)
         self.scale_out = _scale(self.row_facts[self.site_out], first.d_out)
-        self.documents_mixed = len(np.unique(sample.documents))
+        batch = sample.documents[: getattr(source, "batch_rows", len(sample.documents))]
+        self.documents_mixed = len(np.unique(batch))
         scaled, _ = kept_rows(sample, self.row_facts)
         self._sample = scaled[self.site] / self.scale_in
         self.born_dead = {key: self._born_dead(found) for key, found in dictionaries.items()}
@@ -335,7 +346,7 @@ class DictionaryTraining(Training):
                 "architecture": self.dictionaries[key].architecture,
                 "rows_read": read,
                 "rows_left_out": left_out,
-                "epochs": self.steps / max(1, self.source.n_batches) * getattr(self.source, "epochs", 1),
+                "epochs": getattr(self.source, "epochs", 1),
                 "steps": self.steps,
                 "learning_rate": self.settings.rate(found.width),
                 "dead_window": self.window,
@@ -354,7 +365,7 @@ class DictionaryTraining(Training):
                 "cpu_seconds": round(seconds, 1),
             }
             if held_out is not None:
-                facts |= _errors(found, held_out, self.row_facts)
+                facts |= _errors(found, held_out, self.row_facts[self.site])
             outcome.facts[key] = facts
         outcome.curves = pd.DataFrame(
             [(step, part, measure, value) for step, measure, _, part, value in curves],
@@ -401,22 +412,13 @@ def _scale(facts: RowFacts, width: int) -> float:
 def _errors(
     found: SparseAutoencoder,
     held_out: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
-    facts: Mapping[str, RowFacts],
+    facts: RowFacts,
 ) -> dict[str, float]:
-    """FVU and L0 on rows of other documents."""
+    """FVU and L0 on rows of other documents, outliers left out."""
     rows, target = held_out if isinstance(held_out, tuple) else (held_out, held_out)
-    limit = 10.0 * next(iter(facts.values())).median_norm
-    kept = rows.float().norm(dim=1) <= limit
-    rows, target = rows[kept].float(), target[kept].float()
-    codes, made = found.reconstruct_rows(rows)
-    mean = target.double().mean(0)
-    error = (made.double() - target.double()).square().sum()
-    whole = (target.double() - mean).square().sum()
-    return {
-        "held_out_fvu": float(error / whole),
-        "held_out_l0": len(codes.values) / max(1, len(rows)),
-        "held_out_rows": len(rows),
-    }
+    kept = rows.float().norm(dim=1) <= NORM_LIMIT * facts.median_norm
+    fvu, l0, codes = fvu_and_l0(found, rows[kept].float(), target[kept].float())
+    return {"held_out_fvu": fvu, "held_out_l0": l0, "held_out_rows": len(codes)}
 
 
 def _check(dictionaries: Mapping[str, SparseAutoencoder]) -> None:

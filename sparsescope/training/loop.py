@@ -52,6 +52,7 @@ class Training(ABC):
         saves: Work between two saves, in times of one save, where that is more than ten seconds: 20 for
             saves that take 5 % of the time; None for ``SAVES``.
         keep_two: Whether the state before the last one is kept too, for a file that was damaged.
+        quiet: Whether nothing is shown, because the caller shows what is done.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Training(ABC):
     checkpoints: Collection[int] = ()
     saves: float | None = None
     keep_two: bool = False
+    quiet: bool = False
 
     @abstractmethod
     def update(self, step: int) -> None:
@@ -135,7 +137,7 @@ def run_training(
     begun, spent = time.process_time(), progress.cpu_seconds
     saving, note = Saving(clock, training.saves), "goes on from the saved state" if progress.step else ""
     with (
-        training_progress(training.name, training.steps, progress.step) as show,
+        training_progress(training.name, training.steps, progress.step, quiet=training.quiet) as show,
         held_interrupts() as interrupt,
     ):
         for step in range(progress.step, training.steps + 1):

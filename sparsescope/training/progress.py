@@ -14,14 +14,18 @@ Show = Callable[[int, str], None]
 
 
 @contextmanager
-def training_progress(name: str, steps: int, begin: int = 0) -> Iterator[Show]:
+def training_progress(name: str, steps: int, begin: int = 0, *, quiet: bool = False) -> Iterator[Show]:
     """Yield the function that shows progress, on standard error.
 
     Args:
         name: Name of the run.
         steps: Its last step.
         begin: The step that it goes on from.
+        quiet: Whether nothing is shown.
     """
+    if quiet:
+        yield lambda step, note: None
+        return
     if not sys.stderr.isatty():
         yield _plain(name, steps, begin)
         return

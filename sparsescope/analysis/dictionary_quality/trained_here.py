@@ -129,6 +129,7 @@ def _autoencoder(
         settings=Settings(params.learning_rate),
         name=f"{context.subject.id} {site.name}",
         progress=lambda phase, done, total, unit: context.progress(f"{phase} TopK", done, total, unit),
+        quiet=True,
     )
     found = trained.dictionaries[LABELS[0]]
     out = {name: getattr(found, name).detach().numpy() for name in _PARAMETERS}

@@ -77,14 +77,16 @@ def _steps(params: DictionariesParams, context: Context, rows: torch.Tensor, sit
     def training(low: bool) -> DictionaryTraining:
         made = TopKSAE(rows.shape[1], params.width, k=params.k, site=site)
         made.low_precision = low
+        begun.append(made)
         return DictionaryTraining({"topk": made}, batches(), settings, "bench", "cpu", (), None)
 
+    begun: list[TopKSAE] = []
     ours = {"sparse, float32": training(False)}
     if params.low_precision:
         ours["sparse, bfloat16 scores"] = training(True)
     first = ours["sparse, float32"]
     variance = first.row_facts[site].variance / first.scale_in**2
-    dense = DenseStep(first.dictionaries["topk"], settings.rate(params.width), variance)  # type: ignore[arg-type]
+    dense = DenseStep(begun[0], settings.rate(params.width), variance)
     dead = torch.zeros(params.width, dtype=torch.bool)
     dead[: int(params.dead_share * params.width)] = True
     stream = batches().batches()

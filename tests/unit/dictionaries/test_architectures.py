@@ -587,7 +587,6 @@ def test_the_exported_rule_has_the_densities_of_the_quotas():
 def test_to_inference_encodes_the_same(name):
     found, rows = filled(name), some_rows()
     other = found.to_inference()
-    assert not other.over_rows
     same_codes(other.encode(rows), found.encode(rows))
     assert torch.equal(other.reconstruct(rows), found.reconstruct(rows))
     assert other.to_inference() is other and (other.site, other.site_out) == (found.site, found.site_out)
