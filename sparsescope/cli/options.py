@@ -193,7 +193,7 @@ class TextOptions(_Group):
 
 @dataclass(frozen=True)
 class InputOptions:
-    """Inputs of further roles, by role: what was given with the options that packages add."""
+    """Inputs of further roles, by role: what was given with their options, of ours and of packages."""
 
     given: Mapping[str, list[str]] = field(default_factory=dict)
 
@@ -265,14 +265,26 @@ def _options(group: type, defaults: Mapping[str, object]) -> list[inspect.Parame
     """The parameters of a group."""
     plain = inspect.Parameter.KEYWORD_ONLY
     if group is InputOptions:
-        # The names alone: reading what a package says of its role would import it for every verb.
-        names = sorted(
-            {point.name for point in entry_points(group="sparsescope.inputs") if point.name.isidentifier()}
-        )
-        kind = Annotated[
-            list[str] | None, typer.Option(help="An input that a package adds; see: sparsescope list inputs.")
+        from sparsescope.runner.inputs import BUILT_IN
+
+        # Of packages the names alone: reading what one says of its role would import it for every verb.
+        said = {
+            point.name: "An input that a package adds; see: sparsescope list inputs."
+            for point in entry_points(group="sparsescope.inputs")
+            if point.name.isidentifier()
+        }
+        said |= {
+            role.name: f"A {role.title}, for analyses that read one: {role.summary.partition(';')[0]}. "
+            "May be given several times."
+            for role in BUILT_IN
+            if role.slot == "inputs"
+        }
+        return [
+            inspect.Parameter(
+                name, plain, default=None, annotation=Annotated[list[str] | None, typer.Option(help=text)]
+            )
+            for name, text in sorted(said.items())
         ]
-        return [inspect.Parameter(name, plain, default=None, annotation=kind) for name in names]
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(

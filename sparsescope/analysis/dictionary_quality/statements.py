@@ -106,7 +106,8 @@ def _verdict(result: Result, found: list[Any]) -> str:
 def _sentence(row: Any, begin: str) -> str:
     first, second = plain(row.first), plain(row.second)
     if row.verdict == "not distinguishable":
-        return f"{begin} {first} and {second} are not distinguishable{_ends(row)}."
+        left = f": the first leaves {100 * row.difference:+.3g} points{ends}" if (ends := _ends(row)) else ""
+        return f"{begin} {first} and {second} are not distinguishable{left}."
     better, worse = (first, second) if row.difference < 0 else (second, first)
     return f"{begin} {better} leaves {100 * abs(row.difference):.3g} points{_ends(row)} less than {worse}."
 

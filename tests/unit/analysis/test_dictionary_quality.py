@@ -384,7 +384,7 @@ def test_a_verdict_needs_an_interval_on_one_side(found):
     pairs.loc[mine, "verdict"] = "not distinguishable"
     found.tables["quality"].loc[0, "fvu"] = 0.0  # so that it is about this one
     text_ = statements(found)[0].text
-    assert "not distinguishable [-2, 4]" in text_
+    assert "not distinguishable: the first leaves +1 points [-2, 4]" in text_
     pairs.loc[mine, ["difference", "low", "high"]] = [-0.031, -0.04, -0.02]
     pairs.loc[mine, "verdict"] = "first is better"
     assert "TopK leaves 3.1 points [2, 4] less" in statements(found)[0].text

@@ -156,6 +156,28 @@ def test_verify_notices_a_wrong_hook(trained, command, tmp_path):
     assert code == 1 and not all(proof["ok"] for proof in found["proofs"])
 
 
+def test_an_analysis_takes_them_by_id(trained, command):
+    folder, _, _, first, _ = trained
+    few = (
+        "--set",
+        "loss_tokens=64",
+        "--set",
+        "probe_rows=64",
+        "--set",
+        "resamples=100",
+        "--set",
+        "absorption=false",
+    )
+    words = ("--dictionary", first[0].id, "--dictionary", first[1].id, "--home", folder / "runs", *few)
+    text = ("--corpus", "python-source", "--tokens", "1500", "--context", "64")
+    code, found, err = command("run", "dictionary_quality", "--subject", "glassllm", *text, *words, "--json")
+    assert code == 0, err
+    assert {entry["id"] for entry in found["provenance"]["inputs"]["dictionary"]} == {
+        one.id for one in first[:2]
+    }
+    assert {"fvu_topk_96_k8_s0", "fvu_batch_topk_96_k8_s1"} <= set(found["scalars"])
+
+
 def test_list_and_show_know_dictionaries(trained, command):
     folder, _, _, first, _ = trained
     code, found, _ = command("list", "artifacts", "--home", folder / "runs", "--json")
