@@ -13,6 +13,10 @@ from __future__ import annotations
 import torch
 
 from sparsescope.dictionaries.entries import choose, decode_entries, encode_entries
+from sparsescope.kernels import sparse_codes as kernels
+
+#: Features to choose from, for each that is chosen, up to which dense products take less time than entries.
+DENSE = 5
 
 
 def reviving_loss(
@@ -45,11 +49,14 @@ def reviving_loss(
         return None
     taken = min(k, len(which))
     encoder, bias, decoder = encoder[which], bias[which], decoder[which]
-    if taken == len(which):
-        # All of them in every row: dense algebra is the shorter way
+    if taken * DENSE >= len(which):
+        # Most of them in every row: dense algebra is the shorter way
         scores = torch.addmm(bias, rows, encoder.T)
         if shift is not None:  # the rows are shifted already; this is its gradient alone
             scores = scores + ((shift.detach() - shift) @ encoder.T)
+        if taken < len(which):
+            best = scores.detach().topk(taken, dim=1, sorted=False).indices
+            scores = scores * torch.zeros_like(scores).scatter_(1, best, 1.0)
         found = scores @ decoder
     else:
         entries = choose(rows, encoder, bias, lambda scores: _best(scores, taken))
@@ -62,5 +69,5 @@ def reviving_loss(
 
 def _best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The k largest scores of each row, negative ones too."""
-    order = scores.topk(k, dim=1).indices.sort(dim=1).values
-    return order.int().flatten(), scores.gather(1, order).flatten(), torch.full((len(scores),), k)
+    counts = torch.full((len(scores),), k)
+    return *kernels.largest_of_rows(scores, counts), counts

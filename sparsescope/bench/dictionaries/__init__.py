@@ -3,9 +3,10 @@
 Autoencoders: blocks of steps of each variant run one after the other, in an order that rotates from repeat
 to repeat; all begin with the same weights and see the same batches. A ratio is taken within a repeat. A
 step includes AuxK over a share of features that are declared dead, the count of dead features, gradient
-projection and norms. SNMF: the published multiplicative update and ours begin with the same codes and keep
-the same share of the dictionary; errors are computed outside the timer. SAELens runs in a process of its
-own, with its defaults.
+projection and norms. SAELens runs in a process of its own, with its defaults, and takes its turn there.
+SNMF: the published multiplicative update and ours begin with the same codes and keep the same share of the
+dictionary; errors are computed outside the timer. scikit-learn's NMF needs rows without negative entries,
+so it and ours factor the positive part of the rows, from the same codes and without pruning.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class DictionariesParams(Params):
     dead_share: float = Field(
         0.02, ge=0, lt=1, description="Share of the features that are declared dead, for AuxK."
     )
-    low_precision: bool = Field(False, description="Also time bfloat16 scores for the choice of features.")
+    low_precision: bool = Field(True, description="Also time bfloat16 scores for the choice of features.")
     snmf_site: str = Field(
         "", description="Site of the factorization; empty for the hidden layer of the middle MLP."
     )
@@ -40,6 +41,11 @@ class DictionariesParams(Params):
     snmf_rows: int = Field(20_000, ge=0, description="Rows of the factorization; 0 leaves it out.")
     sparsity: float = Field(0.01, gt=0, le=1, description="Share of the dictionary that is kept.")
     updates: int = Field(200, ge=2, description="Published updates whose error is to be reached.")
+    nmf_iterations: int = Field(
+        50,
+        ge=0,
+        description="Iterations of scikit-learn's NMF whose error is to be reached; 0 leaves it out.",
+    )
     saelens: str = Field("", description="Python of an environment that has SAELens; empty leaves it out.")
 
 
@@ -56,7 +62,7 @@ ANALYSIS = Analysis(
             "steps",
             "Activations a second of a training step",
             "Rows of a batch over the median time of a step, by variant. All begin with the same weights and "
-            "see the same batches, interleaved in one process; SAELens runs alone.",
+            "see the same batches, by turns; SAELens has its own.",
             table="steps",
             formula="activations a second = batch / seconds(step)",
         ),
@@ -64,7 +70,7 @@ ANALYSIS = Analysis(
             "errors",
             "Error of the factorization against time",
             "Squared error over squared norm, against the time of the iterations; errors are taken outside "
-            "the timer. Both begin with the same codes.",
+            "the timer. All begin with the same codes.",
             table="errors",
             formula="error = |X - G H|^2 / |X|^2",
         ),

@@ -7,10 +7,15 @@ from sparsescope.core.statements import Statement, rows
 
 TITLES = {
     "step_speedup": "Speed of a training step over plain torch",
+    "step_speedup_bf16": "Speed over plain torch, bfloat16 scores",
     "step_fvu_ratio": "Variance unexplained, over plain torch",
+    "step_fvu_ratio_bf16": "Variance unexplained over plain torch, bfloat16 scores",
     "saelens_speedup": "Speed of a training step over SAELens",
+    "saelens_speedup_bf16": "Speed over SAELens, bfloat16 scores",
     "snmf_speedup": "Speed of SNMF to the published error",
     "snmf_published_seconds": "Time of the published updates",
+    "nmf_speedup": "Speed to the error of scikit-learn's NMF",
+    "nmf_seconds": "Time of scikit-learn's NMF",
 }
 
 
@@ -22,25 +27,38 @@ def statements(result: Result) -> list[Statement]:
         ours = table.iloc[1]
         found.append(
             Statement(
-                f"A step is {ours.speedup:.3g} [{ours.speedup_q1:.3g}, {ours.speedup_q3:.3g}] times as "
-                "fast as the same step with dense codes (median and quartiles): "
-                f"{ours.rate:,.0f} activations a second.",
+                f"A step is {_times(result, 'step_speedup')} as fast as the same step with dense codes "
+                f"(median and quartiles): {ours.rate:,.0f} activations a second.",
                 "steps",
                 ("step_speedup",),
             )
         )
     if "saelens_speedup" in result.scalars:
-        speedup = result.scalars["saelens_speedup"].value
+        low = "saelens_speedup_bf16"
+        faster = f", {_times(result, low)} with bfloat16 scores" if low in result.scalars else ""
         found.append(
-            Statement(f"It is {speedup:.3g} times as fast as SAELens' step.", "steps", ("saelens_speedup",))
+            Statement(
+                f"It is {_times(result, 'saelens_speedup')} as fast as SAELens' step{faster}.",
+                "steps",
+                ("saelens_speedup",),
+            )
         )
     if "snmf_speedup" in result.scalars:
         speedup = result.scalars["snmf_speedup"].value
+        nmf = result.scalars.get("nmf_speedup")
+        beside = f", and that of scikit-learn's NMF {nmf.value:.3g} times sooner" if nmf is not None else ""
         found.append(
             Statement(
-                f"SNMF reaches the error of the published updates {speedup:.3g} times sooner.",
+                f"SNMF reaches the error of the published updates {speedup:.3g} times sooner{beside}.",
                 "errors",
                 ("snmf_speedup",),
             )
         )
     return found
+
+
+def _times(result: Result, name: str) -> str:
+    number = result.scalars[name]
+    spread = number.interval
+    within = f" [{spread.low:.3g}, {spread.high:.3g}]" if spread is not None else ""
+    return f"{number.value:.3g}{within} times"
