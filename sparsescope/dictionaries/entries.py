@@ -8,6 +8,7 @@ Shapes: rows [row, d_in]; encoder [feature, d_in]; bias [feature]; decoder [feat
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from sparsescope.kernels.sparse_codes import ByFeature
 
 #: Called with scores [row, feature]; gives indices, values and the entries of each row.
 Select = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-BLOCK_BYTES = 2**25  # of the scores of a block of rows
+BLOCK_BYTES = 2**24  # of the scores of a block of rows
 
 
 @dataclass(slots=True)
@@ -90,19 +91,29 @@ def choose(
     """
     encoder, bias = encoder.detach(), bias.detach()
     width = len(encoder)
-    block = max(16, min(512, BLOCK_BYTES // (4 * width)))
+    on_cpu = rows.device.type == "cpu"
+    block = max(16, min(512, BLOCK_BYTES // (4 * width))) * (1 if on_cpu else 8)
     low = (rows.bfloat16(), encoder.bfloat16(), bias.bfloat16()) if low_precision else None
+    # One block of scores for each thread: memory that is new in each block costs a fault for every page
+    held = threading.local()
 
     def work(begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with torch.no_grad():  # a setting of each thread
+            if not hasattr(held, "scores"):
+                held.scores = rows.new_empty(min(block, len(rows)), width)
+                held.low = held.scores.bfloat16() if low is not None else None
+            scores = held.scores[: end - begin]
             if low is not None:
-                return select(torch.addmm(low[2], low[0][begin:end], low[1].T).to(rows.dtype))
-            return select(torch.addmm(bias, rows[begin:end], encoder.T))
+                torch.addmm(low[2], low[0][begin:end], low[1].T, out=held.low[: end - begin])
+                scores.copy_(held.low[: end - begin])
+            else:
+                torch.addmm(bias, rows[begin:end], encoder.T, out=scores)
+            return select(scores)
 
-    if rows.device.type == "cpu":
+    if on_cpu:
         parts = in_row_blocks(work, len(rows), block)
     else:
-        parts = [work(begin, min(begin + block * 8, len(rows))) for begin in range(0, len(rows), block * 8)]
+        parts = [work(begin, min(begin + block, len(rows))) for begin in range(0, len(rows), block)]
     if not parts:
         parts = [select(rows.new_zeros(0, width))]
     indices, scores, counts = (torch.cat(found) for found in zip(*parts, strict=True))
