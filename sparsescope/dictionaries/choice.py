@@ -80,7 +80,11 @@ class BatchTopKSAE(WithAuxK):
     def _above(self, rows: torch.Tensor, low: float) -> Entries:
         bound = torch.tensor(low, device=rows.device)
         return choose(
-            rows, self.encoder, self.encoder_bias, lambda scores: kernels.entries_above(scores, bound)
+            rows,
+            self.encoder,
+            self.encoder_bias,
+            lambda scores: kernels.entries_above(scores, bound),
+            self.low_precision,
         )
 
     def select(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -111,7 +111,12 @@ def train(params: DictionariesParams, keep: Any, progress: Tell, work: Path) -> 
             untrained,
             trained_on,
             settings=Settings(
-                params.learning_rate, params.warmup, params.decay, params.dead_window, params.centred
+                params.learning_rate,
+                params.warmup,
+                params.decay,
+                params.dead_window,
+                params.centred,
+                params.scores,
             ),
             threshold_rows=rows["thresholds"][params.site],
             held_out=(held[params.site], held[params.site_out]) if params.site_out else held[params.site],

@@ -124,7 +124,11 @@ class JumpReLUSAE(SparseAutoencoder):
         """Scores above the threshold, and those below that the bandwidth reaches."""
         low = (self.threshold.detach() - self.bandwidth / 2).clamp(min=0)
         return choose(
-            rows, self.encoder, self.encoder_bias, lambda scores: kernels.entries_above(scores, low)
+            rows,
+            self.encoder,
+            self.encoder_bias,
+            lambda scores: kernels.entries_above(scores, low),
+            self.low_precision,
         )
 
     def activate(self, scores: torch.Tensor, entries: Entries) -> torch.Tensor:

@@ -103,6 +103,12 @@ class DictionariesParams(Params):
         None, ge=1, description="Rows without activity after which a feature is dead; None for one pass."
     )
     centred: bool = Field(True, description="Whether the mean is taken out of the rows at the beginning.")
+    scores: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        # What was trained before there was a choice is found by its old name
+        exclude_if=lambda value: value == "float32",
+        description="Type that features are scored in to choose the active ones; all else is exact.",
+    )
     snmf_rows: int = Field(50_000, ge=16, description="Rows that an SNMF is fitted to.")
     log: tuple[str, ...] = Field(
         (), exclude=True, description="Where curves go too: tensorboard:FOLDER, wandb:PROJECT."

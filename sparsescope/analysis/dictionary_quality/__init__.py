@@ -135,6 +135,14 @@ ANALYSIS = Analysis(
             select="measure",
         ),
         View(
+            "rules",
+            "Is one rule better than another, in every seed",
+            "Difference of the variance unexplained by two rules with as many active features, mean over "
+            "the seeds that both were trained with. Thick dots have document intervals; small ones are the "
+            "smallest and the largest difference of one seed.",
+            table="rules",
+        ),
+        View(
             "densities",
             "How often features are active",
             "Share of the features by the share of tokens on which they are active. A peak at the right end "

@@ -19,6 +19,7 @@ from sparsescope.analysis.dictionary_quality import entries as given_entries
 from sparsescope.analysis.dictionary_quality.documents import Parts, beginnings, divide
 from sparsescope.analysis.dictionary_quality.entries import BASELINE, DICTIONARY, Entry
 from sparsescope.analysis.dictionary_quality.measure import Place, evaluate
+from sparsescope.analysis.dictionary_quality.over_seeds import family_rows, rule_rows
 from sparsescope.analysis.dictionary_quality.probes import absorption_rows, probe_rows
 from sparsescope.analysis.dictionary_quality.read import FitRows, fit_rows, sites_of
 from sparsescope.analysis.dictionary_quality.report import Reporter
@@ -77,9 +78,12 @@ def compute(params: DictionaryQualityParams, context: Context) -> Result:
     report = Reporter(params, parts.evaluation, places, spliced, read.facts)
     out = Result("dictionary_quality")
     out.add("quality", report.quality())
+    rules = rule_rows(report)
     sometimes = {
         "comparisons": report.comparisons(),
         "splice": report.splice(),
+        "families": family_rows(report),
+        "rules": rules,
         "densities": report.densities(),
         "dead_curve": report.dead_curve(),
         "frequency_fit": report.frequency_fit(),
@@ -91,7 +95,7 @@ def compute(params: DictionaryQualityParams, context: Context) -> Result:
     out.add("cost", clock.rows)
     parts_of_it = ", ".join(f"{row['step']} {row['seconds']:.3g} s" for row in clock.rows)
     out.note("info", f"passes and training of its own: {parts_of_it}", place="cost")
-    add_scalars(out, report)
+    add_scalars(out, report, rules)
     _notes(out, params, context, parts, read, report, losses)
     _trained_notes(out, params, entries, made, others, read)
     return out

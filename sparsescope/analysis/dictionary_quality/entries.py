@@ -75,6 +75,11 @@ class Entry:
         return found if isinstance(found, dict) else {}
 
     @property
+    def rule(self) -> str:
+        """The architecture that it was trained as; several are exported as JumpReLU."""
+        return str(self.facts.get("architecture") or self.dictionary.architecture)
+
+    @property
     def sparse_autoencoder(self) -> bool:
         """Whether it has a decoder whose features can absorb each other."""
         return isinstance(self.dictionary, SparseAutoencoder) and self.reads.name == self.writes.name

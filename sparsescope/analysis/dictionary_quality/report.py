@@ -98,6 +98,10 @@ class Reporter:
             strata, self.params.resamples, self.params.seed, self.params.level, PAIRED_BOOTSTRAP
         )
 
+    def replicates(self, number: int) -> Floats:
+        """Measures of the entries of a place in every resample, [B, entry, measure]."""
+        return self._replicates[number]
+
     def documents(self, number: int = 0) -> int:
         """Evaluation documents of a place."""
         return int(np.count_nonzero(self.places[number].sums.rows))
@@ -127,7 +131,7 @@ class Reporter:
         return {
             "dictionary": entry.label,
             "kind": entry.kind,
-            "architecture": entry.dictionary.architecture,
+            "architecture": entry.rule,
             "layer": entry.reads.layer,
             "site": entry.reads.name,
             "target": entry.writes.name,

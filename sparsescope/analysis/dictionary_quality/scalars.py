@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from sparsescope.analysis.dictionary_quality.entries import DICTIONARY, Entry
 from sparsescope.analysis.dictionary_quality.splice import ZERO
@@ -16,13 +17,24 @@ if TYPE_CHECKING:
 _MOST = 48  # letters of a label in a name
 
 
-def add_scalars(out: Result, report: Reporter) -> None:
-    """Add the numbers of every dictionary, and the scale of the losses."""
+def add_scalars(out: Result, report: Reporter, rules: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Add the numbers of every dictionary, what rules differ by over seeds, and the scale of the losses."""
     taken: set[str] = set()
     for number, entry in report.entries:
         if entry.kind == DICTIONARY:
             slug = _slug(entry.label, taken)
             _of_entry(out, report, number, entry, slug)
+    for row in rules:
+        number = next(n for n, entry in report.entries if entry.writes.name == row["site"])
+        out.add_scalar(
+            f"fvu_{_plain(row['first'])}_minus_{_plain(row['second'])}",
+            row["difference"],
+            "",
+            f"variance unexplained by {row['first']} minus that by {row['second']}, mean over {row['seeds']} "
+            f"seeds (one seed: {row['least']:+.3g} to {row['most']:+.3g}), of the same documents",
+            interval=report.draws[number].between(row["low"], row["high"], row["documents"]),
+            title=f"Variance unexplained, {row['first']} minus {row['second']}",
+        )
     if report.spliced is None or report.losses is None:
         return
     tokens = int(report.spliced.targets.sum())
@@ -109,9 +121,14 @@ def _of_entry(out: Result, report: Reporter, number: int, entry: Entry, slug: st
     )
 
 
+def _plain(label: str) -> str:
+    """A label as part of a name."""
+    return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")[:_MOST].strip("_") or "dictionary"
+
+
 def _slug(label: str, taken: set[str]) -> str:
     """A label as part of a name, unique."""
-    plain = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")[:_MOST].strip("_") or "dictionary"
+    plain = _plain(label)
     found, number = plain, 2
     while found in taken:
         found, number = f"{plain}_{number}", number + 1

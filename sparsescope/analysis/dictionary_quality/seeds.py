@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparsescope.analysis.dictionary_quality.over_seeds import family_of
 from sparsescope.metrics.matching import chance, match
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from sparsescope.analysis.dictionary_quality.entries import Entry
     from sparsescope.analysis.dictionary_quality.measure import Place
 
-MOST_PAIRS = 6
+MOST_PAIRS = 12
 DATA_WIDTH = 2048
 """Width of a site up to which directions with the covariance of its activations are drawn."""
 _DRAWS = 2
@@ -24,15 +25,21 @@ _MANY = 2**24  # pairs of directions; more are drawn once
 
 
 def alike(place: Place) -> list[tuple[Entry, Entry]]:
-    """Pairs of dictionaries of a place of the same architecture and width."""
+    """Pairs of dictionaries of a place that differ by their seed, as far as their names and shapes tell."""
     entries = [entry for entry in place.entries if entry.kind == "dictionary"]
     found = [
         (one, two)
         for one, two in combinations(entries, 2)
-        if one.dictionary.architecture == two.dictionary.architecture
-        and one.dictionary.width == two.dictionary.width
+        if (one.rule, one.dictionary.width) == (two.rule, two.dictionary.width)
+        and _one_family(one.label, two.label)
     ]
     return found[:MOST_PAIRS]
+
+
+def _one_family(one: str, two: str) -> bool:
+    """Whether names differ by their seed alone; names without a seed tell nothing."""
+    (first, a), (second, b) = family_of(one), family_of(two)
+    return first == second or (a is None and b is None)
 
 
 def seed_rows(place: Place, rows: torch.Tensor, seed: int) -> list[dict[str, Any]]:
@@ -55,7 +62,7 @@ def seed_rows(place: Place, rows: torch.Tensor, seed: int) -> list[dict[str, Any
             {
                 "first": one.label,
                 "second": two.label,
-                "architecture": one.dictionary.architecture,
+                "architecture": one.rule,
                 "width": width,
                 "mcc": found.mcc,
                 "chance": known[width, d][0],

@@ -78,8 +78,27 @@ def _explained(result: Result) -> list[Statement]:
     if not parts:
         return []
     text = f"Of the variance of {place_of(found[0])} these stay unexplained: {'; '.join(parts)} "
-    text += f"({basis(named[0])}). {_verdict(result, found)}".rstrip()
+    text += f"({basis(named[0])}). {_over_seeds(result) or _verdict(result, found)}".rstrip()
     return [Statement(text, "frontier", tuple(scalar.name for scalar in named))]
+
+
+def _over_seeds(result: Result) -> str:
+    """What rules differ by, where there are several seeds: the largest clear difference."""
+    table = rows(result, "rules")
+    if table is None:
+        return ""
+    clear = table[table["verdict"].isin(["first is better", "second is better"])]
+    if not len(clear):
+        pairs = f"{len(table)} pairs" if len(table) > 1 else "pair"
+        return f"Over {int(table['seeds'].max())} seeds none of the {pairs} of rules is told apart."
+    row = clear.loc[clear["difference"].abs().idxmax()]
+    first, second = plain(row["first"]), plain(row["second"])
+    better, worse = (first, second) if row["difference"] < 0 else (second, first)
+    seeds = sorted(100 * abs(row[name]) for name in ("least", "most"))
+    return (
+        f"At equal numbers of active features {better} leaves {100 * abs(row['difference']):.3g} points less "
+        f"than {worse} in each of {int(row['seeds'])} seeds ({seeds[0]:.3g} to {seeds[1]:.3g})."
+    )
 
 
 def _verdict(result: Result, found: list[Any]) -> str:

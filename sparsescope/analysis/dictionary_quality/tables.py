@@ -81,6 +81,44 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ),
         DOCUMENTS,
     ),
+    "families": (
+        Column("family", "label", "Dictionaries that differ by their seed alone."),
+        SITE,
+        Column("seeds", "count", "How many."),
+        Column("l0", "value", "Mean of their L0."),
+        Column("fvu", "value", "Mean of their FVU."),
+        Column("fvu_least", "value", "The smallest.", low_of="fvu"),
+        Column("fvu_most", "value", "The largest.", high_of="fvu"),
+        Column(
+            "dead_share",
+            "fraction",
+            "Mean share of features that were active on none of the tokens counted after training, or, where "
+            "that is not known, of those scored here.",
+        ),
+        Column("dead_least", "fraction", "The smallest.", low_of="dead_share"),
+        Column("dead_most", "fraction", "The largest.", high_of="dead_share"),
+    ),
+    "rules": (
+        Column("first", "label", "Dictionaries that differ by their seed alone."),
+        Column("second", "label", "Others, of the same seeds, with the same number of active features."),
+        SITE,
+        Column("seeds", "count", "Seeds that both have."),
+        Column("first_l0", "value", "Mean L0 of the first."),
+        Column("second_l0", "value", "Mean L0 of the second."),
+        *with_interval(
+            Column("difference", "value", "FVU of the first minus that of the second, mean over seeds."),
+            _PAIRED,
+        ),
+        Column("least", "value", "The smallest difference of one seed."),
+        Column("most", "value", "The largest difference of one seed."),
+        Column(
+            "verdict",
+            "label",
+            "'first is better' or 'second is better' where the interval and every seed say so; 'seeds "
+            "disagree'; 'not distinguishable'.",
+        ),
+        DOCUMENTS,
+    ),
     "splice": (
         NAME,
         KIND,

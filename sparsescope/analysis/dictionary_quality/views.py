@@ -230,6 +230,34 @@ def _pair(row: Any) -> str:
     return display(f"{row.first} against {row.second}", limit=70)
 
 
+def rules(result: Result) -> fig.Figure:
+    """Draw differences of rules over seeds."""
+    table = result.tables["rules"].head(40)
+    figure = fig.panels(height=max(200, 32 * len(table) + 80))
+    at = [_pair(row) for row in table.itertuples()]
+    told = [
+        f"{row.first} - {row.second}: {_shown(row.difference, row.low, row.high, '{:+.3g}')}, one seed "
+        f"{row.least:+.3g} to {row.most:+.3g}; {row.seeds} seeds: {row.verdict}"
+        for row in table.itertuples()
+    ]
+    mean = table["difference"].to_numpy()
+    fig.dots(figure, mean, at, "mean over seeds", color=theme.BLUE, texts=told, size=10)
+    figure.data[-1].update(error_x=_bars(mean, table["low"], table["high"]))
+    ends = [*table["least"], *table["most"]]
+    fig.dots(
+        figure, ends, at * 2, "one seed", color=theme.VERMILION, texts=told * 2, symbol="line-ns-open", size=9
+    )
+    figure.add_vline(x=0, line=theme.LEVEL)
+    figure.update_yaxes(categoryorder="array", categoryarray=at[::-1], automargin=True, title_text="pair")
+    figure.update_xaxes(title_text="FVU: first minus second")
+    fig.legend_below(figure)
+    clear = int(table["verdict"].isin(["first is better", "second is better"]).sum())
+    title = f"{clear} of {len(table)} pairs of rules are told apart in every seed"
+    alt = f"Dots with intervals of differences of FVU. {title}. {'; '.join(told[:8])}."
+    subtitle = f"paired by document and seed, {_documents(table)}; left of zero the first is better"
+    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
+
+
 def densities(result: Result) -> fig.Figure:
     """Draw how the features are spread over densities."""
     table, looks = result.tables["densities"], _looks(result)

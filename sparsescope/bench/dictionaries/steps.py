@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -33,27 +33,21 @@ def time_steps(
     if params.low_precision:
         ours[SPARSE_BF16] = _Sparse(params, rows, site, low_precision=True)
     first = ours[SPARSE]
-    runs: dict[str, Callable[[int], None]] = {DENSE: _Dense(params, rows, site, first).run}
-    runs |= {name: held.run for name, held in ours.items()}
-    curves = {name: run.__self__.fvu for name, run in runs.items()}  # type: ignore[attr-defined]
+    variants: dict[str, _Dense | _Sparse | SAELens] = {DENSE: _Dense(params, rows, site, first), **ours}
+    sizes = {"width": params.width, "k": params.k, "batch": params.batch, "dead": int(_dead(params).sum())}
     with ExitStack() as stack:
         if params.saelens:
-            peer = stack.enter_context(
-                SAELens(
-                    params.saelens, rows, width=params.width, k=params.k, batch=params.batch, dead=int(_dead(params).sum()),
-                    rate=first.rate,
-                )
-            )  # fmt: skip
-            name = f"SAELens {peer.version}"
-            runs[name], curves[name] = peer.run, peer.fvu
+            peer = stack.enter_context(SAELens(params.saelens, rows, rate=first.rate, **sizes))
+            variants[f"SAELens {peer.version}"] = peer
         found = interleaved(
-            [lambda run=run: run(params.steps) for run in runs.values()],  # type: ignore[misc]
+            [partial(variant.run, params.steps) for variant in variants.values()],
             params.repeats,
             told=lambda done, count: context.progress("steps", done, count, "runs"),
         )
-    seconds = dict(zip(runs, found / params.steps, strict=True))
-    out.add("steps", [_row(name, seconds, curves[name], params) for name in runs])
-    out.add("curve", [row for name in runs for row in _curve(name, seconds[name], curves[name], params)])
+    curves = {name: variant.fvu for name, variant in variants.items()}
+    seconds = dict(zip(variants, found / params.steps, strict=True))
+    out.add("steps", [_row(name, seconds, curves[name], params) for name in variants])
+    out.add("curve", [row for name in variants for row in _curve(name, seconds[name], curves[name], params)])
     _numbers(params, rows, site, seconds, curves, out)
 
 
@@ -64,8 +58,8 @@ class _Sparse:
         self, params: DictionariesParams, rows: torch.Tensor, site: str, *, low_precision: bool
     ) -> None:
         self.begun = TopKSAE(rows.shape[1], params.width, k=params.k, site=site)
-        self.begun.low_precision = low_precision
-        settings = Settings(warmup=0.0, decay=0.0)
+        scores: Literal["float32", "bfloat16"] = "bfloat16" if low_precision else "float32"
+        settings = Settings(warmup=0.0, decay=0.0, scores=scores)
         self.rate = settings.rate(params.width)
         self.training = DictionaryTraining(
             {"topk": self.begun}, _batches(params, rows, site), settings, "bench", "cpu", (), None

@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import csr_array, hstack
 
 import sparsescope as ss
-from sparsescope.analysis.dictionary_quality import ANALYSIS
+from sparsescope.analysis.dictionary_quality import ANALYSIS, over_seeds
 from sparsescope.analysis.dictionary_quality.documents import divide
 from sparsescope.analysis.dictionary_quality.entries import Entry
 from sparsescope.analysis.dictionary_quality.measure import Sample
@@ -176,6 +176,47 @@ def test_dictionaries_that_differ_by_their_seed_are_matched(glass, rows, tmp_pat
     both = result.tables["quality"].set_index("dictionary")
     assert both.loc["a", "fvu"] == pytest.approx(both.loc["c", "fvu"], rel=1e-5)
     check_figure(result.view("seeds"))
+
+
+def test_rules_are_compared_over_the_seeds_that_both_have(glass, rows, tmp_path):
+    """The numbers are those of the single comparisons; trained ones beat untrained ones in every seed."""
+    trained = [given(topk(rows, seed), tmp_path, f"topk-48-k8-s{seed}") for seed in range(3)]
+    raw = []
+    for seed in range(2):
+        made = TopKSAE(rows.shape[1], 48, k=8, site=SITE, seed=seed)
+        made.begin(rows.mean(0), rows.mean(0), rows[:64], True)
+        raw.append(given(made, tmp_path, f"raw-48-k8-s{seed}", facts={"architecture": "raw"}))
+    result = run(glass, [*trained, *raw])
+    fvu = result.tables["quality"].set_index("dictionary")["fvu"]
+    row = result.tables["rules"].iloc[0]
+    single = [fvu[f"topk-48-k8-s{seed}"] - fvu[f"raw-48-k8-s{seed}"] for seed in range(2)]
+    assert len(result.tables["rules"]) == 1 and row["seeds"] == 2
+    assert (row["first"], row["second"]) == ("topk-48-k8", "raw-48-k8")
+    np.testing.assert_allclose(
+        [row["difference"], row["least"], row["most"]], [np.mean(single), min(single), max(single)]
+    )
+    assert row["low"] <= row["difference"] <= row["high"] < 0 and row["verdict"] == "first is better"
+    number = result.scalars["fvu_topk_48_k8_minus_raw_48_k8"]
+    assert number.value == row["difference"] and number.interval.low == row["low"]
+    spread = result.tables["families"].set_index("family")
+    assert spread["seeds"].to_dict() == {"topk-48-k8": 3, "raw-48-k8": 2}
+    mine = fvu[[f"topk-48-k8-s{seed}" for seed in range(3)]]
+    found = spread.loc["topk-48-k8", ["fvu_least", "fvu", "fvu_most"]].astype(float)
+    np.testing.assert_allclose(found, [mine.min(), mine.mean(), mine.max()])
+    assert (
+        "topk-48-k8 leaves" in statements(result)[0].text
+        and "in each of 2 seeds" in statements(result)[0].text
+    )
+    assert len(result.tables["seeds"]) == 4  # three pairs of one family, one of the other
+    check_figure(result.view("rules"))
+
+
+def test_a_rule_that_wins_with_one_seed_only_is_not_better():
+    ends, differences = (-0.2, -0.1), np.array([-0.3, 0.05])
+    assert over_seeds._verdict(*ends, differences) == "seeds disagree"
+    assert over_seeds._verdict(*ends, np.array([-0.3, -0.05])) == "first is better"
+    assert over_seeds._verdict(0.1, 0.2, np.array([0.3, 0.05])) == "second is better"
+    assert over_seeds._verdict(-0.1, 0.2, np.array([0.3, 0.05])) == "not distinguishable"
 
 
 def test_two_sites_are_read_in_one_pass_and_kept_apart(glass, rows, tmp_path, monkeypatch):

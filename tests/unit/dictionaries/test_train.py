@@ -259,6 +259,27 @@ def test_rows_times_a_factor_give_codes_times_the_factor(factor):
             assert float((a.dense() * factor - b.dense()).norm() / b.dense().norm()) < 1e-2
 
 
+def test_scores_in_bfloat16_choose_nearly_the_same_features():
+    """Which features are chosen may differ where scores are close; their values are those of float32."""
+    rows, _ = planted(3000, 1)
+    held, _ = planted(1000, 2)
+    names = ("topk", "batch_topk", "feature_choice", "jumprelu", "matryoshka")
+    exact, quick = (
+        train(
+            made(names),
+            TensorRows(rows, batch_rows=150, epochs=4),
+            settings=Settings(learning_rate=1e-2, scores=scores),
+            held_out=held,
+        )
+        for scores in ("float32", "bfloat16")
+    )
+    for name in names:
+        one, other = exact.facts[name], quick.facts[name]
+        assert (one["scores"], other["scores"]) == ("float32", "bfloat16")
+        assert other["held_out_fvu"] == pytest.approx(one["held_out_fvu"], rel=0.1), name
+        assert not torch.equal(exact.dictionaries[name].encoder, quick.dictionaries[name].encoder), name
+
+
 def test_a_transcoder_learns_another_site():
     rows, _ = planted(3000, 1)
     generator = torch.Generator().manual_seed(3)

@@ -105,6 +105,22 @@ def on_a_small_budget(name, folder):
         study = re.sub(r"(calibration_draw = \d)", r"\1, calibration_tokens = 64", study)
         study = re.sub(r"calibration_tokens = (\d)\d{3,}", r"calibration_tokens = 7\1", study)
         study = study.replace("finetune_steps = 200", "finetune_steps = 2, calibration_tokens = 64")
+    if name == "dictionaries":
+        few["tokens"] = "4000"
+        study = study.replace("loss_tokens = 4096, ", "").replace("+kjv", "")
+        study, notebook = (text.replace("4608", "128") for text in (study, notebook))
+        for recipe in (ROOT / "analyses" / name).glob("*.toml"):
+            if recipe.name != "study.toml":
+                text = recipe.read_text().replace("smollm2-135m", MODELS["smollm2-135m"])
+                for old, new in (
+                    ("+kjv", ""),
+                    ("blocks.15", "blocks.1"),
+                    ("4608", "128"),
+                    ("= 1024", "= 128"),
+                ):
+                    text = text.replace(old, new)
+                text = re.sub(r"^tokens = .*$", "tokens = 3000\\ncontext = 64", text, flags=re.M)
+                (home / recipe.name).write_text(text.replace("width = 100", "width = 8"))
     for subject in load_study(ROOT / "analyses" / name).declared.subjects:
         if subject.name not in swaps and (ROOT / "data" / "models" / subject.name).is_dir():
             thinned(ROOT / "data" / "models" / subject.name, home / subject.name)
@@ -120,7 +136,10 @@ def on_a_small_budget(name, folder):
         study = study.replace("[[subject]]", '[[subject]]\ncorpus = "python-docs"').replace(
             "question =", "tokens = 300\nquestion ="
         )
-    params = "surrogates = 19, draws = 100" if name == "grokking" else "resamples = 100"
+    params = {
+        "grokking": "surrogates = 19, draws = 100",
+        "dictionaries": "resamples = 100, loss_tokens = 200, probe_rows = 100, permutations = 1",
+    }.get(name, "resamples = 100")
     first, *blocks = study.split("[[analysis]]")
     blocks = [
         block.replace("params = {", f"params = {{ {params},", 1)
