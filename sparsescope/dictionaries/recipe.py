@@ -100,7 +100,10 @@ class DictionariesParams(Params):
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps in which it rises.")
     decay: float = Field(0.25, ge=0, le=1, description="Share of the steps in which it falls to 0.")
     dead_window: int | None = Field(
-        None, ge=1, description="Rows without activity after which a feature is dead; None for one pass."
+        None,
+        ge=1,
+        description="Rows without activity after which a feature is dead; None for one pass, within which "
+        "nothing is dead: with one epoch, AuxK needs a smaller one.",
     )
     centred: bool = Field(True, description="Whether the mean is taken out of the rows at the beginning.")
     scores: Literal["float32", "bfloat16"] = Field(

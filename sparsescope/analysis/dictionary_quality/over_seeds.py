@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sparsescope.analysis.dictionary_quality.entries import Entry
+    from sparsescope.analysis.dictionary_quality.measure import Place
     from sparsescope.analysis.dictionary_quality.report import Reporter
 
 _SEED = re.compile(r"^(?P<family>.+)-s(?P<seed>\d+)$")
@@ -59,7 +60,7 @@ def family_rows(report: Reporter) -> list[dict[str, Any]]:
                 np.array([report.estimates[entry.label][name][0] for entry in held.values()])
                 for name in ("fvu", "l0")
             )
-            dead = np.array([_dead(entry, place.active[entry.label]) for entry in held.values()])
+            counted, dead = _dead(list(held.values()), place)
             first = next(iter(held.values()))
             rows.append(
                 {
@@ -70,6 +71,7 @@ def family_rows(report: Reporter) -> list[dict[str, Any]]:
                     "fvu": float(fvu.mean()),
                     "fvu_least": float(fvu.min()),
                     "fvu_most": float(fvu.max()),
+                    "dead_counted": counted,
                     "dead_share": float(dead.mean()),
                     "dead_least": float(dead.min()),
                     "dead_most": float(dead.max()),
@@ -125,10 +127,16 @@ def rule_rows(report: Reporter) -> list[dict[str, Any]]:
     return rows
 
 
-def _dead(entry: Entry, active: Any) -> float:
-    """Dead share as its training counted it, or on the tokens scored here."""
-    counted = entry.facts.get("dead_share")
-    return float(counted) if isinstance(counted, int | float) else float((active == 0).mean())
+def _dead(entries: Sequence[Entry], place: Place) -> tuple[int, Any]:
+    """Tokens counted, and the share of the features that none of these made active: of the tokens that
+    every training counted, or of those scored here where one did not.
+    """
+    found = [entry.training.get("census") for entry in entries]
+    censuses = [census for census in found if isinstance(census, dict) and "first_row" in census]
+    if len(censuses) == len(entries):
+        counted = min(int(census["rows"]) for census in censuses)
+        return counted, np.array([(np.asarray(census["first_row"]) >= counted).mean() for census in censuses])
+    return place.tokens, np.array([(place.active[entry.label] == 0).mean() for entry in entries])
 
 
 def _verdict(low: float, high: float, difference: Any) -> str:

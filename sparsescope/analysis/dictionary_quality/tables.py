@@ -90,10 +90,14 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("fvu_least", "value", "The smallest.", low_of="fvu"),
         Column("fvu_most", "value", "The largest.", high_of="fvu"),
         Column(
+            "dead_counted",
+            "count",
+            "Tokens counted: as many as after each training, or, where that is not known, those scored here.",
+        ),
+        Column(
             "dead_share",
             "fraction",
-            "Mean share of features that were active on none of the tokens counted after training, or, where "
-            "that is not known, of those scored here.",
+            "Mean share of features that were active on none of the tokens counted.",
         ),
         Column("dead_least", "fraction", "The smallest.", low_of="dead_share"),
         Column("dead_most", "fraction", "The largest.", high_of="dead_share"),
