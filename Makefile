@@ -29,7 +29,7 @@ $(VENV)/.setup-test: $(VENV)/.setup
 	@touch $@
 
 test: $(VENV)/.setup-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 report: $(VENV)/.setup
 	$(BIN)/sparsescope report smollm2-135m --fallback glassllm --output report.html

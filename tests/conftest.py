@@ -21,6 +21,33 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files that take longest, the longest first: a worker that gets one of them last works alone for a minute.
+LONGEST = (
+    "unit/reporting/test_notebook.py",
+    "fault/test_kill.py",
+    "frozen/test_runs.py",
+    "unit/cli/test_errors.py",
+    "unit/analysis/test_activation_sparsity.py",
+    "contract/test_registry.py",
+    "fault/test_disk.py",
+    "fault/test_kill_training.py",
+    "unit/analysis/test_weight_sparsity.py",
+    "contract/test_architectures.py",
+    "unit/cli/test_depth.py",
+    "app/test_pages.py",
+    "browser/test_hostile.py",
+    "contract/test_family.py",
+    "parity/test_pruning.py",
+    "contract/test_plugin.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    order = {here / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 @pytest.fixture(scope="session")
 def llama():
     import sparsescope as ss

@@ -24,6 +24,7 @@ import xxhash
 from sparsescope.activations.capture import ActivationBatch, LiveSource
 from sparsescope.activations.shard_file import save_shard
 from sparsescope.core.files import replace_file, storage_errors, sync_path
+from sparsescope.core.locks import locked
 from sparsescope.core.spec import canonical_json
 from sparsescope.errors import ArtifactError
 from sparsescope.models.structure.sites import Site
@@ -51,13 +52,28 @@ def write_store(
         The complete store.
 
     Raises:
-        ArtifactError: If the folder holds something else, or the disk refuses. Finished shards stay.
+        ArtifactError: If the folder holds something else, another process writes to it, or the disk refuses.
+            Finished shards stay.
     """
     folder = Path(folder)
     plan = _plan(source)
     _claim(folder, plan, source.subject.unstorable)
     if (folder / "manifest.json").is_file():
         return ActivationStore(folder)
+    with locked(
+        folder,
+        "another process writes these activations",
+        where=folder,
+        next_step="wait until it has ended: the same call then reads them",
+    ):
+        _write(source, folder, shard_bytes, progress)
+    return ActivationStore(folder)
+
+
+def _write(
+    source: LiveSource, folder: Path, shard_bytes: int, progress: Callable[[int], None] | None
+) -> None:
+    """Add the shards that are not there, and the manifest."""
     writer = _Writer(folder, *_finished(folder))
     done = sum(shard["tokens"] for shard in writer.shards)
     try:
@@ -78,7 +94,6 @@ def write_store(
     replace_file(
         folder / "manifest.json", json.dumps(manifest).encode(), action="finish the activation store"
     )
-    return ActivationStore(folder)
 
 
 class ActivationStore:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from sparsescope.activations.shard_file import save_shard
 from sparsescope.core.files import storage_errors, sync_path
+from sparsescope.core.locks import locked
 from sparsescope.errors import ArtifactError, SpecError
 from sparsescope.models.identity import named_tensors
 
@@ -59,19 +59,13 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         ArtifactError: Another process holds it.
     """
-    lock = FileLock(folder / "lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ArtifactError(
-            "another training writes to this folder",
-            where=str(folder.parent),
-            next_step="wait until it has ended, or give another --output",
-        ) from None
-    try:
+    with locked(
+        folder,
+        "another training writes to this folder",
+        where=folder.parent,
+        next_step="wait until it has ended, or give another --output",
+    ):
         yield
-    finally:
-        lock.release()
 
 
 def save_state(folder: Path, training: Training, progress: TrainingRecord) -> None:

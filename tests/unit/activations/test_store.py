@@ -12,6 +12,7 @@ import sparsescope as ss
 from sparsescope.activations import store as module
 from sparsescope.activations.sparsity_accumulator import SparsityAccumulator
 from sparsescope.activations.store import ActivationStore, write_store
+from sparsescope.core.locks import locked
 from sparsescope.errors import ArtifactError
 from sparsescope.testing import check_source
 
@@ -141,6 +142,21 @@ def test_a_folder_with_other_activations_is_refused(llama, small_corpus, tmp_pat
         pytest.raises(ArtifactError, match="another sites"),
     ):
         write_store(source, tmp_path / "acts")
+
+
+def test_a_folder_that_another_process_writes_to_is_left_alone(llama, small_corpus, tmp_path):
+    folder = tmp_path / "acts"
+    folder.mkdir()
+    with ss.capture(llama, small_corpus, "blocks.0.mlp.hook_post") as source:
+        with (
+            locked(folder, "mine", where=folder, next_step="wait"),
+            pytest.raises(ArtifactError, match="another process writes") as caught,
+        ):
+            write_store(source, folder)
+        assert caught.value.where == str(folder) and "then reads them" in caught.value.next_step
+        stored = write_store(source, folder)
+        with locked(folder, "mine", where=folder, next_step="wait"):
+            assert write_store(source, folder).n_tokens == stored.n_tokens  # complete: nobody writes
 
 
 def test_damage_is_found(llama, small_corpus, tmp_path):
