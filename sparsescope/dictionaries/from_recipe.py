@@ -86,6 +86,7 @@ def train(params: DictionariesParams, keep: Any, progress: Tell, work: Path) -> 
         for entry in params.dictionaries
         if entry.architecture != SNMF
     }
+    sinks = _sinks(params.log)
     text = corpus(params.corpus, tokens=params.tokens, seed=params.seed, context=params.context)
     tokens = tokenized(text, subject)
     split = split_documents(tokens, params.held_out, params.seed)
@@ -122,7 +123,7 @@ def train(params: DictionariesParams, keep: Any, progress: Tell, work: Path) -> 
             held_out=(held[params.site], held[params.site_out]) if params.site_out else held[params.site],
             folder=work / "training",
             name=f"{params.subject} {params.site}",
-            sinks=_sinks(params.log),
+            sinks=sinks,
             progress=lambda phase, done, total, unit: (
                 progress(phase, done, total, unit) if phase != "train" else None
             ),

@@ -11,6 +11,7 @@ import sparsescope as ss
 from sparsescope.core.run_store import Store
 from sparsescope.dictionaries.artifact import read_dictionary, training_of
 from sparsescope.dictionaries.documents import document_digest
+from sparsescope.training.kinds import read_artifact_recipe
 
 RECIPE = """\
 kind = "dictionaries"
@@ -199,6 +200,7 @@ def test_list_and_show_know_dictionaries(trained, command):
         (('"mutual_choice"', '"transcoder"'), "transcoders need site_out"),
         (("seed = 1", 'name = "topk-96-k8-s0"'), "two dictionaries are called topk-96-k8-s0"),
         (("tokens = 3000", "tokens = 0"), "tokens"),
+        (("held_out = 0.2", 'scores = "float16"'), "scores"),
         (("held_out = 0.2", "held_out = 0.7"), "held_out"),
     ],
 )
@@ -209,12 +211,24 @@ def test_a_recipe_that_cannot_be_is_refused_before_a_model_is_loaded(command, tm
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_key_that_came_later_tells_trainings_apart_only_where_it_is_set(tmp_path):
+    """What was trained before is found by its old name."""
+    (tmp_path / "old.toml").write_text(RECIPE)
+    (tmp_path / "same.toml").write_text(RECIPE.replace("held_out", 'scores = "float32"\nheld_out'))
+    (tmp_path / "other.toml").write_text(RECIPE.replace("held_out", 'scores = "bfloat16"\nheld_out'))
+    old, same, other = (
+        read_artifact_recipe(tmp_path / f"{name}.toml").digest({}) for name in ("old", "same", "other")
+    )
+    assert old == same != other
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (("blocks.1.mlp.hook_post", "blocks.99.mlp.hook_post"), "blocks.99.mlp.hook_post"),
         (("blocks.1.mlp.hook_post", "blocks.*.mlp.hook_post"), "a recipe of dictionaries is of one site"),
         (("k = 8", "sharpness = 8"), "a setting of the dictionary is unknown"),
+        (("held_out = 0.2", 'log = ["csv:x"]'), "curves cannot go there"),
         (("tokens = 3000", "tokens = 40"), "there are too few documents to hold some out"),
     ],
 )
