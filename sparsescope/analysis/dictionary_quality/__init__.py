@@ -138,8 +138,8 @@ ANALYSIS = Analysis(
             "rules",
             "Is one rule better than another, in every seed",
             "Difference of the variance unexplained by two rules with as many active features, mean over "
-            "the seeds that both were trained with. Thick dots have document intervals; small ones are the "
-            "smallest and the largest difference of one seed.",
+            "the seeds that both were trained with. Dots have document intervals; ticks are the smallest and "
+            "the largest difference of one seed.",
             table="rules",
         ),
         View(
