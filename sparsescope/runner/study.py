@@ -59,6 +59,7 @@ class StudySubject(_Declared):
     label: Short | None = Field(None, description="Name in figures and tables; the name when left out.")
     control_of: Name | None = Field(None, description="Name of the subject that this one is the control of.")
     corpus: Name | None = Field(None, description="Text of this subject, where it differs.")
+    tokens: int | None = Field(None, ge=1, le=2**31, description="Tokens of this subject, where they differ.")
     context: int | None = Field(None, ge=2, description="Longest window of this subject, where it differs.")
     inputs: dict[str, Given] = Field(
         default_factory=dict, description="Further inputs of this subject, by role."

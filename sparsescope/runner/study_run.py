@@ -91,7 +91,9 @@ def cost_text(found: Study) -> str:
     declared = found.declared
     subjects, analyses = len(declared.subjects), len(declared.analyses)
     records = [find_record(entry.name) for entry in declared.analyses]
-    series, text = "all checkpoints", f"{declared.tokens:,} tokens"
+    counts = [subject.tokens or declared.tokens for subject in declared.subjects]
+    least = f"{min(counts):,} to " if min(counts) < max(counts) else ""
+    series, text = "all checkpoints", f"{least}{max(counts):,} tokens"
     read = " and ".join(dict.fromkeys(series if "series" in record.roles else text for record in records))
     return (
         f"{declared.name}: {subjects} subjects x {analyses} {'analysis' if analyses == 1 else 'analyses'} = "
@@ -171,7 +173,7 @@ def _inputs(
     text = made(
         lambda: corpus(
             text_source(found, subject.corpus),
-            tokens=declared.tokens,
+            tokens=subject.tokens or declared.tokens,
             seed=declared.seed,
             context=subject.context or declared.context,
         )

@@ -23,6 +23,9 @@ import pytest
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 EXACT = 1e-12
+#: Family and model of processors that call themselves as the one of the fixtures does, while the very release
+#: that wrote them gives other last bits there.
+OTHERS = {("25", "17")}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +59,7 @@ def frozen(freeze):
 @pytest.fixture
 def same_machine(freeze, frozen):
     """Whether the last bits must be those of the fixtures."""
-    return freeze.machine() == frozen["made_with"]
+    return freeze.machine() == frozen["made_with"] and freeze.processor_model() not in OTHERS
 
 
 @pytest.fixture

@@ -175,6 +175,15 @@ def test_a_file_that_is_no_study(tmp_path, text, said):
     assert said in refused(tmp_path, text).message()
 
 
+def test_a_subject_may_read_fewer_tokens(tmp_path):
+    text = WHOLE.replace('control_of = "random-opt"', 'control_of = "random-opt"\ntokens = 300')
+    found = load_study(write(tmp_path, text))
+    assert "each subject on 300 to 400 tokens" in cost_text(found)
+    outcome = ss.study(found.path)
+    read = [run.result.provenance["corpus"]["tokens"] for run in outcome.runs]
+    assert read == [400, 300]
+
+
 def test_too_many_runs_and_double_names(tmp_path):
     many = "".join(f'[[subject]]\nname = "random-opt@{n}"\n' for n in range(studies.MAX_RUNS + 1))
     assert "too many runs" in refused(tmp_path, HEAD + many + ANALYSIS).what
