@@ -48,6 +48,6 @@ def errors(result: Result) -> go.Figure:
     return fig.describe(
         figure,
         title="Error of the factorization against time",
-        subtitle="both begin with the same codes; errors are computed outside the timer",
+        subtitle="all begin with the same codes; errors are computed outside the timer",
         alt=f"Lines of the error against time: {ends}.",
     )
