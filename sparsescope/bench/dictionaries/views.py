@@ -18,8 +18,10 @@ def steps(result: Result) -> go.Figure:
             y=[display(name) for name in frame["variant"]],
             orientation="h",
             text=[f"{row.rate:,.0f} ({row.speedup:.2f}x)" for row in frame.itertuples()],
-            textposition="inside",
+            textposition="auto",
+            textangle=0,
             insidetextanchor="start",
+            cliponaxis=False,
         )
     )
     figure.update_xaxes(title="activations a second", rangemode="tozero")
