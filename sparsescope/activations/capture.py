@@ -107,7 +107,7 @@ class LiveSource:
         self.batch_tokens, self.dtype, self.reuse = batch_tokens, dtype, reuse
         self.padding_side = padding_for(subject, corpus, batch_tokens, padding_side)
         self.n_batches = corpus.n_batches(batch_tokens, self.padding_side)
-        self.n_tokens = corpus.n_tokens + (corpus.n_windows if corpus.prefix else 0)
+        self.n_tokens = corpus.n_kept
         self._buffers: dict[str, torch.Tensor] = {}
         self._last_layer = max((site.layer for site in sites), default=subject.n_layers - 1)
 
@@ -138,7 +138,7 @@ class LiveSource:
         """One forward pass with hooks, up to the last block that a site is in."""
         position = tokens.position
         # The first position of a window is kept even where it is BOS: it is a stratum of its own.
-        kept = tokens.text_mask | (position == 0)
+        kept = tokens.kept_mask
         flat = np.flatnonzero(kept)
         # Where a token ended up among the kept ones, -1 where it is padding.
         place = np.full(kept.size, -1, np.int64)
@@ -264,10 +264,11 @@ def capture(
 
 def tokenized(corpus: Corpus | TokenizedCorpus, subject: Subject) -> TokenizedCorpus:
     """Return the corpus as the subject's tokenizer sees it, in windows that the model takes unless a
-    context was given.
+    context was given. What the subject writes itself (``generated``) is written here.
 
     Raises:
         SpecError: If either is something else, for example a name that has not been loaded.
+        SubjectError: See ``Corpus.tokenize`` and ``GeneratedCorpus.read_by``.
     """
     from sparsescope.activations.corpus import Corpus
     from sparsescope.activations.text.tokenized import TokenizedCorpus
@@ -289,7 +290,7 @@ def tokenized(corpus: Corpus | TokenizedCorpus, subject: Subject) -> TokenizedCo
         raise SpecError(
             "this is not a corpus", where="corpus", allowed="a Corpus", got=repr(corpus)[:80], next_step=step
         )
-    return corpus.tokenize(subject.tokenizer, subject.max_positions)
+    return corpus.read_by(subject)
 
 
 def check_context(subject: Subject, text: TokenizedCorpus) -> None:
@@ -299,8 +300,8 @@ def check_context(subject: Subject, text: TokenizedCorpus) -> None:
     Raises:
         SubjectError: A window is longer than ``subject.max_positions``.
     """
-    special = text.context - text.window
-    limit, longest = subject.max_positions, max(min(len(d) + special, text.context) for d in text.documents)
+    limit, full = subject.max_positions, text.context
+    longest = max(min(len(d) + full - text.window_of(d), full) for d in text.documents)
     if limit is not None and longest > limit:
         raise SubjectError(
             "the windows are longer than the model was made for",

@@ -4,6 +4,9 @@
 counts tokens of the text; special tokens (BOS, CLS) come on top: they are in the attention mask but not in
 ``text_mask``, because token statistics leave them out. Long documents are read from their beginning. The
 selection depends on arguments, texts and tokenizer alone: it is equal in every process and on every platform.
+
+``corpus("generated@prompt=32,new=64:python-docs")`` is a text that the subject writes itself
+(``generated.py``).
 """
 
 from __future__ import annotations
@@ -32,6 +35,9 @@ from sparsescope.errors import SubjectError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from sparsescope.activations.generated import GeneratedCorpus
+    from sparsescope.models.subject import Subject
 
 __all__ = [
     "Corpus",
@@ -209,6 +215,37 @@ class Corpus:
             provenance=self._provenance(documents, left_out),
         )
 
+    def read_by(self, subject: Subject) -> TokenizedCorpus:
+        """Return what a subject reads: ``tokenize`` with its tokenizer, in windows that it takes.
+
+        Raises:
+            SubjectError: See ``tokenize``.
+        """
+        return self.tokenize(subject.tokenizer, subject.max_positions)
+
+    def makes(self, value: TokenizedCorpus, subject: Subject) -> bool:
+        """Whether ``read_by`` gives that very token stream; for the command that makes a run again."""
+        return self.read_by(subject).digest == value.digest
+
+    def generated(
+        self, prompt: int = 32, new: int = 64, temperature: float = 0.0, seed: int = 0
+    ) -> GeneratedCorpus:
+        """Return the text that a subject writes itself after beginnings of these documents.
+
+        Args:
+            prompt: Tokens of each prompt.
+            new: Most tokens that are written after each; the budget counts both.
+            temperature: 0 for the most probable token, else sampling.
+            seed: Seed of sampling.
+
+        Raises:
+            SpecError: An argument is not valid.
+        """
+        from sparsescope.activations.generated import GeneratedCorpus, written_with
+
+        given = {"prompt": prompt, "new": new, "temperature": temperature, "seed": seed}
+        return GeneratedCorpus.of(self, written_with(given))
+
     def _by_domain(self) -> dict[str, list[Document]]:
         """Return the documents of each domain, domains in the order of their first document."""
         groups: dict[str, list[Document]] = {}
@@ -258,6 +295,8 @@ def corpus(
         source: A registered name (``registered_corpora()``), several joined by ``+``, the path of a .txt,
             .jsonl or .parquet file (columns text, optional domain and id), or a list of texts. A string is a
             path if it has one of these suffixes or a path separator, and a name otherwise.
+            ``generated@prompt=32,new=64,temperature=0.8,seed=1:NAME`` is what the subject itself writes after
+            beginnings of documents of NAME, any of these but a list (``Corpus.generated`` takes those too).
         tokens: Text tokens wanted, split evenly over domains; None for all there are.
         seed: Draws the order of documents.
         context: Longest window in tokens, special tokens included; longer documents give several windows.
@@ -277,6 +316,16 @@ def corpus(
         DependencyError: If a registered corpus is not available on this machine.
     """
     check_arguments(tokens, seed, context, bos, min_tokens, max_document_tokens)
+    if isinstance(source, str):
+        from sparsescope.activations.generated import GeneratedCorpus, read_name
+
+        written, source = read_name(source)
+        if written is not None:
+            prompts = corpus(
+                source, tokens, seed, context, bos, min_tokens,
+                max_document_tokens=max_document_tokens, deduplicate=deduplicate,
+            )  # fmt: skip
+            return GeneratedCorpus.of(prompts, written, name)
     found = resolve(source, name)
     notes = []
     if found.n_blank:

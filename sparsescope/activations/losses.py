@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     #: Called as ``replace(site, tensor, rows, batch)``.
     Replace = Callable[[Site, torch.Tensor, torch.Tensor | None, TokenBatch], torch.Tensor]
+    #: Called as ``forward(head, batch, ids, mask)``.
+    Forward = Callable[["OutputHead", TokenBatch, NDArray[np.int64], NDArray[np.bool_] | None], torch.Tensor]
 
 BATCH_TOKENS = 2048
 CHUNK = 128
@@ -46,6 +48,8 @@ class TokenLosses:
         nll: float64, -log p(target | context).
         confidence: float32, the largest probability.
         correct: bool, whether the most probable token is the target.
+        kl: float64, KL(reference || this model) of the next token in nats; None without a reference.
+        agrees: bool, whether the most probable token is that of the reference; None without one.
     """
 
     document: NDArray[np.int32]
@@ -53,6 +57,8 @@ class TokenLosses:
     nll: NDArray[np.float64]
     confidence: NDArray[np.float32]
     correct: NDArray[np.bool_]
+    kl: NDArray[np.float64] | None = None
+    agrees: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.nll)
@@ -63,6 +69,42 @@ class TokenLosses:
         return float(self.nll.mean())
 
 
+@dataclass(slots=True)
+class Reference:
+    """What a dense model says about the targets of a text, kept as its last hidden states: 19 MB for 16,384
+    tokens of a small model, whose logits would take 1.6 GB. Logits are made from them again, chunk by chunk.
+
+    Attributes:
+        head: Output head of the dense model.
+        states: Hidden states of the targets of each batch, [target, d_model].
+    """
+
+    head: OutputHead | None = None
+    states: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the states."""
+        return sum(tensor.nbytes for tensor in self.states)
+
+    def batch(self, number: int, targets: int) -> torch.Tensor:
+        """The states of one batch, [target, d_model].
+
+        Raises:
+            SubjectError: It was recorded on another text.
+        """
+        found = self.states[number] if number < len(self.states) else None
+        if found is None or len(found) != targets:
+            raise SubjectError(
+                "the reference was recorded on another text",
+                where=f"token_losses(reference), batch {number}",
+                allowed="the same corpus and the same scored tokens",
+                got=f"{targets} targets",
+                next_step="record it again: token_losses(dense, corpus, scored=..., record=Reference())",
+            )
+        return found
+
+
 def token_losses(
     subject: Subject,
     corpus: TokenizedCorpus,
@@ -71,6 +113,10 @@ def token_losses(
     sites: Sequence[Site] = (),
     replace: Replace | None = None,
     replace_ids: Callable[[TokenBatch], NDArray[np.int64]] | None = None,
+    scored: Callable[[TokenBatch], NDArray[np.bool_]] | None = None,
+    record: Reference | None = None,
+    reference: Reference | None = None,
+    forward: Forward | None = None,
 ) -> TokenLosses:
     """Measure the loss of every target token of a corpus.
 
@@ -84,6 +130,11 @@ def token_losses(
             What it returns goes on.
         replace_ids: Gives the ids [batch, pos] that the model reads instead of
             ``batch.input_ids``; targets stay.
+        scored: Says which tokens of a batch are targets, bool [batch, pos]; all of the text when None.
+        record: Gets the hidden states of the targets, for ``reference`` of later passes.
+        reference: What this model is compared with, recorded on the same text with the same ``scored``.
+        forward: Runs the model in place of ``OutputHead.states``: called with head, batch, ids and mask, it
+            gives [batch, pos, d_model] (positions that are not scored may hold anything).
 
     Raises:
         SubjectError: If the subject is not a causal language model, no token has a context, or a
@@ -94,6 +145,8 @@ def token_losses(
     parts: list[tuple[NDArray[Any], ...]] = []
     for batch in corpus.batches(batch_tokens, padding_for(subject, corpus, batch_tokens)):
         wanted = batch.text_mask[:, 1:]
+        if scored is not None:
+            wanted = wanted & scored(batch)[:, 1:]
         if not wanted.any():
             continue
         ids = batch.input_ids if replace_ids is None else replace_ids(batch)
@@ -101,11 +154,17 @@ def token_losses(
         if head is None:
             head = OutputHead(subject, ids, mask)
         with _edited(subject, sites, replace, batch):
-            states = head.states(ids, mask)[:, :-1]
+            states = (head.states(ids, mask) if forward is None else forward(head, batch, ids, mask))[:, :-1]
         chosen = torch.from_numpy(wanted).to(states.device)
         targets = torch.from_numpy(batch.input_ids[:, 1:][wanted]).to(states.device)
         rows = np.nonzero(wanted)[0]
-        parts.append((batch.document[rows], batch.domain[rows], *head.score(states[chosen], targets)))
+        own = states[chosen]
+        if record is not None:
+            record.head = head
+            record.states.append(own.clone())
+        parts.append(
+            (batch.document[rows], batch.domain[rows], *head.score(own, targets, reference, len(parts)))
+        )
     if not parts:
         raise SubjectError(
             "no token of the text has a context to be predicted from",
@@ -113,9 +172,10 @@ def token_losses(
             got=f"{corpus.n_tokens} tokens in {len(corpus.documents)} documents",
             next_step="read more text: a larger token budget, or longer documents",
         )
-    document, domain, nll, confidence, correct = (
+    document, domain, nll, confidence, correct, *more = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
+    kl, agrees = more or (None, None)
     if not np.isfinite(nll).all():
         raise SubjectError(
             "a loss is not finite",
@@ -123,7 +183,7 @@ def token_losses(
             got=f"{int((~np.isfinite(nll)).sum())} of {len(nll)} targets",
             next_step=f"{float32_step(subject)}; check the weights with: {check_step(subject)}",
         )
-    return TokenLosses(document, domain, nll, confidence, correct)
+    return TokenLosses(document, domain, nll, confidence, correct, kl, agrees)
 
 
 def check_causal(subject: Subject) -> None:
@@ -180,16 +240,47 @@ class OutputHead:
         """Logits of some states, float32 [target, vocabulary]."""
         return (self.head(states) if self.plain else states).float()
 
-    def score(self, states: torch.Tensor, targets: torch.Tensor) -> tuple[NDArray[Any], ...]:
-        """Loss, confidence and correctness of each target; ``states`` [target, d], ``targets`` [target]."""
-        nll, confidence, correct = [], [], []
+    def score(
+        self,
+        states: torch.Tensor,
+        targets: torch.Tensor,
+        reference: Reference | None = None,
+        number: int = 0,
+    ) -> tuple[NDArray[Any], ...]:
+        """Loss, confidence and correctness of each target; with a reference also the KL divergence from it in
+        nats, and whether both name the same token.
+
+        Args:
+            states: [target, d].
+            targets: int64 [target].
+            reference: What this model is compared with.
+            number: Which batch of the reference.
+
+        Raises:
+            SubjectError: The reference was recorded on another text.
+        """
+        dense = None if reference is None else reference.batch(number, len(states))
+        columns: list[list[torch.Tensor]] = [[] for _ in range(3 if dense is None else 5)]
         with torch.inference_mode():
             for start in range(0, len(targets), CHUNK):
                 rows, wanted = states[start : start + CHUNK], targets[start : start + CHUNK]
                 logits = self.logits(rows)
                 total = logits.logsumexp(-1)
                 top, place = logits.max(-1)
-                nll.append((total - logits.gather(-1, wanted[:, None])[:, 0]).double().cpu())
-                confidence.append((top - total).exp().cpu())
-                correct.append((place == wanted).cpu())
-        return torch.cat(nll).numpy(), torch.cat(confidence).numpy(), torch.cat(correct).numpy()
+                found = [
+                    (total - logits.gather(-1, wanted[:, None])[:, 0]).double(),
+                    (top - total).exp(),
+                    place == wanted,
+                ]
+                if dense is not None and reference is not None and reference.head is not None:
+                    theirs = reference.head.logits(dense[start : start + CHUNK])
+                    best, named = theirs.max(-1)
+                    share = (theirs - best[:, None]).exp_()
+                    norm = share.sum(-1)
+                    gap = torch.linalg.vecdot(share, theirs.sub_(logits)) / norm
+                    # Rounding of float32 logits can leave a difference of nothing a hair below 0
+                    kl = gap.double() - best.double() - norm.double().log() + total.double()
+                    found += [kl.clamp(min=0), place == named]
+                for column, values in zip(columns, found, strict=True):
+                    column.append(values.cpu())
+        return tuple(torch.cat(column).numpy() for column in columns)

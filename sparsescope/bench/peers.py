@@ -130,9 +130,7 @@ def largest_difference(
     # Left in the middle, a generator would keep its hooks on the model.
     with closing(values), capture(subject, corpus, names, batch_tokens=batch_tokens, reuse=True) as source:
         for _, ours, tokens, theirs in zip(range(_COMPARED_BATCHES), source, batches, values, strict=False):
-            kept = torch.from_numpy((tokens.text_mask | (tokens.position == 0)).reshape(-1)).to(
-                subject.device
-            )
+            kept = torch.from_numpy(tokens.kept_mask.reshape(-1)).to(subject.device)
             for site in sites:
                 expected, found = (
                     ours.values[site.name],

@@ -9,11 +9,11 @@ from __future__ import annotations
 import io
 import sys
 
-from sparsescope.cli import looking, measuring, pages, pruning
+from sparsescope.cli import looking, measuring, pages, pruning, sparsifying
 from sparsescope.cli.root import app
 
 # The verbs add themselves when they are imported
-__all__ = ["app", "looking", "main", "measuring", "pages", "pruning"]
+__all__ = ["app", "looking", "main", "measuring", "pages", "pruning", "sparsifying"]
 
 
 def main() -> None:

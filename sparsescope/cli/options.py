@@ -162,6 +162,7 @@ class TextOptions(_Group):
         str | None,
         typer.Option(
             help="Registered name, names joined by '+', or a .txt, .jsonl or .parquet file; "
+            "generated@prompt=32,new=64:NAME for what the model itself writes after beginnings of these; "
             f"{DEFAULT_CORPUS} when left out, of a series of checkpoints the held-out text that it carries."
         ),
     ] = None
@@ -189,6 +190,13 @@ class TextOptions(_Group):
             self.corpus or DEFAULT_CORPUS, tokens=self.tokens, seed=self.seed, context=self.context, bos=bos
         )
         return Fallback(text) if self.corpus is None else text
+
+    def asked(self) -> Corpus:
+        """The corpus itself, for verbs that read no series."""
+        from sparsescope.runner.inputs import Fallback
+
+        made = self.make()
+        return made.value if isinstance(made, Fallback) else made
 
 
 @dataclass(frozen=True)

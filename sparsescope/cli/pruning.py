@@ -18,7 +18,6 @@ from sparsescope.cli.root import app
 from sparsescope.errors import SpecError
 
 if TYPE_CHECKING:
-    from sparsescope.activations.corpus import Corpus
     from sparsescope.pruning.folder import SavedFolder
     from sparsescope.pruning.masks import MaskSet
     from sparsescope.pruning.request import Request
@@ -95,7 +94,7 @@ def prune(
     names: str | list[str] = wanted[0] if len(wanted) == 1 else wanted
     request = Request.of(criterion, sparsity, pattern, allocation, propagation, prune_seed, first_positions)
     _refuse_meaningless(request, text)
-    corpus = _corpus(text) if request.reads else None
+    corpus = text.asked() if request.reads else None
     dense = model.load(subject)
     check_savable(dense, target)
     from sparsescope.pruning.pruner import prune as run
@@ -237,14 +236,6 @@ def _calibration(masks: MaskSet) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
-
-
-def _corpus(text: TextOptions) -> Corpus:
-    """The calibration text; a wrong option is found out before the model is loaded."""
-    from sparsescope.runner.inputs import Fallback
-
-    made = text.make()
-    return made.value if isinstance(made, Fallback) else made
 
 
 def _refuse_meaningless(request: Request, text: TextOptions) -> None:

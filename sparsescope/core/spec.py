@@ -146,7 +146,12 @@ def canonical_json(value: Any) -> str:
 
 
 def make_params(
-    model: type[Params], given: dict[str, Any], *, analysis: str, kind: str = "analysis"
+    model: type[Params],
+    given: dict[str, Any],
+    *,
+    analysis: str,
+    kind: str = "analysis",
+    next_step: str | None = None,
 ) -> Params:
     """Validate parameters and fill in defaults.
 
@@ -155,11 +160,13 @@ def make_params(
         given: What the user set.
         analysis: Name used in messages.
         kind: What has that name, where it is no analysis.
+        next_step: Where more is said of the parameters; ``sparsescope show`` when None.
 
     Raises:
         SpecError: For an unknown parameter (with near matches) or a value out of range.
     """
     fields = model.model_fields
+    next_step = f"see: sparsescope show {analysis}" if next_step is None else next_step
     for name in given:
         if name not in fields:
             near = near_matches(name, fields)
@@ -169,7 +176,7 @@ def make_params(
                 where=f"{kind} {analysis}",
                 allowed=list(fields),
                 got=name,
-                next_step=hint + f"see: sparsescope show {analysis}",
+                next_step=hint + next_step,
             )
     try:
         return model(**given)
@@ -181,5 +188,40 @@ def make_params(
             where=f"{kind} {analysis}",
             allowed=first["msg"],
             got=repr(first.get("input"))[:200],
-            next_step=f"see: sparsescope show {analysis}",
+            next_step=next_step,
         ) from None
+
+
+def read_arguments(
+    model: type[Params], text: str | None, *, name: str, example: str, kind: str, next_step: str
+) -> Params:
+    """Read the ARGS of a name ``KIND@ARGS:NAME``: ``3``, the value of the first parameter, or
+    ``seed=3,other=x``, or both in this order.
+
+    Args:
+        model: The parameter model.
+        text: What stands between ``@`` and ``:``; None where nothing does.
+        name: The KIND.
+        example: How such a name is written.
+        kind: What has such names, for messages.
+        next_step: Where more is said of the parameters.
+
+    Raises:
+        SpecError: ARGS are malformed, or name an unknown parameter or a wrong value.
+    """
+    given: dict[str, Any] = {}
+    names = ", ".join(model.model_fields)
+    for number, part in enumerate([] if text is None else text.split(",")):
+        key, named, value = part.partition("=")
+        if not named:
+            key, value = (next(iter(model.model_fields), ""), part) if number == 0 else ("", part)
+        if not key or not value or key in given:
+            raise SpecError(
+                f"the arguments of a {kind} cannot be read",
+                where=f"{name}@{text}:",
+                allowed=f"a value for the first of {names}, then NAME=VALUE" if names else "no arguments",
+                got=repr(part),
+                next_step=f"for example {example}; {next_step}",
+            )
+        given[key] = value
+    return make_params(model, given, analysis=name, kind=kind, next_step=next_step)

@@ -142,7 +142,7 @@ class LiveRows:
             )
         self.source, self.batch_rows, self.epochs, self.seed = source, batch_rows, epochs, seed
         lengths = [
-            int((tokens.text_mask | (tokens.position == 0)).sum())
+            int(tokens.kept_mask.sum())
             for tokens in source.corpus.batches(source.batch_tokens, source.padding_side)
         ]
         self.n_rows = sum(lengths)

@@ -5,7 +5,10 @@ together; they bound decoding that waits for memory. Every figure is an upper bo
 speed: it leaves out the cost of irregular access, of finding the active units (unless a predictor is named),
 and everything but arithmetic and weights. What is assumed is a field of ``Assumptions`` and is printed
 beside the number.
-Sources: Li et al. 2023 (arXiv:2210.06313) for the costs of a layer; Amdahl (1967) for the whole.
+Models whose single matrices are read in part, each with a density of its own, and what a method adds to
+them (adapters): ``matrix_costs``.
+Sources: Li et al. 2023 (arXiv:2210.06313) for the costs of a layer; Amdahl (1967) for the whole; Williams,
+Waterman and Patterson 2009 ("Roofline") for the time.
 Symbols: d = d_model, f = hidden width, rho = share of hidden units that are active, m = matrices of
 the MLP (3 if gated).
 """
@@ -16,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from sparsescope.errors import SpecError
+from sparsescope.errors import SpecError, unknown_name
 
 Scheme = Literal["down only", "first matrix computed", "ideal predictor"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
@@ -29,6 +32,11 @@ SCHEME_TEXT = {
 }
 # A square, an addition, a scale and a weight for each entry.
 NORM_FLOPS = 4
+
+
+def _check(fine: bool, name: str, allowed: str | tuple[str, ...], got: object) -> None:
+    if not fine:
+        raise SpecError(f"{name} is out of range", where="metrics.bounds", allowed=allowed, got=got)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +213,73 @@ class UpperBound:
     saved_model: float
     amdahl: float
     assumptions: Assumptions
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """A memory bandwidth in bytes/s, and whose it is."""
+
+    name: str
+    bytes_per_second: float
+
+    def __post_init__(self) -> None:
+        _check(self.bytes_per_second > 0, "bandwidth", "more than 0 bytes/s", self.bytes_per_second)
+
+
+# Peak numbers of the makers.
+BANDWIDTHS: Mapping[str, Bandwidth] = {
+    name: Bandwidth(f"{name} (peak)", value)
+    for name, value in (
+        ("H200", 4.8e12),
+        ("H100", 3.35e12),
+        ("A100-80", 2.04e12),
+        ("A6000", 0.768e12),
+        ("L4", 3e11),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """The shortest time of one token, if nothing but reading memory took time.
+
+    Attributes:
+        bandwidth: At which bandwidth.
+        milliseconds: What is read, over the bandwidth.
+        dense_milliseconds: The same of the dense model.
+        ratio: Dense over sparse: how many times faster a token is at most; infinite if nothing is read.
+    """
+
+    bandwidth: Bandwidth
+    milliseconds: float
+    dense_milliseconds: float
+    ratio: float
+
+
+def roofline(read_bytes: float, dense_bytes: float, bandwidth: str | Bandwidth) -> Roofline:
+    """Bound the time of one token by the bytes that it reads: weights, and keys and values if they count.
+
+    Args:
+        read_bytes: Bytes of the sparse model.
+        dense_bytes: Bytes of the dense model.
+        bandwidth: One of ``BANDWIDTHS``, or another one with its name.
+
+    Raises:
+        SpecError: The name is unknown.
+
+    Example:
+        >>> bound = roofline(2e9, 4e9, Bandwidth("a laptop", 50e9))
+        >>> bound.milliseconds, bound.ratio
+        (40.0, 2.0)
+    """
+    if isinstance(bandwidth, str):
+        if bandwidth not in BANDWIDTHS:
+            step = "for another device give Bandwidth(name, bytes_per_second)"
+            raise unknown_name("bandwidth", bandwidth, BANDWIDTHS, next_step=step)
+        bandwidth = BANDWIDTHS[bandwidth]
+    speed = bandwidth.bytes_per_second / 1e3
+    ratio = dense_bytes / read_bytes if read_bytes else float("inf")
+    return Roofline(bandwidth, read_bytes / speed, dense_bytes / speed, ratio)
 
 
 def attention_weights(d_model: int, d_attention: int, d_kv: int) -> int:
@@ -408,11 +483,6 @@ def _width_read(layer: LayerDimensions, together: int) -> float:
         return layer.d_mlp + layer.d_shared
     reached = layer.experts * (1 - (1 - layer.routed / layer.experts) ** together)
     return reached * layer.d_mlp + layer.d_shared
-
-
-def _check(fine: bool, name: str, allowed: str | tuple[str, ...], got: object) -> None:
-    if not fine:
-        raise SpecError(f"{name} is out of range", where="metrics.bounds", allowed=allowed, got=got)
 
 
 def as_row(bound: UpperBound) -> dict[str, object]:

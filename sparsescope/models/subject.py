@@ -44,6 +44,7 @@ from sparsescope.models.token_ids import within_table
 from sparsescope.models.torch_environment import dtype_name
 
 EXACT_ZERO_ACTIVATIONS = frozenset({"relu", "relu2", "relu6"})
+id_of = id  # methods have an argument of this name
 _HIDDEN_ROLES = ("mlp.hook_post", "mlp.experts.hook_post", "mlp.shared_expert.hook_post")
 
 
@@ -409,13 +410,17 @@ class Subject:
         """
         return memory_estimate(self, self._all_sites, batch_tokens)
 
-    def copy(self, id: str | None = None) -> Subject:
+    def copy(self, id: str | None = None, *, share_weights: bool = False) -> Subject:
         """Return a subject with its own copy of the model, to be pruned or made sparse; see ``with_variant``.
 
         Args:
             id: Name of the copy; by default the same. A copy of a variant is that variant.
+            share_weights: Copy the modules only; their tensors are those of this model, and writing to
+                one writes to both.
         """
-        made = self._around(copy.deepcopy(self.model), id=id or self.id)
+        tensors = (*self.model.parameters(), *self.model.buffers()) if share_weights else ()
+        model = copy.deepcopy(self.model, {id_of(tensor): tensor for tensor in tensors})
+        made = self._around(model, id=id or self.id)
         made._declared = _declared.carried_over(self._declared, self._undeclared(), made.model)
         return made
 

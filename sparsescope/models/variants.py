@@ -14,15 +14,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.core.files import given_path
 from sparsescope.core.named_code import Owner, named_function
-from sparsescope.core.spec import Params, make_params
+from sparsescope.core.spec import Params, make_params, read_arguments
 from sparsescope.core.variant import argument_text, arguments_text
 from sparsescope.errors import DependencyError, SpecError, SubjectError, unknown_name
-from sparsescope.models.controls import ShuffledParams
 from sparsescope.models.zoo.registered import registered_subjects
 
 if TYPE_CHECKING:
@@ -77,22 +78,10 @@ class VariantKind:
         Raises:
             SpecError: ARGS are malformed, or name an unknown parameter or a wrong value.
         """
-        given: dict[str, Any] = {}
-        names = ", ".join(self.params.model_fields)
-        for number, part in enumerate([] if text is None else text.split(",")):
-            name, named, value = part.partition("=")
-            if not named:
-                name, value = (next(iter(self.params.model_fields), ""), part) if number == 0 else ("", part)
-            if not name or not value or name in given:
-                raise SpecError(
-                    "the arguments of a variant cannot be read",
-                    where=f"{self.name}@{text}:",
-                    allowed=f"a value for the first of {names}, then NAME=VALUE" if names else "no arguments",
-                    got=repr(part),
-                    next_step=f"for example {self.example}; see: sparsescope show {self.name}",
-                )
-            given[name] = value
-        return make_params(self.params, given, analysis=self.name, kind="variant")
+        return read_arguments(
+            self.params, text, name=self.name, example=self.example, kind="variant",
+            next_step=f"see: sparsescope show {self.name}",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +131,23 @@ class VariantRequest:
         return f"{self.kind.name}:{id}@{value}" if self.kind.numbered else f"{self.kind.name}@{value}:{id}"
 
 
-_BUILT_IN = (
-    VariantKind(
+#: Kinds of rooms above this one: modules with a ``KIND``, imported when kinds are listed, and light.
+_ABOVE = ("sparsescope.inference.variant",)
+
+
+@cache
+def _built_in() -> tuple[VariantKind, ...]:
+    from sparsescope.models.controls import ShuffledParams
+
+    shuffled = VariantKind(
         "shuffled",
         "a control: the entries of every MLP input matrix are permuted, biases are zero; "
         "shuffled:NAME@3 takes seed 3",
         ShuffledParams,
         "sparsescope.models.controls:make_control",
         numbered=True,
-    ),
-)
+    )
+    return shuffled, *(import_module(name).KIND for name in _ABOVE)
 
 
 def registered_variants() -> dict[str, VariantKind]:
@@ -160,7 +156,7 @@ def registered_variants() -> dict[str, VariantKind]:
     A plug-in that cannot be imported stays listed and says so; using it raises. A plug-in cannot
     replace a built-in name.
     """
-    kinds = {kind.name: kind for kind in _BUILT_IN}
+    kinds = {kind.name: kind for kind in _built_in()}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name in kinds:
             continue

@@ -138,7 +138,7 @@ class Collector:
         """Say which tokens of the next pass count."""
         import torch
 
-        wanted = batch.text_mask | ((batch.position == 0) & (batch.n_prefix > 0))
+        wanted = batch.kept_mask
         if not self.first_positions:
             wanted &= batch.position > 0
         self._shape, self._positions = wanted.shape, wanted.size

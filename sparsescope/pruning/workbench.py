@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sparsescope.activations.capture import padding_for
+from sparsescope.activations.replay import BATCH_TOKENS, Replay
 from sparsescope.errors import SubjectError
 from sparsescope.models.structure.parameters import read
 from sparsescope.models.wrapping import check_step
@@ -22,7 +23,6 @@ from sparsescope.pruning.criteria import magnitude as _magnitude
 from sparsescope.pruning.criteria import wanda as _wanda
 from sparsescope.pruning.inputs import Collector, InputStatistics
 from sparsescope.pruning.masks import MaskSet, PackedMask, writable
-from sparsescope.pruning.replay import BATCH_TOKENS, Replay
 from sparsescope.pruning.selection import keep_mask
 
 if TYPE_CHECKING:

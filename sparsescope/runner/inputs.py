@@ -135,7 +135,8 @@ BUILT_IN = (
     Role(
         "text",
         "text",
-        "a registered corpus, several joined by '+', or a .txt, .jsonl or .parquet file; in Python a Corpus",
+        "a registered corpus, several joined by '+', a .txt, .jsonl or .parquet file, or generated@ARGS: "
+        "before one of these; in Python a Corpus",
         opener="sparsescope.runner.roles.text",
         known="sparsescope.runner.inputs:known_text",
         option="corpus",

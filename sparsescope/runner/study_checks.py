@@ -124,19 +124,23 @@ def load_name(study: Study, name: str) -> str:
 
 
 def text_source(study: Study, name: str | None) -> str | Path:
-    """Return what ``ss.corpus`` takes: registered names joined by ``+``, or a file inside the study's folder.
+    """Return what ``ss.corpus`` takes: registered names joined by ``+``, or a file inside the study's folder,
+    with or without ``generated@ARGS:`` before it.
 
     Args:
         study: The study.
         name: What a subject asks for; the default of the study when None.
 
     Raises:
-        SpecError: If there is no such corpus or the path leaves the folder.
+        SpecError: If there is no such corpus, the path leaves the folder, or ARGS are not valid.
         SubjectError: If the file is not there.
     """
     from sparsescope.activations.corpus import registered_corpora
+    from sparsescope.activations.generated import read_name, split_name
 
-    name = study.declared.corpus if name is None else name
+    given = study.declared.corpus if name is None else name
+    read_name(given)
+    prefix, name = split_name(given)
     if "/" in name or "\\" in name or name.lower().endswith(_TEXT_FILES):
         path = inside(study.folder, name, where=f"{study.path}: corpus")
         if not path.is_file():
@@ -146,13 +150,13 @@ def text_source(study: Study, name: str | None) -> str | Path:
                 allowed="a file in the study's folder",
                 got=name,
             )
-        return path
+        return f"{prefix}{path}" if prefix else path
     for part in name.split("+"):
         if part not in registered_corpora():
             raise unknown_name(
                 "corpus", part, registered_corpora(), next_step="run: sparsescope list corpora"
             )
-    return name
+    return given
 
 
 def _check_params(record: Analysis, given: dict[str, object]) -> None:

@@ -38,4 +38,6 @@ def stream_digest(
     for document in documents:
         digest.update(json.dumps([document.id, document.domain, len(document)]).encode())
         digest.update(document.ids.astype("<i4").tobytes())
+        if len(document.before):  # of other documents nothing is added: their digests are in stored runs
+            digest.update(json.dumps(["before", document.before.tolist()]).encode())
     return digest.hexdigest()

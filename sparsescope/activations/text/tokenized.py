@@ -4,6 +4,9 @@ A batch never holds two documents, so a stream that is split at any document bou
 forward passes. Document numbers refer to the whole corpus and survive ``select`` and ``split``, so that
 statistics of the parts merge.
 
+A document may be read after tokens that are not of it (``TokenizedDocument.before``): what a model wrote is
+read after its prompt, which is a document of its own.
+
 Shapes: batch = windows in the batch, pos = longest window of the batch (at most the context length).
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -33,8 +36,9 @@ class TokenBatch:
         document: int32 [batch]; number of the document in the whole corpus.
         domain: int16 [batch]; index into ``TokenizedCorpus.domains``.
         offset: int32 [batch]; the window's first text token, counted from the start of its document.
-        n_prefix: Special tokens (BOS, CLS) before the text of every window.
+        n_prefix: Tokens before the text of every window: special ones (BOS, CLS), then ``n_before``.
         n_suffix: Special tokens (SEP, EOS) after it.
+        n_before: How many of the ``n_prefix`` are of ``TokenizedDocument.before``.
     """
 
     index: int
@@ -45,6 +49,7 @@ class TokenBatch:
     offset: NDArray[np.int32]
     n_prefix: int = 0
     n_suffix: int = 0
+    n_before: int = 0
 
     @property
     def position(self) -> NDArray[np.int32]:
@@ -61,6 +66,15 @@ class TokenBatch:
         position = self.position
         ends = self.attention_mask.sum(axis=1, keepdims=True) - self.n_suffix
         return (position >= self.n_prefix) & (position < ends)
+
+    @property
+    def kept_mask(self) -> NDArray[np.bool_]:
+        """Tokens whose activations are kept, bool [batch, pos]: those of the text, and the first position of
+        a window even where it is BOS.
+
+        Where a document is read after another, that first position is the other's.
+        """
+        return self.text_mask | ((self.position == 0) & (self.n_before == 0))
 
     @property
     def text_position(self) -> NDArray[np.int32]:
@@ -87,6 +101,7 @@ class TokenizedDocument:
         domain: Domain of the document.
         ids: int32 [n_tokens], text tokens only.
         whole: Whether the document ends here; False where the budget or a cap cut it.
+        before: int32 [n_before], tokens that every window reads first, as context: they are not of the text.
     """
 
     index: int
@@ -94,6 +109,7 @@ class TokenizedDocument:
     domain: str
     ids: NDArray[np.int32]
     whole: bool
+    before: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -134,13 +150,26 @@ class TokenizedCorpus:
 
     @property
     def window(self) -> int:
-        """Text tokens that fit in one window."""
-        return self.context - len(self.prefix) - len(self.suffix)
+        """Text tokens that fit in one window of any document."""
+        before = max((len(document.before) for document in self.documents), default=0)
+        return self.context - len(self.prefix) - len(self.suffix) - before
+
+    def window_of(self, document: TokenizedDocument) -> int:
+        """Text tokens that fit in one window of a document, after what it is read after."""
+        return self.context - len(self.prefix) - len(self.suffix) - len(document.before)
 
     @property
     def n_windows(self) -> int:
         """Number of windows, each one sequence for the model."""
-        return sum(-(-len(document) // self.window) for document in self.documents)
+        return sum(-(-len(document) // self.window_of(document)) for document in self.documents)
+
+    @property
+    def n_kept(self) -> int:
+        """Number of tokens in the ``kept_mask`` of all batches."""
+        if not self.prefix:
+            return self.n_tokens
+        begins = [document for document in self.documents if not len(document.before)]
+        return self.n_tokens + sum(-(-len(document) // self.window_of(document)) for document in begins)
 
     def n_batches(self, batch_tokens: int = 2048, padding_side: PaddingSide | None = "right") -> int:
         """Number of batches that ``batches(batch_tokens, padding_side)`` yields (for progress bars)."""
@@ -192,11 +221,12 @@ class TokenizedCorpus:
         self, document: TokenizedDocument, batch_tokens: int, padded: bool
     ) -> Iterator[list[int]]:
         """Yield the window offsets of each batch of a document."""
-        longest = min(len(document), self.window) + len(self.prefix) + len(self.suffix)
-        step = self.window * max(1, batch_tokens // longest)
+        window = self.window_of(document)
+        longest = min(len(document), window) + self.context - window
+        step = window * max(1, batch_tokens // longest)
         for start in range(0, len(document), step):
-            offsets = list(range(start, min(start + step, len(document)), self.window))
-            if padded or len(offsets) == 1 or len(document) - offsets[-1] >= self.window:
+            offsets = list(range(start, min(start + step, len(document)), window))
+            if padded or len(offsets) == 1 or len(document) - offsets[-1] >= window:
                 yield offsets
             else:  # only the last window of a document is shorter than the others
                 yield offsets[:-1]
@@ -205,7 +235,8 @@ class TokenizedCorpus:
     def _batch(
         self, number: int, document: TokenizedDocument, offsets: list[int], padding_side: PaddingSide
     ) -> TokenBatch:
-        rows = [[*self.prefix, *document.ids[start : start + self.window], *self.suffix] for start in offsets]
+        window, first = self.window_of(document), [*self.prefix, *document.before]
+        rows = [[*first, *document.ids[start : start + window], *self.suffix] for start in offsets]
         width = max(map(len, rows))
         ids = np.full((len(rows), width), self.pad_id, np.int64)
         mask = np.zeros((len(rows), width), np.bool_)
@@ -220,8 +251,9 @@ class TokenizedCorpus:
             document=np.full(len(rows), document.index, np.int32),
             domain=np.full(len(rows), self.domains.index(document.domain), np.int16),
             offset=np.array(offsets, np.int32),
-            n_prefix=len(self.prefix),
+            n_prefix=len(first),
             n_suffix=len(self.suffix),
+            n_before=len(document.before),
         )
 
     def select(self, document_indices: Iterable[int]) -> TokenizedCorpus:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsescope.activations.losses import token_losses
+from sparsescope.activations.replay import Replay
 from sparsescope.pruning.curves import Curve
 from sparsescope.pruning.finetune import finetune
 from sparsescope.pruning.inputs import Collector
 from sparsescope.pruning.masks import MaskSet, PackedMask
-from sparsescope.pruning.replay import Replay
 from sparsescope.pruning.request import Request
 from sparsescope.pruning.scope import Scope, choose
 from sparsescope.pruning.selection import keep_mask, retained_energy

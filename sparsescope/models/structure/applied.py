@@ -147,15 +147,18 @@ def _ours(hook: Any) -> bool:
 
 @contextmanager
 def _undisturbed(module: Any) -> Iterator[None]:
-    """Run a module by itself: no dropout, no gradient, no hook of a pass that is going on; afterwards all is
-    as before.
+    """Run a module by itself: no dropout, no gradient, no hook of a pass that is going on, no mask of sparse
+    inference, whose matrix is what it applies to the inputs that it keeps; afterwards all is as before.
     """
     parts = list(module.modules())
     training = [part for part in parts if part.training]
+    masking = [part for part in parts if getattr(part, "masks_inputs", False)]
     hooks = [(part, name, getattr(part, name)) for part in parts for name in _HOOKS]
     try:
         for part in training:
             part.training = False
+        for part in masking:
+            part.masks_inputs = False
         for part, name, found in hooks:
             if len(_others(found)) < len(found):
                 setattr(part, name, type(found)(_others(found)))
@@ -164,6 +167,8 @@ def _undisturbed(module: Any) -> Iterator[None]:
     finally:
         for part, name, found in hooks:
             setattr(part, name, found)
+        for part in masking:
+            part.masks_inputs = True
         for part in training:
             part.training = True
 

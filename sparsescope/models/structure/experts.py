@@ -110,7 +110,7 @@ def expert_inputs(
             for expert, states in enumerate(_by_expert(module, hidden_states)):
                 rows = _reached(states)
                 if expert in wanted and rows.numel():
-                    yield expert, states[rows], _hidden(module, states[rows], expert), rows
+                    yield expert, states[rows], _hidden(module, states[rows], expert, rows), rows
             return
         flat, routing = (
             rearrange(hidden_states, "... d -> (...) d"),
@@ -119,7 +119,7 @@ def expert_inputs(
         for expert in wanted:
             rows = (routing == expert).any(dim=-1).nonzero().squeeze(-1)
             if rows.numel():
-                yield expert, flat[rows], _hidden(module, flat[rows], expert), rows
+                yield expert, flat[rows], _hidden(module, flat[rows], expert, rows), rows
 
 
 def expert_output(
@@ -151,8 +151,8 @@ def expert_output(
         for expert, states in enumerate(parts):
             rows = _reached(states)
             if rows.numel():
-                hidden = replace(expert, _hidden(module, states[rows], expert), rows)
-                out[expert, rows] = _matrix(module, "down_proj", hidden, expert)
+                hidden = replace(expert, _hidden(module, states[rows], expert, rows), rows)
+                out[expert, rows] = _product(module, "down_proj", hidden, expert, rows)
         return out.reshape(hidden_states.shape)
     flat, routing = rearrange(hidden_states, "... d -> (...) d"), rearrange(top_k_index, "... k -> (...) k")
     weights = rearrange(top_k_weights, "... k -> (...) k")
@@ -162,8 +162,8 @@ def expert_output(
         rows = chosen.any(dim=-1).nonzero().squeeze(-1)
         if not rows.numel():
             continue
-        hidden = replace(expert, _hidden(module, flat[rows], expert), rows)
-        out = _matrix(module, "down_proj", hidden, expert)
+        hidden = replace(expert, _hidden(module, flat[rows], expert, rows), rows)
+        out = _product(module, "down_proj", hidden, expert, rows)
         if getattr(module, "has_post_expert_norm", False):
             out = module.post_expert_norm(out)
         share = (weights * chosen).sum(dim=-1)[rows, None]
@@ -181,9 +181,9 @@ def _reached(states: torch.Tensor) -> torch.Tensor:
     return (states != 0).any(dim=-1).nonzero().squeeze(-1)
 
 
-def _hidden(module: Any, states: torch.Tensor, expert: int) -> torch.Tensor:
-    """Return the hidden layer [n, f] of one expert for the inputs [n, d]."""
-    before = _matrix(module, "gate_up_proj" if is_gated(module) else "up_proj", states, expert)
+def _hidden(module: Any, states: torch.Tensor, expert: int, rows: torch.Tensor) -> torch.Tensor:
+    """Return the hidden layer [n, f] of one expert for the inputs [n, d] of some tokens."""
+    before = _product(module, "gate_up_proj" if is_gated(module) else "up_proj", states, expert, rows)
     if not is_gated(module):
         return module.act_fn(before)
     if hasattr(module, "_apply_gate"):  # the gating of this architecture, with its clamps
@@ -192,8 +192,25 @@ def _hidden(module: Any, states: torch.Tensor, expert: int) -> torch.Tensor:
     return module.act_fn(gate) * up
 
 
-def _matrix(module: Any, name: str, states: torch.Tensor, expert: int) -> torch.Tensor:
-    """Apply one matrix of an expert, with its bias where there is one."""
+def _product(module: Any, name: str, states: torch.Tensor, expert: int, rows: torch.Tensor) -> torch.Tensor:
+    """What a mixture makes of the inputs of one matrix: one that masks what its experts read
+    (``inference.modules``) does so here too, so that its hidden layers are what it computes with.
+    """
+    if getattr(module, "masks_inputs", False):
+        found: torch.Tensor = module.masked_matrix(name, states, expert, rows)
+        return found
+    return apply_matrix(module, name, states, expert)
+
+
+def apply_matrix(module: Any, name: str, states: torch.Tensor, expert: int) -> torch.Tensor:
+    """Apply one matrix of an expert, with its bias where there is one.
+
+    Args:
+        module: Fused expert module.
+        name: ``gate_up_proj``, ``up_proj`` or ``down_proj``.
+        states: [n, in].
+        expert: Its number.
+    """
     weight = getattr(module, name)[expert]
     biases = getattr(module, f"{name}_bias", None)
     return linear(

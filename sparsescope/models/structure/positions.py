@@ -247,9 +247,9 @@ def _padding_refused(subject: Subject, module: Any, side: Side, error: float) ->
 def _left_as_it_was(model: torch.nn.Module) -> Iterator[None]:
     """Run passes in a ``with`` block that nobody else sees and that leave no trace.
 
-    The hooks of all modules are off: they are for the passes of others. Attributes,
-    submodules and buffers that modules replace during a pass are put back (BigBird changes its attention for
-    good on a short row).
+    The hooks of all modules are off: they are for the passes of others. Those by which a sparse model
+    knows its positions (``inference.prefix``) are a part of it and stay. Attributes, submodules and buffers
+    that modules replace during a pass are put back (BigBird changes its attention for good on a short row).
     """
     kept: list[tuple[torch.nn.Module, dict[str, Any], list[tuple[dict[Any, Any], dict[Any, Any]]]]] = []
     for module in model.modules():
@@ -262,7 +262,8 @@ def _left_as_it_was(model: torch.nn.Module) -> Iterator[None]:
         kept.append((module, dict(vars(module)), [(entry, dict(entry)) for entry in inner]))
     for _, _, pairs in kept:
         for hooks, _ in pairs[2:]:
-            hooks.clear()
+            for key in [key for key, hook in hooks.items() if not _of_the_model(hook)]:
+                del hooks[key]
     try:
         yield
     finally:
@@ -270,6 +271,11 @@ def _left_as_it_was(model: torch.nn.Module) -> Iterator[None]:
             for entry, before in ((vars(module), attributes), *pairs):
                 entry.clear()
                 entry.update(before)
+
+
+def _of_the_model(hook: Any) -> bool:
+    """Whether a hook is a part of the model that it is on."""
+    return bool(getattr(getattr(hook, "__self__", None), "belongs_to_model", False))
 
 
 def _sample(model: Any, limit: int | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsescope.activations.capture import check_context, tokenized
 from sparsescope.activations.text.probe import probe_corpus
+from sparsescope.core.result import Severity
 from sparsescope.errors import SpecError
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None)
 
     Raises:
         SpecError: There is no model beside it, or it is no text.
-        SubjectError: The model has no tokenizer, or its windows are shorter than the context.
+        SubjectError: The model has no tokenizer, its windows are shorter than the context, or it cannot write
+            the text that it was asked for.
     """
     reader = _reader(opened)
     text = tokenized(given, reader)
@@ -62,23 +64,32 @@ def capabilities(value: TokenizedCorpus) -> frozenset[str]:
     return frozenset()
 
 
+def notes(value: TokenizedCorpus) -> tuple[tuple[Severity, str], ...]:
+    """What a reader of any result on this text has to know; nothing of a text that was there before."""
+    caution = value.provenance.get("caution")
+    return () if caution is None else (("info", str(caution)),)
+
+
 def words(value: TokenizedCorpus, opened: Mapping[str, tuple[Any, ...]], flag: str) -> list[str] | None:
     """Options that make this very token stream; none for what a series carries, None where
     no options make it.
 
-    The text is made again to see whether it is the same: that costs little.
+    The text is made again to see whether it is the same: that costs little. Of one that a model wrote only
+    the prompts are.
     """
     from sparsescope.activations.corpus import corpus, registered_corpora
+    from sparsescope.activations.generated import split_name
 
     found = value.describe()
     if "budget" not in found:
         return []  # the held-out text of a series needs no option
-    if found.get("budget") is None or any(name not in registered_corpora() for name in value.name.split("+")):
+    _, source = split_name(value.name)
+    if found.get("budget") is None or any(name not in registered_corpora() for name in source.split("+")):
         return None
     again = corpus(
         value.name, tokens=found["budget"], **{key: found[key] for key in ("seed", "context", "bos")}
     )
-    if again.tokenize(_reader(opened).tokenizer).digest != value.digest:
+    if not again.makes(value, _reader(opened)):
         return None
     options = [(flag, "name"), ("--tokens", "budget"), ("--context", "context"), ("--seed", "seed")]
     words = [word for option, key in options for word in (option, str(found[key]))]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sparsescope.errors import SpecError
 from sparsescope.metrics import bounds as b
+from sparsescope.metrics import matrix_costs as c
 
 D, F, VOCABULARY, ATTENDED = 64, 256, 1000, 128.0
 SHARES = st.floats(0, 1)
@@ -146,3 +147,121 @@ def test_impossible_assumptions_are_refused(wrong):
         b.mlp_saving(True, 1.5, "down only")
     with pytest.raises(SpecError, match="layer is out of range"):
         b.upper_bounds(model(layer()), {7: 0.5}, assume())
+
+
+def gated_mlp(expert=None, read=1.0):
+    head = "mlp" if expert is None else "mlp.experts"
+    home = head if expert is None else f"{head}.{expert}"
+    shapes = {"gate": (F, D), "in": (F, D), "out": (D, F)}
+    return [
+        c.MatrixShape(
+            f"weight:blocks.0.{home}.{key}.weight", f"{head}.{key}.weight", 0, shape, 4.0, expert, read
+        )
+        for key, shape in shapes.items()
+    ]
+
+
+def square_attention():
+    return [
+        c.MatrixShape(f"weight:blocks.0.attn.{k}.weight", f"attn.{k}.weight", 0, (D, D), 4.0) for k in "qkvo"
+    ]
+
+
+@given(density=SHARES, rows=SHARES, attended=st.floats(0, 1e4))
+def test_columns_and_rows_that_are_read(density, rows, attended):
+    matrices = [*square_attention(), *gated_mlp()]
+    down, up = matrices[-1].name, matrices[-2].name
+    found = c.account_token(
+        model(layer()), matrices, {down: density, up: density}, row_density={up: rows}, attended=attended
+    )
+    block, head = 4 * D * D + 3 * D * F, D * VOCABULARY
+    saved = D * F * (1 - density) + D * F * (1 - density * rows)
+    norms = D
+    assert found.bytes.block == pytest.approx(saved / block, abs=1e-12)
+    assert found.bytes.mlp == pytest.approx(saved / (3 * D * F), abs=1e-12)
+    assert found.bytes.model == pytest.approx(saved / (block + head + norms), abs=1e-12)
+    assert found.flops.block == pytest.approx(saved / block, abs=1e-12)
+    every = 2 * (block + head) + b.NORM_FLOPS * norms + 4 * attended * D
+    assert found.flops.model == pytest.approx(2 * saved / every, abs=1e-12)
+    assert found.published_cut() == pytest.approx(saved / (block + head), abs=1e-12)
+    assert found.dense.total_flops == pytest.approx(
+        b.dense_cost(model(layer()), attended=attended).total_flops
+    )
+
+
+def test_matrices_without_a_role_stay_dense_and_belong_to_the_block():
+    found = c.account_token(model(layer(other_weights=100)), [*square_attention()[:3], *gated_mlp()], 0.0)
+    assert found.dense.weight_bytes["other matrices"] == 4 * (D * D + 100)  # o is not in the list
+    assert found.bytes.block == pytest.approx(1 - (D * D + 100) / (4 * D * D + 3 * D * F + 100))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "share"), [("down only", 1), ("first matrix computed", 2), ("ideal predictor", 3)]
+)
+def test_what_may_be_skipped_as_a_whole(scheme, share):
+    matrices = [*square_attention(), *gated_mlp()]
+    most = c.ceiling(model(layer()), matrices, c.skippable(matrices, scheme))
+    assert most.mlp == pytest.approx(share / 3) == pytest.approx(b.mlp_saving(True, 0.0, scheme))
+    assert most.block == pytest.approx(share * D * F / (4 * D * D + 3 * D * F))
+    with pytest.raises(SpecError, match="scheme is out of range"):
+        c.skippable(matrices, "magic")
+
+
+def test_experts_by_number_and_together():
+    mixture = model(layer(experts=4, routed=1, router_weights=4 * D))
+    matrices = [m for e in range(4) for m in gated_mlp(e, read=1 / 4)]
+    every, one = "weight:blocks.0.mlp.experts.out.weight", "weight:blocks.0.mlp.experts.2.out.weight"
+    assert c.account_token(mixture, matrices).dense.weight_bytes["mlp matrices"] == 4 * 3 * D * F
+    assert c.account_token(mixture, matrices, {every: 0.0}).bytes.mlp == pytest.approx(1 / 3)
+    assert c.account_token(mixture, matrices, {every: 0.0, one: 1.0}).bytes.mlp == pytest.approx(3 / 4 / 3)
+    assert c.account_token(mixture, matrices).dense.weight_bytes["router"] == 4 * 4 * D
+
+
+def test_adapters_count_against_their_part():
+    matrices = gated_mlp()
+    factors = c.Adapter("UV", "mlp", matrices=((D, 2), (2, F)), vectors=(F,), bytes_per_weight=2.0)
+    assert factors.bytes == 2 * (2 * D + 2 * F + F) and factors.flops == 2 * (2 * D + 2 * F) + F
+    turned = c.Adapter("Q", "residual", matrices=((D, D),), bytes_per_weight=4.0)
+    found = c.account_token(model(layer()), matrices, 0.5, adapters=[factors, turned])
+    whole = 4 * 3 * D * F
+    assert found.bytes.mlp == pytest.approx(0.5 - factors.bytes / whole)
+    assert found.shares("bytes", net=False).mlp == 0.5
+    assert found.total_bytes == found.read.total_bytes + factors.bytes + 4 * D * D
+    useless = c.Adapter("Q", "mlp", matrices=((F, F),), bytes_per_weight=4.0)
+    assert c.account_token(model(layer()), matrices, adapters=[useless]).bytes.mlp < 0  # more than is saved
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"part": "head"}, {"matrices": ((0, 4),)}, {"vectors": (-1,)}, {"bytes_per_weight": 0}, {"read": 2}],
+)
+def test_impossible_adapters_are_refused(wrong):
+    with pytest.raises(SpecError, match="out of range"):
+        c.Adapter(**({"name": "Q", "part": "mlp"} | wrong))
+
+
+def test_densities_name_what_is_wrong():
+    for wrong, at in (({"weight:blocks.0.mlp.in.weight": 2.0}, "mlp.in"), (-1, "mlp.gate")):
+        with pytest.raises(SpecError, match="density is out of range") as caught:
+            c.account_token(model(layer()), gated_mlp(), wrong)
+        assert at in caught.value.where and caught.value.allowed == "0 to 1" and caught.value.next_step
+    with pytest.raises(SpecError, match="unknown matrix in row_density") as caught:
+        c.account_token(model(layer()), gated_mlp(), row_density={"weight:blocks.0.mlp.inn.weight": 0.5})
+    assert "did you mean 'weight:blocks.0.mlp.in.weight'" in caught.value.next_step
+    with pytest.raises(SpecError, match="attended"):
+        c.account_token(model(layer()), gated_mlp(), attended=-1)
+
+
+def test_roofline_in_closed_form():
+    bound = b.roofline(3e9, 6e9, b.Bandwidth("this machine, measured", 2e10))
+    assert (bound.milliseconds, bound.dense_milliseconds, bound.ratio) == (150.0, 300.0, 2.0)
+    assert b.roofline(0, 1, "H100").ratio == float("inf")
+    assert b.roofline(3.35e9, 3.35e9, "H100").milliseconds == pytest.approx(1)
+    with pytest.raises(SpecError, match="unknown bandwidth"):
+        b.roofline(1, 1, "H101")
+    with pytest.raises(SpecError, match="out of range"):
+        b.Bandwidth("nothing", 0)
+    found = c.account_token(model(layer()), gated_mlp(), 0.5, attended=10)
+    read = found.total_bytes + 2 * 10 * D * 4
+    assert found.roofline("L4").milliseconds == pytest.approx(read / 0.3e9)
+    assert "10 attended" in c.as_row(found)["assumptions"]

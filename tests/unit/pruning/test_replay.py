@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from sparsescope.activations.replay import Replay
 from sparsescope.errors import SubjectError
 from sparsescope.models import Subject, load, registered_subjects
 from sparsescope.models.doctor import count_hooks
 from sparsescope.pruning import prune
-from sparsescope.pruning.replay import Replay
 
 RANDOM_NAMES = tuple(name for name in registered_subjects() if name.startswith("random-"))
 

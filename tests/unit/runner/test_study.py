@@ -125,6 +125,9 @@ def test_a_whole_file_is_read(tmp_path):
         ('corpus = "python-docs"', 'corpus = "/etc/passwd"', "corpus", "inside"),
         ('corpus = "python-docs"', 'corpus = "../x.txt"', "corpus", "inside"),
         ('corpus = "python-docs"', 'corpus = "absent.txt"', "corpus", "study's folder"),
+        ('corpus = "python-docs"', 'corpus = "generated@8:python-dosc"', "corpus", "python-docs"),
+        ('corpus = "python-docs"', 'corpus = "generated@8:../x.txt"', "corpus", "inside"),
+        ('corpus = "python-docs"', 'corpus = "generated@new=0:python-docs"', "corpus", "equal to 2"),
         ('name = "random-opt"', 'name = "../model.gguf"', "subject[0].name", "inside"),
         ('name = "random-opt"', 'name = "shuffled:/model"', "subject[0].name", "inside"),
         (
@@ -182,6 +185,17 @@ def test_a_subject_may_read_fewer_tokens(tmp_path):
     outcome = ss.study(found.path)
     read = [run.result.provenance["corpus"]["tokens"] for run in outcome.runs]
     assert read == [400, 300]
+
+
+@pytest.mark.parametrize("source", ["python-docs", "own.txt"])
+def test_a_text_may_be_written_by_each_subject(tmp_path, source):
+    (tmp_path / "own.txt").write_text("\f".join(f"a document, number {n} of them" for n in range(30)))
+    text = WHOLE.replace('"python-docs"', f'"generated@prompt=8,new=12:{source}"')
+    runs = ss.study(write(tmp_path, text)).runs
+    described = [run.result.provenance["corpus"] for run in runs]
+    assert [corpus["written_by"]["id"] for corpus in described] == ["random-opt", "shuffled:random-opt"]
+    assert {corpus["name"] for corpus in described} == {f"generated@prompt=8,new=12:{source.split('.')[0]}"}
+    assert [corpus["tokens"] for corpus in described] == [400, 400]
 
 
 def test_too_many_runs_and_double_names(tmp_path):

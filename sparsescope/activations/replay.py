@@ -1,5 +1,5 @@
-"""Run the blocks of a model one at a time over a whole text, so that each is pruned on what the pruned ones
-before it give.
+"""Run the blocks of a model one at a time over a whole text: so each can be pruned on what the pruned ones
+before it give, or tried many times on the same inputs.
 
 What a block gets beside the hidden states (masks, positions) does not depend on them, so it is recorded in
 passes whose blocks return their input: nothing is computed there. Other outputs of a block that a later one
@@ -55,6 +55,7 @@ class Replay:
         subject: The model; its weights may change between blocks.
         corpus: The text.
         batch_tokens: Most positions in one pass.
+        next_step: What to do where the model cannot be run so, for the error.
 
     Attributes:
         batches: The batches of the text.
@@ -64,8 +65,14 @@ class Replay:
         SubjectError: The model computes between its blocks.
     """
 
-    def __init__(self, subject: Subject, corpus: TokenizedCorpus, batch_tokens: int = BATCH_TOKENS) -> None:
-        self.subject = subject
+    def __init__(
+        self,
+        subject: Subject,
+        corpus: TokenizedCorpus,
+        batch_tokens: int = BATCH_TOKENS,
+        next_step: str = _NEXT,
+    ) -> None:
+        self.subject, self.next_step = subject, next_step
         self.blocks = [submodule(subject.model, block.path) for block in subject.blocks]
         side = padding_for(subject, corpus, batch_tokens)
         self.batches: list[TokenBatch] = list(corpus.batches(batch_tokens, side))
@@ -232,7 +239,7 @@ class Replay:
             "be run one at a time",
             where=f"{self.subject.id} ({type(self.subject.model).__name__})",
             got=got,
-            next_step=_NEXT,
+            next_step=self.next_step,
         )
 
     def _between(self, layer: int) -> SubjectError:
@@ -240,7 +247,7 @@ class Replay:
             "this model computes between its blocks, so that they cannot be run one at a time",
             where=f"{self.subject.id} ({type(self.subject.model).__name__}), before block {layer}",
             allowed="models whose blocks read what the block before gave",
-            next_step=_NEXT,
+            next_step=self.next_step,
         )
 
 

@@ -1,0 +1,277 @@
+"""Our own: one score for matrices that share an input, weighted by Fisher information, one budget for the
+model.
+
+Dropping the channels D of an input moves the output o of matrix j by e_o = sum_{i in D} W_oi x_i, which costs
+sum_o h_o e_o^2 / 2 nats (``sensitivity``). Where dropped inputs are uncorrelated that is sum_{i in D} x_i^2
+c_i^2 / 2 with c_i^2 = sum_j sum_o h_jo W_joi^2, one score for all matrices that read the input, so that they
+share a mask. Scores of all layers are on one scale, nats, and channel i costs b weights to read; so the
+cheapest way to skip a number of bytes drops x_i^2 c_i^2 / b <= lambda everywhere (Lagrange), with one
+lambda, found from the counts of one pass. What is dropped falls back to the median of its channel where that
+helps (a bias, no bytes to speak of).
+
+The diagonal is an approximation, so a factor for each kind of input is chosen by the KL divergence from the
+dense model on development text: a few passes at three sparsities, between which factors are interpolated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+
+from sparsescope.activations.losses import Reference, token_losses
+from sparsescope.inference.evaluate import second_half
+from sparsescope.inference.install import install
+from sparsescope.inference.masks import Mask
+from sparsescope.inference.prefix import PrefixPolicy
+from sparsescope.inference.sensitivity import output_sensitivity
+from sparsescope.kernels.score_histograms import quantile, shares_below
+
+if TYPE_CHECKING:
+    from sparsescope.inference.calibrator import Calibrator
+    from sparsescope.inference.groups import InputGroup
+    from sparsescope.inference.statistics import Inputs
+
+ANCHORS = (0.25, 0.45, 0.65)
+SENSITIVITY_TOKENS = 4096
+MOST = 0.98
+STEPS = (1.35, 1.15)
+#: Accepted changes lower the KL by more than this share of it.
+WORTH = 0.005
+
+
+@dataclass(slots=True)
+class Choice:
+    """What was chosen on development text at one sparsity.
+
+    Attributes:
+        factors: Of the threshold, by role of the input.
+        centred: Roles whose dropped inputs fall back to their median.
+        kl: On the development text, nats.
+        start: The same before anything was chosen.
+        passes: How many were run.
+    """
+
+    factors: dict[str, float]
+    centred: tuple[str, ...]
+    kl: float = float("nan")
+    start: float = float("nan")
+    passes: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Choice:
+        """Make it again from ``facts``."""
+        return cls(**{**facts, "centred": tuple(facts["centred"])})
+
+
+@dataclass(slots=True)
+class Auto:
+    """One mask for each input, one budget for all.
+
+    Args:
+        bench: The calibrator.
+        refine: Whether factors and centres are chosen on the development text.
+    """
+
+    bench: Calibrator
+    refine: bool = True
+    choices: dict[float, Choice] = field(default_factory=dict)
+    _scales: dict[str, torch.Tensor] | None = None
+    _medians: dict[str, torch.Tensor] = field(default_factory=dict)
+    _dense: Any = None
+    _reference: Reference | None = None
+
+    @property
+    def ceiling(self) -> float:
+        """Everything."""
+        return 1.0
+
+    def masks(self) -> Sequence[Mask]:
+        """Each input twice: as it is, and less its median."""
+        made = []
+        for group in self.bench.groups:
+            made.append(self._template(group, centred=False))
+            if not group.experts:
+                made.append(self._template(group, centred=True))
+        return made
+
+    def templates(self, choice: Choice) -> list[Mask]:
+        """One mask for each input."""
+        return [
+            self._template(group, group.role in choice.centred and not group.experts)
+            for group in self.bench.groups
+        ]
+
+    def _template(self, group: InputGroup, centred: bool) -> Mask:
+        centre = self._median(group) if centred else None
+        return Mask(group.name, group.parts, 0.0, scale=self.scales[group.name], centre=centre)
+
+    @property
+    def scales(self) -> dict[str, torch.Tensor]:
+        """Scales c by group, float32 [K], of experts [E, K]."""
+        if self._scales is None:
+            bench = self.bench
+            with bench.timed("sensitivity"):
+                h = output_sensitivity(
+                    bench.subject, bench.groups, bench.text, SENSITIVITY_TOKENS, progress=bench.progress
+                )
+            self._scales = {group.name: self._scale(group, h) for group in bench.groups}
+        return self._scales
+
+    def _scale(self, group: InputGroup, h: Mapping[tuple[str, str], torch.Tensor]) -> torch.Tensor:
+        total: Any = 0.0
+        for role in group.parts:
+            weights = [self.bench.matrix(site) for site in self.bench.sites(group, role)]
+            own = h[group.name, role].to(weights[0])
+            squares = [w.square().T @ (own[e] if group.experts else own) for e, w in enumerate(weights)]
+            total = total + (torch.stack(squares) if group.experts else squares[0])
+        found: torch.Tensor = total.sqrt().float()
+        # An expert that no token reached has no gradient: it is judged like the others of its layer
+        if group.experts:
+            silent = found.amax(-1) == 0
+            if bool(silent.any()) and not bool(silent.all()):
+                found[silent] = found[~silent].mean(0)
+        return found
+
+    def _median(self, group: InputGroup) -> torch.Tensor:
+        if group.name not in self._medians:
+            sample = self.bench.inputs.sample(group.name)
+            assert sample is not None
+            self._medians[group.name] = sample.median(dim=0).values
+        return self._medians[group.name]
+
+    def place(self, found: Inputs, target: float) -> list[Mask]:
+        """The masks of a target: choose on development text at the anchors, then solve for lambda."""
+        choice = self.choice(target)
+        return self.placed(found.counts, target, choice)
+
+    def counted(self, choice: Choice) -> list[Mask]:
+        """What is counted in a sparse model of a choice."""
+        return self.templates(choice)
+
+    def placed(self, counts: Mapping[str, Any], target: float, choice: Choice) -> list[Mask]:
+        """Solve for lambda on counts, by name of the mask, and set thresholds."""
+        masks = self.templates(choice)
+        bench = self.bench
+        weights = np.array([bench.weights(mask) for mask in masks], float)
+        roots = np.array(
+            [
+                choice.factors.get(bench.by_name[mask.group].role, 1.0)
+                * np.sqrt(bench.by_name[mask.group].outputs())
+                for mask in masks
+            ]
+        )
+        own = [counts[key_of(mask)] for mask in masks]
+        running = np.stack([np.cumsum(each) for each in own])
+        most = np.array([quantile(each, MOST) for each in own])
+
+        def missed(log: float) -> float:
+            limits = np.minimum(np.exp(log) * roots, most)
+            return float((weights * shares_below(running, limits)).sum() / bench.total_weights - target)
+
+        low, high = -60.0, 20.0
+        if target <= 0:
+            return [replace(mask, threshold=-1.0) for mask in masks]
+        if missed(high) < 0:
+            limits = most
+        else:
+            limits = np.minimum(np.exp(brentq(missed, low, high, xtol=1e-6)) * roots, most)
+        return [replace(mask, threshold=float(t)) for mask, t in zip(masks, limits, strict=True)]
+
+    def choice(self, target: float) -> Choice:
+        """What was chosen for a target, between the anchors around it."""
+        if not self.refine:
+            return Choice({}, ())
+        below, above = self.anchors(target)
+        for anchor in (below, above):
+            if anchor not in self.choices:
+                self.choices[anchor] = self.choose(anchor)
+        first, second = self.choices[below], self.choices[above]
+        part = 0.0 if above == below else (target - below) / (above - below)
+        factors = {
+            role: float(
+                np.exp((1 - part) * np.log(first.factors[role]) + part * np.log(second.factors[role]))
+            )
+            for role in first.factors
+        }
+        nearest = first if part < 0.5 else second
+        return Choice(factors, nearest.centred, nearest.kl, nearest.start)
+
+    def anchors(self, target: float) -> tuple[float, float]:
+        """The sparsities at which something is chosen for a target: the next one below and above."""
+        below = max((a for a in ANCHORS if a <= target), default=ANCHORS[0])
+        above = min((a for a in ANCHORS if a >= target), default=ANCHORS[-1])
+        return below, above
+
+    def choose(self, target: float) -> Choice:
+        """Choose centres and factors by KL on the development text, one kind of input after the other."""
+        begun = time.perf_counter()
+        roles = tuple(dict.fromkeys(group.role for group in self.bench.groups))
+        now = Choice(dict.fromkeys(roles, 1.0), ())
+        now.kl = now.start = self._kl(target, now)
+        passes = 1
+
+        def attempt(factors: dict[str, float], centred: tuple[str, ...]) -> bool:
+            nonlocal now, passes
+            passes += 1
+            tried = Choice(factors, centred, start=now.start)
+            tried.kl = self._kl(target, tried)
+            if tried.kl < now.kl * (1 - WORTH):
+                now = tried
+                return True
+            return False
+
+        for role in roles:
+            if "experts" not in role:
+                attempt(now.factors, (*now.centred, role))
+        for step in STEPS:
+            for role in roles:
+                for factor in (step, 1 / step):
+                    if attempt({**now.factors, role: now.factors[role] * factor}, now.centred):
+                        break
+        now.passes = passes
+        seconds = self.bench.seconds
+        seconds["choice on development text"] = (
+            seconds.get("choice on development text", 0.0) + time.perf_counter() - begun
+        )
+        return now
+
+    def _kl(self, target: float, choice: Choice) -> float:
+        bench = self.bench
+        text = bench.development or bench.text
+        if self._reference is None:
+            self._reference = Reference()
+            token_losses(bench.subject, text, record=self._reference, scored=second_half)
+        if self._dense is None:
+            self._dense = self._count(bench.subject)
+        masks = self.placed(self._dense, target, choice)
+        sparse = install(bench.subject, masks, PrefixPolicy("all_sparse"))
+        bench.progress("choice on development text", 0, 0)
+        kl = token_losses(sparse, text, reference=self._reference, scored=second_half).kl
+        assert kl is not None
+        return float(kl.mean())
+
+    def _count(self, subject: Any) -> Mapping[str, Any]:
+        found = self.bench.count(
+            subject, {key_of(mask): mask for mask in self.masks()}, "calibration: scores"
+        )
+        return found.counts
+
+
+def key_of(mask: Mask) -> str:
+    """Name of the counts of a mask."""
+    return mask.name if mask.centre is None else f"{mask.name} centred"
+
+
+def auto(bench: Calibrator, allocation: str) -> Auto:
+    """Make it for a subject; one without a loss of the next token has no sensitivity."""
+    return Auto(bench)
