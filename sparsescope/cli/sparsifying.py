@@ -71,9 +71,8 @@ def sparsify(
             dense, fit, development, scope, lambda phase, done, total: show(phase, done, total, "tokens")
         )
         found = calibrate(bench, method, target, policy)
-    kept = found.save(
-        made_by=f"sparsify {subject} --method {method} --target {target:g} --prefix {policy.text}"
-    )
+    made_by = f"sparsify {subject} --method {method} --target {target:g} --prefix {policy.text}"
+    kept = found.save(ArtifactStore(home or default_home()), made_by)
     account = account_of(bench, found)
     console.out_json(as_json(found, kept, account)) if json else console.out(
         as_text(subject, found, kept, account)

@@ -1,9 +1,11 @@
-"""Column norms folded into the weights: a plain magnitude threshold then makes the masks of a norm-aware score.
+"""Column norms folded into the weights: a plain magnitude threshold then makes the masks of a norm-aware
+score.
 
-With x' = c x and W' = W diag(1 / c) the product is the same and |x'_i| = |x_i| c_i, so that any kernel for TEAL runs
-WINA (with one norm for matrices that share an input) at no cost. The factor goes into the gain of the norm before
-attention or MLP, and for the last matrix of a gated MLP into the rows of its second branch; where nothing before
-can take it (o, whose input channels are shared by grouped heads; an MLP without a gate) the vector stays.
+With x' = c x and W' = W diag(1 / c) the product is the same and |x'_i| = |x_i| c_i, so that any kernel for
+TEAL runs WINA (with one norm for matrices that share an input) at no cost. The factor goes into the gain of
+the norm before attention or MLP, and for the last matrix of a gated MLP into the rows of its second branch;
+where nothing before can take it (o, whose input channels are shared by grouped heads; an MLP without a gate)
+the vector stays.
 
 All norms are taken before anything is folded. Shapes: c [K].
 """
@@ -28,8 +30,8 @@ _ROUNDING = 2.0**10
 
 
 def joint_norms(subject: Subject) -> dict[str, torch.Tensor]:
-    """c_i = sqrt(sum_j ||W_j[:, i]||^2) over the matrices that read an input, [K], by name of the group; experts
-    are left out.
+    """c_i = sqrt(sum_j ||W_j[:, i]||^2) over the matrices that read an input, [K], by name of the group;
+    experts are left out.
     """
     found = {}
     for group in input_groups(subject):

@@ -24,8 +24,11 @@ def mask_facts(bench: Calibrator, mask: Mask) -> dict[str, Any]:
         for name, tensor in mask.tensors().items()
         if name in ("scale", "centre") or name.startswith("bias.")
     )
+    group = bench.by_name[mask.group]
     if mask.centre is not None:  # what stands in for it is added to every output
-        vectors += bench.by_name[mask.group].outputs(mask.roles)
+        vectors += group.outputs(mask.roles)
+    if group.experts:  # a token reads those of its experts
+        vectors = vectors * bench.routed(group) // group.experts
     return {
         "name": mask.name,
         "group": mask.group,

@@ -246,6 +246,14 @@ class SparseExperts:
             whole[:, which] = y[:, which]
         return whole
 
+    def _all_dense(self) -> bool:
+        """Whether no position of the pass is sparse: then the mixture computes as it always did, bit for
+        bit.
+        """
+        sparse = self.reading.sparse
+        dense = self.reading.active and sparse is not None and not bool(sparse.any())
+        return dense or not self.masks_inputs
+
 
 class SparseRoutedExperts(SparseExperts):
     """A mixture whose module is given the routing."""
@@ -254,6 +262,9 @@ class SparseRoutedExperts(SparseExperts):
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         """Compute expert by expert; ``expert_output`` asks for the masked products."""
+        if self._all_dense():
+            whole: torch.Tensor = super().forward(hidden_states, top_k_index, top_k_weights)  # type: ignore[misc]
+            return whole
         return expert_output(
             self, hidden_states, top_k_index, top_k_weights, lambda _expert, hidden, _: hidden
         )
@@ -264,6 +275,9 @@ class SparseScoredExperts(SparseExperts):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Compute expert by expert."""
+        if self._all_dense():
+            whole: torch.Tensor = super().forward(hidden_states)  # type: ignore[misc]
+            return whole
         return expert_output(self, hidden_states, None, None, lambda _expert, hidden, _: hidden)
 
 

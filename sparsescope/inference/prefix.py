@@ -4,8 +4,9 @@ Published numbers differ in what they leave dense: TEAL the first half of a wind
 R-Sparse by its default the first nine tenths. So the policy is a value of its own, part of the identity of a
 sparse model and printed beside every number.
 
-Positions are those of the sequence, never columns of a batch: padding on the left, a prompt that is read in
-pieces and a cache change nothing.
+Positions are those of the sequence, never columns of a batch: padding on the left and a cache change
+nothing, and under ``all_sparse`` and ``dense_first_n`` neither does a prompt that is read in pieces.
+``dense_fraction`` and ``decode_only`` go by the prompt, and take the first pass of a sequence for all of it.
 Shapes: B sequences of T tokens in one pass.
 """
 
@@ -299,8 +300,9 @@ def _positions(given: Any, mask: torch.Tensor | None, past: int, length: int) ->
     """
     import torch
 
+    # Positions of a model may start at another number than 0 (RoBERTa); a mask tells them apart from padding
+    if mask is not None and mask.shape[-1] == past + length:
+        return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
     if isinstance(given, torch.Tensor) and given.ndim == 2:
         return given
-    if mask is not None:
-        return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
     return torch.arange(past, past + length)[None]

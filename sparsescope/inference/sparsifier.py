@@ -27,7 +27,7 @@ def sparsify(
     method: str = "auto",
     target: float = 0.5,
     corpus: Corpus | TokenizedCorpus | None = None,
-    prefix: str | PrefixPolicy = "all_sparse",
+    prefix: str | PrefixPolicy | None = None,
     *,
     scope: str = "blocks",
     calibration: Calibration | None = None,
@@ -41,7 +41,8 @@ def sparsify(
             ``auto``, or one with an allocation: ``teal+greedy``, ``was+blocks``, ``wina+rotated``.
         target: Share of the block-matrix bytes that a token does not read, from 0 on and below 1.
         corpus: Calibration text; a fifth of its documents is kept for choices of ``auto`` and ``was+blocks``.
-        prefix: ``all_sparse``, ``dense_first_n:N``, ``dense_fraction:F`` or ``decode_only``.
+        prefix: ``all_sparse``, ``dense_first_n:N``, ``dense_fraction:F`` or ``decode_only``; when None that
+            of the calibration, or ``all_sparse``.
         scope: ``"blocks"``, ``"mlp"`` or ``"attention"``.
         calibration: What was found before, in place of method, target and corpus.
         progress: Told ``(phase, done, total)``.
@@ -62,9 +63,9 @@ def sparsify(
         >>> sparse.variant.kind, sparse.variant.parameters["method"]
         ('sparsified', 'teal')
     """
-    policy = PrefixPolicy.of(prefix)
+    policy = PrefixPolicy.of("all_sparse" if prefix is None else prefix)
     if calibration is not None:
-        return calibration.apply(subject, policy if prefix != "all_sparse" else None)
+        return calibration.apply(subject, None if prefix is None else policy)
     read_method(method)
     check_target(target)
     if corpus is None:

@@ -27,6 +27,7 @@ def test_every_folder_is_in_the_list_and_every_analysis_is_there(frozen):
     assert set(FOLDERS) == listed
     later = {
         "dictionary_quality",
+        "sparse_inference",
         "weight_sparsity",
         "weight_sparsity_over_training",
     }  # came after schema 1, so no run of it is theirs

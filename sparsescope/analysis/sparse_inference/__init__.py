@@ -45,7 +45,7 @@ class SparseInferenceParams(Params):
         max_length=6,
     )
     beside: tuple[str, ...] = Field(
-        ("teal+greedy", "was+blocks"),
+        (),
         description="Methods measured at the targets of comparison alone, under the first prefix policy.",
         max_length=12,
     )
@@ -65,7 +65,9 @@ class SparseInferenceParams(Params):
         0.5, description="The target at which matrices and masks are looked at one by one."
     )
     detail_methods: tuple[str, ...] = Field(
-        ("teal", "wina", "auto"), description="Methods that are looked at so.", max_length=6
+        ("teal", "wina", "auto"),
+        description="Methods that are looked at so, and whose continuations are compared.",
+        max_length=6,
     )
     divergence_at: tuple[Share, ...] = Field(
         (0.25, 0.5), description="Targets at which continuations are compared.", max_length=4

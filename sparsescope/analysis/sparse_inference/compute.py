@@ -220,7 +220,7 @@ def _notes(out: Result, context: Context, report: Reporter, texts: Texts) -> Non
         f"({policies}); "
         f"thresholds from {texts.calibration.n_tokens} tokens of {len(texts.calibration.documents)} other "
         "documents, the first token of a window left out, refitted in the sparse model until the bytes are "
-        "within half a point of the target; choices on "
+        f"within half a point of the target (under {params.prefixes[0]}, for every policy); choices on "
         f"{0 if texts.development is None else texts.development.n_tokens} tokens of still others",
         place="protocol",
     )

@@ -250,7 +250,7 @@ def divergence_rows(measuring: Measuring) -> list[dict[str, Any]]:
     text = measuring.texts.held_out
     texts = None
     rows: list[dict[str, Any]] = []
-    for method in params.methods:
+    for method in params.detail_methods:
         for target in params.divergence_at:
             for prefix in params.prefixes:
                 if not measuring.reaches(method, target):

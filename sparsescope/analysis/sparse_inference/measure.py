@@ -62,8 +62,11 @@ class Point:
         return named(self.method) if "," not in self.method else self.method
 
     def skipped(self, weights: Floats | None = None) -> Floats:
-        """Weights that a token does not read, adapters taken off; with ``weights`` [B, D], [B]."""
-        return self.per_mask(weights) @ np.array([m["weights"] for m in self.masks], float) - self.adapters
+        """Weights that a token does not read, less all that it reads for that (products of low rank,
+        rotations, norms, centres, biases); with ``weights`` [B, D], [B].
+        """
+        there = np.array([mask["weights"] for mask in self.masks], float)
+        return self.per_mask(weights) @ there - self.adapters - sum(mask["vectors"] for mask in self.masks)
 
     def per_mask(self, weights: Floats | None = None) -> Floats:
         """Dropped share of each mask, [M]; with ``weights`` [B, D] of resampled documents, [B, M]."""
@@ -170,15 +173,14 @@ class Measuring:
         return _arrays(scores, calibration, self.bench)
 
     def calibration(self, method: str, target: float, prefix: str) -> Calibration:
-        """The masks of a point; those of another policy are what it begins with."""
-        key = (method, target, prefix)
+        """The masks of a point: under every policy those that were calibrated under the first one."""
+        key = (method, target, self.params.prefixes[0])
         if key not in self._calibrations:
             recipe = recipe_of(method, self.bench)
             if isinstance(recipe, Auto):
                 self._choices(recipe, target)
-            first = self._calibrations.get((method, target, self.params.prefixes[0]))
             begun = time.perf_counter()
-            self._calibrations[key] = calibrate(self.bench, method, target, prefix, start=first)
+            self._calibrations[key] = calibrate(self.bench, *key)
             self._spent("calibration", begun)
         return self._calibrations[key]
 

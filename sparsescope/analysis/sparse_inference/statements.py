@@ -102,7 +102,11 @@ def middle_target(result: Result, frame: pd.DataFrame) -> float:
 def spoken(name: object) -> str:
     """A method in a sentence, where a comma would end it: ``TEAL (greedy)``."""
     head, _, allocation = str(name).replace("_", " ").partition(", ")
-    return f"{head} ({allocation})" if allocation and not head.startswith("Wanda ") else str(name).replace("_", " ")
+    return (
+        f"{head} ({allocation})"
+        if allocation and not head.startswith("Wanda ")
+        else str(name).replace("_", " ")
+    )
 
 
 def slug(title: str) -> str:
@@ -166,8 +170,7 @@ def _plain(result: Result) -> list[Statement]:
     target = middle_target(result, own)
     own = own[own["target"] == target].sort_values("kl")
     parts = [
-        f"{spoken(row.method)} {_number(row.kl, row.kl_low, row.kl_high)}"
-        for row in own.head(3).itertuples()
+        f"{spoken(row.method)} {_number(row.kl, row.kl_low, row.kl_high)}" for row in own.head(3).itertuples()
     ]
     first = own.iloc[0]
     text = f"With {100 * target:g} % of the block-matrix bytes to be left unread the KL divergence from the "
@@ -249,7 +252,9 @@ def _matrices(result: Result) -> list[Statement]:
     else:
         verdict = "that does not carry over end to end"
     text += f"; {verdict}: KL divergence {ends[0]} against {ends[1]}"
-    text += f" ({'' if apart else 'intervals overlap, unpaired; '}n = {wina.documents:,} documents)."
+    known = all(math.isfinite(end) for row in pair for end in (row.kl_low, row.kl_high))
+    why = "" if apart else "intervals overlap, unpaired; " if known else "no intervals; "
+    text += f" ({why}n = {wina.documents:,} documents)."
     named = tuple(f"kl_{slug(row.method)}_at_{row.target:g}" for row in pair)
     return [Statement(text, "per_matrix", (share.name, *named))]
 

@@ -154,10 +154,6 @@ class Auto:
         choice = self.choice(target)
         return self.placed(found.counts, target, choice)
 
-    def counted(self, choice: Choice) -> list[Mask]:
-        """What is counted in a sparse model of a choice."""
-        return self.templates(choice)
-
     def placed(self, counts: Mapping[str, Any], target: float, choice: Choice) -> list[Mask]:
         """Solve for lambda on counts, by name of the mask, and set thresholds."""
         masks = self.templates(choice)

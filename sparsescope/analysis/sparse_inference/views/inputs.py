@@ -42,7 +42,8 @@ def per_matrix(result: Result, value: str) -> fig.Figure:
     parts.legend_below(figure)
     means = table.groupby("method")[["error", "sparsity"]].mean().reindex(names).sort_values("error")
     said = [
-        f"{name} {percent(row['error'])} ({percent(row['sparsity'])} dropped)" for name, row in means.iterrows()
+        f"{name} {percent(row['error'])} ({percent(row['sparsity'])} dropped)"
+        for name, row in means.iterrows()
     ]
     title = f"{value}, mean output error of the layers: {', '.join(said)}"
     alt = f"Lines of the relative output error by layer, {table['layer'].nunique()} layers. {title}."

@@ -54,9 +54,9 @@ def usable_range(result: Result, value: str) -> fig.Figure:
                 marker={"color": look["color"], "symbol": symbol, "size": 11 if look["width"] > 2 else 9},
                 error_x=parts.error_bars([row.sparsity], [row.low], [row.high]), column=column,
             )  # fmt: skip
-    figure.update_xaxes(title_text=parts.BLOCK, tickformat=".0%", rangemode="tozero")
-    if len(wanted) > 2:
-        figure.update_xaxes(title_text="block bytes not read")
+    most = float(np.nanmax(table[["sparsity", "high"]].to_numpy(float)))
+    title = parts.BLOCK if len(wanted) < 3 else "block bytes not read"  # as far as there is room for words
+    figure.update_xaxes(title_text=title, tickformat=".0%", range=[0, 1.06 * most if most > 0 else 1])
     _methods_axis(figure, names)
     tolerance = next_to(wanted, _TOLERANCE)
     found = table[(table["tolerance"] == tolerance) & np.isfinite(table["sparsity"])]

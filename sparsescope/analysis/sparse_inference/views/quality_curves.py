@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sparsescope.analysis.sparse_inference.statements import DENSE, middle_target, params_of, policy_words
+from sparsescope.analysis.sparse_inference.statements import (
+    DENSE,
+    middle_target,
+    params_of,
+    policy_words,
+    spoken,
+)
 from sparsescope.analysis.sparse_inference.views import parts
 from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
@@ -86,27 +92,37 @@ def _method(
     line: bool,
 ) -> None:
     """Draw one method in both panels; one that was measured at few targets as markers alone."""
-    drawn = look if line else {**look, "width": 0}
     positive = own[own["kl"] > 0]
     positive = positive.assign(kl_low=positive["kl_low"].clip(lower=floor))  # zero has no place on the axis
     whole = pd.concat([dense, own]) if line else own
     for column, rows, y, show in ((1, positive, "kl", _nats), (2, whole, "rise", _signed)):
         ends = rows[f"{y}_low"].to_numpy(float), rows[f"{y}_high"].to_numpy(float)
-        if line:  # many bands over one another would hide the thickest line: the others are faint
-            alpha = 0.16 if column == 1 or look["width"] > 2 else 0.06
-            fig.band(figure, rows["realised"], *ends, color=look["color"], alpha=alpha, column=column)
-        bars: dict[str, Any] = {} if line else {"error_y": parts.error_bars(rows[y], *ends)}
 
-        def text(at: Any, shown: str, y: str = y, show: Any = show) -> str:
-            low, high = getattr(at, f"{y}_low"), getattr(at, f"{y}_high")
+        def text(at: Any, shown: str = "", y: str = y, show: Any = show) -> str:
+            value, low, high = (show(getattr(at, y + end)) for end in ("", "_low", "_high"))
             return (
-                f"{percent(at.realised)} unread ({percent(at.target)} asked for): {shown} "
-                f"[{show(low)}, {show(high)}]; same token {percent(at.agreement)}, "
-                f"perplexity {at.perplexity:.4g}"
+                f"{percent(at.realised)} unread ({percent(at.target)} asked for): {value} [{low}, {high}]; "
+                f"same token {percent(at.agreement)}, perplexity {at.perplexity:.4g}"
             )
 
-        place: dict[str, Any] = {"legend": column == 1, "column": column, **drawn, **bars}
-        curve(figure, rows, y, name, x="realised", show=show, text=text, **place)
+        place: dict[str, Any] = {"column": column}
+        if line:  # many bands over one another would hide the thickest line: the others are faint
+            alpha = 0.16 if column == 1 or look["width"] > 2 else 0.06
+            fig.band(figure, rows["realised"], *ends, color=look["color"], alpha=alpha, **place)
+            place |= {"legend": column == 1, **look}
+            curve(figure, rows, y, name, x="realised", text=text, **place)
+        else:
+            parts.marks(
+                figure,
+                rows["realised"].to_numpy(),
+                rows[y].to_numpy(),
+                name,
+                texts=[f"{name}: {text(at)}" for at in rows.itertuples()],
+                marker={"color": look["color"], "symbol": look["symbol"], "size": 8},
+                error_y=parts.error_bars(rows[y], *ends),
+                showlegend=column == 1,
+                **place,
+            )
 
 
 def _pruned(figure: fig.Figure, row: Any, look: dict[str, Any]) -> None:
