@@ -199,10 +199,9 @@ def calibrate(
             break
         masks = recipe.place(found, target)
     assert best is not None
-    identity = bench.subject.identity
     facts = {
         "subject": bench.subject.id,
-        "weight_hash": identity.weight_hash,
+        "weight_hash": bench.weight_hash,
         "corpus": bench.text.name,
         "corpus_digest": bench.text.digest,
         "tokens": bench.text.n_tokens,

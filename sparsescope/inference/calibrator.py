@@ -115,6 +115,13 @@ class Calibrator:
         return self.routed(group) * group.width * rows
 
     @property
+    def weight_hash(self) -> str:
+        """Hash of the weights, taken once: the model does not change while it is calibrated."""
+        if "weight hash" not in self.kept:
+            self.kept["weight hash"] = self.subject.identity.weight_hash
+        return str(self.kept["weight hash"])
+
+    @property
     def total_weights(self) -> int:
         """Weights of all matrices in scope that one token reads."""
         return sum(self.routed(group) * group.width * group.outputs() for group in self.groups)

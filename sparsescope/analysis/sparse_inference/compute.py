@@ -17,6 +17,7 @@ from sparsescope.analysis.sparse_inference import SparseInferenceParams
 from sparsescope.analysis.sparse_inference.details import atlas_rows, divergence_rows, per_matrix
 from sparsescope.analysis.sparse_inference.measure import Measuring, Point
 from sparsescope.analysis.sparse_inference.rows import Reporter
+from sparsescope.analysis.sparse_inference.statements import policy_words, slug
 from sparsescope.analysis.sparse_inference.texts import Texts, part_text
 from sparsescope.core.result import Result
 from sparsescope.errors import SubjectError
@@ -131,31 +132,31 @@ def _scalars(out: Result, report: Reporter, dense: dict[str, Any]) -> None:
     for row in report.comparisons():
         first, second = row["first"], row["second"]
         out.add_scalar(
-            f"{_slug(first)}_over_{_slug(second)}_at_{row['target']:g}{_suffix(params, row['prefix'])}",
+            f"{slug(first)}_over_{slug(second)}_at_{row['target']:g}{_suffix(params, row['prefix'])}",
             row["ratio"],
             "",
             f"KL of {first} / KL of {second} at the bytes that {second} realised ({row['prefix']})",
             direction="lower",
             interval=report.draws.between(row["ratio_low"], row["ratio_high"]),
-            title=f"KL, {first} / {second}, {100 * row['target']:g} %",
+            title=f"KL, {first} / {second}, {100 * row['target']:g} %{_words(params, row['prefix'])}",
         )
     for row in report.usable_range():
         method, tolerance = row["method"], row["tolerance"]
         out.add_scalar(
-            f"range_{_slug(method)}_at_{tolerance:g}{_suffix(params, row['prefix'])}",
+            f"range_{slug(method)}_at_{tolerance:g}{_suffix(params, row['prefix'])}",
             row["sparsity"],
             "fraction",
             f"largest share of block-matrix bytes that {method} skips within {100 * tolerance:g} % "
             f"perplexity ({row['prefix']})",
             direction="higher",
             interval=report.draws.between(row["low"], row["high"]),
-            title=f"Unread bytes within {100 * tolerance:g} %, {method}",
+            title=f"Unread bytes within {100 * tolerance:g} %, {method}{_words(params, row['prefix'])}",
         )
     for point in report.points:
         if point.prefix == params.prefixes[0] and point.target in params.compare_at:
             kl = report.draws.ratio(point.scores.kl, report.targets)
             out.add_scalar(
-                f"kl_{_slug(point.title)}_at_{point.target:g}",
+                f"kl_{slug(point.title)}_at_{point.target:g}",
                 float(kl.mean),
                 "nats",
                 f"mean KL(dense || sparse) of {point.title} at {100 * point.target:g} % ({point.prefix})",
@@ -192,14 +193,14 @@ def _read_weights(report: Reporter) -> float:
     return first.dense.total_bytes / report.inventory.dimensions.bytes_per_weight
 
 
+def _words(params: SparseInferenceParams, prefix: str) -> str:
+    """What a title says of the prefix policy: nothing for the first one."""
+    return "" if prefix == params.prefixes[0] else f", {policy_words(prefix)}"
+
+
 def _suffix(params: SparseInferenceParams, prefix: str) -> str:
     """What a name says of the prefix policy: nothing for the first one."""
     return "" if prefix == params.prefixes[0] else f"_{prefix.split(':')[0]}"
-
-
-def _slug(title: str) -> str:
-    """A method as a part of the name of a number."""
-    return "".join(c if c.isalnum() else "_" for c in title.lower()).strip("_").replace("__", "_")
 
 
 def _notes(out: Result, context: Context, report: Reporter, texts: Texts) -> None:

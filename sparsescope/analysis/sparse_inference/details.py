@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sparsescope.activations.losses import Reference, token_losses
-from sparsescope.analysis.sparse_inference.measure import Measuring
+from sparsescope.analysis.sparse_inference.measure import Measuring, as_bytes, as_value
 from sparsescope.inference.atlas import CHUNKS, Atlas, read_atlas
 from sparsescope.inference.calibration import Calibration
 from sparsescope.inference.divergence import dense_texts, greedy_divergence
@@ -51,12 +51,12 @@ def per_matrix(measuring: Measuring) -> list[dict[str, Any]]:
             calibration = measuring.calibration(method, params.detail_at, params.prefixes[0])
             found = [row for mask in calibration.masks for row in _errors(measuring, mask, samples)]
             return {
-                "matrix": np.array([row[0] for row in found], "U"),
-                "numbers": np.array([row[1:] for row in found], float),
+                "matrix": as_bytes([row[0] for row in found]),
+                "numbers": np.array([row[1:] for row in found], float).reshape(-1, 4),
             }
 
         kept = measuring.step(f"errors-{method.replace('+', '-')}-{params.detail_at:g}", make)
-        for name, numbers in zip(kept["matrix"].tolist(), kept["numbers"], strict=True):
+        for name, numbers in zip(as_value(kept["matrix"]), kept["numbers"], strict=True):
             parts = name.removeprefix("weight:").split(".")
             role = ".".join(parts[2:]).removesuffix(".weight")
             rows.append(

@@ -20,9 +20,11 @@ from sparsescope.errors import SparsescopeError, SubjectError
 from sparsescope.inference.calibration import Calibration, adapter_weights, calibrate
 from sparsescope.inference.calibrator import Calibrator
 from sparsescope.inference.evaluate import HeldOut, Scores
+from sparsescope.inference.install import install
 from sparsescope.inference.mask_accounting import mask_facts
 from sparsescope.inference.methods import named, read_method, recipe_of
 from sparsescope.inference.methods.auto import Auto, Choice
+from sparsescope.inference.prefix import PrefixPolicy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -166,7 +168,7 @@ class Measuring:
 
     def _measure(self, method: str, target: float, prefix: str) -> Arrays:
         calibration = self.calibration(method, target, prefix)
-        sparse = calibration.apply(self.context.subject, prefix)
+        sparse = install(self.context.subject, calibration.masks, PrefixPolicy.of(prefix))
         begun = time.perf_counter()
         scores = self.held.score(sparse, calibration.masks)
         self._spent("held-out passes", begun)
@@ -178,6 +180,7 @@ class Measuring:
         if key not in self._calibrations:
             recipe = recipe_of(method, self.bench)
             if isinstance(recipe, Auto):
+                recipe.refine = self.params.choose
                 self._choices(recipe, target)
             begun = time.perf_counter()
             self._calibrations[key] = calibrate(self.bench, *key)
@@ -186,16 +189,16 @@ class Measuring:
 
     def _choices(self, recipe: Auto, target: float) -> None:
         """What auto chose on development text: a step of its own for each anchor, since it takes minutes."""
-        for anchor in recipe.anchors(target):
+        for anchor in recipe.anchors(target) if recipe.refine else ():
             if anchor in recipe.choices:
                 continue
 
             def make(anchor: float = anchor) -> Arrays:
                 chosen = recipe.choose(anchor)
-                return {"json": _bytes(chosen.facts())}
+                return {"json": as_bytes(chosen.facts())}
 
             found = self.context.step(f"choice-{anchor:g}", make)
-            recipe.choices[anchor] = Choice.of(_json(found["json"]))
+            recipe.choices[anchor] = Choice.of(as_value(found["json"]))
 
     @property
     def choices(self) -> dict[float, Choice]:
@@ -237,7 +240,7 @@ class Measuring:
     def _measure_other(self, thin: Subject, method: str, target: float) -> Arrays:
         bench = Calibrator(thin, self.texts.calibration, self.texts.development, progress=self._tell)
         calibration = calibrate(bench, method, target, "all_sparse")
-        sparse = calibration.apply(thin, "all_sparse")
+        sparse = install(thin, calibration.masks, PrefixPolicy("all_sparse"))
         scores = self.held.score(sparse, calibration.masks)
         alone = self.held.dense_scores(thin)
         found = _arrays(scores, calibration, bench)
@@ -265,18 +268,20 @@ def _arrays(scores: Scores, calibration: Calibration, bench: Calibrator) -> Arra
         "facts": {name: calibration.facts[name] for name in ("realised", "rounds", "seconds")},
         "total": bench.total_weights,
     }
-    return {**scores.arrays(), "json": _bytes(facts)}
+    return {**scores.arrays(), "json": as_bytes(facts)}
 
 
 def _point(method: str, target: float, prefix: str, found: Arrays) -> Point:
-    facts = _json(found["json"])
+    facts = as_value(found["json"])
     scores = Scores(**{name: array for name, array in found.items() if name != "json"})
     return Point(method, target, prefix, scores, facts["masks"], facts["adapters"], facts["facts"])
 
 
-def _bytes(value: Any) -> NDArray[np.uint8]:
+def as_bytes(value: Any) -> NDArray[np.uint8]:
+    """A JSON value as a step keeps it."""
     return np.frombuffer(json.dumps(value).encode(), np.uint8).copy()
 
 
-def _json(array: NDArray[np.uint8]) -> Any:
+def as_value(array: NDArray[np.uint8]) -> Any:
+    """The JSON value again."""
     return json.loads(array.tobytes())

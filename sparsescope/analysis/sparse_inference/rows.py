@@ -294,7 +294,7 @@ class Reporter:
                     "block": found.bytes.block,
                     "model": found.bytes.model,
                     "flops": found.flops.model,
-                    "megabytes": read,
+                    "read": read,
                     "adapters": float(sum(adapter.bytes for adapter in found.adapters)),
                     "bound": dense / read if read else float("inf"),
                 }

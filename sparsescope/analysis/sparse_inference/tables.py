@@ -139,7 +139,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("block", "fraction", "Share of the block-matrix bytes not read, adapters taken off."),
         Column("model", "fraction", "Share of all weight bytes of a decoded token not read."),
         Column("flops", "fraction", "Share of the FLOPs of a decoded token not computed."),
-        Column("megabytes", "bytes", "Weight bytes that a decoded token reads.", "bytes"),
+        Column("read", "bytes", "Weight bytes that a decoded token reads.", "bytes"),
         Column("adapters", "bytes", "Of these, bytes of factors, rotations, thresholds and biases.", "bytes"),
         Column("bound", "value", "Dense bytes / bytes read: by how much decoding could be faster at most."),
     ),

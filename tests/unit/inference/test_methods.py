@@ -61,9 +61,7 @@ def test_a_linear_module_computes_the_masked_product_by_hand(llama):
     scale = torch.rand(group.width, generator=torch.Generator().manual_seed(1)) + 0.1
     centre = torch.randn(group.width, generator=torch.Generator().manual_seed(2)) / 50
     bias = torch.randn(site.shape[0], generator=torch.Generator().manual_seed(3))
-    mask = Mask(
-        group.name, group.parts, 0.002, scale=scale, centre=centre, bias={site.role: bias}
-    )
+    mask = Mask(group.name, group.parts, 0.002, scale=scale, centre=centre, bias={site.role: bias})
     sparse = install(llama, [mask], ALL)
     module = sparse.model.get_submodule(site.module_path)
     x = torch.randn(1, 5, group.width, generator=torch.Generator().manual_seed(4)) / 50
@@ -125,8 +123,10 @@ def test_wina_released_has_norms_for_k_and_gate_alone(bench):
 def test_teal_is_gamma_zero(bench, text):
     """With all norms equal the norm-aware score is TEAL."""
     teal = calibrate(bench, "teal", 0.4)
-    flat = [replace(m, scale=torch.full((bench.by_name[m.group].width,), 3.0), threshold=3 * m.threshold)
-            for m in teal.masks]
+    flat = [
+        replace(m, scale=torch.full((bench.by_name[m.group].width,), 3.0), threshold=3 * m.threshold)
+        for m in teal.masks
+    ]
     ids = bench.subject.sample_ids(2)
     one = install(bench.subject, teal.masks, ALL).forward(ids)
     assert torch.equal(one, install(bench.subject, flat, ALL).forward(ids))
@@ -375,7 +375,11 @@ def test_sensitivity_of_experts_is_that_of_the_mixture_taken_apart():
     text = tokenized(ss.corpus("python-docs", tokens=512, context=64), moe)
     found = output_sensitivity(moe, input_groups(moe), text, tokens=256)
     experts = {key: value for key, value in found.items() if ".experts." in key[0]}
-    assert {role.rpartition(".experts.")[2] for _, role in experts} == {"gate.weight", "in.weight", "out.weight"}
+    assert {role.rpartition(".experts.")[2] for _, role in experts} == {
+        "gate.weight",
+        "in.weight",
+        "out.weight",
+    }
     for value in experts.values():
         assert value.ndim == 2 and bool((value >= 0).all()) and float(value.sum()) > 0
 

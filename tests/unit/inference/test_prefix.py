@@ -100,7 +100,9 @@ def test_sites_read_what_comes_before_the_mask(llama):
     subject, _ = sparse_of(llama, "all_sparse", threshold=0.5)
     ids = llama.sample_ids(1)
     found = {}
-    with subject.attach(subject.sites("blocks.0.mlp.hook_post"), lambda s, x, rows: found.update(x=x.clone())):
+    with subject.attach(
+        subject.sites("blocks.0.mlp.hook_post"), lambda s, x, rows: found.update(x=x.clone())
+    ):
         subject.forward(ids)
     small = (found["x"].abs() <= 0.5) & (found["x"] != 0)
     assert bool(small.any()), "values below the threshold are seen"

@@ -27,7 +27,7 @@ def accounting(result: Result) -> fig.Figure:
     table = result.tables["accounting"]
     policy = first_policy(table)
     table = table[table["prefix"] == policy].sort_values("target")
-    table = table.assign(added=table["adapters"] / table["megabytes"])
+    table = table.assign(added=table["adapters"] / table["read"])
     names, looks, apart = parts.methods_of(table, result), parts.looks(result), parts.beside(result)
     figure = fig.panels(
         1, 3, titles=["not read", "dense bytes / bytes read", "adapters"], height=parts.HEIGHT, gap=0.085
@@ -78,7 +78,7 @@ def _axes(figure: fig.Figure, table: pd.DataFrame) -> None:
 def _text(at: Any, shown: str) -> str:
     return (
         f"{percent(at.target)} asked for: {percent(at.block)} of the block bytes, {percent(at.model)} of the "
-        f"model not read; {format_bytes(at.megabytes)} left, {format_bytes(at.adapters)} of them adapters; "
+        f"model not read; {format_bytes(at.read)} left, {format_bytes(at.adapters)} of them adapters; "
         f"bound {at.bound:.3g}"
     )
 

@@ -106,12 +106,12 @@ def role_looks(roles: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def roles_of(table: pd.DataFrame) -> list[str]:
-    """The roles of a table, attention first and inputs before outputs."""
+    """The roles of a table, attention first and inputs before outputs, whatever the order of the rows."""
     roles = [str(role) for role in dict.fromkeys(table["role"])]
 
-    def rank(role: str) -> tuple[bool, bool]:
+    def rank(role: str) -> tuple[bool, bool, str]:
         stem = role.partition("[")[0]
-        return not stem.startswith("attn"), stem.endswith(("out", ".o"))
+        return not stem.startswith("attn"), stem.endswith(("out", ".o")), role
 
     return sorted(roles, key=rank)
 
