@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +40,12 @@ def sparsify(
         ),
     ] = "all_sparse",
     scope: Annotated[str, typer.Option(help="Which matrices: blocks, mlp, attention.")] = "blocks",
+    sinks: Annotated[
+        str,
+        typer.Option(
+            help="sparse, or dense: tokens whose inputs are far larger than usual keep all of them."
+        ),
+    ] = "sparse",
     text: TextOptions,
     model: ModelOptions,
     home: Home = None,
@@ -50,10 +57,11 @@ def sparsify(
     """
     from sparsescope.cli import console
     from sparsescope.inference.methods import read_method
-    from sparsescope.inference.prefix import PrefixPolicy
+    from sparsescope.inference.prefix import PrefixPolicy, check_sinks
 
     model.check(subject)  # names before torch is imported, everything before the model is loaded
     read_method(method)
+    check_sinks(sinks)
     policy = PrefixPolicy.of(prefix)
     corpus = text.asked()
     dense = model.load(subject)
@@ -70,13 +78,16 @@ def sparsify(
         bench = Calibrator(
             dense, fit, development, scope, lambda phase, done, total: show(phase, done, total, "tokens")
         )
-        found = calibrate(bench, method, target, policy)
+        found = calibrate(bench, method, target, policy, sinks)
     made_by = f"sparsify {subject} --method {method} --target {target:g} --prefix {policy.text}"
     kept = found.save(ArtifactStore(home or default_home()), made_by)
     account = account_of(bench, found)
-    console.out_json(as_json(found, kept, account)) if json else console.out(
-        as_text(subject, found, kept, account)
-    )
+    if json:
+        console.out_json(as_json(found, kept, account))
+        return
+    # By its id it is found in the folder of runs that is used where none is named
+    place = kept.id if home is None else shlex.quote(str(kept.path))
+    console.out(as_text(f"sparsified@calibration={place}:{subject}", subject, found, kept, account))
 
 
 def as_json(found: Calibration, kept: Artifact, account: TokenAccount) -> dict[str, Any]:
@@ -94,7 +105,7 @@ def as_json(found: Calibration, kept: Artifact, account: TokenAccount) -> dict[s
     }
 
 
-def as_text(subject: str, found: Calibration, kept: Artifact, account: TokenAccount) -> str:
+def as_text(name: str, subject: str, found: Calibration, kept: Artifact, account: TokenAccount) -> str:
     """The same as text: what is left unread by three counts, and what can be done with it."""
     from sparsescope.cli.console import table
     from sparsescope.inference.methods import named
@@ -107,19 +118,14 @@ def as_text(subject: str, found: Calibration, kept: Artifact, account: TokenAcco
         ["MLP matrices", f"{100 * shares.mlp:.2f} %"],
         ["whole model", f"{100 * shares.model:.2f} %"],
     ]
-    name = f"sparsified@calibration={kept.id}:{subject}"
+    read, dense = account.total_bytes, account.dense.total_bytes
     parts = [
-        f"{named(found.method)} at {100 * found.target:g} %, {found.prefix}: {100 * found.realised:.2f} % "
-        f"of the "
-        f"block-matrix bytes are not read on the calibration text ({facts['corpus']}, {facts['tokens']:,} "
-        f"tokens, "
-        f"{facts['rounds']} rounds)",
+        f"{named(found.method)} at {100 * found.target:g} %, {found.prefix}: {100 * found.realised:.2f} % of "
+        f"the block-matrix bytes are not read\non the calibration text ({facts['corpus']}, "
+        f"{facts['tokens']:,} tokens, {facts['rounds']} rounds)",
         table(["share of bytes not read, adapters taken off", ""], rows),
-        f"a decoded token reads {format_bytes(account.total_bytes)} of "
-        f"{format_bytes(account.dense.total_bytes)}: "
-        f"at most {account.dense.total_bytes / account.total_bytes:.3g} times as fast where memory is what "
-        f"decoding "
-        "waits for; no speed was measured",
+        f"a decoded token reads {format_bytes(read)} of {format_bytes(dense)}: at most {dense / read:.3g} "
+        "times as fast where\nmemory is what decoding waits for; no speed was measured",
         f"kept as {kept.id} ({kept.path})",
         f"next\n  sparsescope run activation_sparsity --subject {name}\n"
         f"  sparsescope run sparse_inference --subject {subject}",

@@ -19,7 +19,7 @@ from sparsescope.inference.calibrator import Calibrator, check_reach, check_targ
 from sparsescope.inference.install import install
 from sparsescope.inference.masks import Mask, masks_digest
 from sparsescope.inference.methods import read_method, recipe_of
-from sparsescope.inference.prefix import PrefixPolicy
+from sparsescope.inference.prefix import PrefixPolicy, check_sinks
 
 if TYPE_CHECKING:
     from sparsescope.core.artifact_store import ArtifactStore
@@ -106,11 +106,14 @@ class Calibration:
         from sparsescope.core.run_store import home
 
         store = store or ArtifactStore(home())
+        told = {
+            name: value for name, value in self.facts.items() if name != "seconds"
+        }  # no part of what it is
         facts = {
             "method": self.method,
             "target": self.target,
             "prefix": self.prefix,
-            "facts": dict(self.facts),
+            "facts": told,
         }
         with store.keep(KIND, format=FORMAT, made_by=made_by) as writer:
             listed = [mask.facts() for mask in self.masks]
@@ -164,6 +167,7 @@ def calibrate(
     method: str,
     target: float,
     prefix: str | PrefixPolicy = "all_sparse",
+    sinks: str = "sparse",
 ) -> Calibration:
     """Find the masks of a method for one target.
 
@@ -172,6 +176,8 @@ def calibrate(
         method: ``METHOD[+ALLOCATION]``.
         target: Share of the block-matrix bytes, in [0, 1).
         prefix: The prefix policy; statistics are of its sparse positions.
+        sinks: ``"dense"``: tokens whose scaled inputs have a norm of more than eight times the usual one keep
+            them all, input by input, and count in no threshold.
 
     Raises:
         SpecError: The target, the method or the policy is not valid, or the method cannot reach the target.
@@ -179,25 +185,30 @@ def calibrate(
     """
     check_target(target)
     known, _ = read_method(method)
+    check_sinks(sinks)
     policy = policy_of(prefix, bench.text)
     recipe = recipe_of(method, bench)
     check_reach(known.title, target, recipe.ceiling)
     begun = time.perf_counter()
     # What a model reads that is nearly as sparse tells more than what the dense one reads
-    nearest: Any = bench.kept.get(("sparse counts", method, policy))
+    nearest: Any = bench.kept.get(("sparse counts", method, policy, sinks))
     found = nearest[1] if nearest is not None and nearest[0] < target else dense_counts(bench, method)
-    masks = recipe.place(found, target)
+    masks = bench.with_sinks(recipe.place(found, target), sinks)
     best: tuple[float, list[Mask], float, dict[str, tuple[int, int]]] | None = None
     for rounds in range(1, ROUNDS + 1):  # noqa: B007  # how many there were is told
         sparse = install(bench.subject, masks, policy)
-        found = bench.count(sparse, _keys(recipe.masks()), f"calibration: {method} at {100 * target:g} %")
+        found = bench.count(
+            sparse,
+            _keys(bench.with_sinks(recipe.masks(), sinks)),
+            f"calibration: {method} at {100 * target:g} %",
+        )
         realised = realised_share(bench, masks, found)
         if best is None or abs(realised - target) < best[0]:
             best = (abs(realised - target), masks, realised, found.kept)
-        bench.kept["sparse counts", method, policy] = (target, found)
+        bench.kept["sparse counts", method, policy, sinks] = (target, found)
         if best[0] <= TOLERANCE:
             break
-        masks = recipe.place(found, target)
+        masks = bench.with_sinks(recipe.place(found, target), sinks)
     assert best is not None
     facts = {
         "subject": bench.subject.id,
@@ -211,6 +222,8 @@ def calibrate(
         "rounds": rounds,
         "seconds": round(time.perf_counter() - begun, 2),
     }
+    if sinks != "sparse":
+        facts["sinks"] = sinks
     if bench.scope != "blocks":
         facts["scope"] = bench.scope
     return Calibration(tuple(best[1]), method, target, policy.text, facts)

@@ -7,9 +7,9 @@ the text. Shapes: matrices [N, K]; norms [K], of experts [E, K].
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sparsescope.models.subject import Subject
 
 LEAST_TOKENS = 32
+SINK = 8.0  # times the usual norm of a token's inputs
 SAMPLE = 1024
 REFIT_TOKENS = 2048
 
@@ -113,6 +114,29 @@ class Calibrator:
             )
             rows += site.shape[1]
         return self.routed(group) * group.width * rows
+
+    def with_sinks(self, masks: Sequence[Mask], sinks: str) -> list[Mask]:
+        """Have masks leave tokens alone whose inputs are far larger than usual, where that is asked for."""
+        if sinks == "sparse":
+            return list(masks)
+        return [
+            replace(mask, sink_norm=self._usual_norm(mask) * SINK) if mask.kind == "score" else mask
+            for mask in masks
+        ]
+
+    def _usual_norm(self, mask: Mask) -> float:
+        """Median norm of the scaled inputs of a mask, over sampled tokens."""
+        group = self.by_name[mask.group]
+        found = []
+        for expert in range(group.experts) if group.experts else [None]:
+            x = self.inputs.sample(mask.group, expert)
+            if x is None:
+                continue
+            scale = mask.scale
+            if scale is not None:
+                x = x * (scale if scale.ndim == 1 else scale[expert or 0]).float()
+            found.append(x.norm(dim=-1))
+        return float(torch.cat(found).median())
 
     @property
     def weight_hash(self) -> str:

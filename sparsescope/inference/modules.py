@@ -326,7 +326,8 @@ class Installer:
     def _swap(self, path: str, parts: tuple[Part, ...]) -> None:
         module = self.module(path)
         if parts and parts[0].rows is not None:
-            parts = (*parts, *_dense_rest(parts, features(module)[0]))
+            rest = _dense_rest(parts, features(module)[0])
+            parts = tuple(sorted((*parts, *rest), key=lambda part: part.rows.start if part.rows else 0))
             if len({id(part.mask) for part in parts}) == 1 and all(p.shift is None for p in parts):
                 parts = (_merged(parts[0]),)
         publishes = getattr(module, "publishes", None)

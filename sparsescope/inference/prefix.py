@@ -134,6 +134,22 @@ class PrefixPolicy:
         return (lengths.double() * share).ceil().long()
 
 
+SINKS = ("sparse", "dense")
+
+
+def check_sinks(sinks: str) -> str:
+    """Return how tokens are treated whose inputs are far larger than those of others.
+
+    Raises:
+        SpecError: It is neither ``sparse`` nor ``dense``.
+    """
+    if sinks not in SINKS:
+        raise unknown_name(
+            "treatment of sinks", sinks, SINKS, next_step="dense leaves tokens with very large inputs alone"
+        )
+    return sinks
+
+
 @dataclass(slots=True)
 class Reading:
     """Where the pass of a sparse model stands; one for all its modules.

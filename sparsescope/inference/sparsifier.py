@@ -30,6 +30,7 @@ def sparsify(
     prefix: str | PrefixPolicy | None = None,
     *,
     scope: str = "blocks",
+    sinks: str = "sparse",
     calibration: Calibration | None = None,
     progress: Tell = quiet,
 ) -> Subject:
@@ -44,6 +45,7 @@ def sparsify(
         prefix: ``all_sparse``, ``dense_first_n:N``, ``dense_fraction:F`` or ``decode_only``; when None that
             of the calibration, or ``all_sparse``.
         scope: ``"blocks"``, ``"mlp"`` or ``"attention"``.
+        sinks: ``"sparse"``, or ``"dense"``: tokens with far larger inputs than usual keep all of them.
         calibration: What was found before, in place of method, target and corpus.
         progress: Told ``(phase, done, total)``.
 
@@ -78,7 +80,7 @@ def sparsify(
     text = tokenized(corpus, subject)
     fit, development = split(text)
     bench = Calibrator(subject, fit, development, scope, progress)
-    return calibrate(bench, method, target, policy).apply(subject)
+    return calibrate(bench, method, target, policy, sinks).apply(subject)
 
 
 def account_of(bench: Calibrator, calibration: Calibration) -> TokenAccount:

@@ -121,6 +121,19 @@ def on_a_small_budget(name, folder):
                     text = text.replace(old, new)
                 text = re.sub(r"^tokens = .*$", "tokens = 3000\\ncontext = 64", text, flags=re.M)
                 (home / recipe.name).write_text(text.replace("width = 100", "width = 8"))
+    if name == "sparse_inference":
+        few["tokens"] = "3000"
+        small = (
+            'compare_at = [0.25, 0.5], prefixes = ["all_sparse"], tokens = 256, calibration_tokens = 256, '
+            "development_tokens = 64, document_tokens = 64, choose = false, detail_methods = "
+        )
+        study = study.replace("tokens = 60000", "tokens = 3000")
+        study = re.sub(r"targets = \[[^]]*\]", "targets = [0.25, 0.5]", study)
+        study = re.sub(r"(compare_at|prefixes) = \[[^]]*\], ", "", study)
+        study = study.replace("detail_methods = []", f"{small}[]")
+        first = f'params = {{ targets = [0.25, 0.5], {small}["teal", "wina"], prompts = 0, pruned = 0.0 }}'
+        entry = '[[analysis]]\nname = "sparse_inference"\n'
+        study = study.replace(entry, f"{entry}{first}\n", 1)
     for subject in load_study(ROOT / "analyses" / name).declared.subjects:
         if subject.name not in swaps and (ROOT / "data" / "models" / subject.name).is_dir():
             thinned(ROOT / "data" / "models" / subject.name, home / subject.name)
