@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,10 @@ from sparsescope.errors import SubjectError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from sparsescope.activations.generated import GeneratedCorpus
     from sparsescope.models.subject import Subject
+
+#: The corpora that a subject writes are corpora: their module stands on this one, and is named here.
+_WRITTEN = "sparsescope.activations.generated"
 
 __all__ = [
     "Corpus",
@@ -227,9 +230,7 @@ class Corpus:
         """Whether ``read_by`` gives that very token stream; for the command that makes a run again."""
         return self.read_by(subject).digest == value.digest
 
-    def generated(
-        self, prompt: int = 32, new: int = 64, temperature: float = 0.0, seed: int = 0
-    ) -> GeneratedCorpus:
+    def generated(self, prompt: int = 32, new: int = 64, temperature: float = 0.0, seed: int = 0) -> Corpus:
         """Return the text that a subject writes itself after beginnings of these documents.
 
         Args:
@@ -241,10 +242,10 @@ class Corpus:
         Raises:
             SpecError: An argument is not valid.
         """
-        from sparsescope.activations.generated import GeneratedCorpus, written_with
-
+        written: Any = import_module(_WRITTEN)
         given = {"prompt": prompt, "new": new, "temperature": temperature, "seed": seed}
-        return GeneratedCorpus.of(self, written_with(given))
+        made: Corpus = written.GeneratedCorpus.of(self, written.written_with(given))
+        return made
 
     def _by_domain(self) -> dict[str, list[Document]]:
         """Return the documents of each domain, domains in the order of their first document."""
@@ -317,15 +318,15 @@ def corpus(
     """
     check_arguments(tokens, seed, context, bos, min_tokens, max_document_tokens)
     if isinstance(source, str):
-        from sparsescope.activations.generated import GeneratedCorpus, read_name
-
-        written, source = read_name(source)
+        module: Any = import_module(_WRITTEN)
+        written, source = module.read_name(source)
         if written is not None:
             prompts = corpus(
                 source, tokens, seed, context, bos, min_tokens,
                 max_document_tokens=max_document_tokens, deduplicate=deduplicate,
             )  # fmt: skip
-            return GeneratedCorpus.of(prompts, written, name)
+            made: Corpus = module.GeneratedCorpus.of(prompts, written, name)
+            return made
     found = resolve(source, name)
     notes = []
     if found.n_blank:

@@ -241,7 +241,8 @@ class SparseExperts:
             found.append((part.rows, part.finish(apply_matrix(self, name, z, expert), rest, sparse)))
         if found[0][0] is None:
             return found[0][1]
-        whole = torch.empty_like(found[0][1])
+        # Rows without a mask are those of the dense product
+        whole = torch.empty_like(found[0][1]) if len(found) > 1 else apply_matrix(self, name, states, expert)
         for which, y in found:
             whole[:, which] = y[:, which]
         return whole
@@ -331,7 +332,8 @@ class Installer:
             if len({id(part.mask) for part in parts}) == 1 and all(p.shift is None for p in parts):
                 parts = (_merged(parts[0]),)
         publishes = getattr(module, "publishes", None)
-        module.__class__ = sparse_class(SparseLinear, module.__class__)
+        if not isinstance(module, SparseLinear):  # the gate of another mask is one already
+            module.__class__ = sparse_class(SparseLinear, module.__class__)
         module.parts, module.reading, module.site = parts, self.reading, path
         module.publishes, module.masks_inputs = publishes, True
 

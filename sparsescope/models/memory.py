@@ -1,9 +1,10 @@
-"""How much memory a forward pass takes, from sizes alone."""
+"""How much memory a forward pass takes, from sizes alone; and copies of a model that take none."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsescope.models.identity import named_tensors
 from sparsescope.models.structure.roles import experts_per_token, text_config
@@ -38,3 +39,14 @@ def memory_estimate(subject: Subject, sites: Sequence[Site], batch_tokens: int) 
         "logits": batch_tokens * int(config.vocab_size) * size,
     }
     return {**estimate, "total": sum(estimate.values())}
+
+
+def copied(model: Any, share_weights: bool = False) -> Any:
+    """Return a deep copy of a model.
+
+    Args:
+        model: The HF model.
+        share_weights: Keep its parameters and buffers themselves, and copy the modules around them.
+    """
+    tensors = (*model.parameters(), *model.buffers()) if share_weights else ()
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

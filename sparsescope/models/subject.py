@@ -9,7 +9,6 @@ logits out.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -24,7 +23,7 @@ from sparsescope.models import declared as _declared
 from sparsescope.models.beyond_weights import CURE, Found, scan, sentences
 from sparsescope.models.identity import SubjectIdentity as SubjectIdentity
 from sparsescope.models.identity import config_hash, fingerprint, n_parameters, weight_hash
-from sparsescope.models.memory import memory_estimate
+from sparsescope.models.memory import copied, memory_estimate
 from sparsescope.models.notes import notes_of
 from sparsescope.models.passes import evaluating as evaluating
 from sparsescope.models.reading import reading_of
@@ -44,7 +43,6 @@ from sparsescope.models.token_ids import within_table
 from sparsescope.models.torch_environment import dtype_name
 
 EXACT_ZERO_ACTIVATIONS = frozenset({"relu", "relu2", "relu6"})
-id_of = id  # methods have an argument of this name
 _HIDDEN_ROLES = ("mlp.hook_post", "mlp.experts.hook_post", "mlp.shared_expert.hook_post")
 
 
@@ -415,12 +413,9 @@ class Subject:
 
         Args:
             id: Name of the copy; by default the same. A copy of a variant is that variant.
-            share_weights: Copy the modules only; their tensors are those of this model, and writing to
-                one writes to both.
+            share_weights: Copy the modules only; writing to a tensor of one writes to both.
         """
-        tensors = (*self.model.parameters(), *self.model.buffers()) if share_weights else ()
-        model = copy.deepcopy(self.model, {id_of(tensor): tensor for tensor in tensors})
-        made = self._around(model, id=id or self.id)
+        made = self._around(copied(self.model, share_weights), id=id or self.id)
         made._declared = _declared.carried_over(self._declared, self._undeclared(), made.model)
         return made
 
