@@ -85,9 +85,11 @@ def _points(params: SparseInferenceParams, measuring: Measuring) -> list[Point]:
         own = targets
         if method == params.reference and len(params.methods) > 1:
             own = [*targets, beyond]  # others may skip a little more than was asked for
+        measuring.chains[method] = own
         wanted += [(method, target, prefix) for target in own for prefix in params.prefixes]
     for method in params.beside:
         if method not in params.methods:
+            measuring.chains[method] = list(params.compare_at)
             wanted += [(method, target, params.prefixes[0]) for target in params.compare_at]
     wanted = [point for point in wanted if measuring.reaches(point[0], point[1])]
     measuring.planned = len(wanted)

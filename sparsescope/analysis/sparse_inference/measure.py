@@ -91,6 +91,7 @@ class Measuring:
     Attributes:
         unfit: Why a method is not measured, by its name.
         ceilings: By method.
+        chains: By method, the targets at which it is measured.
         planned: How many points there will be; for the progress bar.
     """
 
@@ -99,6 +100,7 @@ class Measuring:
     texts: Texts
     unfit: dict[str, str] = field(default_factory=dict)
     ceilings: dict[str, float] = field(default_factory=dict)
+    chains: dict[str, list[float]] = field(default_factory=dict)
     planned: int = 1
     measured: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -182,8 +184,13 @@ class Measuring:
             if isinstance(recipe, Auto):
                 recipe.refine = self.params.choose
                 self._choices(recipe, target)
+            # Always after the next smaller target, so that a run that goes on has the numbers of one that
+            # did not stop
+            lower = max((each for each in self.chains.get(method, ()) if each < target), default=None)
+            if lower is not None:
+                self.calibration(method, lower, prefix)
             begun = time.perf_counter()
-            self._calibrations[key] = calibrate(self.bench, *key)
+            self._calibrations[key] = calibrate(self.bench, *key, after=lower)
             self._spent("calibration", begun)
         return self._calibrations[key]
 

@@ -179,6 +179,8 @@ class Auto:
             return [replace(mask, threshold=-1.0) for mask in masks]
         if missed(high) < 0:
             limits = most
+        elif missed(low) >= 0:  # zeros alone are more than was asked for, and cost nothing
+            limits = np.zeros(len(masks))
         else:
             limits = np.minimum(np.exp(brentq(missed, low, high, xtol=1e-6)) * roots, most)
         return [replace(mask, threshold=float(t)) for mask, t in zip(masks, limits, strict=True)]

@@ -53,7 +53,13 @@ class TopP:
         else:
             self._correction = 0.0
         aim = float(np.clip(target + self._correction, 1e-6, 0.999))
-        share = float(brentq(lambda p: self._dropped(p) - aim, 1e-6, 1 - 1e-9, xtol=1e-5))
+        low, high = 1e-6, 1 - 1e-9
+        if self._dropped(high) >= aim:  # zeros alone are more than was asked for: every other input stays
+            share = 1.0
+        elif self._dropped(low) <= aim:
+            share = low
+        else:
+            share = float(brentq(lambda p: self._dropped(p) - aim, low, high, xtol=1e-5))
         return [replace(mask, threshold=share) for mask in self.templates]
 
     def _dropped(self, share: float) -> float:

@@ -66,6 +66,7 @@ def test_numbers_are_those_of_a_plain_loop(glass, corpus, result):
     text = tokenized(corpus, glass)
     parts = part_text(text, params)
     measuring = Measuring(params, Context.of(subject=glass, text=text), parts)
+    measuring.chains["teal"] = [0.25, 0.5]
     calibration = measuring.calibration("teal", 0.5, "all_sparse")
     limits = {mask.group: mask.threshold for mask in calibration.masks}
     model, kept, there = glass.model, 0, 0
@@ -208,7 +209,7 @@ def test_a_run_goes_on_after_its_last_point(glass, corpus, tmp_path, monkeypatch
     assert len(measured) == len(set(measured)) == 8
     whole = ss.run("sparse_inference", glass, corpus, **few)
     left, right = again.tables["quality"], whole.tables["quality"]
-    assert left["kl"].to_numpy() == pytest.approx(right["kl"].to_numpy(), rel=0.05, abs=1e-4)
+    assert left["kl"].to_numpy() == pytest.approx(right["kl"].to_numpy(), rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -253,4 +254,5 @@ def test_other_architectures_take_the_same_command(name, corpus):
     if not gated:
         assert any("CATS" in note.message and "gate" in note.message for note in found.notes)
     asked = quality.query("method == 'TEAL'").set_index("target")["realised"]
-    assert asked[0.5] == pytest.approx(0.5, abs=0.06)
+    # Of hidden units that are zero anyway more is skipped than was asked for, at no cost
+    assert asked[0.5] == pytest.approx(0.5, abs=0.06) if gated else 0.5 < asked[0.5] < 0.75
