@@ -239,18 +239,18 @@ ANALYSIS = Analysis(
     requires=frozenset({"causal", "logits"}),
     presets={
         "quick": {
-            "methods": ("teal", "wina", "auto"),
+            "methods": ("teal", "auto"),
             "targets": (0.25, 0.5),
             "prefixes": ("all_sparse",),
             "beside": (),
             "compare_at": (0.25, 0.5),
             "choose": False,
-            "detail_methods": ("teal", "wina"),
+            "detail_methods": ("teal",),
             "divergence_at": (),
             "prompts": 0,
             "pruned": 0.0,
-            "tokens": 1024,
-            "calibration_tokens": 1024,
+            "tokens": 768,
+            "calibration_tokens": 512,
             "development_tokens": 256,
             "document_tokens": 128,
         }
