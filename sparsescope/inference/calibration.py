@@ -197,12 +197,12 @@ def calibrate(
     found: Inputs = dense_counts(bench, method) if earlier is None else earlier
     masks = bench.with_sinks(recipe.place(found, target), sinks)
     best: tuple[float, list[Mask], float, dict[str, tuple[int, int]]] | None = None
-    for rounds in range(1, ROUNDS + 1):  # noqa: B007  # how many there were is told
+    for rounds in range(1, ROUNDS + 1):
         sparse = install(bench.subject, masks, policy)
         found = bench.count(
             sparse,
             _keys(bench.with_sinks(recipe.masks(), sinks)),
-            f"calibration: {method} at {100 * target:g} %",
+            f"calibration: {method} at {100 * target:g} %, round {rounds}",
         )
         realised = realised_share(bench, masks, found)
         if best is None or abs(realised - target) < best[0]:

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sparsescope.activations.capture import padding_for
-from sparsescope.activations.losses import BATCH_TOKENS, OutputHead, Reference, TokenLosses, token_losses
+from sparsescope.activations.losses import OutputHead, Reference, TokenLosses, token_losses
 from sparsescope.inference.install import reading_of
 from sparsescope.inference.masks import Mask
 from sparsescope.inference.prefix import PrefixPolicy
@@ -107,10 +106,8 @@ class HeldOut:
         reading = reading_of(sparse)
         assert reading is not None
         counts: dict[str, tuple[Floats, Floats]] = {}
-        number = 0
 
         def forward(head: OutputHead, batch: TokenBatch, ids: Any, mask: Any) -> torch.Tensor:
-            nonlocal number
             reading.counts = {}
             reading.counted = torch.from_numpy(batch.text_mask & (batch.position > 0))
             if reading.policy.kind == "decode_only" and mask is None and self._has_cache(batch.index, ids):
@@ -127,7 +124,6 @@ class HeldOut:
                 )
                 np.add.at(kept, rows[known], sums[0].cpu().numpy()[known])
                 np.add.at(there, rows[known], sums[1].cpu().numpy()[known])
-            number += 1
             return states
 
         try:
@@ -223,8 +219,3 @@ def _prompt(subject: Subject, ids: NDArray[np.int64]) -> Any:
         except TypeError:
             return None
     return getattr(output, "past_key_values", None)
-
-
-def batches_of(subject: Subject, text: TokenizedCorpus) -> int:
-    """Passes over a text, for progress."""
-    return text.n_batches(BATCH_TOKENS, padding_for(subject, text, BATCH_TOKENS))

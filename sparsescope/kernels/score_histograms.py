@@ -164,18 +164,6 @@ def share_below(counts: NDArray[np.int64], threshold: float) -> float:
     return float((counts[:place].sum() + inside * counts[place]) / total)
 
 
-def dropped_mass(counts: NDArray[np.int64], threshold: float) -> float:
-    """Share of the sum of squared scores that lies up to a threshold: the diagonal error e(t)."""
-    used = np.flatnonzero(counts)
-    if not len(used):
-        return 0.0
-    middle = (edges(used) + edges(used + 1)) / 2
-    mass = counts[used] * middle**2
-    total = float(mass.sum())
-    below = edges(used + 1) <= threshold
-    return float(mass[below].sum() / total) if total else 0.0
-
-
 def shares_below(running: NDArray[np.int64], thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
     """``share_below`` of several counts at once.
 

@@ -22,7 +22,7 @@ from sparsescope.inference.calibrator import Calibrator
 from sparsescope.inference.evaluate import HeldOut, Scores
 from sparsescope.inference.install import install
 from sparsescope.inference.mask_accounting import mask_facts
-from sparsescope.inference.methods import named, read_method, recipe_of
+from sparsescope.inference.methods import named, recipe_of
 from sparsescope.inference.methods.auto import Auto, Choice
 from sparsescope.inference.prefix import PrefixPolicy
 
@@ -259,12 +259,6 @@ class Measuring:
 
     def _spent(self, what: str, begun: float) -> None:
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - begun
-
-    @property
-    def published(self) -> tuple[str, ...]:
-        """Every method but our own."""
-        every = (*self.params.methods, *self.params.beside)
-        return tuple(name for name in every if read_method(name)[0].citation)
 
 
 def _arrays(scores: Scores, calibration: Calibration, bench: Calibrator) -> Arrays:

@@ -151,6 +151,27 @@ def test_tables_say_what_was_asked(result):
         assert one["union"] == pytest.approx(one["by_chance"]) == pytest.approx(one["independent"])
 
 
+def test_errors_of_matrices_by_hand(glass, corpus, result):
+    """||W r||^2 over features, summed over tokens, beside ||W x||^2; inputs of the dense model."""
+    params = SparseInferenceParams(**SMALL)
+    text = tokenized(corpus, glass)
+    parts = part_text(text, params)
+    measuring = Measuring(params, Context.of(subject=glass, text=text), parts)
+    measuring.chains["wina"] = [0.25, 0.5]
+    masks = {m.name: m for m in measuring.calibration("wina", 0.5, "all_sparse").masks}
+    seen = []
+    module = glass.model.get_submodule("model.layers.1.mlp.down_proj")
+    handle = module.register_forward_pre_hook(lambda _m, args: seen.append(args[0][0, 1:].clone()))
+    for document in parts.development.documents:
+        glass.forward(np.concatenate([np.array(text.prefix, np.int64), document.ids])[None])
+    handle.remove()
+    x, weight = torch.cat(seen), module.weight.detach()
+    rest = x * (x.abs() * weight.norm(dim=0) <= masks["blocks.1.mlp.out[out]"].threshold)
+    expected = (rest @ weight.T).square().sum() / (x @ weight.T).square().sum()
+    row = result.tables["per_matrix"].query("method == 'WINA' and matrix == 'weight:blocks.1.mlp.out.weight'")
+    assert row["tokens"].item() == len(x) and row["error"].item() == pytest.approx(float(expected), rel=1e-3)
+
+
 def test_comparisons_are_at_the_bytes_that_the_other_method_realised(result):
     quality = result.tables["quality"].query("prefix == 'all_sparse'")
     auto = quality.query("method in ['dense', 'auto']").sort_values("realised")

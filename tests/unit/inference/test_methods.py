@@ -326,8 +326,7 @@ def test_one_budget_equals_an_exhaustive_grid_on_three_inputs():
     assert abs(found[0] - min(grid)[1]) <= 0.06 and abs(found[1] - min(grid)[2]) <= 0.06
 
 
-def test_greedy_with_additive_errors_is_the_lagrangian_within_one_step(bench):
-    """Tables rise by one step of bytes, and no step could be bettered by another matrix."""
+def test_greedy_tables_rise_by_one_step_of_bytes(bench):
     from sparsescope.inference.allocation import STEP, greedy_tables
 
     masks = recipe_of("teal+greedy", bench).masks()
@@ -356,7 +355,7 @@ def test_auto_is_closer_to_the_dense_model_than_the_published_methods(glass):
     assert kl["auto"] < 0.8 * min(kl["teal"], kl["wina"])
 
 
-def test_sensitivity_is_the_squared_gradient_of_the_loss(llama, text):
+def test_sensitivity_is_the_same_each_time_and_leaves_the_model_alone(llama, text):
     from sparsescope.inference.sensitivity import output_sensitivity
 
     groups = input_groups(llama)
@@ -371,8 +370,47 @@ def test_sensitivity_is_the_squared_gradient_of_the_loss(llama, text):
     assert {role for _, role in found} == {site.role for group in groups for site in group.matrices}
 
 
-def test_sensitivity_of_experts_is_that_of_the_mixture_taken_apart():
-    """Gradients traced through experts, against finite differences of the loss at one output."""
+def test_sensitivity_is_the_mean_squared_gradient_of_the_drawn_labels(llama, text):
+    """Against plain autograd with labels drawn in the same way."""
+    from torch.nn import functional
+
+    from sparsescope.inference.sensitivity import output_sensitivity
+
+    one = text.select([text.documents[0].index])
+    found = output_sensitivity(llama, input_groups(llama), one, tokens=10**6, seed=3)
+    model = llama.copy().model
+    outputs = {}
+    for path in ("model.layers.1.mlp.down_proj", "model.layers.0.self_attn.k_proj"):
+
+        def keep(_module, _args, out, path=path):
+            out.retain_grad()
+            outputs[path] = out
+
+        model.get_submodule(path).register_forward_hook(keep)
+    generator, sums, count = torch.Generator().manual_seed(3), {}, 0
+    for batch in one.batches(1024, "right"):
+        mask = torch.from_numpy(batch.attention_mask.astype(np.int64))
+        logits = model(input_ids=torch.from_numpy(batch.input_ids), attention_mask=mask).logits[mask.bool()]
+        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        functional.cross_entropy(logits, labels, reduction="sum").backward()
+        wanted = torch.from_numpy(batch.text_mask & (batch.position > 0))
+        count += int(wanted.sum())
+        for path, out in outputs.items():
+            sums[path] = sums.get(path, 0) + out.grad[wanted].double().square().sum(0)
+    for path, key in (
+        ("model.layers.1.mlp.down_proj", ("blocks.1.mlp.out", "mlp.out.weight")),
+        ("model.layers.0.self_attn.k_proj", ("blocks.0.attn.in", "attn.k.weight")),
+    ):
+        torch.testing.assert_close(found[key], (sums[path] / count).float(), rtol=1e-3, atol=1e-9)
+
+
+def test_sinks_stay_dense_where_that_is_asked_for(llama, text):
+    sparse = sparsify(llama, "teal", 0.4, text, sinks="dense")
+    assert sparse.variant.parameters["sinks"] == "dense"
+    assert sparse.variant.adds != sparsify(llama, "teal", 0.4, text).variant.adds
+
+
+def test_sensitivity_of_experts_has_a_row_for_each():
     from sparsescope.inference.sensitivity import output_sensitivity
 
     moe = ss.load("random-olmoe")

@@ -10,7 +10,6 @@ from sparsescope.errors import SpecError
 from sparsescope.kernels.masked_inputs import mask_inputs
 from sparsescope.kernels.score_histograms import (
     add_scores,
-    dropped_mass,
     edges,
     new_counts,
     quantile,
@@ -78,8 +77,6 @@ def test_quantiles_and_their_inverse():
         assert limit == pytest.approx(float(np.quantile(values, share)), rel=0.01)
         assert share_below(counts, limit) == pytest.approx(share, abs=1e-6)
         assert shares_below(running, np.array([limit]))[0] == pytest.approx(share, abs=1e-6)
-        mass = float((values[values <= limit] ** 2).sum() / (values**2).sum())
-        assert dropped_mass(counts, limit) == pytest.approx(mass, abs=0.02)
     assert quantile(counts, 0) == -1.0 and share_below(counts, -1.0) == 0.0
     assert edges(np.array([16256])).tolist() == [1.0]
 
