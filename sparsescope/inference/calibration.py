@@ -271,6 +271,4 @@ def adapter_weights(masks: Sequence[Mask]) -> int:
 
 
 def _keys(masks: Sequence[Mask]) -> dict[str, Mask]:
-    from sparsescope.inference.methods.auto import key_of
-
-    return {key_of(mask): mask for mask in masks}
+    return {mask.counted_as: mask for mask in masks}

@@ -86,6 +86,11 @@ class Mask:
         return f"{self.group}[{keys}]"
 
     @property
+    def counted_as(self) -> str:
+        """Name of the counts of its scores: those of inputs less their centre are others."""
+        return self.name if self.centre is None else f"{self.name} centred"
+
+    @property
     def layer(self) -> int:
         """Block number."""
         return int(self.group.split(".")[1])

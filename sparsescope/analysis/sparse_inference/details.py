@@ -6,7 +6,6 @@ Shapes: x [tokens, K]; W [N, K].
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from sparsescope.activations.losses import Reference, token_losses
 from sparsescope.analysis.sparse_inference.measure import Measuring, as_bytes, as_value
 from sparsescope.inference.atlas import CHUNKS, Atlas, read_atlas
 from sparsescope.inference.calibration import Calibration
+from sparsescope.inference.calibrator import beginning
 from sparsescope.inference.divergence import dense_texts, greedy_divergence
 from sparsescope.inference.masks import Mask
 from sparsescope.inference.methods import named
@@ -25,7 +25,6 @@ from sparsescope.metrics.estimates import DocumentBootstrap
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sparsescope.activations.text.tokenized import TokenizedCorpus
 
 ERROR_TOKENS = 512
 ATLAS_TOKENS = 2048
@@ -153,7 +152,7 @@ def atlas_rows(
 def _atlas(measuring: Measuring, calibration: Calibration) -> Atlas:
     bench = measuring.bench
     sparse = calibration.apply(bench.subject, "all_sparse")
-    text = _beginning(measuring.texts.held_out, ATLAS_TOKENS)
+    text = beginning(measuring.texts.held_out, ATLAS_TOKENS)
     weights = [bench.weights(mask) for mask in calibration.masks]
     widths = [bench.by_name[mask.group].width for mask in calibration.masks]
     return read_atlas(sparse, text, calibration.masks, weights, widths)
@@ -295,13 +294,3 @@ def divergence_rows(measuring: Measuring) -> list[dict[str, Any]]:
                     }
                 )
     return rows
-
-
-def _beginning(text: TokenizedCorpus, tokens: int) -> TokenizedCorpus:
-    taken, chosen = 0, []
-    for document in text.documents:
-        if taken >= tokens:
-            break
-        chosen.append(document)
-        taken += len(document)
-    return replace(text, documents=tuple(chosen))

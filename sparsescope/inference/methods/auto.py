@@ -166,7 +166,7 @@ class Auto:
                 for mask in masks
             ]
         )
-        own = [counts[key_of(mask)] for mask in masks]
+        own = [counts[mask.counted_as] for mask in masks]
         running = np.stack([np.cumsum(each) for each in own])
         most = np.array([quantile(each, MOST) for each in own])
 
@@ -260,14 +260,9 @@ class Auto:
 
     def _count(self, subject: Any) -> Mapping[str, Any]:
         found = self.bench.count(
-            subject, {key_of(mask): mask for mask in self.masks()}, "calibration: scores"
+            subject, {mask.counted_as: mask for mask in self.masks()}, "calibration: scores"
         )
         return found.counts
-
-
-def key_of(mask: Mask) -> str:
-    """Name of the counts of a mask."""
-    return mask.name if mask.centre is None else f"{mask.name} centred"
 
 
 def auto(bench: Calibrator, allocation: str) -> Auto:

@@ -282,17 +282,17 @@ def test_cett_rises_and_its_thresholds_have_one_error(bench):
 
 def test_one_budget_meets_the_kkt_conditions(bench):
     """At the optimum the score at the edge, per weight, is the same everywhere."""
-    from sparsescope.inference.methods.auto import Auto, Choice, key_of
+    from sparsescope.inference.methods.auto import Auto, Choice
 
     recipe = Auto(bench, refine=False)
-    counts = bench.count(bench.subject, {key_of(m): m for m in recipe.masks()}, "").counts
+    counts = bench.count(bench.subject, {m.counted_as: m for m in recipe.masks()}, "").counts
     masks = recipe.placed(counts, 0.5, Choice({}, ()))
     edges = [m.threshold / np.sqrt(bench.by_name[m.group].outputs()) for m in masks]
     free = [edge for edge, m in zip(edges, masks, strict=True)]
     assert np.ptp(np.log(free)) < 1e-6
     from sparsescope.kernels.score_histograms import share_below
 
-    skipped = sum(bench.weights(m) * share_below(counts[key_of(m)], m.threshold) for m in masks)
+    skipped = sum(bench.weights(m) * share_below(counts[m.counted_as], m.threshold) for m in masks)
     assert skipped / bench.total_weights == pytest.approx(0.5, abs=1e-4)
 
 
