@@ -1,8 +1,9 @@
 """Kills trainings of dictionaries at random moments and records what they leave behind.
 
 Started by ``test_kill_dictionaries.py`` in a process of its own; as ``train_driver.py`` does, it imports
-everything once and forks one child for each trial, with one thread of torch. A child saves after every step,
-so that a moment within the steps is often one within a save.
+everything once and forks one child for each trial, with one thread of torch. A child saves after every step.
+A moment is a random one, which seldom falls into a save on a fast disk, or one held open within a save: the
+child stops before a file takes its name, and is killed there.
 Usage: dictionary_driver.py HOME SEED KILLS; prints one JSON line for each trial.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -32,7 +34,7 @@ from sparsescope.training import loop
 from sparsescope.training.state import FILE, PREVIOUS
 
 STEPS = 24
-BEGIN, STEP, SAVE, END = b"b", b"s", b"w", b"e"
+BEGIN, STEP, SAVE, HELD, END = b"b", b"s", b"w", b"h", b"e"
 
 
 def run(folder: Path | None) -> str:
@@ -53,8 +55,11 @@ def run(folder: Path | None) -> str:
     return digest.hexdigest()
 
 
-def start(folder: Path) -> tuple[int, int]:
-    """Fork a process that trains; return its id, and a pipe that tells of steps and saves."""
+def start(folder: Path, hold: int | None = None) -> tuple[int, int]:
+    """Fork a process that trains; return its id, and a pipe that tells of steps and saves.
+
+    ``hold`` names the renaming, counted from 0, before which the process waits to be killed.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child:
@@ -79,7 +84,16 @@ def start(folder: Path) -> tuple[int, int]:
             save(*words)
             os.write(writer, SAVE)
 
+        rename, renamings = Path.replace, itertools.count()
+
+        def renamed(self, target):
+            if next(renamings) == hold:
+                os.write(writer, HELD)
+                time.sleep(600)
+            return rename(self, target)
+
         DictionaryTraining.__init__, loop._update, loop.save_state = init, updated, saved
+        Path.replace = renamed
         log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -104,15 +118,23 @@ def finished(folder: Path) -> tuple[str, bytes, float]:
     return digest, told, seconds
 
 
-def killed(folder: Path, offset: float) -> tuple[int, bytes]:
-    """Kill a training ``offset`` seconds after its first step could begin; its exit code and what it told."""
-    child, reader = start(folder)
+def killed(folder: Path, offset: float, hold: int | None) -> tuple[int, bytes]:
+    """Kill a training at a renaming, or ``offset`` seconds after its first step could begin.
+
+    Returns:
+        Its exit code and what it told.
+    """
+    child, reader = start(folder, hold)
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         assert pipe.read(1) == BEGIN, folder.with_suffix(".log").read_text()
-        time.sleep(offset)
+        told = b""
+        if hold is None:
+            time.sleep(offset)
+        else:
+            while (mark := pipe.read(1)) not in (HELD, END, b""):
+                told += mark
         os.kill(child, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        told = b""
         while part := pipe.read(4096):
             told += part
     return code, told
@@ -141,9 +163,13 @@ def main(home: Path, seed: int, kills: int) -> None:
     for number in range(kills):
         shutil.rmtree(folder)
         record = {"trial": number, "kills": []}
-        # Every other training is killed twice
-        for _ in range(1 + number % 2):
-            code, told = killed(folder, generator.random() * seconds)
+        # Three kinds: a random moment, a random moment and then a save, a save. The first save renames one
+        # file, every later one two.
+        moments = [None, generator.randrange(3)] if number % 2 else [generator.randrange(3, 2 * STEPS - 1)]
+        if number % 3 == 2:
+            moments[-1] = 2 * generator.randrange(2, STEPS) - 1  # both files are there
+        for hold in [None] if number == 0 else moments:
+            code, told = killed(folder, generator.random() * seconds, hold)
             left = [path.name for path in folder.iterdir()] if folder.is_dir() else []
             record["kills"].append(
                 {

@@ -20,8 +20,8 @@ def test_the_kills_hit_the_middle_of_trainings(trials):
     assert len(trials) == KILLS
     kills = [kill for record in trials for kill in record["kills"]]
     assert all(kill["code"] in (0, -9) for kill in kills)
-    cut = [kill for kill in kills if kill["code"] == -9 and 0 < kill["newest"] < STEPS]
-    assert len(cut) >= 3 and any(kill["half"] for kill in kills), "no training was killed in the middle"
+    cut = [kill for kill in kills if kill["code"] == -9 and 0 < max(kill["newest"], kill["previous"]) < STEPS]
+    assert len(cut) >= 2 and any(kill["half"] for kill in cut), "no training was killed in the middle"
     assert any(record.get("damaged") for record in trials)
 
 
