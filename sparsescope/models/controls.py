@@ -1,10 +1,15 @@
-"""Controls: a model whose MLP input weights keep their distribution and lose their structure.
+"""Controls: models whose weights keep their distribution and lose their structure.
 
 ``shuffled:NAME``, a variant, is the subject NAME in which all entries of each MLP input matrix (gate and up,
 or the first matrix; of each expert its own) are permuted within that matrix, and the biases of these matrices
 are zero. Norms, attention, second matrices and the distribution of weights in every matrix are those of NAME;
 learned directions and thresholds are gone. What a measure still shows on the control comes from architecture
 and marginal distribution alone.
+
+``shuffled_router:NAME`` is a mixture of experts in which the entries of each row of each router are permuted
+within the row: every expert has a direction of the same size, and no learned one. (Permuting whole rows would
+only give the experts of a layer other numbers.) What still tells domains apart then comes from the states that
+are routed, through any directions.
 
 The permutations depend on the seed, the layer and the role of the matrix, not on the order in
 which they are drawn.
@@ -23,6 +28,7 @@ from sparsescope.errors import SubjectError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     import torch
 
     from sparsescope.models.structure.parameters import ParameterSite
@@ -35,7 +41,7 @@ _INPUT_ROLES = tuple(
 
 
 class ShuffledParams(Params):
-    """Parameters of ``shuffled``."""
+    """Parameters of ``shuffled`` and ``shuffled_router``."""
 
     seed: int = Field(0, ge=0, description="Draws the permutations.")
 
@@ -52,6 +58,38 @@ def make_control(subject: Subject, params: ShuffledParams) -> Subject:
     return control.with_variant("shuffled", params.model_dump(mode="json"), of=subject)
 
 
+def make_router_control(subject: Subject, params: ShuffledParams) -> Subject:
+    """Make the variant ``shuffled_router`` of a mixture of experts, which stays as it is.
+
+    Raises:
+        SubjectError: It has no router with a matrix.
+    """
+    import numpy as np
+    import torch
+
+    from sparsescope.models.structure.applied import check_view
+    from sparsescope.models.structure.parameters import parameters_of
+
+    control = subject.copy()
+    sites = [
+        site for site in parameters_of(control.model, control.blocks) if site.role == "mlp.router.weight"
+    ]
+    if not sites:
+        raise SubjectError(
+            "this model has no routers that can be shuffled",
+            where=subject.id,
+            allowed="a mixture of experts with sites such as weight:blocks.*.mlp.router.weight",
+            next_step="choose a mixture, such as bytes-moe",
+        )
+    tensors = [check_view(control.model, site) for site in sites]
+    with torch.no_grad():
+        for site, tensor in zip(sites, tensors, strict=True):
+            generator = _generator(params.seed, site)
+            order = generator.permuted(np.tile(np.arange(tensor.shape[1]), (tensor.shape[0], 1)), axis=1)
+            tensor.copy_(tensor.gather(1, torch.from_numpy(order).to(tensor.device)))
+    return control.with_variant("shuffled_router", params.model_dump(mode="json"), of=subject)
+
+
 def shuffle_in_place(model: Any, blocks: Sequence[Block], seed: int) -> None:
     """Permute the MLP input matrices of a model and set their biases to zero.
 
@@ -64,7 +102,6 @@ def shuffle_in_place(model: Any, blocks: Sequence[Block], seed: int) -> None:
         SubjectError: There is no MLP input matrix, it is packed by a quantization library, or its module
             applies another one (an adapter that is not merged).
     """
-    import numpy as np
     import torch
 
     from sparsescope.models.structure.applied import check_view
@@ -87,13 +124,20 @@ def shuffle_in_place(model: Any, blocks: Sequence[Block], seed: int) -> None:
             if place in seen:  # layers that share their weights (ALBERT)
                 continue
             seen.add(place)
-            key = hashlib.sha256(f"{seed} {site.name}".encode()).digest()[:16]
-            order = np.random.default_rng(int.from_bytes(key, "big")).permutation(tensor.numel())
+            order = _generator(seed, site).permutation(tensor.numel())
             shuffled = tensor.reshape(-1)[torch.from_numpy(order).to(tensor.device)]
             tensor.copy_(shuffled.reshape(tensor.shape))
             bias = _bias(model, site)
             if bias is not None:
                 bias.zero_()
+
+
+def _generator(seed: int, site: ParameterSite) -> np.random.Generator:
+    """Draws the permutations of one matrix, the same in whichever order matrices are shuffled."""
+    import numpy as np
+
+    key = hashlib.sha256(f"{seed} {site.name}".encode()).digest()[:16]
+    return np.random.default_rng(int.from_bytes(key, "big"))
 
 
 def _bias(model: Any, site: ParameterSite) -> torch.Tensor | None:

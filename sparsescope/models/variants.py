@@ -147,7 +147,13 @@ def _built_in() -> tuple[VariantKind, ...]:
         "sparsescope.models.controls:make_control",
         numbered=True,
     )
-    return shuffled, *(import_module(name).KIND for name in _ABOVE)
+    router = VariantKind(
+        "shuffled_router",
+        "a control of mixtures of experts: the entries of every row of every router are permuted",
+        ShuffledParams,
+        "sparsescope.models.controls:make_router_control",
+    )
+    return shuffled, router, *(import_module(name).KIND for name in _ABOVE)
 
 
 def registered_variants() -> dict[str, VariantKind]:

@@ -163,12 +163,23 @@ def expert_output(
         if not rows.numel():
             continue
         hidden = replace(expert, _hidden(module, flat[rows], expert, rows), rows)
-        out = _product(module, "down_proj", hidden, expert, rows)
-        if getattr(module, "has_post_expert_norm", False):
-            out = module.post_expert_norm(out)
+        out = contribution(module, hidden, expert, rows)
         share = (weights * chosen).sum(dim=-1)[rows, None]
         total.index_add_(0, rows, (out * share).to(total.dtype))
     return total.reshape(hidden_states.shape)
+
+
+def contribution(module: Any, hidden: torch.Tensor, expert: int, rows: torch.Tensor) -> torch.Tensor:
+    """What an expert says before its weight, [n, d], from its hidden layer [n, f] on some tokens.
+
+    Args:
+        module: Fused expert module.
+        hidden: As ``expert_hidden`` gives it.
+        expert: Its number.
+        rows: The tokens, int64 [n].
+    """
+    out = _product(module, "down_proj", hidden, expert, rows)
+    return module.post_expert_norm(out) if getattr(module, "has_post_expert_norm", False) else out
 
 
 def _by_expert(module: Any, hidden_states: torch.Tensor) -> torch.Tensor:
