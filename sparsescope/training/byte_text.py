@@ -1,9 +1,7 @@
 """Windows of the bytes of real text, by domain, split into training and validation by document.
 
-The registered corpora give the documents. Near-duplicates are left out (Jaccard index of word 5-grams at
-least 0.8), in the order of a hash of the document's name; in the same order documents go to validation until
-they hold the asked share of the domain's bytes, then to training until its most bytes are reached. Texts of
-the standard library differ between versions of Python: the description carries a digest of all bytes used.
+The registered corpora give the documents, ``activations.text.splits`` splits them. Texts of the standard library
+differ between versions of Python: the description carries a digest of all bytes used.
 
 Shapes: windows int64 [n, context]; ids are bytes shifted by the special
 tokens of ``models/zoo/byte_tokenizer.py``.
@@ -11,7 +9,6 @@ tokens of ``models/zoo/byte_tokenizer.py``.
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,8 +18,8 @@ import numpy as np
 import torch
 
 from sparsescope.activations.text.documents import Document
-from sparsescope.activations.text.duplicates import NearDuplicates
 from sparsescope.activations.text.registered import registered_entries
+from sparsescope.activations.text.splits import SplitRule, as_bytes, split_documents
 from sparsescope.errors import SpecError
 from sparsescope.models.zoo.byte_tokenizer import SPECIAL_TOKENS, VOCABULARY_SIZE
 from sparsescope.training.data import Examples
@@ -69,38 +66,19 @@ def split_domain(documents: Iterable[Document], recipe: ByteText) -> Domain:
     """
     found = list(documents)
     name = found[0].domain if found else "(none)"
-    keyed = sorted(
-        found, key=lambda document: hashlib.sha256(f"{recipe.split_seed} {document.id}".encode()).digest()
-    )
-    seen, kept, twice = NearDuplicates(), [], 0
-    for document in keyed:
-        if seen.find(document.id, document.text) is None:
-            kept.append((document.id, np.frombuffer(document.text.encode(), np.uint8)))
-        else:
-            twice += 1
-    kept = [(id, data) for id, data in kept if len(data) >= recipe.context]
-    total = min(sum(len(data) for _, data in kept), recipe.max_domain_bytes)
-    digest = hashlib.sha256()
-    splits: dict[str, list[NDArray[np.uint8]]] = {"validation": [], "train": []}
-    held = {"validation": 0, "train": 0}
-    for id, data in kept:
-        split = "validation" if held["validation"] < recipe.validation_fraction * total else "train"
-        room = recipe.max_domain_bytes - held["validation"] - held["train"]
-        data = data[:room]
-        if len(data) < recipe.context:
-            break
-        splits[split].append(data)
-        held[split] += len(data)
-        digest.update(f"{split} {len(data)} {id}\n".encode() + data.tobytes())
-    if not splits["train"]:
+    rule = SplitRule(recipe.context, recipe.validation_fraction, recipe.max_domain_bytes, recipe.split_seed)
+    split = split_documents(found, rule)
+    if not split.train:
         raise SpecError(
             "a domain has too little text for training and validation",
             where=f"domain {name}",
             allowed=f"at least two documents of {recipe.context} bytes",
-            got=f"{len(kept)} such documents",
+            got=f"{len(split.validation)} such documents",
             next_step="choose another corpus, or a shorter context",
         )
-    return Domain(name, tuple(splits["train"]), tuple(splits["validation"]), twice, digest.hexdigest())
+    return Domain(
+        name, as_bytes(split.train), as_bytes(split.validation), split.near_duplicates, split.digest
+    )
 
 
 class _Windows:

@@ -11,12 +11,14 @@ import sysconfig
 import tokenize
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from sparsescope.activations.text.documents import CorpusEntry, Document
 from sparsescope.activations.text.packaged import read_bible, wheel_path
+from sparsescope.activations.text.splits import SplitRule, unread
 from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 ENTRY_POINT_GROUP = "sparsescope.corpora"
@@ -126,6 +128,24 @@ _LOADERS: Mapping[str, Callable[[str], Iterator[Document]]] = {
 }
 
 
+#: Corpora that hold what trainings of the shipped byte-level models left unread; see SOURCES.toml.
+_UNREAD = ("python-source-unread", "kjv-unread")
+#: How those trainings split their documents; ``context`` is that of their recipes.
+_SPLIT = SplitRule(context=128)
+
+
+def _left_unread(name: str) -> CorpusEntry:
+    """Return the entry of what is left of another corpus."""
+    source = sources()[name]
+    whole = _built_in(source["of"])
+    return replace(
+        whole,
+        name=name,
+        summary=source["summary"],
+        load=lambda: unread(whole.load(), _SPLIT, source["split"], name),
+    )
+
+
 def _built_in(name: str) -> CorpusEntry:
     """Return the entry of a corpus that comes with sparsescope."""
     source, load = sources()[name], _LOADERS[name]
@@ -156,7 +176,7 @@ def registered_corpora() -> dict[str, CorpusEntry]:
     A plug-in cannot replace a corpus of sparsescope or of another plug-in: results name corpora, so one name
     must mean one text. Such a plug-in is listed under ``name@package``.
     """
-    entries = {name: _built_in(name) for name in _LOADERS}
+    entries = {name: _built_in(name) for name in _LOADERS} | {name: _left_unread(name) for name in _UNREAD}
     for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (point.name, point.value)):
         package = point.dist.name if point.dist else point.value
         try:
