@@ -172,6 +172,13 @@ class TextOptions(_Group):
     context: Annotated[
         int | None, typer.Option(help="Longest window; 256, or what the model can take if that is less.")
     ] = None
+    document_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Most tokens of one document: fewer of each give more documents, the units of intervals. A "
+            "sixteenth of the share of its domain when left out."
+        ),
+    ] = None
     seed: Annotated[int, typer.Option(help="Seed of the choice of documents.")] = 0
     bos: Annotated[
         str, typer.Option(help="Beginning-of-sequence token: auto (as the tokenizer does), always, never.")
@@ -187,8 +194,9 @@ class TextOptions(_Group):
 
         bos = cast("BosPolicy", self.bos)  # what it may be is checked there
         text = corpus(
-            self.corpus or DEFAULT_CORPUS, tokens=self.tokens, seed=self.seed, context=self.context, bos=bos
-        )
+            self.corpus or DEFAULT_CORPUS, tokens=self.tokens, seed=self.seed, context=self.context, bos=bos,
+            max_document_tokens=self.document_tokens,
+        )  # fmt: skip
         return Fallback(text) if self.corpus is None else text
 
     def asked(self) -> Corpus:

@@ -176,6 +176,7 @@ def _inputs(
             tokens=subject.tokens or declared.tokens,
             seed=declared.seed,
             context=subject.context or declared.context,
+            max_document_tokens=declared.document_tokens,
         )
     )
     given: dict[str, Any] = {}

@@ -86,13 +86,18 @@ def words(value: TokenizedCorpus, opened: Mapping[str, tuple[Any, ...]], flag: s
     _, source = split_name(value.name)
     if found.get("budget") is None or any(name not in registered_corpora() for name in source.split("+")):
         return None
+    most = None if value.name != source else found.get("max_document_tokens")
     again = corpus(
-        value.name, tokens=found["budget"], **{key: found[key] for key in ("seed", "context", "bos")}
+        value.name,
+        tokens=found["budget"],
+        max_document_tokens=most,
+        **{key: found[key] for key in ("seed", "context", "bos")},
     )
     if not again.makes(value, _reader(opened)):
         return None
     options = [(flag, "name"), ("--tokens", "budget"), ("--context", "context"), ("--seed", "seed")]
     words = [word for option, key in options for word in (option, str(found[key]))]
+    words += [] if most is None else ["--document-tokens", str(most)]
     return words + (["--bos", str(found["bos"])] if found["bos"] != "auto" else [])
 
 
