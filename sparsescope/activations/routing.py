@@ -1,9 +1,9 @@
 """Where a mixture of experts sends the tokens of a text: one pass, kept as small whole numbers.
 
-The trace holds the chosen experts of every token (2 bytes for each layer and choice), from which co-activation,
-locality, and the comparison with another checkpoint are taken; what needs the scores of all experts is summed by
-document while the text is read, so that no scores are kept. The first position of a window is left out, as in
-all statistics, and so is padding, which the model routes as well.
+The trace holds the chosen experts of every token (2 bytes for each layer and choice), from which
+co-activation, locality, and the comparison with another checkpoint are taken; what needs the scores of all
+experts is summed by document while the text is read, so that no scores are kept. The first position of a
+window is left out, as in all statistics, and so is padding, which the model routes as well.
 
 Shapes: N tokens, D documents, L layers with a router, E experts, k experts per token.
 """
@@ -51,11 +51,11 @@ class RoutingTrace:
         weight: float64 [D, L, E], weights that the model applied, summed over tokens.
         squared_logsumexp: float64 [D, L], summed over tokens: the z-loss times tokens.
         entropy: float64 [D, L], nats, of the probabilities of a token, summed.
-        margin: float64 [D, L], score of the last expert chosen minus the first one left out, summed; zero where
-            every expert is chosen.
+        margin: float64 [D, L], score of the last expert chosen minus the first one left out, summed; zero
+            where every expert is chosen.
         near_ties: int64 [D, L], tokens whose margin is below ``NEAR_TIE``.
-        norm: float64 [D, L, E], Euclidean norm of what an expert says before its weight, summed over the tokens
-            sent to it; empty where outputs were not read.
+        norm: float64 [D, L, E], Euclidean norm of what an expert says before its weight, summed over the
+            tokens sent to it; empty where outputs were not read.
         weighted_norm: float64 [D, L, E], the same times the weight.
         peak: float64 [D, L, E], largest absolute entry.
     """
@@ -90,7 +90,9 @@ class RoutingTrace:
     def chosen(self) -> NDArray[np.int64]:
         """How often each document chose each expert, int64 [D, L, E]."""
         documents, (_, layers, _), experts = len(self.documents), self.index.shape, self.experts
-        places = (self.document[:, None, None].astype(np.int64) * layers + np.arange(layers)[:, None]) * experts
+        places = (
+            self.document[:, None, None].astype(np.int64) * layers + np.arange(layers)[:, None]
+        ) * experts
         counts = np.bincount((places + self.index).reshape(-1), minlength=documents * layers * experts)
         return counts.reshape(documents, layers, experts).astype(np.int64)
 
@@ -240,13 +242,10 @@ class _Reader:
 
     def finish(self) -> RoutingTrace:
         documents, domains = np.array(list(self.places), np.int64).T
-        return RoutingTrace(
-            index=np.concatenate(self.index),
-            documents=documents.astype(np.int32),
-            domain=domains.astype(np.int16),
-            **{name: np.concatenate(parts) for name, parts in self.columns.items()},
-            **{name: np.stack([sums[name] for sums in self.sums]) for name in self.sums[0]},
-        )
+        columns = {name: np.concatenate(parts) for name, parts in self.columns.items()}
+        sums = {name: np.stack([found[name] for found in self.sums]) for name in self.sums[0]}
+        places = {"documents": documents.astype(np.int32), "domain": domains.astype(np.int16)}
+        return RoutingTrace.of({"index": np.concatenate(self.index), **columns, **sums, **places})
 
 
 def _by_layer(subject: Subject, routers: Sequence[Router]) -> dict[int, list[Site]]:

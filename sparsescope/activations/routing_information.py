@@ -1,9 +1,10 @@
 """What the choice of experts tells about the domain of a text, with and without what the token tells.
 
-I(E; D): mutual information of the expert of a slot and the domain, in nats. I(E; D | x): the same where the token
-id is known, so that a router that sends every token id to its own expert, in every domain, has none. Both are
-above zero by chance: a null deals the labels of domains to documents anew (``metrics.document_nulls``). Intervals
-leave out folds of documents, the same ones of every model that reads the text, so that differences are paired.
+I(E; D): mutual information of the expert of a slot and the domain, in nats. I(E; D | x): the same where the
+token id is known, so that a router that sends every token id to its own expert, in every domain, has none.
+Both are above zero by chance: a null deals the labels of domains to documents anew
+(``metrics.document_nulls``). Intervals leave out folds of documents, the same ones of every model that reads
+the text, so that differences are paired.
 
 Shapes: D documents, L layers, M = 2 measures, F folds.
 """
@@ -26,6 +27,8 @@ from sparsescope.metrics.information import mutual_information
 from sparsescope.metrics.jackknife import FOLDS, jackknife_interval
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from sparsescope.activations.routing import RoutingTrace
@@ -80,12 +83,27 @@ class DomainInformation:
     def against(
         self, other: DomainInformation, level: float
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Difference of the excess from that of another model on the same documents, with its paired jackknife
+        """Difference of the excess from that of another model on the same documents, with its paired
+        jackknife
         interval: [L, M] each.
         """
         difference = self.excess - other.excess
         folds = (self.folds - self.null_mean) - (other.folds - other.null_mean)
         return (difference, *jackknife_interval(difference, folds, level))
+
+    @classmethod
+    def mean(cls, several: Sequence[DomainInformation]) -> DomainInformation:
+        """Of several draws of a control: the mean of each, with ``null_sd`` their spread (NaN for one draw)
+        and without z and p.
+        """
+        excess = np.stack([found.excess for found in several])
+        spread = excess.std(0, ddof=1) if len(several) > 1 else np.full(excess.shape[1:], np.nan)
+        value, folds, null = (
+            np.mean([getattr(found, name) for found in several], axis=0)
+            for name in ("value", "folds", "null_mean")
+        )
+        nothing = np.full_like(value, np.nan)
+        return cls(value, folds, null, spread, nothing, nothing)
 
     def arrays(self, prefix: str = "") -> dict[str, NDArray[Any]]:
         """All of it, for a step of a run."""
@@ -124,5 +142,7 @@ def domain_information(trace: RoutingTrace, permutations: int, seed: int) -> Dom
             document_null(chosen[:, layer], labels, mutual_information, permutations, seed),
             conditional_document_null(given, labels, experts, permutations, seed),
         )
-        nulls[:, layer] = np.transpose([(found.mean, found.sd, found.z, found.p_above) for found in comparisons])
+        nulls[:, layer] = np.transpose(
+            [(found.mean, found.sd, found.z, found.p_above) for found in comparisons]
+        )
     return DomainInformation(value, folds, *nulls)

@@ -184,6 +184,11 @@ class CheckpointSeries:
         """What a series of our own trainer says of itself; None for others."""
         return None if self._folder is None else self._folder.content
 
+    @property
+    def mixture(self) -> bool:
+        """Whether a series of our own trainer is one of mixtures of experts."""
+        return self._folder is not None and self._folder.mixture
+
     def _trained(self, what: str) -> SeriesFolder:
         if self._folder is None:
             raise SpecError(

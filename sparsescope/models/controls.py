@@ -8,8 +8,8 @@ and marginal distribution alone.
 
 ``shuffled_router:NAME`` is a mixture of experts in which the entries of each row of each router are permuted
 within the row: every expert has a direction of the same size, and no learned one. (Permuting whole rows would
-only give the experts of a layer other numbers.) What still tells domains apart then comes from the states that
-are routed, through any directions.
+only give the experts of a layer other numbers.) What still tells domains apart then comes from the states
+that are routed, through any directions.
 
 The permutations depend on the seed, the layer and the role of the matrix, not on the order in
 which they are drawn.

@@ -17,6 +17,7 @@ from sparsescope.errors import SparsescopeError, SpecError
 if TYPE_CHECKING:
     from sparsescope.core.registry import Analysis
     from sparsescope.core.run_store import Store
+    from sparsescope.models.formats.series_file import SeriesFolder
 
 _OWN = frozenset({"curves", "pairs", "held_out_text"})  # what only our own trainer leaves in a series
 
@@ -67,9 +68,10 @@ def known_series(name: str) -> Known | None:
     from sparsescope.models.catalog import HUB_ID
     from sparsescope.models.formats.revision_names import parse_name
 
-    kind = _series_kind(name)
-    if kind is not None:
-        return Known("series", name, has=frozenset(series_capabilities(kind)), whole=True)
+    folder = _series_folder(name)
+    if folder is not None:
+        has = series_capabilities(str(folder.content.data.get("kind")), mixture=folder.mixture)
+        return Known("series", name, has=frozenset(has), whole=True)
     path = given_path(name, "name of a series")
     if path.is_dir() and any(
         parse_name(entry.name) is not None for entry in path.iterdir() if entry.is_dir()
@@ -82,18 +84,27 @@ def known_series(name: str) -> Known | None:
     )
 
 
-def series_capabilities(kind: str) -> set[str]:
-    """Capabilities of a series of our own trainer, by the kind of its data.
+def series_capabilities(kind: str, *, mixture: bool) -> set[str]:
+    """Capabilities of a series of our own trainer, by the kind of its data and of its models.
 
     ``curves``: what the trainer measured along the way. ``held_out_text`` and ``tokenizer``: its
     models read text, and it carries some. ``pairs``: questions with one right answer, some for
-    training and some for testing.
+    training and some for testing. ``experts``: its models are mixtures of experts.
     """
-    return {"curves", *(("held_out_text", "tokenizer") if kind == "byte_text" else ("pairs",))}
+    reads = ("held_out_text", "tokenizer") if kind == "byte_text" else ("pairs",)
+    return {"curves", *reads, *(("experts",) if mixture else ())}
 
 
 def _series_kind(name: str) -> str | None:
-    """The kind of data of a series of our own trainer, by name or folder; None for anything else.
+    """The kind of data of a series of our own trainer; None for anything else. Raises as
+    ``_series_folder``.
+    """
+    folder = _series_folder(name)
+    return None if folder is None else str(folder.content.data.get("kind"))
+
+
+def _series_folder(name: str) -> SeriesFolder | None:
+    """The folder of a series of our own trainer, by name or folder; None for anything else.
 
     Raises:
         DependencyError: A shipped series is missing from this installation.
@@ -103,7 +114,7 @@ def _series_kind(name: str) -> str | None:
     from sparsescope.models.zoo.shipped_series import shipped_folder, shipped_names
 
     folder = shipped_folder(name) if name in shipped_names() else given_path(name, "name of a series")
-    return str(SeriesFolder.open(folder).content.data.get("kind")) if (folder / FILE).is_file() else None
+    return SeriesFolder.open(folder) if (folder / FILE).is_file() else None
 
 
 def known_text(name: str) -> Known:
@@ -164,8 +175,7 @@ def open_inputs(
         opened: What was opened before, or the error of trying, so that analyses share it; it is added to.
         store: The folder of runs, where artifacts are looked for.
 
-    Returns:
-        By role, in the order of the declaration, what was opened.
+    Returns: By role, in the order of the declaration, what was opened.
 
     Raises:
         SpecError: If one is missing, or there are several of one that is read once.

@@ -174,7 +174,9 @@ class Declaration(_Declared):
     tokens: int = Field(16384, ge=1, le=2**31)
     context: int | None = Field(None, ge=2)
     document_tokens: int | None = Field(
-        None, ge=1, description="Most tokens of one document; fewer give more documents, the units of intervals."
+        None,
+        ge=1,
+        description="Most tokens of one document; fewer give more documents, the units of intervals.",
     )
     seed: int = Field(0, ge=0)
     dtype: Name = "float32"

@@ -1,7 +1,7 @@
 """Windows of the bytes of real text, by domain, split into training and validation by document.
 
-The registered corpora give the documents, ``activations.text.splits`` splits them. Texts of the standard library
-differ between versions of Python: the description carries a digest of all bytes used.
+The registered corpora give the documents, ``activations.text.splits`` splits them. Texts of the standard
+library differ between versions of Python: the description carries a digest of all bytes used.
 
 Shapes: windows int64 [n, context]; ids are bytes shifted by the special
 tokens of ``models/zoo/byte_tokenizer.py``.

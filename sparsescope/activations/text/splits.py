@@ -1,8 +1,8 @@
 """Which documents a byte-level training reads, which it keeps for validation, and which it never reads.
 
-Near-duplicates are left out (Jaccard index of word 5-grams at least 0.8), in the order of a hash of the document's
-name; in the same order documents go to validation until they hold the asked share of the domain's bytes, then
-to training until its most bytes are reached. What comes after that is read by nobody.
+Near-duplicates are left out (Jaccard index of word 5-grams at least 0.8), in the order of a hash of the
+document's name; in the same order documents go to validation until they hold the asked share of the domain's
+bytes, then to training until its most bytes are reached. What comes after that is read by nobody.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def unread(documents: Iterable[Document], rule: SplitRule, digest: str, name: st
     split = split_documents(found, rule)
     if split.digest != digest:
         raise DependencyError(
-            "the documents of this machine are not those of the training, so which of them it read is not known",
+            "the documents of this machine are not those of the training, so which of them it read is "
+            "not known",
             where=f"corpus {name}",
             allowed=f"documents with the digest {digest[:12]}...",
             got=f"{split.digest[:12]}..., from another version of Python or of a package",

@@ -1,11 +1,12 @@
 """Routing of a mixture of experts: how even the load is, what experts specialize in, and which can go.
 
-Specialization is mutual information of experts and domains, with and without what the token id tells, against two
+Specialization is mutual information of experts and domains, with and without what the token id tells,
+against two
 nulls: labels of domains dealt anew to whole documents, and the same model with its routers shuffled. Where an
 expert matters for a domain is asked by taking it away, beside experts of like load. Shares of a text say how
-often experts are chosen; chance stands beside each.
-Definitions and sources: ``metrics.expert_load``, ``coactivation``, ``specialization``, ``document_nulls``,
-``routing_locality``, ``expert_cache``, ``expert_saliency``, ``expert_similarity``.
+often experts are chosen; chance stands beside each. Definitions and sources: ``metrics.expert_load``,
+``coactivation``, ``specialization``, ``document_nulls``, ``routing_locality``, ``expert_cache``,
+``expert_saliency``, ``expert_similarity``.
 Shapes: L layers with a router, E experts, k of them per token, D documents.
 """
 
@@ -30,11 +31,19 @@ class MoeRoutingParams(Params):
     least_documents: int = Field(
         20, ge=2, description="Documents that every domain needs before domains are compared with intervals."
     )
-    control: bool = Field(True, description="Read the text with shuffled routers too (twice the time).")
+    controls: int = Field(
+        3,
+        ge=0,
+        le=100,
+        description="Draws of shuffled routers that read the text too, each as long as a pass.",
+    )
     lags: int = Field(8, ge=1, le=64, description="Distances of tokens whose experts are compared.")
     segment: int = Field(16, ge=2, le=1024, description="Tokens of a segment that a cache of experts serves.")
     alike: int = Field(
-        512, ge=0, le=65_536, description="Tokens on which all experts of a layer are compared; 0 leaves it out."
+        512,
+        ge=0,
+        le=65_536,
+        description="Tokens on which all experts of a layer are compared; 0 leaves it out.",
     )
     ablation_tokens: int = Field(
         8192, ge=0, description="Tokens of the text that is read without some experts; 0 leaves it out."
@@ -66,6 +75,7 @@ ANALYSIS = Analysis(
     presets={
         "quick": {
             "permutations": 199,
+            "controls": 1,
             "resamples": 300,
             "alike": 256,
             "ablation_tokens": 2048,

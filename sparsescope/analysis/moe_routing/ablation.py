@@ -1,9 +1,9 @@
 """The loss of a mixture without some of its experts: single ones for each domain, and the least salient ones.
 
-An expert that a domain chooses most need not matter for it. It is taken away (its weight is zero, the others keep
-theirs) beside experts of the same layer with the most similar load, and the difference is what its being the
-specialist of that domain means. Ranks of pruning criteria are followed by taking the least experts of every
-layer away at once, where tokens go to their next best expert, beside random orders.
+An expert that a domain chooses most need not matter for it. It is taken away (its weight is zero, the others
+keep theirs) beside experts of the same layer with the most similar load, and the difference is what its
+being the specialist of that domain means. Ranks of pruning criteria are followed by taking the least experts
+of every layer away at once, where tokens go to their next best expert, beside random orders.
 All passes read the same tokens: differences are paired by document.
 Shapes: D documents, E experts.
 """
@@ -133,10 +133,10 @@ class Ablations:
 
     @cached_property
     def _effects(self) -> dict[tuple[int, int], NDArray[np.float64]]:
-        """Change without the specialists of a domain minus that without experts of like load, mean over layers,
-        summed by document, [D]: by that domain and the one whose tokens are read.
+        """Change without the specialists of a domain minus that without experts of like load, mean over
+        layers, summed by document, [D]: by that domain and the one whose tokens are read.
         """
-        found = {}
+        found: dict[tuple[int, int], NDArray[np.float64]] = {}
         for chosen_for in sorted({entry[2] for entry in self.plan}):
             effects = [
                 self._changes[layer, expert] - np.mean([self._changes[pair] for pair in matched], axis=0)
@@ -153,7 +153,10 @@ class Ablations:
             saliency: The table of that name, which orders the experts.
         """
         params = self.measured.params
-        orders = {name: [_order(rows[column]) for rows in self._by_layer(saliency)] for name, column in CRITERIA.items()}
+        orders = {
+            name: [_order(rows[column]) for rows in self._by_layer(saliency)]
+            for name, column in CRITERIA.items()
+        }
         generator = np.random.default_rng([params.seed, 1])
         for number in range(params.random_orders):
             orders[f"{RANDOM} {number + 1}"] = [generator.permutation(r.experts) for r in self.routers]
@@ -162,7 +165,9 @@ class Ablations:
         rows: list[dict[str, Any]] = []
         for name, order in orders.items():
             for share, count in self._counts().items():
-                gone = {r.layer: [int(e) for e in ids[:count]] for r, ids in zip(self.routers, order, strict=True)}
+                gone = {
+                    r.layer: [int(e) for e in ids[:count]] for r, ids in zip(self.routers, order, strict=True)
+                }
                 step = f"pruned-{name.replace(' ', '-')}-{count}"
                 change = self._change(step, gone, self._semantics)
                 found = self.draws.ratio(change, self.targets)
@@ -207,12 +212,10 @@ class Ablations:
         ends = (found.low, found.high) if enough else (math.nan, math.nan)
         return dict(zip(("low", "high"), map(float, ends), strict=True))
 
-    def _change(
-        self, name: str, removed: Mapping[int, Sequence[int]], semantics: str
-    ) -> NDArray[np.float64]:
+    def _change(self, name: str, removed: Mapping[int, Sequence[int]], semantics: str) -> NDArray[np.float64]:
         """Loss without experts minus that with them, summed by document, [D]."""
         nll = self._losses(name, removed, semantics)["nll"] - self.dense["nll"]
-        return np.bincount(self._places, nll, len(self.documents))
+        return np.bincount(self._places, nll, len(self.documents)).astype(np.float64)
 
     def _losses(
         self, name: str, removed: Mapping[int, Sequence[int]], semantics: str

@@ -39,8 +39,8 @@ def alike(
         tokens: Tokens on which all experts are run.
         seed: Draws tokens, pairs and the permuted entries.
 
-    Returns:
-        ``layer``, ``expert``, ``other`` and the measures of the table ``similarity``, one entry for each pair.
+    Returns: ``layer``, ``expert``, ``other`` and the measures of the table ``similarity``, one entry for each
+        pair.
     """
     sample = _states(subject, corpus, routers, tokens, seed)
     rows: dict[str, list[float]] = {
@@ -51,7 +51,9 @@ def alike(
         module = submodule(subject.model, router.index.module_path)
         said = _said(module, sample[n].to(subject.device))
         neurons = [_neurons(subject, router.layer, expert) for expert in range(router.experts)]
-        directions = subject.parameter(f"weight:blocks.{router.layer}.mlp.router.weight").double().cpu().numpy()
+        directions = (
+            subject.parameter(f"weight:blocks.{router.layer}.mlp.router.weight").double().cpu().numpy()
+        )
         directions = directions - directions.mean(0)  # a common part moves no choice
         cosine = directions / np.linalg.norm(directions, axis=1, keepdims=True).clip(1e-30)
         generator = np.random.default_rng([seed, router.layer])

@@ -1,6 +1,8 @@
-"""Routing of a mixture, computed: one pass over the text, one with shuffled routers, and passes without experts.
+"""Routing of a mixture, computed: one pass over the text, one with shuffled routers, and passes without
+experts.
 
-Each part is a step of the run: its arrays are kept, so that a run that was stopped goes on after the last one.
+Each part is a step of the run: its arrays are kept, so that a run that was stopped goes on after the last
+one.
 """
 
 from __future__ import annotations
@@ -50,14 +52,16 @@ def compute(params: MoeRoutingParams, context: Context) -> Result:
     arrays = context.step("routing", lambda: traced(subject, "routing", True))
     trace = RoutingTrace.of(arrays)
     information = _information(arrays)
-    shuffled: DomainInformation | None = None
-    if params.control and information is not None:
+    draws: list[DomainInformation] = []
+    for number in range(params.controls if information is not None else 0):
 
-        def control() -> Arrays:
-            made = make_variant(subject, "shuffled_router", seed=params.seed)
-            return traced(made, "shuffled routers", False)
+        def control(seed: int = params.seed + number) -> Arrays:
+            made = make_variant(subject, "shuffled_router", seed=seed)
+            arrays = traced(made, "shuffled routers", False)
+            return {name: values for name, values in arrays.items() if name.startswith("information/")}
 
-        shuffled = _information(context.step("shuffled", control))
+        draws.append(DomainInformation.of(context.step(f"shuffled-{number}", control), "information/"))
+    shuffled = DomainInformation.mean(draws) if draws else None
     measured = Measured(params, corpus, found, trace, information, shuffled)
 
     out = Result("moe_routing")
@@ -72,9 +76,7 @@ def compute(params: MoeRoutingParams, context: Context) -> Result:
     out.add("saliency", measured.saliency())
     out.add("tokens", measured.tokens(subject))
     if params.alike:
-        compared = context.step(
-            "alike", lambda: alike(subject, corpus, found, params.alike, params.seed)
-        )
+        compared = context.step("alike", lambda: alike(subject, corpus, found, params.alike, params.seed))
         out.add("similarity", measured.similarity(compared))
     if params.ablation_tokens and _has_losses(out, subject):
         _ablate(out, measured, context, found)
@@ -107,7 +109,8 @@ def _ablate(out: Result, measured: Measured, context: Context, found: tuple[Rout
         out.add("ablation_matrix", ablations.matrix())
         effect, interval = ablations.own_minus_others()
         text = (
-            "loss without the specialists of a domain minus that without experts of like load: on that domain, "
+            "loss without the specialists of a domain minus that without experts of like load: on that "
+            "domain, "
             "minus on the other domains; mean over layers and domains"
         )
         out.add_scalar("specialist_effect", effect, "nats", text, interval=interval)

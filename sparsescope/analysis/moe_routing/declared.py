@@ -6,7 +6,9 @@ from sparsescope.core.columns import Column
 from sparsescope.core.registry import View
 from sparsescope.core.tables import JACKKNIFED, LAYER, with_interval
 
-_EXPERT = Column("expert", "expert", "Number of the expert in its layer; numbers of two layers are unrelated.")
+_EXPERT = Column(
+    "expert", "expert", "Number of the expert in its layer; numbers of two layers are unrelated."
+)
 _OTHER = Column("other", "label", "The other expert of the same layer.")
 _DOMAIN = Column("domain", "domain", "Domain of the text; 'all' is the whole of it.")
 _DOCUMENTS = Column("documents", "count", "Documents behind the row; they are the independent units.")
@@ -22,7 +24,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         LAYER,
         _DOMAIN,
         *with_interval(
-            Column("cv", "value", "Standard deviation of the tokens of an expert over their mean; 0 is balanced."),
+            Column(
+                "cv", "value", "Standard deviation of the tokens of an expert over their mean; 0 is balanced."
+            ),
             JACKKNIFED,
         ),
         Column("normalized_entropy", "fraction", "Entropy of the shares of slots over ln E; 1 is balanced."),
@@ -34,7 +38,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("z_loss", "value", "Mean squared logsumexp of the scores."),
         _nats("router_entropy", "Mean entropy of the router's probabilities on a token; ln E at most."),
         Column("margin", "value", "Mean score of the last expert chosen minus the first one left out."),
-        Column("near_ties", "fraction", "Share of tokens with a margin below 0.001, which rounding may decide."),
+        Column(
+            "near_ties", "fraction", "Share of tokens with a margin below 0.001, which rounding may decide."
+        ),
         _TOKENS,
         _DOCUMENTS,
     ),
@@ -42,7 +48,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         LAYER,
         _EXPERT,
         _DOMAIN,
-        *with_interval(Column("share", "fraction", "Share of the tokens of the domain that choose the expert.")),
+        *with_interval(
+            Column("share", "fraction", "Share of the tokens of the domain that choose the expert.")
+        ),
         Column("all_share", "fraction", "The same of the mean over domains."),
         Column("lift", "value", "share / all_share."),
         _TOKENS,
@@ -58,7 +66,10 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("p", "value", "Share of permutations that reach the observed value, itself included."),
         Column("q", "value", "p after Benjamini-Hochberg over all rows of this table."),
         *with_interval(_nats("excess", "information - null_mean: what chance does not give."), JACKKNIFED),
-        _nats("shuffled", "excess of the model with shuffled routers, against its own null."),
+        _nats(
+            "shuffled", "excess of the model with shuffled routers, against its own null; mean over draws."
+        ),
+        _nats("shuffled_sd", "Its standard deviation over draws; NaN for one draw."),
         *with_interval(
             _nats("beyond_shuffled", "excess - shuffled, on the same documents."),
             f"{JACKKNIFED}, paired,",
@@ -70,7 +81,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "vocabulary": (
         LAYER,
         Column("of", "label", "Which token: the one that is read, or the one that comes next."),
-        Column("share", "fraction", "Share of a token id's first choices that go to its favourite expert, mean."),
+        Column(
+            "share", "fraction", "Share of a token id's first choices that go to its favourite expert, mean."
+        ),
         Column("chance", "fraction", "The same with tokens in random order."),
         Column("ids", "count", "Token ids seen at least 10 times; rarer ones keep to an expert by chance."),
     ),
@@ -78,7 +91,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         LAYER,
         _EXPERT,
         _OTHER,
-        Column("share", "fraction", "Share of the expert's tokens that choose the other as well, over all pairs."),
+        Column(
+            "share", "fraction", "Share of the expert's tokens that choose the other as well, over all pairs."
+        ),
         Column("chance", "fraction", "(k - 1) / (E - 1)."),
         *with_interval(
             Column("lift", "value", "N_ij N / (N_i N_j): 1 if the two were independent."), JACKKNIFED
@@ -127,13 +142,18 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("frequency", "fraction", "Share of the tokens that choose it."),
         Column("soft_mass", "fraction", "Mean probability that the router gives it."),
         Column("mean_weight", "fraction", "Mean weight on the tokens that choose it."),
-        Column("ean", "value", "EAN: mean over all tokens of the norm of what it says, zero where not chosen."),
-        *with_interval(Column("reap", "value", "REAP: mean over its tokens of weight times norm of its output.")),
+        Column(
+            "ean", "value", "EAN: mean over all tokens of the norm of what it says, zero where not chosen."
+        ),
+        *with_interval(
+            Column("reap", "value", "REAP: mean over its tokens of weight times norm of its output.")
+        ),
         Column("peak", "value", "Largest absolute entry of its output."),
         Column(
             "super",
             "label",
-            "'super' where the peak is above 99.5 % of all and a tenth of the largest: not to be pruned by rank.",
+            "'super' where the peak is above 99.5 % of all and a tenth of the largest: not to be pruned "
+            "by rank.",
         ),
         _TOKENS,
     ),
@@ -152,7 +172,10 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("chosen_for", "domain", "Domain that the experts taken away are specialists of."),
         Column("domain", "domain", "Domain on which the loss is measured."),
         *with_interval(
-            _nats("effect", "Change without the specialist minus that without experts of like load; mean over layers.")
+            _nats(
+                "effect",
+                "Change without the specialist minus that without experts of like load; mean over layers.",
+            )
         ),
         _DOCUMENTS,
     ),
@@ -177,8 +200,10 @@ VIEWS: tuple[View, ...] = (
     View(
         "domains",
         "Which domain chooses which expert",
-        "Share of the tokens of a domain that choose an expert, minus the mean over domains, by layer. Blue cells "
-        "are experts that a domain chooses more than the others do. Whether that is more than chance and token "
+        "Share of the tokens of a domain that choose an expert, minus the mean over domains, by layer. "
+        "Blue cells "
+        "are experts that a domain chooses more than the others do. Whether that is more than chance and "
+        "token "
         "frequency give is said by the next figure.",
         table="domain_shares",
         formula="N_(e,D) / N_D - mean over domains",
@@ -187,16 +212,20 @@ VIEWS: tuple[View, ...] = (
     View(
         "specialization",
         "Specialization beyond chance, by layer",
-        "Mutual information of expert and domain, less what labels dealt anew to whole documents give. Left: of "
-        "any kind. Right: where the token id is known. Gray: the same model with shuffled routers, which have no "
-        "learned directions. Where the bars overlap, the router adds nothing to what any directions would show.",
+        "Mutual information of expert and domain, less what labels dealt anew to whole documents give. "
+        "Left: of "
+        "any kind. Right: where the token id is known. Gray: the same model with shuffled routers, which "
+        "have no "
+        "learned directions. Where the bars overlap, the router adds nothing to what any directions "
+        "would show.",
         table="specialization",
         formula="I(E; D) and I(E; D | token), minus the mean of the permuted labels",
     ),
     View(
         "load",
         "How even the load is",
-        "Tokens of each expert over the mean of its layer, sorted, and the effective number of experts. A balanced "
+        "Tokens of each expert over the mean of its layer, sorted, and the effective number of experts. "
+        "A balanced "
         "layer is flat at 1.",
         table="load",
         formula="N_e / mean N;  exp H(f)",
@@ -205,7 +234,8 @@ VIEWS: tuple[View, ...] = (
     View(
         "coactivation",
         "Experts that are chosen together",
-        "Lift of every pair of experts of a layer: how much more often two share a token than independent choices "
+        "Lift of every pair of experts of a layer: how much more often two share a token than "
+        "independent choices "
         "with the same loads would. All pairs of the k experts of a token count.",
         table="coactivation",
         select="layer",
@@ -224,7 +254,8 @@ VIEWS: tuple[View, ...] = (
     View(
         "cache",
         "What a cache of experts would serve",
-        "Share of the requests of a segment that find their expert in a cache that begins empty, against its size; "
+        "Share of the requests of a segment that find their expert in a cache that begins empty, against "
+        "its size; "
         "thin lines are for tokens in random order. Belady's rule knows the future: no cache does better.",
         table="cache",
         formula="hits / requests, mean over segments and layers",
@@ -233,7 +264,8 @@ VIEWS: tuple[View, ...] = (
     View(
         "chunk_sparsity",
         "Experts that a chunk of tokens never needs",
-        "Share of experts that none of n consecutive tokens uses. Dashed: independent tokens, each expert at its "
+        "Share of experts that none of n consecutive tokens uses. Dashed: independent tokens, each "
+        "expert at its "
         "own rate.",
         table="chunk_sparsity",
         formula="CLS_n = 1 - |union of n sets| / E",
@@ -242,7 +274,8 @@ VIEWS: tuple[View, ...] = (
     View(
         "similarity",
         "How alike experts are",
-        "Linear CKA of what two experts of a layer say on the same tokens, and cosine of their weights after the "
+        "Linear CKA of what two experts of a layer say on the same tokens, and cosine of their weights "
+        "after the "
         "best matching of hidden units, against that of matched random weights.",
         table="similarity",
         formula="||X'Y||^2 / (||X'X|| ||Y'Y||), centered over tokens",
@@ -251,7 +284,8 @@ VIEWS: tuple[View, ...] = (
     View(
         "ablation_matrix",
         "Does a domain need its specialists",
-        "Loss on a domain (columns) without the specialists of a domain (rows), minus that without experts of like "
+        "Loss on a domain (columns) without the specialists of a domain (rows), minus that without "
+        "experts of like "
         "load; mean over layers. Specialists that matter show on the diagonal.",
         table="ablation_matrix",
         formula="dNLL(specialist) - mean dNLL(matched)",
@@ -259,7 +293,8 @@ VIEWS: tuple[View, ...] = (
     View(
         "pruning",
         "How many experts can go",
-        "Loss without the least salient experts of every layer, by criterion; tokens go to their next best expert. "
+        "Loss without the least salient experts of every layer, by criterion; tokens go to their next "
+        "best expert. "
         "A criterion helps where its line is below that of random orders.",
         table="pruning",
         formula="NLL(without) - NLL(whole)",
@@ -270,6 +305,6 @@ VIEWS: tuple[View, ...] = (
         "Which expert reads which token",
         "A text with the first choice of a layer for each token; point at a token to see it.",
         table="tokens",
-        select="layer",
+        select="document",
     ),
 )

@@ -95,25 +95,26 @@ def add_notes(out: Result, measured: Measured, context: Context) -> None:
     elif not measured.compares:
         out.note(
             "warning",
-            f"A domain has {measured.fewest} documents, fewer than {measured.params.least_documents}: domains are "
+            f"A domain has {measured.fewest} documents, fewer than {measured.params.least_documents}: "
+            f"domains are "
             "compared without intervals.",
             "specialization",
         )
     if measured.k == 1:
-        out.note(
-            "info", "A token is sent to one expert: no two are chosen together.", "coactivation"
-        )
+        out.note("info", "A token is sent to one expert: no two are chosen together.", "coactivation")
     if out.tables["load"]["dead"].isna().any():
         out.note(
             "info",
-            "Experts without a token are called dead from 50 E / k tokens on; with fewer, chance leaves some out.",
+            "Experts without a token are called dead from 50 E / k tokens on; with fewer, chance leaves "
+            "some out.",
             "load",
         )
     unread = int((measured.chosen.sum(0) == 0).sum())
     if unread:
         out.note(
             "info",
-            f"{unread} of {len(measured.layers) * trace.experts} experts were chosen by no token: they have no "
+            f"{unread} of {len(measured.layers) * trace.experts} experts were chosen by no token: they "
+            f"have no "
             "output here, and rank as the first to go.",
             "saliency",
         )
@@ -121,7 +122,8 @@ def add_notes(out: Result, measured: Measured, context: Context) -> None:
     if unknown:
         out.note(
             "warning",
-            f"How the routers of layers {unknown} choose is not known: probabilities are the softmax of their "
+            f"How the routers of layers {unknown} choose is not known: probabilities are the softmax of "
+            f"their "
             "scores, and experts that are pruned leave their tokens with fewer experts.",
             "pruning",
         )
@@ -129,7 +131,8 @@ def add_notes(out: Result, measured: Measured, context: Context) -> None:
     if shared:
         out.note(
             "info",
-            f"Every token also uses a shared expert ({len(shared)} layers): it is not routed, and not counted here.",
+            f"Every token also uses a shared expert ({len(shared)} layers): it is not routed, and not "
+            f"counted here.",
             "load",
         )
     text = "The rank of a pruning criterion is taken on the same text that the loss is measured on."

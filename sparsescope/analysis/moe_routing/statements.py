@@ -42,7 +42,8 @@ def _specialization(result: Result) -> list[Statement]:
         return []
     given, plain = found
     text = (
-        f"The expert of a token tells {said(given)} about the domain of the text beyond chance, where the token "
+        f"The expert of a token tells {said(given)} about the domain of the text beyond chance, where the "
+        f"token "
         f"itself is known ({basis(given)}); {said_value(plain)} where it is not."
     )
     names = ["excess_given_token", "excess"]
@@ -83,7 +84,9 @@ def _locality(result: Result) -> list[Statement]:
         return []
     neighbors, chance, balance = found
     text = (
-        f"Two tokens in a row have {said_value(neighbors)} of their experts in common, independent tokens with the "
-        f"same loads {said_value(chance)}. The load has {said_value(balance)} of the entropy of a balanced one."
+        f"Two tokens in a row have {said_value(neighbors)} of their experts in common, independent tokens "
+        f"with the "
+        f"same loads {said_value(chance)}. The load has {said_value(balance)} of the entropy of a "
+        f"balanced one."
     )
     return [Statement(text, "repetition", ("shared_by_neighbors", "normalized_entropy"))]

@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 FIRST, SHARED = "first choice", "shared"
 CHUNKS = (1, 2, 4, 8, 16)
 _SHIFTS, _SHOWN, _ORDERS = 100, 300, 20
-#: A specialist takes at least this many times its fair share of its domain's slots, so that it has tokens to lose.
+#: A specialist takes at least this many times its fair share of its domain's slots, so that it has tokens to
+# lose.
 _LEAST_LOAD = 0.25
 
 
@@ -191,9 +192,7 @@ class Measured:
         frames = []
         for place, domain in enumerate(self.domains):
             member = self.trace.domain == domain
-            found = self.draws.among(member).ratio(
-                self.chosen[member], self.tokens_of[member][:, None, None]
-            )
+            found = self.draws.among(member).ratio(self.chosen[member], self.tokens_of[member][:, None, None])
             with np.errstate(invalid="ignore", divide="ignore"):
                 lift = self.domain_table[:, place] / mean
             frames.append(
@@ -217,9 +216,9 @@ class Measured:
 
         level, nan = self.params.level, np.full(found.value.shape, np.nan)
         low, high = found.ends(level) if self.compares else (nan, nan)
-        shuffled, (beyond, beyond_low, beyond_high) = nan, (nan, nan, nan)
+        shuffled, spread, (beyond, beyond_low, beyond_high) = nan, nan, (nan, nan, nan)
         if self.shuffled is not None:
-            shuffled = self.shuffled.excess
+            shuffled, spread = self.shuffled.excess, self.shuffled.null_sd
             beyond, beyond_low, beyond_high = found.against(self.shuffled, level)
             if not self.compares:
                 beyond_low = beyond_high = nan
@@ -229,8 +228,9 @@ class Measured:
         q[known] = false_discovery_control(found.p[known])
         return grid(
             [{"layer": self.layers}, {"measure": MEASURES}],
-            information=found.value, null_mean=found.null_mean, null_sd=found.null_sd, z=found.z, p=found.p, q=q,
-            excess=found.excess, low=low, high=high, shuffled=shuffled, beyond_shuffled=beyond,
+            information=found.value, null_mean=found.null_mean, null_sd=found.null_sd, z=found.z, p=found.p,
+            q=q, excess=found.excess, low=low, high=high, shuffled=shuffled, shuffled_sd=spread,
+            beyond_shuffled=beyond,
             beyond_low=beyond_low, beyond_high=beyond_high, of_entropy=found.excess / whole,
             documents=len(self.labels),
         )  # fmt: skip
@@ -321,7 +321,13 @@ class Measured:
             selections = self.trace.index[:, place].astype(np.int64)
             found = repetition(selections, runs, lags)
             by_document = [
-                np.stack([np.bincount(self._document_of_run, part[:, lag], len(self.labels)) for lag in range(lags)], 1)
+                np.stack(
+                    [
+                        np.bincount(self._document_of_run, part[:, lag], len(self.labels))
+                        for lag in range(lags)
+                    ],
+                    1,
+                )
                 for part in (found.first, found.shared, found.pairs)
             ]
             counts = self.chosen[:, place].sum(0)
@@ -375,7 +381,9 @@ class Measured:
             selections = self.trace.index[:, place].astype(np.int64)
             for size in sizes:
                 for rule in ("fixed", "Belady", "LRU"):
-                    hits, chance = (_served(s, spans, experts, size, rule) for s in (selections, selections[order]))
+                    hits, chance = (
+                        _served(s, spans, experts, size, rule) for s in (selections, selections[order])
+                    )
                     rows.append((layer, size, rule, hits, chance, len(spans)))
         return pd.DataFrame(rows, columns=["layer", "size", "rule", "hits", "chance", "segments"])
 

@@ -45,6 +45,8 @@ FILE, CURVES, PROBE, CONFIG, RECIPE = (
     "recipe.toml",
 )
 FORMAT = 1
+#: What configurations of mixtures call the number of their experts.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -151,6 +153,16 @@ class SeriesFolder:
                 else "copy the folder again, or train it again from its recipe",
             ) from error
         return cls(folder, content)
+
+    @property
+    def mixture(self) -> bool:
+        """Whether its configuration has experts; read without checking the file."""
+        try:
+            config = parse((self.folder / CONFIG).read_bytes())
+        except (OSError, ValueError):
+            return False  # a damaged file is reported where it is opened
+        counts = [config.get(name) for name in _EXPERTS] if isinstance(config, dict) else []
+        return any(isinstance(count, int) and count > 0 for count in counts)
 
     def checkpoint(self, step: int) -> StoredCheckpoint:
         """Return the record of a step.

@@ -1,13 +1,13 @@
-"""The routing of a mixture of experts: what a router says, how that becomes a choice, and passes in which experts
-are taken away.
+"""The routing of a mixture of experts: what a router says, how that becomes a choice, and passes in which
+experts are taken away.
 
-``routers(subject)`` finds the routers of a model by role, runs it on a few tokens, checks that what the routers
-give are scores of experts, and looks for the rule that turns these into the experts and weights that the model
-goes on with. A rule is taken only where it gives the very choice of the model; an architecture with another
-one can be read, not asked to choose again.
+``routers(subject)`` finds the routers of a model by role, runs it on a few tokens, checks that what the
+routers give are scores of experts, and looks for the rule that turns these into the experts and weights that
+the model goes on with. A rule is taken only where it gives the very choice of the model; an architecture
+with another one can be read, not asked to choose again.
 
-``without_experts`` takes experts away under one of three meanings, which differ (``SEMANTICS``). Weights of the
-model are not touched.
+``without_experts`` takes experts away under one of three meanings, which differ (``SEMANTICS``). Weights of
+the model are not touched.
 
 Shapes: T tokens, E experts of a layer, k experts per token.
 """
@@ -45,7 +45,7 @@ _PROBE_TOKENS = 64
 class Choice(NamedTuple):
     """Experts of each token, int64 [T, k], and their weights [T, k]."""
 
-    index: torch.Tensor
+    experts: torch.Tensor
     weights: torch.Tensor
 
 
@@ -128,8 +128,8 @@ class Router:
         weights: Site of their weights.
         path: HF path of its module.
         rule: How it chooses, or None where no known rule gives its choice.
-        gives_probabilities: Whether its "scores" are softmax probabilities already, as those of some releases of
-            transformers 5 are (issue 45120 there); ``scores`` takes the logarithm then.
+        gives_probabilities: Whether its "scores" are softmax probabilities already, as those of some releases
+            of transformers 5 are (issue 45120 there); ``scores`` takes the logarithm then.
     """
 
     layer: int
@@ -152,8 +152,8 @@ class Router:
         return given.float().clamp_min(1e-38).log() if self.gives_probabilities else given.float()
 
     def probabilities(self, given: torch.Tensor) -> torch.Tensor:
-        """Probabilities over all experts, float32 [T, E], from what the site of the scores holds; softmax where
-        the rule is not known.
+        """Probabilities over all experts, float32 [T, E], from what the site of the scores holds; softmax
+        where the rule is not known.
         """
         return (self.rule or Rule("softmax", False)).probabilities(self.scores(given))
 
@@ -161,8 +161,7 @@ class Router:
 def routers(subject: Subject) -> tuple[Router, ...]:
     """Find and check the routers of a mixture of experts.
 
-    Returns:
-        One for each layer that has one, by layer.
+    Returns: One for each layer that has one, by layer.
 
     Raises:
         SubjectError: It is no mixture, its routing cannot be read, or what its routers give is not what a
@@ -227,7 +226,15 @@ def _checked(
     given = logits.float().clamp_min(1e-38).log() if probabilities else logits.float()
     rule = _rule(submodule(subject.model, path), given, Choice(index, weights))
     return Router(
-        layer, experts, index.shape[-1], sites[LOGITS], sites[INDEX], sites[WEIGHTS], path, rule, probabilities
+        layer,
+        experts,
+        index.shape[-1],
+        sites[LOGITS],
+        sites[INDEX],
+        sites[WEIGHTS],
+        path,
+        rule,
+        probabilities,
     )
 
 
@@ -253,10 +260,10 @@ def _gives(rule: Rule, logits: torch.Tensor, choice: Choice) -> bool:
     """Whether a rule chooses what the model chose, with its weights. The order within a token does not count:
     some routers do not sort.
     """
-    experts, ours = logits.shape[-1], rule.choose(logits, choice.index.shape[-1])
+    experts, ours = logits.shape[-1], rule.choose(logits, choice.experts.shape[-1])
     rounding = 16 * torch.finfo(choice.weights.dtype).eps
     table, theirs = (
-        torch.zeros(len(logits), experts).scatter_(1, found.index.cpu(), found.weights.float().cpu())
+        torch.zeros(len(logits), experts).scatter_(1, found.experts.cpu(), found.weights.float().cpu())
         for found in (ours, choice)
     )
     return bool(torch.allclose(table, theirs, rtol=rounding, atol=rounding))
@@ -275,8 +282,8 @@ def without_experts(
         subject: The mixture; it is not changed.
         routers: Its routers, from ``routers(subject)``.
         removed: The experts, by layer.
-        semantics: A key of ``SEMANTICS``. Single experts taken away differ between the first and the last by the
-            factor 1 / (1 - weight) and the expert that steps in.
+        semantics: A key of ``SEMANTICS``. Single experts taken away differ between the first and the last by
+            the factor 1 / (1 - weight) and the expert that steps in.
 
     Raises:
         SpecError: The semantics, a layer or an expert is unknown, or no expert would be left.
@@ -303,7 +310,7 @@ def without_experts(
         if semantics != "mask_reselect" or router.rule is None:
             chosen[site.layer] = (index, index)
             return index
-        batch, pos, k = index.shape
+        batch, _, k = index.shape
         flat = rearrange(logits.pop(site.layer), "batch pos expert -> (batch pos) expert")
         again = router.rule.choose(router.scores(flat), k, mask)
         shaped = [rearrange(part, "(batch pos) k -> batch pos k", batch=batch) for part in again]
@@ -329,8 +336,9 @@ def without_experts(
         return choose_again(site, tensor) if site.role == INDEX else weigh(site, tensor)
 
     changed = [site for layer in gone for site in (by_layer[layer].index, by_layer[layer].weights)]
-    with attach(subject.model, [by_layer[layer].logits for layer in gone], read), edit(
-        subject.model, changed, replace
+    with (
+        attach(subject.model, [by_layer[layer].logits for layer in gone], read),
+        edit(subject.model, changed, replace),
     ):
         yield
 
@@ -346,7 +354,11 @@ def _masks(
     for layer, experts in removed.items():
         router = by_layer.get(layer)
         if router is None:
-            raise SpecError("no mixture here", where=f"{where}, layer {layer}", allowed=sorted(by_layer))
+            raise SpecError(
+                "no mixture here",
+                where=f"{where}, layer {layer}",
+                allowed=[str(number) for number in sorted(by_layer)],
+            )
         wrong = [expert for expert in experts if not 0 <= expert < router.experts]
         if wrong:
             raise SpecError(

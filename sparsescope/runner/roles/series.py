@@ -65,11 +65,11 @@ def identity(value: CheckpointSeries, *companions: CheckpointSeries) -> dict[str
 
 def capabilities(value: CheckpointSeries) -> frozenset[str]:
     """What analyses can ask of it; see ``series_capabilities``. Of a series of others its last checkpoint
-    says what it reads.
+    says what it reads, and whether it has experts.
     """
     if value.trained is not None:
-        return frozenset(series_capabilities(str(value.trained.data.get("kind"))))
-    return frozenset({"tokenizer"} & value.subject(value.steps[-1]).capabilities)
+        return frozenset(series_capabilities(str(value.trained.data.get("kind")), mixture=value.mixture))
+    return frozenset({"tokenizer", "experts"} & value.subject(value.steps[-1]).capabilities)
 
 
 def unstorable(value: CheckpointSeries) -> tuple[str, ...]:
