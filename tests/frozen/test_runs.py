@@ -27,6 +27,8 @@ def test_every_folder_is_in_the_list_and_every_analysis_is_there(frozen):
     assert set(FOLDERS) == listed
     later = {
         "dictionary_quality",
+        "moe_routing",
+        "moe_routing_over_training",
         "sparse_inference",
         "weight_sparsity",
         "weight_sparsity_over_training",

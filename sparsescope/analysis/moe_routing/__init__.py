@@ -70,7 +70,7 @@ ANALYSIS = Analysis(
     views=VIEWS,
     tables=TABLES,
     statements="sparsescope.analysis.moe_routing.statements",
-    headline=("excess_given_token", "against_shuffled", "normalized_entropy", "specialist_effect"),
+    headline=("normalized_entropy", "max_violation", "shared_by_neighbors"),
     requires=frozenset({"experts"}),
     presets={
         "quick": {

@@ -164,7 +164,7 @@ ANALYSIS = Analysis(
     ),
     tables=TABLES,
     statements="sparsescope.analysis.moe_routing_over_training.statements",
-    headline=("since_start", "against_shuffled", "early_saturation", "load_cv_last"),
+    headline=("early_saturation", "load_cv_last"),
     inputs=("series", "text"),
     unit="checkpoints",
     requires=frozenset({"experts"}),

@@ -11,7 +11,11 @@ from sparsescope.core.registry import analyses
 from sparsescope.core.run_store import Store
 
 TEXT = ("--corpus", "python-docs", "--tokens", "700", "--context", "64")
-QUICK = [record.name for record in analyses() if "quick" in record.presets and "subject" in record.roles]
+QUICK = [
+    record.name
+    for record in analyses()
+    if "quick" in record.presets and "subject" in record.roles and "experts" not in record.requires
+]
 
 
 def report(command, target, *words):

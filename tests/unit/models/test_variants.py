@@ -201,7 +201,16 @@ def test_what_a_variant_is_made_of_is_resolved_like_any_other() -> None:
 
 def test_broken_kinds_are_listed_and_built_in_ones_stay(toys: Path) -> None:
     kinds = registered_variants()
-    assert list(kinds) == ["shuffled", "sparsified", "clipped", "forgets", "renamed", "missing", "none"]
+    assert list(kinds) == [
+        "shuffled",
+        "shuffled_router",
+        "sparsified",
+        "clipped",
+        "forgets",
+        "renamed",
+        "missing",
+        "none",
+    ]
     assert kinds["missing"].summary.startswith("cannot be imported: ")
     assert kinds["shuffled"].make == "sparsescope.models.controls:make_control"
     assert (
