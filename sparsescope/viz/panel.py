@@ -30,6 +30,7 @@ ATTRIBUTES = frozenset(
     {"class", "title", "tabindex", "role", "aria-label", "aria-live", "data-mark", "data-readout"}
 )
 SHADES = 8  # steps of the color scale on each side of its middle
+KINDS = len(theme.CATEGORIES["light"])  # colors of categories, the last of them gray
 _LONGEST = 4000
 _ROWS_IN_FRAME = 15
 _SIGNS: Mapping[str, theme.Hue] = {"plus": "blue", "minus": "vermilion"}
@@ -221,19 +222,21 @@ def page_css() -> str:
 
 
 def _scale(mode: theme.Mode) -> dict[str, str]:
-    """Backgrounds and inks of the color scale as CSS variables."""
+    """Backgrounds and inks of the color scale and of categories as CSS variables."""
     values: dict[str, str] = {}
     for sign, hue in _SIGNS.items():
         for level, (background, ink) in enumerate(theme.shades(mode, hue, SHADES), 1):
             values |= {f"{sign}-{level}": background, f"{sign}-{level}-ink": ink}
+    for number, (background, ink) in enumerate(theme.kinds(mode), 1):
+        values |= {f"kind-{number}": background, f"kind-{number}-ink": ink}
     return values
 
 
 def _marks() -> str:
+    names = [f"{sign}-{level}" for sign in _SIGNS for level in range(1, SHADES + 1)]
+    names += [f"kind-{number}" for number in range(1, KINDS + 1)]
     return "".join(
-        f".panel .{sign}-{level} {{ background: var(--{sign}-{level}); color: var(--{sign}-{level}-ink); }}\n"
-        for sign in _SIGNS
-        for level in range(1, SHADES + 1)
+        f".panel .{name} {{ background: var(--{name}); color: var(--{name}-ink); }}\n" for name in names
     )
 
 

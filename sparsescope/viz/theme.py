@@ -88,6 +88,14 @@ def shades(mode: Mode, hue: Hue, count: int) -> list[tuple[str, str]]:
     return found
 
 
+def kinds(mode: Mode) -> list[tuple[str, str]]:
+    """Return the colors of categories as backgrounds, the gray one last, each with an ink that
+    is read on it.
+    """
+    order = sorted(range(len(CATEGORIES[mode])), key=lambda n: CATEGORIES["light"][n] == SLATE)
+    return [(CATEGORIES[mode][n], BACKGROUND[mode]) for n in order]
+
+
 def rgba(color: str, alpha: float) -> str:
     """Return a hex color with an opacity, for bands."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))

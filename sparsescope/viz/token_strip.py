@@ -1,17 +1,20 @@
 """A text as the model reads it: the tokens of a document in order, each colored by a number that
-a table has for it.
+a table has for it, or by a category: its expert.
 
 Positive values are blue, negative ones vermilion (a pair that every color vision tells apart); the color
 grows from zero where a column has both signs, else from its smallest value. The ends of the scale are the
 extremes, or the 2nd and 98th percentile where an extreme is so far out that nothing else would have a color;
 the legend says which. White space is visible, the text breaks where it has line feeds, and hovering over a
 token shows it with its position and its value.
+
+Of categories the most frequent have colors of their own, and the others share a gray one; the legend names
+them with their shares.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +23,8 @@ import pandas as pd
 
 from sparsescope.core.columns import INDEX_KINDS, Column
 from sparsescope.errors import SpecError, unknown_name
-from sparsescope.viz.panel import SHADES, Panel, Tag, tag
-from sparsescope.viz.sentences import subject_prefix
+from sparsescope.viz.panel import KINDS, SHADES, Panel, Tag, tag
+from sparsescope.viz.sentences import percent, subject_prefix
 from sparsescope.viz.tables import format_cell, heading, missing
 from sparsescope.viz.tokens import display
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 800
 VALUES = ("fraction", "value", "seconds", "bytes", "flops", "count", "threshold")
+CATEGORIES = ("expert",)  # numbers that are names
 _PLACES = frozenset({"position", "token"})  # what may tell rows of a text apart, beside the document
 _LONGEST = 60  # characters of one token
 _PERCENT = 2.0
@@ -52,7 +56,15 @@ def is_text(frame: pd.DataFrame, columns: Sequence[Column]) -> bool:
 
 
 def token_strip(
-    result: Result, table: str, *, value: str = "", document: Any = None, title: str = "", caption: str = ""
+    result: Result,
+    table: str,
+    *,
+    value: str = "",
+    document: Any = None,
+    where: Mapping[str, Any] | None = None,
+    title: str = "",
+    caption: str = "",
+    remark: str = "",
 ) -> Panel:
     """Show the tokens of one document, colored by a column.
 
@@ -60,26 +72,39 @@ def token_strip(
         result: What is shown.
         table: A table with a column of the kind ``token_text``; ``document`` and ``position`` are used
             where they are there.
-        value: The column that gives the colors; the first with a number when empty.
+        value: The column that gives the colors; when empty the first with a number, else the first with
+            an expert.
         document: Which document, by its cell; the first when None.
+        where: Which rows, by the cells of further columns, where a table has several for a token:
+            ``{"layer": 3}``.
         title: What is seen, as a sentence; made of the column when empty.
         caption: How to read it.
+        remark: What the subtitle says beside column, document and number of tokens.
 
     Raises:
-        SpecError: The table is not there or has no tokens, no such column, or no such document.
+        SpecError: The table is not there or has no tokens, no such column, no such document, no such
+            rows, or several experts for one token.
     """
     if table not in result.tables:
         raise unknown_name("table", table, result.tables, next_step="see: Result.tables")
     frame, columns = result.tables[table], result.columns[table]
-    token, of = _column(table, columns, ("token_text",)), _column(table, columns, VALUES, value)
+    token, of = (
+        _column(table, columns, ("token_text",)),
+        _column(table, columns, (*VALUES, *CATEGORIES), value),
+    )
+    frame, chosen = _where(table, frame, columns, where or {})
     places = {column.kind: column for column in columns if column.kind in {"document", "position"}}
-    name = ""
+    name, whole = "", frame
     if "document" in places:
         frame, name = _document(table, frame, places["document"], document)
     if "position" in places:
         frame = frame.sort_values(places["position"].name, kind="stable")
-    numbers = pd.to_numeric(frame[of.name], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
-    scale = Scale.of(numbers)
+    numbers = _floats(frame[of.name])
+    scale: Scale | Categories = Scale.of(numbers)
+    if of.kind in CATEGORIES:
+        if "position" in places:
+            _check_single(table, frame[places["position"].name], of)
+        scale = Categories.of(_floats(whole[of.name]))
     shown = frame.head(MOST_TOKENS)
     positions = shown[places["position"].name] if "position" in places else range(len(shown))
     marks: list[Tag] = []
@@ -93,15 +118,16 @@ def token_strip(
         if len(frame) > len(shown)
         else f"{len(frame):,} tokens"
     )
-    where = [f"document {name}"] if name else []
-    subtitle = subject_prefix(result) + "; ".join([of.description.rstrip("."), *where, cut])
+    of_what = [*chosen, *([f"document {name}"] if name else [])]
+    further = [remark] if remark else []
+    subtitle = subject_prefix(result) + "; ".join([of.description.rstrip("."), *of_what, cut, *further])
     words = f"{of.name.replace('_', ' ')} of each token"
     return Panel(
         title=title or words[0].upper() + words[1:],
         subtitle=subtitle,
         alt=_alt(words, name, frame[token.name], numbers, of),
         body=(
-            _legend(scale, of),
+            _legend(scale, of) if isinstance(scale, Scale) else _kinds(scale, numbers, of),
             tag(
                 "p",
                 "Point at a token, or go through them with the arrow keys; a click keeps one.",
@@ -167,6 +193,35 @@ class Scale:
         return f"{'plus' if number > self.middle else 'minus'}-{level}"
 
 
+@dataclass(frozen=True, slots=True)
+class Categories:
+    """Colors of categories.
+
+    Attributes:
+        ranks: Number of the color of each category that has one of its own, from 1.
+        others: Whether there are more categories, which share the last color.
+    """
+
+    ranks: Mapping[float, int]
+    others: bool = False
+
+    @classmethod
+    def of(cls, names: np.ndarray) -> Categories:
+        """The colors of these categories, the most frequent first; equally frequent ones by number."""
+        found, counts = np.unique(names[np.isfinite(names)], return_counts=True)
+        order = found[np.argsort(-counts, kind="stable")].tolist()
+        others = len(order) > KINDS
+        return cls({name: rank for rank, name in enumerate(order[: KINDS - others], 1)}, others)
+
+    def shade(self, name: float) -> str:
+        """CSS class of a category, for example ``kind-3``; ``none`` where it is missing."""
+        return f"kind-{self.ranks.get(name, KINDS)}" if math.isfinite(name) else "none"
+
+
+def _floats(cells: pd.Series) -> np.ndarray:
+    return pd.to_numeric(cells, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+
+
 def _column(table: str, columns: Sequence[Column], kinds: Sequence[str], name: str = "") -> Column:
     """The column of this name, or the first of one of these kinds."""
     usable = {column.name: column for kind in kinds for column in columns if column.kind == kind}
@@ -186,6 +241,46 @@ def _column(table: str, columns: Sequence[Column], kinds: Sequence[str], name: s
     return usable[name] if name else next(iter(usable.values()))
 
 
+def _where(
+    table: str, frame: pd.DataFrame, columns: Sequence[Column], where: Mapping[str, Any]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Rows with these cells, and what they are in words."""
+    known = {column.name: column for column in columns}
+    said = []
+    for name, asked in where.items():
+        if name not in known:
+            raise unknown_name(f"column of {table}", name, known, next_step="see: Result.columns")
+        there = frame[name].dropna().unique().tolist()
+        if asked not in there:
+            raise SpecError(
+                f"there is no row with this {name}",
+                where=f"table {table}",
+                allowed=_some(there),
+                got=repr(asked)[:200],
+                next_step=f"take one of the cells of the column {name}",
+            )
+        frame = frame[frame[name] == asked]
+        said.append(f"{name.replace('_', ' ')} {format_cell(asked, known[name])}")
+    return frame, said
+
+
+def _some(cells: Sequence[Any]) -> list[str]:
+    return [*map(repr, cells[:20]), *(["..."] if len(cells) > 20 else [])]
+
+
+def _check_single(table: str, positions: pd.Series, of: Column) -> None:
+    """A token has one category: the last of several would hide the others."""
+    again = positions[positions.duplicated()]
+    if len(again):
+        raise SpecError(
+            "a token has several rows, and one color",
+            where=f"table {table}",
+            allowed=f"one {of.name} for each {positions.name}",
+            got=f"{positions.name} {again.iloc[0]} more than once",
+            next_step='choose rows, for example where={"layer": 0}',
+        )
+
+
 def _document(table: str, frame: pd.DataFrame, column: Column, asked: Any) -> tuple[pd.DataFrame, str]:
     """Rows of one document, and its name."""
     there = frame[column.name].dropna().unique().tolist()
@@ -194,7 +289,7 @@ def _document(table: str, frame: pd.DataFrame, column: Column, asked: Any) -> tu
         raise SpecError(
             "there is no such document",
             where=f"table {table}",
-            allowed=[*map(repr, there[:20]), *(["..."] if len(there) > 20 else [])],
+            allowed=_some(there),
             got=repr(asked)[:200],
             next_step="leave document out for the first one",
         )
@@ -253,10 +348,41 @@ def _legend(scale: Scale, of: Column) -> Tag:
     )
 
 
+def _kinds(colors: Categories, names: np.ndarray, of: Column) -> Tag:
+    """The categories of a document with their colors and shares, the most frequent of them first."""
+    finite = names[np.isfinite(names)]
+    if not len(finite):
+        return tag("div", f"no {of.name} is known", class_="legend")
+    parts = []
+    for name, share in _shares(finite):
+        if name in colors.ranks:
+            parts.append((colors.shade(name), f"{format_cell(name, of)}: {percent(share)}"))
+    rest = [(name, share) for name, share in _shares(finite) if name not in colors.ranks]
+    if rest:
+        total = percent(sum(share for _, share in rest))
+        words = f"{len(rest)} others: {total}" if len(rest) > 1 else f"{format_cell(rest[0][0], of)}: {total}"
+        parts.append((f"kind-{KINDS}", words))
+    entries = [
+        tag("span", tag("span", class_=f"swatch {shade}"), tag("span", words), class_="kind")
+        for shade, words in parts
+    ]
+    return tag("div", tag("span", heading(of).replace("_", " ")), *entries, class_="legend")
+
+
+def _shares(names: np.ndarray) -> list[tuple[float, float]]:
+    """Categories with their shares, the most frequent first."""
+    found, counts = np.unique(names[np.isfinite(names)], return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return list(zip(found[order].tolist(), (counts[order] / counts.sum()).tolist(), strict=True))
+
+
 def _alt(words: str, name: str, tokens: pd.Series, numbers: np.ndarray, of: Column) -> str:
     text = f"{len(tokens):,} tokens{f' of document {name}' if name else ''}, colored by {words}."
     if not np.isfinite(numbers).any():
         return f"{text} There is no finite number."
+    if of.kind in CATEGORIES:
+        most = [f"{format_cell(name, of)} ({percent(share)})" for name, share in _shares(numbers)[:3]]
+        return f"{text} The most frequent: {', '.join(most)}."
     low, high = (
         int(find(np.where(np.isfinite(numbers), numbers, np.nan))) for find in (np.nanargmin, np.nanargmax)
     )

@@ -69,7 +69,8 @@ def compute(params: MoeRoutingParams, context: Context) -> Result:
     out.add("domain_shares", measured.domain_shares())
     out.add("specialization", measured.specialization())
     out.add("vocabulary", measured.vocabulary())
-    out.add("coactivation", measured.coactivation())
+    if measured.k > 1:
+        out.add("coactivation", measured.coactivation())
     out.add("repetition", measured.repetition())
     out.add("cache", measured.cache())
     out.add("chunk_sparsity", measured.chunk_sparsity())

@@ -12,8 +12,9 @@ from sparsescope.core.columns import Column
 from sparsescope.core.result import Result
 from sparsescope.errors import SpecError
 from sparsescope.testing import check_figure
-from sparsescope.viz import generic, token_strip
-from sparsescope.viz.panel import Panel
+from sparsescope.viz import generic, theme, token_strip
+from sparsescope.viz.panel import KINDS, Panel
+from sparsescope.viz.panel import css as panel_css
 from sparsescope.viz.token_strip import Scale, is_text
 
 COLUMNS = (
@@ -153,3 +154,111 @@ def test_the_default_figure_of_a_text_is_the_text(two):
             "several numbers for one token are no text"
         )
         assert generic.select_column(made, "tokens") == ""
+
+
+ROUTED = (
+    *COLUMNS[:3],
+    Column("layer", "layer", "Layer."),
+    Column("expert", "expert", "Expert of the token."),
+)
+
+
+def routed(experts=(3, 3, 5, 1, 3, 5), layers=2):
+    """Documents a and b; the experts of layer 1 have ten more than those of layer 0."""
+    rows = [
+        (document, n, f" w{n}", layer, expert + 10 * layer)
+        for document in "ab"
+        for layer in range(layers)
+        for n, expert in enumerate(experts)
+    ]
+    return result(rows, ROUTED)
+
+
+def swatches(panel):
+    return [
+        (part.parts[0].attributes["class"], words(part.parts[1]))
+        for part in panel.body[0].parts
+        if part.attributes.get("class") == "kind"
+    ]
+
+
+def test_experts_have_colors_by_how_frequent_they_are():
+    panel = token_strip.token_strip(routed(), "tokens", where={"layer": 1})
+    check_figure(panel)
+    classes = [mark.attributes["class"] for mark in marks(panel)]
+    assert classes == [f"mark kind-{n}" for n in (1, 1, 2, 3, 1, 2)]
+    assert marks(panel)[2].attributes["title"] == "·w2  ·  position 2  ·  expert 15"
+    assert swatches(panel) == [
+        ("swatch kind-1", "13: 50 %"), ("swatch kind-2", "15: 33.3 %"), ("swatch kind-3", "11: 16.7 %"),
+    ]  # fmt: skip
+    assert panel.subtitle == "Expert of the token; layer 1; document a; 6 tokens"
+    assert (
+        "colored by expert of each token. The most frequent: 13 (50 %), 15 (33.3 %), 11 (16.7 %)."
+        in panel.alt
+    )
+    remarked = token_strip.token_strip(routed(), "tokens", where={"layer": 1}, remark="the last layer")
+    assert remarked.subtitle == f"{panel.subtitle}; the last layer"
+
+
+def test_an_expert_has_the_same_color_in_all_documents():
+    rows = [("a", n, "t", 0, expert) for n, expert in enumerate([1, 1, 1, 2])]
+    rows += [("b", n, "t", 0, expert) for n, expert in enumerate([2, 3])]
+    made = result(rows, ROUTED)
+    first, second = (token_strip.token_strip(made, "tokens", document=name) for name in "ab")
+    assert [mark.attributes["class"] for mark in marks(first)][-1] == "mark kind-2"
+    assert [mark.attributes["class"] for mark in marks(second)] == ["mark kind-2", "mark kind-3"]
+    assert swatches(second) == [("swatch kind-2", "2: 50 %"), ("swatch kind-3", "3: 50 %")]
+
+
+@pytest.mark.parametrize(
+    ("many", "others"), [(KINDS, ""), (KINDS + 1, "2 others: "), (KINDS + 4, "5 others: ")]
+)
+def test_the_others_share_the_gray_color(many, others):
+    experts = [expert for expert in range(many) for _ in range(20 - expert)]
+    panel = token_strip.token_strip(routed(experts, layers=1), "tokens", value="expert")
+    shown = swatches(panel)
+    assert [name for name, _ in shown] == [f"swatch kind-{n}" for n in range(1, KINDS + 1)]
+    assert shown[-1][1].startswith(others or f"{KINDS - 1}: ")
+    assert marks(panel)[-1].attributes["class"] == f"mark kind-{KINDS}"
+
+
+def test_a_token_without_an_expert_has_no_color():
+    panel = token_strip.token_strip(routed([1, math.nan], layers=1), "tokens")
+    assert marks(panel)[1].attributes["class"] == "mark none"
+    assert marks(panel)[1].attributes["title"].endswith("expert –") and swatches(panel)[0][1] == "1: 100 %"
+    nothing = token_strip.token_strip(routed([math.nan], layers=1), "tokens")
+    assert "no expert is known" in words(nothing.body[0]) and "no finite number" in nothing.alt
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({"layers": 1}, "did you mean 'layer'"),
+        ({"layer": 7}, "there is no row with this layer"),
+        ({"layer": "0"}, "'0'"),
+        (None, "a token has several rows, and one color"),
+    ],
+)
+def test_rows_that_are_not_there_or_too_many_are_named(where, said):
+    with pytest.raises(SpecError) as caught:
+        token_strip.token_strip(routed(), "tokens", where=where)
+    assert said in caught.value.message()
+
+
+def test_rows_are_chosen_for_numbers_too(two):
+    panel = token_strip.token_strip(two, "tokens", where={"position": 3})
+    assert [words(mark) for mark in marks(panel)] == ["·w3"] and "position 3; document b" in panel.subtitle
+    assert not is_text(routed().tables["tokens"], routed().columns["tokens"])
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_text_on_the_colors_of_experts_can_be_read(mode):
+    kinds = theme.kinds(mode)
+    assert len({background for background, _ in kinds}) == len(kinds) == KINDS
+    assert all(theme.contrast(ink, background) >= 4.5 for background, ink in kinds)
+    assert kinds[-1][0] == (theme.SLATE if mode == "light" else theme.twins()[theme.SLATE])
+    assert all(f"--kind-{n}: {background};" in panel_css() for n, (background, _) in enumerate(kinds, 1))
+    assert (
+        f".panel .kind-{KINDS} {{ background: var(--kind-{KINDS}); color: var(--kind-{KINDS}-ink); }}"
+        in panel_css()
+    )
