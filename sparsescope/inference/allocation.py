@@ -26,7 +26,7 @@ from sparsescope.kernels.score_histograms import quantile
 
 if TYPE_CHECKING:
     from sparsescope.activations.text.tokenized import TokenizedCorpus
-    from sparsescope.inference.calibrator import Calibrator
+    from sparsescope.inference.calibrator import Calibrator, MasksKey
     from sparsescope.inference.masks import Mask
 
 #: Dropped share of each mask by its name.
@@ -101,17 +101,64 @@ def _row(rows: list[Shares], target: float, layer: int) -> Shares:
 
 def _tables(bench: Calibrator, masks: Sequence[Mask]) -> dict[int, list[Shares]]:
     """By layer, the shares after each step; kept by the calibrator."""
-    key = ("greedy", tuple(mask.name for mask in masks), _mark(masks))
-    if key not in bench.kept:
+    key, kept = _key(masks), bench.kept.greedy
+    if key not in kept:
         with bench.timed("greedy allocation"):
-            bench.kept[key] = greedy_tables(bench, masks)
-    found: Any = bench.kept[key]
-    return found
+            kept[key] = greedy_tables(bench, masks)
+    return kept[key]
 
 
-def _mark(masks: Sequence[Mask]) -> str:
+def _key(masks: Sequence[Mask]) -> MasksKey:
+    """By what tables and counts are kept: names of masks are the same for every score."""
     first = masks[0].scale
-    return "" if first is None else f"{float(first.double().sum()):.6g}"
+    mark = "" if first is None else f"{float(first.double().sum()):.6g}"
+    return tuple(mask.name for mask in masks), mark
+
+
+def greedy_rows(
+    sizes: Mapping[str, int], error: Callable[[Shares], float], step: float = STEP, most: float = MOST
+) -> list[Shares]:
+    """Drop in steps of equal bytes, each where the error afterwards is smallest.
+
+    Section 4.3 of arXiv:2408.14690. It knows of no model: the error may be any function of the shares. Where
+    it is a sum of convex functions, one of each share, every row is the best of its number of steps (marginal
+    analysis: Fox, Operations Research 14, 1966), as long as no name is at its largest share.
+
+    Args:
+        sizes: Weights by name.
+        error: Of some shares, one for each name; asked (rows x names) times.
+        step: Of the weights together, of one row.
+        most: Largest share of a name. What a step leaves over at this bound goes to the names that drop
+            least.
+
+    Returns:
+        Shares by name; row r drops r steps. As many rows as there are steps within ``most``, and that of
+        zeros.
+    """
+    total = sum(sizes.values())
+    now: Shares = dict.fromkeys(sizes, 0.0)
+    rows = [dict(now)]
+    for _ in range(int(most / step)):
+        best: tuple[float, str, float] | None = None
+        for name in now:
+            if now[name] >= most:
+                continue
+            tried = min(now[name] + step * total / sizes[name], most)
+            found = error({**now, name: tried})
+            if best is None or found < best[0]:
+                best = (found, name, tried)
+        if best is None:
+            break
+        left = step * total - (best[2] - now[best[1]]) * sizes[best[1]]
+        now[best[1]] = best[2]
+        for name in sorted(now, key=lambda each: now[each]):
+            if left <= 1e-9 * total:
+                break
+            taken = min((most - now[name]) * sizes[name], left)
+            now[name] += taken / sizes[name]
+            left -= taken
+        rows.append(dict(now))
+    return rows
 
 
 def greedy_tables(
@@ -141,7 +188,6 @@ def greedy_tables(
     for number, (layer, own) in enumerate(sorted(by_layer.items())):
         bench.progress("greedy allocation", number, len(by_layer))
         sizes = {mask.name: bench.weights(mask) for mask in own}
-        total = sum(sizes.values())
         wanted = [replay.run(layer, each) for each in range(len(replay.batches))]
 
         def error(shares: Shares, layer: int = layer, wanted: list[torch.Tensor] = wanted) -> float:
@@ -155,31 +201,7 @@ def greedy_tables(
                 count += int(mask.sum())
             return squares / max(count, 1)
 
-        now: Shares = {mask.name: 0.0 for mask in own}
-        rows = [dict(now)]
-        for _ in range(int(MOST / STEP)):
-            best: tuple[float, str, float] | None = None
-            for name in now:
-                step = STEP * total / sizes[name]
-                if now[name] >= MOST:
-                    continue
-                tried = min(now[name] + step, MOST)
-                found = error({**now, name: tried})
-                if best is None or found < best[0]:
-                    best = (found, name, tried)
-            if best is None:
-                break
-            left = STEP * total - (best[2] - now[best[1]]) * sizes[best[1]]
-            now[best[1]] = best[2]
-            for name in sorted(now, key=lambda each: now[each]):  # what the cap left over goes to the others
-                if left <= 1e-9 * total:
-                    break
-                room = (MOST - now[name]) * sizes[name]
-                taken = min(room, left)
-                now[name] += taken / sizes[name]
-                left -= taken
-            rows.append(dict(now))
-        tables[layer] = rows
+        tables[layer] = greedy_rows(sizes, error)
         replay.advance(layer)
     bench.progress("greedy allocation", len(by_layer), len(by_layer))
     return tables
@@ -216,13 +238,12 @@ def _parts(model: Any, masks: Sequence[Mask]) -> dict[str, Callable[[float], Non
 
 def _dense_counts(bench: Calibrator, masks: Sequence[Mask]) -> Mapping[str, Any]:
     """Counts of the scores in the dense model; kept by the calibrator."""
-    key = ("counts", tuple(mask.name for mask in masks), _mark(masks))
-    if key not in bench.kept:
+    key, kept = _key(masks), bench.kept.score_counts
+    if key not in kept:
         with bench.timed("reading the text"):
             found = bench.count(bench.subject, {m.name: m for m in masks}, "calibration: scores")
-            bench.kept[key] = found.counts
-    kept: Any = bench.kept[key]
-    return kept
+            kept[key] = found.counts
+    return kept[key]
 
 
 def _placed(masks: Sequence[Mask], counts: Mapping[str, Any], shares: Shares) -> list[Mask]:

@@ -193,8 +193,8 @@ def calibrate(
     recipe = recipe_of(method, bench)
     check_reach(known.title, target, recipe.ceiling)
     begun = time.perf_counter()
-    earlier: Any = bench.kept.get(("sparse counts", method, policy, sinks, after))
-    found: Inputs = dense_counts(bench, method) if earlier is None else earlier
+    earlier = bench.kept.sparse_counts.get((method, policy, sinks, after))
+    found = dense_counts(bench, method) if earlier is None else earlier
     masks = bench.with_sinks(recipe.place(found, target), sinks)
     best: tuple[float, list[Mask], float, dict[str, tuple[int, int]]] | None = None
     for rounds in range(1, ROUNDS + 1):
@@ -207,7 +207,7 @@ def calibrate(
         realised = realised_share(bench, masks, found)
         if best is None or abs(realised - target) < best[0]:
             best = (abs(realised - target), masks, realised, found.kept)
-        bench.kept["sparse counts", method, policy, sinks, target] = found
+        bench.kept.sparse_counts[method, policy, sinks, target] = found
         if best[0] <= TOLERANCE:
             break
         masks = bench.with_sinks(recipe.place(found, target), sinks)
@@ -238,14 +238,13 @@ def _share(counted: tuple[int, int]) -> float:
 
 def dense_counts(bench: Calibrator, method: str) -> Inputs:
     """Counts of the scores of a method in the dense model; kept by the calibrator."""
-    key = ("dense counts", method)
-    if key not in bench.kept:
+    kept = bench.kept.dense_counts
+    if method not in kept:
         recipe = recipe_of(method, bench)
         masks = recipe.masks()
         with bench.timed("reading the text"):
-            bench.kept[key] = bench.count(bench.subject, _keys(masks), f"calibration: {method}")
-    found: Any = bench.kept[key]
-    return found
+            kept[method] = bench.count(bench.subject, _keys(masks), f"calibration: {method}")
+    return kept[method]
 
 
 def realised_share(bench: Calibrator, masks: Sequence[Mask], found: Inputs) -> float:

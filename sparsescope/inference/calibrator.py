@@ -22,7 +22,11 @@ from sparsescope.inference.statistics import InputReader, Inputs, Tell, quiet
 from sparsescope.models.structure.roles import experts_per_token
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from sparsescope.activations.text.tokenized import TokenizedCorpus
+    from sparsescope.inference.methods import Recipe
     from sparsescope.models.structure.parameters import ParameterSite
     from sparsescope.models.subject import Subject
 
@@ -30,6 +34,36 @@ LEAST_TOKENS = 32
 SINK = 8.0  # times the usual norm of a token's inputs
 SAMPLE = 1024
 REFIT_TOKENS = 2048
+
+
+#: Names of masks, and a mark of their scales.
+MasksKey = tuple[tuple[str, ...], str]
+#: Method, prefix policy, treatment of sinks, target.
+PointKey = tuple[str, PrefixPolicy, str, float | None]
+
+
+@dataclass(slots=True)
+class Kept:
+    """What was computed once for a subject and a text, and is shared by methods and targets.
+
+    Attributes:
+        recipes: Methods made ready, by name and allocation.
+        dense_counts: What the dense model reads, counted by the scores of a method, by
+            ``METHOD[+ALLOCATION]``.
+        sparse_counts: What the last sparse model of a point read.
+        score_counts: Counts of the scores of some masks in the dense model, int64 [BINS] by name of the mask.
+        greedy: By layer, shares by mask after each greedy step.
+        rotations: Q, [K, K], by group.
+        weight_hash: Of the dense model.
+    """
+
+    recipes: dict[tuple[str, str], Recipe] = field(default_factory=dict)
+    dense_counts: dict[str, Inputs] = field(default_factory=dict)
+    sparse_counts: dict[PointKey, Inputs] = field(default_factory=dict)
+    score_counts: dict[MasksKey, Mapping[str, NDArray[np.int64]]] = field(default_factory=dict)
+    greedy: dict[MasksKey, dict[int, list[dict[str, float]]]] = field(default_factory=dict)
+    rotations: dict[str, torch.Tensor] = field(default_factory=dict)
+    weight_hash: str | None = None
 
 
 @dataclass(slots=True)
@@ -49,6 +83,7 @@ class Calibrator:
         groups: The inputs in scope.
         refit: That part of the text.
         seconds: What was spent, by what it was spent on.
+        kept: What methods share.
 
     Raises:
         SubjectError: The model has nothing to mask, or the text has too few tokens.
@@ -67,7 +102,7 @@ class Calibrator:
     _inputs: Inputs | None = None
     _counts: dict[str, Mapping[str, object]] = field(default_factory=dict)
     _norms: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
-    kept: dict[object, object] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
 
     def __post_init__(self) -> None:
         self.groups = input_groups(self.subject, self.scope)
@@ -141,9 +176,9 @@ class Calibrator:
     @property
     def weight_hash(self) -> str:
         """Hash of the weights, taken once: the model does not change while it is calibrated."""
-        if "weight hash" not in self.kept:
-            self.kept["weight hash"] = self.subject.identity.weight_hash
-        return str(self.kept["weight hash"])
+        if self.kept.weight_hash is None:
+            self.kept.weight_hash = self.subject.identity.weight_hash
+        return self.kept.weight_hash
 
     @property
     def total_weights(self) -> int:

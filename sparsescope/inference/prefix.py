@@ -6,7 +6,10 @@ sparse model and printed beside every number.
 
 Positions are those of the sequence, never columns of a batch: padding on the left and a cache change
 nothing, and under ``all_sparse`` and ``dense_first_n`` neither does a prompt that is read in pieces.
-``dense_fraction`` and ``decode_only`` go by the prompt, and take the first pass of a sequence for all of it.
+``dense_fraction`` and ``decode_only`` go by the prompt. A pass of several tokens after others in a cache is
+one more piece of it: dense under ``decode_only``, and refused under ``dense_fraction``, whose share would be
+of a length that nobody has said; ``divergence.prompted_by`` says it, and then pieces are one pass under both.
+Where it is not said, a last piece of one token looks like a token that is decoded, and is taken for one.
 Shapes: B sequences of T tokens in one pass.
 """
 
@@ -194,6 +197,16 @@ class Reading:
         if given is None:
             raise SubjectError("a pass of a sparse model reads token ids or embeddings", where="forward")
         batch, length = int(given.shape[0]), int(given.shape[1])
+        past = _past(named.get("past_key_values"))
+        if self.policy.kind == "dense_fraction" and self.starts is None and past and length > 1:
+            raise SubjectError(
+                "the length of a prompt that is read in pieces is not known, and a share of it is dense",
+                where="forward",
+                allowed="the whole prompt in the first pass of a sequence, then single tokens",
+                got=f"{length} tokens after {past} in the cache, under {self.policy.text}",
+                next_step="say it, by divergence.prompted_by(subject, [TOKENS]) around all passes; or take "
+                "dense_first_n:N, or decode_only",
+            )
         self.shape, self.active = (batch, length), True
         self.scratch.clear()
         self._seen.clear()
@@ -204,7 +217,6 @@ class Reading:
         if self.policy.kind == "all_sparse" and self.starts is None:
             self.sparse = None
             return
-        past = _past(named.get("past_key_values"))
         mask = named.get("attention_mask")
         mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
         position = _positions(named.get("position_ids"), mask, past, length).to(given.device)

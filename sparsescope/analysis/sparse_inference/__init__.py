@@ -137,7 +137,7 @@ class SparseInferenceParams(Params):
 ANALYSIS = Analysis(
     name="sparse_inference",
     place=90,
-    version="1",
+    version="2",
     title="Sparse inference",
     summary="Which share of the weights a token can leave unread, by which method, at which loss of quality.",
     params=SparseInferenceParams,

@@ -210,7 +210,7 @@ class Measuring:
     @property
     def choices(self) -> dict[float, Choice]:
         """What auto chose, by sparsity; empty where it was not measured."""
-        recipe = self.bench.kept.get(("recipe", "auto", "uniform")) if self._bench is not None else None
+        recipe = self.bench.kept.recipes.get(("auto", "uniform")) if self._bench is not None else None
         return dict(recipe.choices) if isinstance(recipe, Auto) else {}
 
     def pruned(self, method: str, target: float) -> tuple[Point | None, Scores | None]:

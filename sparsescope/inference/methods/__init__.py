@@ -188,11 +188,10 @@ def recipe_of(text: str, bench: Calibrator) -> Recipe:
         SubjectError: The subject is not fit for it.
     """
     method, allocation = read_method(text)
-    key = ("recipe", method.name, allocation)
-    if key not in bench.kept:
+    key = (method.name, allocation)
+    if key not in bench.kept.recipes:
         make: Any = named_function(
             method.make, "(calibrator, allocation)", Owner(f"method {method.name}", "", ""), "make"
         )
-        bench.kept[key] = make(bench, allocation)
-    found: Any = bench.kept[key]
-    return found
+        bench.kept.recipes[key] = make(bench, allocation)
+    return bench.kept.recipes[key]

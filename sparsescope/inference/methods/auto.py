@@ -11,6 +11,12 @@ helps (a bias, no bytes to speak of).
 
 The diagonal is an approximation, so a factor for each kind of input is chosen by the KL divergence from the
 dense model on development text: a few passes at three sparsities, between which factors are interpolated.
+
+On a mixture of experts the diagonal underrates some inputs far more than others, and the budget takes from
+those (``analyses/sparse_inference/NOTES.md``). There scores are weighted by the squared gradient at the input
+itself, and the budget is solved for on cost curves measured along the gradient (``curves``). Shares between
+these and equal ones are tried on development text as well, and what is chosen is compared at equal bytes, the
+vectors that masks read among them.
 """
 
 from __future__ import annotations
@@ -25,14 +31,18 @@ import torch
 from scipy.optimize import brentq
 
 from sparsescope.activations.losses import Reference, token_losses
+from sparsescope.inference.curves import Curve, cheapest, cost_curves, input_sensitivity
 from sparsescope.inference.evaluate import second_half
 from sparsescope.inference.install import install
+from sparsescope.inference.mask_accounting import mask_facts
 from sparsescope.inference.masks import Mask
 from sparsescope.inference.prefix import PrefixPolicy
 from sparsescope.inference.sensitivity import output_sensitivity
 from sparsescope.kernels.score_histograms import quantile, shares_below
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from sparsescope.inference.calibrator import Calibrator
     from sparsescope.inference.groups import InputGroup
     from sparsescope.inference.statistics import Inputs
@@ -43,6 +53,9 @@ MOST = 0.98
 STEPS = (1.35, 1.15)
 #: Accepted changes lower the KL by more than this share of it.
 WORTH = 0.005
+#: Of a mixture: shares at which cost curves are measured, and how far they are drawn to equal ones.
+CURVE_SHARES = (*(n / 20 for n in range(1, 20)), MOST)
+EVEN = (0.25, 0.5, 1.0)
 
 
 @dataclass(slots=True)
@@ -55,6 +68,7 @@ class Choice:
         kl: On the development text, nats.
         start: The same before anything was chosen.
         passes: How many were run.
+        even: Of a mixture: how far shares are drawn to equal ones, 0 to 1.
     """
 
     factors: dict[str, float]
@@ -62,6 +76,7 @@ class Choice:
     kl: float = float("nan")
     start: float = float("nan")
     passes: int = 0
+    even: float = 0.0
 
     def facts(self) -> dict[str, Any]:
         """As JSON values."""
@@ -87,13 +102,19 @@ class Auto:
     choices: dict[float, Choice] = field(default_factory=dict)
     _scales: dict[str, torch.Tensor] | None = None
     _medians: dict[str, torch.Tensor] = field(default_factory=dict)
-    _dense: Any = None
+    _curves: dict[str, Curve] | None = None
+    _dense: Mapping[str, Any] | None = None
     _reference: Reference | None = None
 
     @property
     def ceiling(self) -> float:
         """Everything."""
         return 1.0
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some inputs are of experts."""
+        return any(group.experts for group in self.bench.groups)
 
     def masks(self) -> Sequence[Mask]:
         """Each input twice: as it is, and less its median."""
@@ -120,26 +141,22 @@ class Auto:
         """Scales c by group, float32 [K], of experts [E, K]."""
         if self._scales is None:
             bench = self.bench
+            asked = (bench.subject, bench.groups, bench.text, SENSITIVITY_TOKENS)
             with bench.timed("sensitivity"):
-                h = output_sensitivity(
-                    bench.subject, bench.groups, bench.text, SENSITIVITY_TOKENS, progress=bench.progress
-                )
-            self._scales = {group.name: self._scale(group, h) for group in bench.groups}
+                if self.mixed:
+                    squares = input_sensitivity(*asked, progress=bench.progress)
+                    self._scales = {name: _like_others(own.sqrt()) for name, own in squares.items()}
+                else:
+                    h = output_sensitivity(*asked, progress=bench.progress)
+                    self._scales = {group.name: self._scale(group, h) for group in bench.groups}
         return self._scales
 
     def _scale(self, group: InputGroup, h: Mapping[tuple[str, str], torch.Tensor]) -> torch.Tensor:
         total: Any = 0.0
         for role in group.parts:
-            weights = [self.bench.matrix(site) for site in self.bench.sites(group, role)]
-            own = h[group.name, role].to(weights[0])
-            squares = [w.square().T @ (own[e] if group.experts else own) for e, w in enumerate(weights)]
-            total = total + (torch.stack(squares) if group.experts else squares[0])
+            weight = self.bench.matrix(self.bench.sites(group, role)[0])
+            total = total + weight.square().T @ h[group.name, role].to(weight)
         found: torch.Tensor = total.sqrt().float()
-        # An expert that no token reached has no gradient: it is judged like the others of its layer
-        if group.experts:
-            silent = found.amax(-1) == 0
-            if bool(silent.any()) and not bool(silent.all()):
-                found[silent] = found[~silent].mean(0)
         return found
 
     def _median(self, group: InputGroup) -> torch.Tensor:
@@ -158,6 +175,14 @@ class Auto:
         """Solve for lambda on counts, by name of the mask, and set thresholds."""
         masks = self.templates(choice)
         bench = self.bench
+        if target <= 0:
+            return [replace(mask, threshold=-1.0) for mask in masks]
+        if self.mixed:
+            shares = self.shares(masks, target, choice)
+            return [
+                replace(mask, threshold=quantile(counts[mask.counted_as], min(float(share), MOST)))
+                for mask, share in zip(masks, shares, strict=True)
+            ]
         weights = np.array([bench.weights(mask) for mask in masks], float)
         roots = np.array(
             [
@@ -175,8 +200,6 @@ class Auto:
             return float((weights * shares_below(running, limits)).sum() / bench.total_weights - target)
 
         low, high = -60.0, 20.0
-        if target <= 0:
-            return [replace(mask, threshold=-1.0) for mask in masks]
         if missed(high) < 0:
             limits = most
         elif missed(low) >= 0:  # zeros alone are more than was asked for, and cost nothing
@@ -184,6 +207,35 @@ class Auto:
         else:
             limits = np.minimum(np.exp(brentq(missed, low, high, xtol=1e-6)) * roots, most)
         return [replace(mask, threshold=float(t)) for mask, t in zip(masks, limits, strict=True)]
+
+    def shares(self, masks: Sequence[Mask], target: float, choice: Choice) -> NDArray[np.float64]:
+        """Dropped share of each mask of a mixture, [J]: where their curves are as steep."""
+        bench = self.bench
+        weights = np.array([bench.weights(mask) for mask in masks], float)
+        # The slope of a curve goes with the square of the score at the threshold
+        factors = np.array([choice.factors.get(bench.by_name[m.group].role, 1.0) ** 2 for m in masks])
+        own = [self.curves[mask.counted_as] for mask in masks]
+        found = cheapest(own, weights, target, bench.total_weights, factors)
+        return (1 - choice.even) * found + choice.even * target
+
+    @property
+    def curves(self) -> dict[str, Curve]:
+        """What masks cost alone, by the name of their counts; of a mixture."""
+        if self._curves is None:
+            bench, counts = self.bench, self.counts
+            masks = {mask.counted_as: mask for mask in self.masks()}
+            edges = {
+                name: np.array([quantile(counts[name], share) for share in CURVE_SHARES]) for name in masks
+            }
+            asked = (bench.subject, bench.groups, masks, edges, bench.text, SENSITIVITY_TOKENS)
+            with bench.timed("sensitivity"):
+                costs = cost_curves(*asked, progress=bench.progress)
+            self._curves = {}
+            for name, mask in masks.items():
+                running = np.cumsum(counts[name])[None].repeat(len(CURVE_SHARES), 0)
+                below = shares_below(running, edges[name])
+                self._curves[name] = Curve.of(below, costs[name], bench.weights(mask), MOST)
+        return self._curves
 
     def choice(self, target: float) -> Choice:
         """What was chosen for a target, between the anchors around it."""
@@ -202,7 +254,8 @@ class Auto:
             for role in first.factors
         }
         nearest = first if part < 0.5 else second
-        return Choice(factors, nearest.centred, nearest.kl, nearest.start)
+        even = (1 - part) * first.even + part * second.even
+        return Choice(factors, nearest.centred, nearest.kl, nearest.start, even=even)
 
     def anchors(self, target: float) -> tuple[float, float]:
         """The sparsities at which something is chosen for a target: the next one below and above."""
@@ -218,10 +271,10 @@ class Auto:
         now.kl = now.start = self._kl(target, now)
         passes = 1
 
-        def attempt(factors: dict[str, float], centred: tuple[str, ...]) -> bool:
+        def attempt(factors: dict[str, float], centred: tuple[str, ...], even: float) -> bool:
             nonlocal now, passes
             passes += 1
-            tried = Choice(factors, centred, start=now.start)
+            tried = Choice(factors, centred, start=now.start, even=even)
             tried.kl = self._kl(target, tried)
             if tried.kl < now.kl * (1 - WORTH):
                 now = tried
@@ -230,11 +283,13 @@ class Auto:
 
         for role in roles:
             if "experts" not in role:
-                attempt(now.factors, (*now.centred, role))
+                attempt(now.factors, (*now.centred, role), now.even)
+        for even in EVEN if self.mixed else ():
+            attempt(now.factors, now.centred, even)
         for step in STEPS:
             for role in roles:
                 for factor in (step, 1 / step):
-                    if attempt({**now.factors, role: now.factors[role] * factor}, now.centred):
+                    if attempt({**now.factors, role: now.factors[role] * factor}, now.centred, now.even):
                         break
         now.passes = passes
         seconds = self.bench.seconds
@@ -249,20 +304,33 @@ class Auto:
         if self._reference is None:
             self._reference = Reference()
             token_losses(bench.subject, text, record=self._reference, scored=second_half)
-        if self._dense is None:
-            self._dense = self._count(bench.subject)
-        masks = self.placed(self._dense, target, choice)
+        if self.mixed:  # of narrow experts vectors are a part of the bytes that a centre has to earn
+            vectors = sum(mask_facts(bench, mask)["vectors"] for mask in self.templates(choice))
+            target = min(target + vectors / bench.total_weights, MOST)
+        masks = self.placed(self.counts, target, choice)
         sparse = install(bench.subject, masks, PrefixPolicy("all_sparse"))
         bench.progress("choice on development text", 0, 0)
         kl = token_losses(sparse, text, reference=self._reference, scored=second_half).kl
         assert kl is not None
         return float(kl.mean())
 
-    def _count(self, subject: Any) -> Mapping[str, Any]:
-        found = self.bench.count(
-            subject, {mask.counted_as: mask for mask in self.masks()}, "calibration: scores"
-        )
-        return found.counts
+    @property
+    def counts(self) -> Mapping[str, Any]:
+        """Counts of the scores in the dense model."""
+        if self._dense is None:
+            masks = {mask.counted_as: mask for mask in self.masks()}
+            self._dense = self.bench.count(self.bench.subject, masks, "calibration: scores").counts
+        return self._dense
+
+
+def _like_others(scales: torch.Tensor) -> torch.Tensor:
+    """Scales of experts [E, K]; one that no token reached has no gradient, and is judged like the others of
+    its layer.
+    """
+    silent = scales.amax(-1) == 0
+    if scales.ndim == 2 and bool(silent.any()) and not bool(silent.all()):
+        scales[silent] = scales[~silent].mean(0)
+    return scales
 
 
 def auto(bench: Calibrator, allocation: str) -> Auto:

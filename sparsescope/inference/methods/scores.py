@@ -115,11 +115,9 @@ def rotation_of(bench: Calibrator, group: InputGroup) -> torch.Tensor | None:
     )
     if wanted is None or group.experts:
         return None
-    key = ("rotation", group.name)
-    if key not in bench.kept:
+    kept = bench.kept.rotations
+    if group.name not in kept:
         matrix = bench.matrix(bench.sites(group, wanted)[0]).double()
         _, vectors = torch.linalg.eigh(matrix.T @ matrix)
-        bench.kept[key] = vectors.flip(-1).float()
-    found = bench.kept[key]
-    assert isinstance(found, torch.Tensor)
-    return found
+        kept[group.name] = vectors.flip(-1).float()
+    return kept[group.name]

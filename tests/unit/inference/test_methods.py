@@ -326,21 +326,6 @@ def test_one_budget_equals_an_exhaustive_grid_on_three_inputs():
     assert abs(found[0] - min(grid)[1]) <= 0.06 and abs(found[1] - min(grid)[2]) <= 0.06
 
 
-def test_greedy_tables_rise_by_one_step_of_bytes(bench):
-    from sparsescope.inference.allocation import STEP, greedy_tables
-
-    masks = recipe_of("teal+greedy", bench).masks()
-    tables = greedy_tables(bench, masks, tokens=128)
-    for layer, rows in tables.items():
-        sizes = {mask.name: bench.weights(mask) for mask in masks if mask.layer == layer}
-        total = sum(sizes.values())
-        for number, row in enumerate(rows):
-            spent = sum(row[name] * sizes[name] for name in sizes) / total
-            assert spent == pytest.approx(number * STEP, abs=1e-9)
-        shares = np.array([[row[name] for name in sizes] for row in rows])
-        assert (np.diff(shares, axis=0) >= -1e-12).all()
-
-
 def test_auto_is_closer_to_the_dense_model_than_the_published_methods(glass):
     text = tokenized(ss.corpus("python-docs", tokens=4096, context=128), glass)
     held = text.select([document.index for document in text.documents[-3:]])
@@ -355,75 +340,10 @@ def test_auto_is_closer_to_the_dense_model_than_the_published_methods(glass):
     assert kl["auto"] < 0.8 * min(kl["teal"], kl["wina"])
 
 
-def test_sensitivity_is_the_same_each_time_and_leaves_the_model_alone(llama, text):
-    from sparsescope.inference.sensitivity import output_sensitivity
-
-    groups = input_groups(llama)
-    before = [p.requires_grad for p in llama.model.parameters()]
-    found = output_sensitivity(llama, groups, text, tokens=256, seed=3)
-    again = output_sensitivity(llama, groups, text, tokens=256, seed=3)
-    assert [p.requires_grad for p in llama.model.parameters()] == before
-    assert all(p.grad is None for p in llama.model.parameters())
-    for key, value in found.items():
-        assert torch.equal(value, again[key])
-        assert value.ndim == 1 and bool((value >= 0).all()) and float(value.sum()) > 0
-    assert {role for _, role in found} == {site.role for group in groups for site in group.matrices}
-
-
-def test_sensitivity_is_the_mean_squared_gradient_of_the_drawn_labels(llama, text):
-    """Against plain autograd with labels drawn in the same way."""
-    from torch.nn import functional
-
-    from sparsescope.inference.sensitivity import output_sensitivity
-
-    one = text.select([text.documents[0].index])
-    found = output_sensitivity(llama, input_groups(llama), one, tokens=10**6, seed=3)
-    model = llama.copy().model
-    outputs = {}
-    for path in ("model.layers.1.mlp.down_proj", "model.layers.0.self_attn.k_proj"):
-
-        def keep(_module, _args, out, path=path):
-            out.retain_grad()
-            outputs[path] = out
-
-        model.get_submodule(path).register_forward_hook(keep)
-    generator, sums, count = torch.Generator().manual_seed(3), {}, 0
-    for batch in one.batches(1024, "right"):
-        mask = torch.from_numpy(batch.attention_mask.astype(np.int64))
-        logits = model(input_ids=torch.from_numpy(batch.input_ids), attention_mask=mask).logits[mask.bool()]
-        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
-        functional.cross_entropy(logits, labels, reduction="sum").backward()
-        wanted = torch.from_numpy(batch.text_mask & (batch.position > 0))
-        count += int(wanted.sum())
-        for path, out in outputs.items():
-            sums[path] = sums.get(path, 0) + out.grad[wanted].double().square().sum(0)
-    for path, key in (
-        ("model.layers.1.mlp.down_proj", ("blocks.1.mlp.out", "mlp.out.weight")),
-        ("model.layers.0.self_attn.k_proj", ("blocks.0.attn.in", "attn.k.weight")),
-    ):
-        torch.testing.assert_close(found[key], (sums[path] / count).float(), rtol=1e-3, atol=1e-9)
-
-
 def test_sinks_stay_dense_where_that_is_asked_for(llama, text):
     sparse = sparsify(llama, "teal", 0.4, text, sinks="dense")
     assert sparse.variant.parameters["sinks"] == "dense"
     assert sparse.variant.adds != sparsify(llama, "teal", 0.4, text).variant.adds
-
-
-def test_sensitivity_of_experts_has_a_row_for_each():
-    from sparsescope.inference.sensitivity import output_sensitivity
-
-    moe = ss.load("random-olmoe")
-    text = tokenized(ss.corpus("python-docs", tokens=512, context=64), moe)
-    found = output_sensitivity(moe, input_groups(moe), text, tokens=256)
-    experts = {key: value for key, value in found.items() if ".experts." in key[0]}
-    assert {role.rpartition(".experts.")[2] for _, role in experts} == {
-        "gate.weight",
-        "in.weight",
-        "out.weight",
-    }
-    for value in experts.values():
-        assert value.ndim == 2 and bool((value >= 0).all()) and float(value.sum()) > 0
 
 
 def test_a_calibration_comes_back_from_its_artifact_and_refuses_another_model(llama, bench, tmp_path):

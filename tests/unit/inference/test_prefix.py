@@ -7,6 +7,8 @@ import torch
 
 import sparsescope as ss
 from sparsescope.activations.capture import tokenized
+from sparsescope.errors import SubjectError
+from sparsescope.inference.divergence import prompted_by
 from sparsescope.inference.evaluate import HeldOut
 from sparsescope.inference.groups import input_groups
 from sparsescope.inference.install import install, reading_of
@@ -51,6 +53,59 @@ def test_pieces_with_a_cache_are_one_pass(llama, policy):
             cache = out.past_key_values
             parts.append(out.logits)
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
+
+
+PIECES = [(0, 3), (3, 11), (11, 12), (12, 18)]  # the third is of one token
+PROMPT = 18
+
+
+def in_pieces(model, ids, pieces, cache=None):
+    parts = []
+    for begin, end in pieces:
+        out = model(input_ids=ids[:, begin:end], past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        parts.append(out.logits)
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize(("policy", "dense"), [("dense_fraction:0.5", 9), ("decode_only", PROMPT)])
+def test_a_prompt_in_pieces_is_one_pass_where_its_length_is_said(llama, policy, dense):
+    """The prompt in one pass or in four, then two tokens that are decoded."""
+    subject, _ = sparse_of(llama, policy, threshold=0.8)
+    ids = torch.arange(20)[None] % 50
+    decoded = [(PROMPT, 19), (19, 20)]
+    with torch.inference_mode():
+        whole = in_pieces(subject.model, ids, [(0, PROMPT), *decoded])
+        with prompted_by(subject, [PROMPT]):
+            pieces = in_pieces(subject.model, ids, [*PIECES, *decoded])
+        plain = in_pieces(llama.model, ids, [(0, PROMPT), *decoded])
+    torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pieces[:, :dense], plain[:, :dense], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(pieces[:, dense:], plain[:, dense:], atol=1e-3)
+
+
+def test_pieces_of_a_prompt_are_dense_when_only_what_is_decoded_is_sparse(llama):
+    subject, _ = sparse_of(llama, "decode_only", threshold=0.8)
+    ids = torch.arange(19)[None] % 50
+    pieces = [(0, 3), (3, 11), (11, 18)]
+    with torch.inference_mode():
+        found = in_pieces(subject.model, ids, [*pieces, (18, 19)])
+        plain = in_pieces(llama.model, ids, [*pieces, (18, 19)])
+    assert torch.equal(found[:, :18], plain[:, :18])
+    assert not torch.allclose(found[:, 18:], plain[:, 18:], atol=1e-3)
+
+
+def test_a_share_of_a_prompt_in_pieces_is_refused_and_the_model_goes_on(llama):
+    """A second piece would be all sparse, and the first half of the first piece alone dense."""
+    subject, _ = sparse_of(llama, "dense_fraction:0.5")
+    ids = torch.arange(20)[None] % 50
+    with torch.inference_mode():
+        whole = subject.model(input_ids=ids).logits
+        with pytest.raises(SubjectError, match="prompted_by") as caught:
+            in_pieces(subject.model, ids, [(0, 10), (10, 20)])
+        assert "10 tokens after 10 in the cache" in str(caught.value)
+        assert torch.equal(subject.model(input_ids=ids).logits, whole)
+        in_pieces(subject.model, ids, [(0, 18), (18, 19), (19, 20)])  # one pass, then single tokens
 
 
 @pytest.mark.parametrize("policy", ["all_sparse", "dense_first_n:4", "dense_fraction:0.5", "decode_only"])
@@ -109,8 +164,6 @@ def test_sites_read_what_comes_before_the_mask(llama):
 
 
 def test_a_module_alone_knows_no_position(llama):
-    from sparsescope.errors import SubjectError
-
     subject, _ = sparse_of(llama, "dense_first_n:4")
     module = subject.model.get_submodule("model.layers.0.mlp.down_proj")
     with pytest.raises(SubjectError, match="whole model"):
