@@ -100,6 +100,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ),
         Column("phi", "value", "Correlation of the two indicators."),
         Column("together", "count", "Tokens that choose both."),
+        Column("expected", "value", "The same of independent choices, N_i N_j / N.", "tokens"),
     ),
     "repetition": (
         LAYER,

@@ -278,10 +278,8 @@ class Measured:
                 rows.append((layer, of, found.mean, float(np.mean(chance)), found.ids))
         return pd.DataFrame(rows, columns=["layer", "of", "share", "chance", "ids"])
 
-    def coactivation(self) -> pd.DataFrame | list[Any]:
-        """One row for each layer and ordered pair of experts; none where a token has one expert."""
-        if self.k < 2:
-            return []
+    def coactivation(self) -> pd.DataFrame:
+        """One row for each layer and ordered pair of experts, of a router that chooses several."""
         trace, experts = self.trace, self.trace.experts
         fold = folds_by_domain(trace.domain)[trace.document]
         ordered = [(one, other) for one in range(experts) for other in range(experts) if one != other]
@@ -293,6 +291,9 @@ class Measured:
             whole = coactivation(parts.sum(0), tokens.sum())
             left = coactivation(parts.sum(0) - parts, tokens.sum() - tokens).lift
             low, high = jackknife_interval(whole.lift, left, self.params.level)
+            # Of a pair that never meets no fold differs from the others: that is no certainty
+            low, high = (np.where(parts.sum(0) > 0, end, np.nan) for end in (low, high))
+            own = np.diagonal(parts.sum(0))
             frames.append(
                 pd.DataFrame(
                     {
@@ -306,6 +307,7 @@ class Measured:
                         "high": high[one, other],
                         "phi": whole.phi[one, other],
                         "together": parts.sum(0)[one, other].astype(np.int64),
+                        "expected": own[one] * own[other] / tokens.sum(),
                     }
                 )
             )

@@ -88,6 +88,10 @@ def test_coactivation_counts_all_pairs(result, trace):
         found = rows.pivot(index="expert", columns="other", values="together").fillna(0).to_numpy()
         assert np.array_equal(found, together)
     assert table["chance"].unique().tolist() == [1 / 7]
+    assert (table["lift"] * table["expected"]).tolist() == pytest.approx(
+        table["together"].tolist(), nan_ok=True
+    )
+    assert table.loc[table["together"] == 0, "low"].isna().all()
 
 
 def test_neighbors_are_compared_within_windows_only(result, trace):
@@ -236,7 +240,7 @@ def test_a_single_expert_per_token_has_no_pairs():
     texts = [Document(str(n), "ab"[n % 2], f"text {n} of two kinds " * 5) for n in range(6)]
     text = ss.corpus(texts, tokens=None, context=64)
     result = ss.run(NAME, small_mixture(), text, **{**SMALL, "alike": 0})
-    assert result.tables["coactivation"].empty
+    assert "coactivation" not in result.tables
     assert any("one expert" in note.message for note in result.notes)
     assert result.tables["load"].query("domain == 'all'")["cv"].notna().all()
     assert result.tables["load"]["dead"].isna().any() == (result.tables["load"]["tokens"] < 200).any()

@@ -121,6 +121,7 @@ def made(
                 tables["coactivation"].append(
                     {"layer": layer, "expert": one, "other": str(other), "share": 0.2, "phi": 0.0,
                      "chance": (k - 1) / (experts - 1), "lift": lift, "together": 0 if never else 40,
+                     "expected": 16.0,
                      **ends(lift, 0.2, intervals and known and not never)}
                 )  # fmt: skip
         for n, measure in enumerate(("first choice", "shared")):

@@ -113,7 +113,6 @@ def coactivation(result: Result, layer: int) -> fig.Figure:
     if rows.empty or not np.isfinite(rows["lift"]).any():
         return fig.empty("Experts that are chosen together", "no token is sent to two experts here")
     rows = rows.assign(expert=rows["expert"].astype(int), other=rows["other"].astype(int))
-    rows = rows.assign(expected=_expected(result, rows))
     experts, left_out = _busiest(rows)
     grid = rows.pivot_table(index="expert", columns="other", values="lift", dropna=False)
     lift = grid.reindex(index=experts, columns=experts).to_numpy(float)
@@ -148,25 +147,6 @@ def coactivation(result: Result, layer: int) -> fig.Figure:
     if left_out:
         subtitle += f"; the {len(experts)} busiest of {len(experts) + left_out} experts"
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
-
-
-def _expected(result: Result, rows: pd.DataFrame) -> np.ndarray:
-    """Tokens that would choose both experts of each pair, were the two independent."""
-    unknown = np.full(len(rows), math.nan)
-    if "domain_shares" not in result.tables:
-        return unknown
-    counts = parts.tokens_of_experts(result)
-    layer = rows["layer"].iloc[0]
-    if layer not in counts.index:
-        return unknown
-    shares = result.tables["domain_shares"]
-    tokens = float(shares.groupby("domain")["tokens"].max().sum())
-    own = counts.loc[layer]
-    return (
-        own.reindex(rows["expert"]).to_numpy(float)
-        * own.reindex(rows["other"]).to_numpy(float)
-        / max(tokens, 1.0)
-    )
 
 
 def _busiest(rows: pd.DataFrame) -> tuple[list[int], int]:
