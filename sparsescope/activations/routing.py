@@ -124,10 +124,18 @@ def trace_routing(
         told: Called with batches read and batches in all.
 
     Raises:
-        SubjectError: Layers have other numbers of experts, the windows are too long, or no token is after the
-            first of a window.
+        SubjectError: Layers have other numbers of experts, every expert gets every token, the windows are
+            too long, or no token is after the first of a window.
     """
     shapes = {(router.experts, router.k) for router in routers}
+    if any(experts == k for experts, k in shapes):
+        raise SubjectError(
+            "every token is sent to every expert, so that nothing is chosen",
+            where=subject.id,
+            allowed="a router that leaves experts out",
+            got=f"{routers[0].k} of {routers[0].experts} experts for each token",
+            next_step="gates of which weights are zero instead (a varying number of experts) are not read here",
+        )
     if len(shapes) > 1:
         raise SubjectError(
             "layers of this mixture have different numbers of experts",

@@ -33,11 +33,12 @@ def training_loss(
         tokens: int64 [n, pos].
         targets: int64 [n] or [n, pos].
         balance: Weight of the balancing loss of transformers (all layers pooled; its least value is the
-            experts per token).
+            experts per token). A model with a ``penalty_weight`` has one of its own, and that weight.
         dtype: What the logits are converted to first. In float32 the gradient of a row vanishes when its loss
             is below about 1e-7, and what is left of the others kicks Adam out of the minimum again and again
             (Prieto et al. 2025).
     """
+    balance = getattr(model, "penalty_weight", balance)
     if balance == 0.0:
         logits, chosen = target_logits(model, tokens, targets)
         return functional.cross_entropy(logits.to(dtype), chosen)
@@ -75,10 +76,10 @@ def _no_cache(model: Any) -> dict[str, bool]:
 
 
 def measure(model: Any, examples: Iterable[Examples]) -> dict[str, dict[str, float]]:
-    """Measure a model.
+    """Measure a model, in evaluation mode.
 
     Args:
-        model: A causal model.
+        model: A causal model; its mode is put back.
         examples: What it is measured on.
 
     Returns:
@@ -86,6 +87,14 @@ def measure(model: Any, examples: Iterable[Examples]) -> dict[str, dict[str, flo
         number ``n`` of targets. The value of a split with several parts is the mean over parts, each
         with the same weight.
     """
+    training = model.training
+    try:
+        return _measured(model.eval(), examples)
+    finally:
+        model.train(training)
+
+
+def _measured(model: Any, examples: Iterable[Examples]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     by_split: dict[str, list[dict[str, float]]] = {}
     for rows in examples:

@@ -47,6 +47,9 @@ class _LanguageModel(Training):
         if recipe.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self.optimizer.step()
+        after_step: Any = getattr(self.model, "after_step", None)
+        if after_step is not None:
+            after_step((step + 1) / self.steps)
 
     def measure(self, step: int) -> tuple[list[tuple[str, str, str, float]], str]:
         """Measure loss and accuracy of each split, and the squared norm of each parameter."""
@@ -159,6 +162,14 @@ def _begin(recipe: Recipe, folder: Path) -> _LanguageModel:
     check_config(recipe.model.architecture, recipe.model.config)
     data = make_data(recipe)
     model: Any = build_model(recipe.model.architecture, recipe.model.values, recipe.seed)
+    if recipe.optimizer.balance and hasattr(model, "penalty_weight"):
+        raise SpecError(
+            "the gates of this model weigh their own penalties",
+            where=f"{recipe.name}: [optimizer] balance",
+            allowed="0, or nothing",
+            got=recipe.optimizer.balance,
+            next_step="set it in gate_options of [model.config], where the gate has such an option",
+        )
     first, second = recipe.optimizer.betas
     optimizer = torch.optim.AdamW(
         model.parameters(),

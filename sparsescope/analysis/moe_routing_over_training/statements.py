@@ -7,8 +7,8 @@ from sparsescope.core.statements import Statement, basis, defined, said, said_va
 
 TITLES = {
     "early_saturation": "Settled after a tenth of the training",
-    "early_load_chance": "The same by chance, at these loads",
-    "early_token_chance": "The same of token ids alone",
+    "early_load_chance": "Settled by chance, at these loads",
+    "early_token_chance": "Settled if token ids decided",
     "since_start": "Specialization since the start",
     "excess_last": "Specialization at the end",
     "against_shuffled": "Beyond shuffled routers",

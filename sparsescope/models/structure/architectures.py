@@ -1,7 +1,7 @@
 """The architectures that this project trains and ships, and a model of one of them from
 plain configuration values.
 
-Three classes of transformers and one of our own. Building one draws its initialization from a seed and
+Three classes of transformers and two of our own. Building one draws its initialization from a seed and
 leaves the random state of the process as it was: the same seed gives the same weights in every process of
 one torch version.
 """
@@ -23,6 +23,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "LlamaForCausalLM": "transformers",
     "OPTForCausalLM": "transformers",
     "OlmoeForCausalLM": "transformers",
+    "GatedMixtureForCausalLM": "sparsescope.models.zoo.gated_mixture",
 }
 
 
