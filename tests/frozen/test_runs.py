@@ -27,6 +27,7 @@ def test_every_folder_is_in_the_list_and_every_analysis_is_there(frozen):
     assert set(FOLDERS) == listed
     later = {
         "dictionary_quality",
+        "mixture_gates",
         "moe_routing",
         "moe_routing_over_training",
         "sparse_inference",

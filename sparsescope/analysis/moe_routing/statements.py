@@ -32,8 +32,8 @@ def _sign(number: Scalar, above: str, below: str, open_: str) -> str:
     """What a difference says, as far as its interval allows."""
     ends = number.interval
     if ends is None:
-        return "that has no interval here"
-    return above if ends.low > 0 else below if ends.high < 0 else open_
+        return " (no interval)"
+    return f": {above if ends.low > 0 else below if ends.high < 0 else open_}"
 
 
 def _specialization(result: Result) -> list[Statement]:
@@ -56,7 +56,7 @@ def _specialization(result: Result) -> list[Statement]:
             "routers with shuffled rows tell more",
             "routers with shuffled rows may tell as much",
         )
-        text += f" That is {said(beyond[0])} more than with shuffled routers: {reading}."
+        text += f" That is {said(beyond[0])} more than with shuffled routers{reading}."
     return [Statement(text, "specialization", tuple(names))]
 
 
@@ -73,7 +73,7 @@ def _specialists(result: Result) -> list[Statement]:
     )
     text = (
         f"Without the specialists of a domain its loss rises {said(effect)} more than that of other domains, "
-        f"beside experts of like load: {reading}."
+        f"beside experts of like load{reading}."
     )
     return [Statement(text, "ablation_matrix", ("specialist_effect",))]
 

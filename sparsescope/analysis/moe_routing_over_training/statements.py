@@ -30,18 +30,18 @@ def _specialization(result: Result) -> list[Statement]:
     since, last = found
     ends = since.interval
     reading = (
-        "which has no interval here"
+        ""
         if ends is None
-        else "training made it"
+        else ": training made it"
         if ends.low > 0
-        else "training lowered it"
+        else ": training lowered it"
         if ends.high < 0
-        else "that training made any of it is not shown"
+        else ": that training made any of it is not shown"
     )
     text = (
         f"At the last checkpoint the expert tells {said_value(last)} about the domain beyond chance where "
         f"the token is "
-        f"known, {said(since)} more than at the first ({basis(since)}): {reading}."
+        f"known, {said(since)} more than at the first ({basis(since)}){reading}."
     )
     names = ["since_start", "excess_last"]
     beyond = defined(result, "against_shuffled")
