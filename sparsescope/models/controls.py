@@ -69,8 +69,9 @@ def make_router_control(subject: Subject, params: ShuffledParams) -> Subject:
 
     from sparsescope.models.structure.applied import check_view
     from sparsescope.models.structure.parameters import parameters_of
+    from sparsescope.models.structure.roles import submodule
 
-    control = subject.copy()
+    control = subject.copy(share_weights=True)  # a mixture of billions of weights differs in some thousands
     sites = [
         site for site in parameters_of(control.model, control.blocks) if site.role == "mlp.router.weight"
     ]
@@ -86,7 +87,10 @@ def make_router_control(subject: Subject, params: ShuffledParams) -> Subject:
         for site, tensor in zip(sites, tensors, strict=True):
             generator = _generator(params.seed, site)
             order = generator.permuted(np.tile(np.arange(tensor.shape[1]), (tensor.shape[0], 1)), axis=1)
-            tensor.copy_(tensor.gather(1, torch.from_numpy(order).to(tensor.device)))
+            shuffled = tensor.gather(1, torch.from_numpy(order).to(tensor.device))
+            module = submodule(control.model, site.module_path)
+            stored = shuffled.T.contiguous() if site.transposed else shuffled
+            setattr(module, site.parameter, torch.nn.Parameter(stored, requires_grad=False))
     return control.with_variant("shuffled_router", params.model_dump(mode="json"), of=subject)
 
 

@@ -29,6 +29,7 @@ _LENGTHS = re.compile(
 )
 # Room for tied weights stored once and for small models with large derived parts.
 _FACTOR, _SLACK = 2, 2**24
+_CGROUP = Path("/sys/fs/cgroup")
 _MOST_BUFFERS = 2**27  # elements; derived tables such as causal masks and sinusoids
 _PACKED = {"U8", "I8", "I32", "U32", "I64", "F8_E4M3", "F8_E5M2", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}
 
@@ -105,6 +106,55 @@ def check_size(model_class: Any, config: Any, stored: int, where: str) -> Any:
             "missing: copy the folder again",
         )
     return model
+
+
+def check_memory(plan: Any, dtype: str, where: str) -> None:
+    """Refuse a model that does not fit in the free memory, before the system ends the process for it.
+
+    Weights alone are counted, on the CPU, in the precision that they are read in; a pass takes more.
+    Quantized models, whose weights keep their own precision, are not checked.
+
+    Args:
+        plan: The model on torch's meta device, from ``check_size``.
+        dtype: Name of the precision.
+        where: The file, for the message.
+
+    Raises:
+        SubjectError: It does not fit; with what it takes, and what there is.
+    """
+    from sparsescope.models.torch_environment import torch_dtype
+
+    if getattr(plan.config, "quantization_config", None) is not None:
+        return
+    elements = sum(parameter.numel() for parameter in plan.parameters())
+    wanted, free = elements * torch_dtype(dtype).itemsize, free_memory()
+    if wanted <= free:
+        return
+    smaller = " or dtype='bfloat16', which takes half" if dtype == "float32" else ""
+    raise SubjectError(
+        "this model does not fit in the memory that is free",
+        where=where,
+        allowed=f"weights of up to {free / 2**30:.1f} GiB",
+        got=f"{wanted / 2**30:.1f} GiB: {elements:,} weights in {dtype}",
+        next_step=f"a machine with more memory{smaller}",
+    )
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: what is free, within the limit of its control group."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit, used = (_number(_CGROUP / name) for name in ("memory.max", "memory.current"))
+    return free if limit is None or used is None else min(free, max(limit - used, 0))
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file of the kernel; None where there is no such file, or it says ``max``."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def stored_elements(folder: Path) -> int:

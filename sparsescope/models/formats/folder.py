@@ -17,7 +17,7 @@ from typing import Any
 from sparsescope.core.strict_json import parse
 from sparsescope.errors import SubjectError
 from sparsescope.models.entries import LoadedModel, LoadRequest
-from sparsescope.models.formats.config_checks import check_counts, check_size, stored_elements
+from sparsescope.models.formats.config_checks import check_counts, check_memory, check_size, stored_elements
 from sparsescope.models.formats.folder_faults import other_shapes, refuse_adapter, wrapped_names
 from sparsescope.models.formats.pruned_origin import with_origin
 from sparsescope.models.formats.revision_names import parse_name
@@ -228,6 +228,7 @@ def read_weights(folder: Path, config: Any, request: LoadRequest, **options: Any
     plan = None
     if not getattr(config, "auto_map", None):  # code of the repository has its own classes
         plan = check_size(model_class(config), config, stored_elements(folder), str(folder))
+        check_memory(plan, request.dtype, str(folder))
     try:
         with attention_errors(request.attn_implementation), quiet_transformers(), fork_rng(devices=[]):
             model, report = model_class(config).from_pretrained(

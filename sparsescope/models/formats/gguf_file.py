@@ -19,7 +19,7 @@ from typing import Any
 
 from sparsescope.errors import DependencyError, SubjectError
 from sparsescope.models.entries import LoadedModel, LoadRequest
-from sparsescope.models.formats.config_checks import check_counts, check_size
+from sparsescope.models.formats.config_checks import check_counts, check_memory, check_size
 from sparsescope.models.formats.folder import check_loaded
 from sparsescope.models.formats.gguf_header import Header, read_header
 from sparsescope.models.formats.gguf_keys import check_whole, dropped, settle
@@ -74,6 +74,7 @@ def load_gguf(request: LoadRequest, path: Path | None = None) -> LoadedModel:
             settle(header.values, config, rope_freqs, str(path))
             plan = check_size(AutoModelForCausalLM, config, header.elements, str(path))
             _check_tensors(header, plan, str(path))
+            check_memory(plan, request.dtype, str(path))
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path.parent, config=config, dtype=dtype, output_loading_info=True, **where, **options
             )

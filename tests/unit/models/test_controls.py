@@ -105,3 +105,27 @@ def test_packed_weights_are_refused_before_anything_is_changed() -> None:
     with pytest.raises(SubjectError, match="quantization"):
         controls.shuffle_in_place(subject.model, subject.blocks, 0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(subject).items())
+
+
+def test_a_shuffled_router_keeps_its_rows_and_loses_their_directions():
+    subject = load("random-qwen2moe")
+    before = subject.identity, {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
+    control, again, other = (make_variant(subject, "shuffled_router", seed=seed) for seed in (0, 0, 3))
+    assert (control.id, other.id) == ("shuffled_router:random-qwen2moe", "shuffled_router@3:random-qwen2moe")
+    assert control.identity == again.identity != other.identity
+    for layer in (1, 2):
+        name = f"weight:blocks.{layer}.mlp.router.weight"
+        own, made = subject.parameter(name), control.parameter(name)
+        assert torch.equal(own.sort(-1).values, made.sort(-1).values), "entries of every row"
+        assert not torch.equal(own, made) and not torch.equal(made, other.parameter(name))
+    routers = {f"model.layers.{layer}.mlp.gate.weight" for layer in (1, 2)}
+    changed = {
+        name
+        for name, tensor in control.model.state_dict().items()
+        if not torch.equal(tensor, before[1][name])
+    }
+    assert changed == routers, "nothing but the routers"
+    assert subject.identity == before[0]
+    assert all(torch.equal(tensor, before[1][name]) for name, tensor in subject.model.state_dict().items())
+    with pytest.raises(SubjectError, match="no routers"):
+        make_variant(load("random-llama"), "shuffled_router")

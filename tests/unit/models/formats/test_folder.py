@@ -163,3 +163,34 @@ def test_loading_leaves_the_switches_of_transformers_alone(folder: Path) -> None
     with pytest.raises(SubjectError):
         load(folder)
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparsescope.models.formats import config_checks
+
+    elements = sum(tensor.numel() for tensor in load(folder).model.parameters())
+    monkeypatch.setattr(config_checks, "free_memory", lambda: 3 * elements)
+    read = []
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", lambda *_, **__: read.append(1))
+    with pytest.raises(SubjectError, match="does not fit in the memory that is free") as refused:
+        load(folder)
+    assert f"{elements:,} weights in float32" in str(refused.value) and "bfloat16" in str(refused.value)
+    assert not read
+    monkeypatch.undo()
+    monkeypatch.setattr(config_checks, "free_memory", lambda: 3 * elements)
+    assert load(folder, dtype="bfloat16").dtype == "bfloat16"
+
+
+def test_free_memory_is_that_of_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsescope.models.formats import config_checks
+
+    monkeypatch.setattr(config_checks, "_CGROUP", tmp_path)
+    whole = config_checks.free_memory()
+    assert whole > 2**28
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert config_checks.free_memory() == 4000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert config_checks.free_memory() > 2**28
