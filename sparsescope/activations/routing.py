@@ -134,7 +134,8 @@ def trace_routing(
             where=subject.id,
             allowed="a router that leaves experts out",
             got=f"{routers[0].k} of {routers[0].experts} experts for each token",
-            next_step="gates of which weights are zero instead (a varying number of experts) are not read here",
+            next_step="gates of which weights are zero instead (a varying number of experts) are not "
+            "read here",
         )
     if len(shapes) > 1:
         raise SubjectError(

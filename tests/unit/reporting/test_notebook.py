@@ -106,7 +106,9 @@ def on_a_small_budget(name, folder):
         study = re.sub(r"calibration_tokens = (\d)\d{3,}", r"calibration_tokens = 7\1", study)
         study = study.replace("finetune_steps = 200", "finetune_steps = 2, calibration_tokens = 64")
     if name == "expert_specialization":
-        study = study.replace("ablation_tokens = 32768", "ablation_tokens = 128, alike = 16, random_orders = 1")
+        study = study.replace(
+            "ablation_tokens = 32768", "ablation_tokens = 128, alike = 16, random_orders = 1"
+        )
     if name == "dictionaries":
         few["tokens"] = "4000"
         study = study.replace("loss_tokens = 4096, ", "").replace("+kjv", "")
