@@ -57,7 +57,7 @@ class DomainInformation:
 
     Attributes:
         value: [L, M], nats, plug-in.
-        folds: [F, L, M], without each fold of documents.
+        folds: [F, L, M], without each fold of documents; NaN for a fold that has none.
         null_mean: [L, M], mean over permuted labels.
         null_sd: [L, M].
         z: [L, M], (value - null_mean) / null_sd.
@@ -126,7 +126,8 @@ def domain_information(trace: RoutingTrace, permutations: int, seed: int) -> Dom
     chosen, experts = trace.chosen().astype(np.float64), trace.experts
     labels = np.unique(trace.domain, return_inverse=True)[1]
     tokens = np.unique(trace.token_ids, return_inverse=True)[1]
-    without = (folds_by_domain(trace.domain) != np.arange(FOLDS)[:, None]).astype(np.float64)  # [F, D]
+    out = folds_by_domain(trace.domain) == np.arange(FOLDS)[:, None]  # [F, D]
+    without = (~out).astype(np.float64)
     shape = (chosen.shape[1], len(MEASURES))
     value, nulls = np.empty(shape), np.empty((4, *shape))
     folds = np.empty((FOLDS, *shape))
@@ -145,4 +146,5 @@ def domain_information(trace: RoutingTrace, permutations: int, seed: int) -> Dom
         nulls[:, layer] = np.transpose(
             [(found.mean, found.sd, found.z, found.p_above) for found in comparisons]
         )
+    folds[~out.any(1)] = np.nan  # a fold without documents leaves nothing out
     return DomainInformation(value, folds, *nulls)

@@ -118,18 +118,23 @@ class Ablations:
             )
         return pd.DataFrame(rows)
 
-    def own_minus_others(self) -> tuple[float, Interval | None]:
+    def own_minus_others(self) -> tuple[float, Interval | None] | None:
         """Effect of specialists on their own domain minus that on the others, mean over domains, in nats a
-        token; the interval where every domain has documents enough.
+        token; the interval where every domain has documents enough. None where one domain was read.
         """
-        sign = {True: 1 / len(self._domains()), False: -1 / (len(self._effects) - len(self._domains()))}
-        total, draws = 0.0, np.zeros(len(self.draws.weights))
+        values: dict[bool, list[float]] = {True: [], False: []}
+        replicates: dict[bool, list[NDArray[np.float64]]] = {True: [], False: []}
         for (chosen_for, domain), effect in self._effects.items():
-            member, factor = self.domain == domain, sign[chosen_for == domain]
-            total += factor * effect[member].sum() / self.targets[member].sum()
-            draws = draws + factor * self.draws.among(member).replicates(effect[member], self.targets[member])
+            member, own = self.domain == domain, chosen_for == domain
+            values[own].append(effect[member].sum() / self.targets[member].sum())
+            draws = self.draws.among(member)
+            replicates[own].append(draws.replicates(effect[member], self.targets[member]))
+        if not values[True] or not values[False]:  # the part that is read has one domain
+            return None
+        total = float(np.mean(values[True]) - np.mean(values[False]))
+        drawn = np.mean(replicates[True], axis=0) - np.mean(replicates[False], axis=0)
         enough = np.bincount(self.domain)[self._domains()].min() >= self.measured.params.least_documents
-        return total, self.draws.interval(draws) if enough else None
+        return total, self.draws.interval(drawn) if enough else None
 
     @cached_property
     def _effects(self) -> dict[tuple[int, int], NDArray[np.float64]]:

@@ -108,11 +108,12 @@ def _ablate(out: Result, measured: Measured, context: Context, found: tuple[Rout
     if single is not None:
         out.add("ablation", single)
         out.add("ablation_matrix", ablations.matrix())
-        effect, interval = ablations.own_minus_others()
+        own = ablations.own_minus_others()
         text = (
             "loss without the specialists of a domain minus that without experts of like load: on that "
             "domain, "
             "minus on the other domains; mean over layers and domains"
         )
-        out.add_scalar("specialist_effect", effect, "nats", text, interval=interval)
+        if own is not None:
+            out.add_scalar("specialist_effect", own[0], "nats", text, interval=own[1])
     out.add("pruning", ablations.pruning(out.tables["saliency"]))

@@ -142,9 +142,8 @@ class Measured:
 
         whole = load_of(np.ones(len(tokens)))
         folds = load_of(self.without[:, member]).cv
+        folds[self.without[:, member].all(1)] = np.nan  # a fold without documents leaves nothing out
         low, high = jackknife_interval(whole.cv, folds, self.params.level)
-        if int(member.sum()) < 2:
-            low = high = np.full_like(whole.cv, np.nan)
         counts = self.chosen[member].sum(0)
 
         def per_token(values: NDArray[Any]) -> Array:

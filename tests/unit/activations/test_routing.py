@@ -198,3 +198,19 @@ def test_the_mean_of_draws_has_their_spread(planted):
     assert mean.excess == pytest.approx(1.5 * one.excess)
     assert mean.null_sd == pytest.approx(one.excess / np.sqrt(2))
     assert np.isnan(DomainInformation.mean([one]).null_sd).all()
+
+
+def test_folds_without_documents_are_no_replicates(planted):
+    """Three documents a domain are three folds: five that leave nothing out would make an interval too
+    narrow.
+    """
+    few = planted.document < 6
+    trace = made(planted.index[few], planted.token_ids[few], planted.document[few], planted.domain[:6])
+    found = domain_information(trace, 99, 0)
+    assert np.isfinite(found.folds).all((1, 2)).tolist() == [True] * 3 + [False] * 5
+    low, high = found.ends(0.95)
+    from scipy.stats import t
+
+    replicates = found.folds[:3] - found.null_mean
+    error = np.sqrt(2 / 3 * ((replicates - replicates.mean(0)) ** 2).sum(0))
+    assert high - low == pytest.approx(2 * t.ppf(0.975, 2) * error)
