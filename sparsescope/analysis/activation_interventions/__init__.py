@@ -179,7 +179,7 @@ ANALYSIS = Analysis(
     tables=TABLES,
     statements="sparsescope.analysis.activation_interventions.statements",
     headline=("loss_rise_top_k", "loss_rise_random_k", "ece_dense", "ece_top_k", "robustness_excess"),
-    requires=frozenset({"mlp_hidden", "causal", "logits"}),
+    requires=frozenset({"hidden_units", "causal", "logits"}),
     presets={"quick": {"densities": (0.5, 0.25), "corruption": (0.2,), "tokens": 3072}},
     citations=(
         Citation("Li et al. 2023, The Lazy Neuron Phenomenon", "https://arxiv.org/abs/2210.06313"),

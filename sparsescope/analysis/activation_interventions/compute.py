@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from sparsescope.activations.text.tokenized import TokenBatch
     from sparsescope.models.structure.sites import Site
 
-SITES = "blocks.*.mlp.hook_post"
-
 
 def compute(params: ActivationInterventionsParams, context: Context) -> Result:
     """Run the analysis."""
@@ -48,7 +46,8 @@ def compute(params: ActivationInterventionsParams, context: Context) -> Result:
         + len(params.densities)
         + 2 * len(params.corruption)
     )
-    passes = EditedPasses(context, chosen, context.subject.sites(SITES), planned)
+    sites = context.subject.hidden_sites()
+    passes = EditedPasses(context, chosen, sites, planned)
     dense = passes.run("dense")
     found: dict[tuple[str, float], EditedPass] = {("dense", 1.0): dense}
     for kept in sorted({*params.densities, params.robust_density}, reverse=True):
@@ -86,6 +85,13 @@ def compute(params: ActivationInterventionsParams, context: Context) -> Result:
         "trained with top-k are no comparison",
         place="protocol",
     )
+    if any(site.expert is not None for site in sites):
+        out.note(
+            "info",
+            "units are hidden units on routed tokens: of every expert that a token is sent to, the share of "
+            "its units is kept, and of a shared expert likewise; where tokens go is left to the routers",
+            place="protocol",
+        )
     if report.n["documents"] < 2:
         out.note("warning", "one document: no interval can be given", place="precision")
     return out

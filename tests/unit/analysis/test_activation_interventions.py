@@ -10,7 +10,6 @@ import pytest
 import sparsescope as ss
 from sparsescope.analysis.activation_interventions import ANALYSIS
 from sparsescope.analysis.activation_interventions.compute import _corrupt
-from sparsescope.errors import SubjectError
 from sparsescope.testing import check_analysis
 
 SMALL = {"tokens": 300, "densities": (0.5, 0.1), "corruption": (0.2,), "null_draws": 50, "resamples": 100}
@@ -79,6 +78,31 @@ def test_corruption_replaces_text_tokens_at_its_rate_and_nests(llama, small_corp
     assert changed / total == pytest.approx(0.3, abs=5 * np.sqrt(0.3 * 0.7 / total))
 
 
-def test_a_mixture_of_experts_is_refused(small_corpus):
-    with pytest.raises(SubjectError, match="mlp_hidden"):
-        ss.run("activation_interventions", ss.load("random-olmoe"), small_corpus)
+@pytest.mark.parametrize("name", ["random-olmoe", "random-qwen2moe"])
+def test_units_of_experts_are_those_of_routed_tokens(name, small_corpus):
+    """The loss with half of the units of every expert, by the edits themselves; dense layers and shared
+    experts lose theirs too.
+    """
+    from sparsescope.activations.edited_passes import held_out
+    from sparsescope.activations.losses import token_losses
+    from sparsescope.kernels.topk_masks import top_k_mask
+
+    subject = ss.load(name)
+    result = ss.run("activation_interventions", subject, small_corpus, **{**SMALL, "densities": (0.5,)})
+    _, text = held_out(small_corpus.read_by(subject), SMALL["tokens"])
+    sites = subject.hidden_sites()
+    experts = [site for site in sites if site.expert is not None]
+    assert experts and (name == "random-olmoe") == (len(experts) == len(sites))
+
+    def halved(site, tensor, rows, batch):
+        return tensor * top_k_mask(tensor, round(site.width / 2))
+
+    def same(site, tensor, rows, batch):
+        return tensor
+
+    edited = token_losses(subject, text, sites=sites, replace=halved)
+    dense = token_losses(subject, text, sites=experts, replace=same)
+    curve = result.tables["loss_curve"].query("kept == 0.5").set_index("model")
+    assert curve.loc["top-k", "loss_rise"] == pytest.approx((edited.nll - dense.nll).mean())
+    assert curve.loc["top-k", "loss_rise"] != 0
+    assert any("routed tokens" in note.message for note in result.notes)
