@@ -185,9 +185,9 @@ class CheckpointSeries:
         return None if self._folder is None else self._folder.content
 
     @property
-    def mixture(self) -> bool:
-        """Whether a series of our own trainer is one of mixtures of experts."""
-        return self._folder is not None and self._folder.mixture
+    def kinds(self) -> frozenset[str]:
+        """What the models of our own trainer are: ``experts``, ``gates``; see ``SeriesFolder``."""
+        return frozenset() if self._folder is None else self._folder.kinds
 
     def _trained(self, what: str) -> SeriesFolder:
         if self._folder is None:

@@ -70,7 +70,7 @@ def known_series(name: str) -> Known | None:
 
     folder = _series_folder(name)
     if folder is not None:
-        has = series_capabilities(str(folder.content.data.get("kind")), mixture=folder.mixture)
+        has = series_capabilities(str(folder.content.data.get("kind")), folder.kinds)
         return Known("series", name, has=frozenset(has), whole=True)
     path = given_path(name, "name of a series")
     if path.is_dir() and any(
@@ -84,15 +84,15 @@ def known_series(name: str) -> Known | None:
     )
 
 
-def series_capabilities(kind: str, *, mixture: bool) -> set[str]:
+def series_capabilities(kind: str, models: frozenset[str]) -> set[str]:
     """Capabilities of a series of our own trainer, by the kind of its data and of its models.
 
     ``curves``: what the trainer measured along the way. ``held_out_text`` and ``tokenizer``: its
     models read text, and it carries some. ``pairs``: questions with one right answer, some for
-    training and some for testing. ``experts``: its models are mixtures of experts.
+    training and some for testing. What ``models`` are: ``experts`` of mixtures, ``gates`` that have a name.
     """
     reads = ("held_out_text", "tokenizer") if kind == "byte_text" else ("pairs",)
-    return {"curves", *reads, *(("experts",) if mixture else ())}
+    return {"curves", *reads, *models}
 
 
 def _series_kind(name: str) -> str | None:

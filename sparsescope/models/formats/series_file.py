@@ -155,14 +155,18 @@ class SeriesFolder:
         return cls(folder, content)
 
     @property
-    def mixture(self) -> bool:
-        """Whether its configuration has experts; read without checking the file."""
+    def kinds(self) -> frozenset[str]:
+        """What its configuration says of its models, read without checking the file: ``experts``, and
+        ``gates`` where it names the gate of a mixture.
+        """
         try:
             config = parse((self.folder / CONFIG).read_bytes())
         except (OSError, ValueError):
-            return False  # a damaged file is reported where it is opened
-        counts = [config.get(name) for name in _EXPERTS] if isinstance(config, dict) else []
-        return any(isinstance(count, int) and count > 0 for count in counts)
+            return frozenset()  # a damaged file is reported where it is opened
+        known = config if isinstance(config, dict) else {}
+        counts = [known.get(name) for name in _EXPERTS]
+        found = {"experts"} if any(isinstance(count, int) and count > 0 for count in counts) else set()
+        return frozenset(found | ({"gates"} if found and isinstance(known.get("gate"), str) else set()))
 
     def checkpoint(self, step: int) -> StoredCheckpoint:
         """Return the record of a step.

@@ -68,8 +68,10 @@ def capabilities(value: CheckpointSeries) -> frozenset[str]:
     says what it reads, and whether it has experts.
     """
     if value.trained is not None:
-        return frozenset(series_capabilities(str(value.trained.data.get("kind")), mixture=value.mixture))
-    return frozenset({"tokenizer", "experts"} & value.subject(value.steps[-1]).capabilities)
+        return frozenset(series_capabilities(str(value.trained.data.get("kind")), value.kinds))
+    last = value.subject(value.steps[-1])
+    gated = {"gates"} if isinstance(getattr(last.model.config, "gate", None), str) else set[str]()
+    return frozenset({"tokenizer", "experts"} & last.capabilities | gated)
 
 
 def unstorable(value: CheckpointSeries) -> tuple[str, ...]:
