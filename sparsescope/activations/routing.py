@@ -51,9 +51,9 @@ class RoutingTrace:
         weight: float64 [D, L, E], weights that the model applied, summed over tokens.
         squared_logsumexp: float64 [D, L], summed over tokens: the z-loss times tokens.
         entropy: float64 [D, L], nats, of the probabilities of a token, summed.
-        margin: float64 [D, L], score of the last expert chosen minus the first one left out, summed; zero
-            where every expert is chosen.
-        near_ties: int64 [D, L], tokens whose margin is below ``NEAR_TIE``.
+        margin: float64 [D, L], score of the last expert chosen minus the first one left out, summed; NaN
+            where a router does not choose by its scores alone (a bias, groups, an unknown rule).
+        near_ties: float64 [D, L], tokens whose margin is below ``NEAR_TIE``; NaN likewise.
         norm: float64 [D, L, E], Euclidean norm of what an expert says before its weight, summed over the
             tokens sent to it; empty where outputs were not read.
         weighted_norm: float64 [D, L, E], the same times the weight.
@@ -72,7 +72,7 @@ class RoutingTrace:
     squared_logsumexp: NDArray[np.float64]
     entropy: NDArray[np.float64]
     margin: NDArray[np.float64]
-    near_ties: NDArray[np.int64]
+    near_ties: NDArray[np.float64]
     norm: NDArray[np.float64]
     weighted_norm: NDArray[np.float64]
     peak: NDArray[np.float64]
@@ -213,11 +213,11 @@ class _Reader:
         sums["weight"][n] += applied.sum(0).numpy()
         sums["squared_logsumexp"][n] += float(scores.logsumexp(-1).square().sum())
         sums["entropy"][n] += float(torch.special.entr(probabilities).sum())
-        if router.k < router.experts:
-            best = scores.topk(router.k + 1, dim=-1).values
-            margin = best[:, -2] - best[:, -1]
-            sums["margin"][n] += float(margin.sum())
-            sums["near_ties"][n] += int((margin < NEAR_TIE).sum())
+        best = scores.topk(router.k + 1, dim=-1).values
+        margin = best[:, -2] - best[:, -1]
+        # With a bias or groups a choice does not go by the scores
+        sums["margin"][n] += float(margin.sum()) if router.by_score else np.nan
+        sums["near_ties"][n] += int((margin < NEAR_TIE).sum()) if router.by_score else np.nan
         if self.outputs:
             self._outputs(n, router, batch, sums)
         return index.numpy()
@@ -244,8 +244,9 @@ class _Reader:
     def _empty(self) -> dict[str, NDArray[Any]]:
         shape = self.shape
         found: dict[str, NDArray[Any]] = {name: np.zeros(shape) for name in ("mass", "weight")}
-        found |= {name: np.zeros(shape[:1]) for name in ("squared_logsumexp", "entropy", "margin")}
-        found["near_ties"] = np.zeros(shape[:1], np.int64)
+        found |= {
+            name: np.zeros(shape[:1]) for name in ("squared_logsumexp", "entropy", "margin", "near_ties")
+        }
         said = shape if self.outputs else (0, 0)
         return found | {name: np.zeros(said) for name in ("norm", "weighted_norm", "peak")}
 

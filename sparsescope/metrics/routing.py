@@ -1,4 +1,4 @@
-"""Choices of a router: which experts, how surely, and how much of it two checkpoints share.
+"""Choices of a router: which experts, and how much of it two checkpoints share.
 
 Overlap of two selections of k experts: |S & S'| / k. Router saturation is its mean over the same tokens
 between a checkpoint and the last one (Muennighoff et al. 2024, arXiv 2409.02060, section 5.1); churn is 1 -
@@ -6,26 +6,22 @@ saturation with the checkpoint before. Chance: k / E if all experts are alike, s
 that there are, and the same within token ids where the id alone decides. A lower learning rate lowers churn
 whatever is learned.
 
-Shapes: selections int [N, k], in the order of the router where first choices are asked for; logits [N, E].
+Shapes: selections int [N, k], in the order of the router where first choices are asked for.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparsescope.errors import SpecError
-from sparsescope.metrics.information import entropy
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     Array = NDArray[np.float64]
-
-NEAR_TIE = 1e-6
 
 
 def check_selections(selections: NDArray[np.integer], experts: int) -> None:
@@ -138,48 +134,3 @@ def uniform_intersection(k: int, experts: int) -> float:
         0.4643
     """
     return 1 - math.comb(experts - k, k) / math.comb(experts, k)
-
-
-@dataclass(frozen=True, slots=True)
-class Confidence:
-    """How sure a router is, for each token.
-
-    Attributes:
-        margin: z_(k) - z_(k+1), the logits of the last expert chosen and of the first one left out.
-        mass: Sum of the k largest probabilities.
-        entropy: Entropy of the probabilities, in nats; ln E for equal ones.
-    """
-
-    margin: Array
-    mass: Array
-    entropy: Array
-
-    def near_ties(self, within: float = NEAR_TIE) -> NDArray[np.bool_]:
-        """Tokens [N] whose choice rounding may change: a margin of at most ``within``."""
-        return self.margin <= within
-
-
-def confidence(logits: ArrayLike, k: int) -> Confidence:
-    """Margin, top-k mass and entropy of a router.
-
-    Args:
-        logits: [N, E]; probabilities are their softmax over all experts, whatever the router normalizes over.
-        k: Experts chosen, below E.
-
-    Raises:
-        SpecError: If k is not from 1 to E - 1.
-
-    Example:
-        >>> found = confidence([[0.0, 0.0, 0.0, 0.0], [3.0, 1.0, 0.5, 0.0]], k=2)
-        >>> found.margin.tolist(), found.near_ties().tolist(), round(float(found.mass[0]), 6)
-        ([0.0, 0.5], [True, False], 0.5)
-    """
-    from scipy.special import softmax
-
-    z = np.sort(np.asarray(logits, np.float64), axis=-1)[..., ::-1]
-    if not 1 <= k < z.shape[-1]:
-        raise SpecError(
-            "no expert is left out to compare with", where="k", allowed=f"1 to {z.shape[-1] - 1}", got=k
-        )
-    probabilities = softmax(z, axis=-1)
-    return Confidence(z[..., k - 1] - z[..., k], probabilities[..., :k].sum(-1), entropy(probabilities))

@@ -223,6 +223,30 @@ def bars(
     )
 
 
+def error_bars(values: Any, low: Any, high: Any, **look: Any) -> dict[str, Any]:
+    """Error bars of a trace from the ends of intervals; none where there is no interval.
+
+    Args:
+        values: Where the marks are.
+        low: Lower ends.
+        high: Upper ends.
+        **look: What differs from the usual bars, for example ``thickness=1.3``.
+    """
+    middle = np.asarray(values, float)
+    up, down = np.asarray(high, float) - middle, middle - np.asarray(low, float)
+    known = np.isfinite(up) & np.isfinite(down)
+    return {
+        "type": "data",
+        "symmetric": False,
+        # An interval of a bootstrap need not hold the value; a bar has no negative length
+        "array": np.where(known, np.maximum(up, 0), 0),
+        "arrayminus": np.where(known, np.maximum(down, 0), 0),
+        "thickness": 1.5,
+        "width": 3,
+        **look,
+    }
+
+
 def band(
     figure: go.Figure,
     x: Sequence[float] | np.ndarray,

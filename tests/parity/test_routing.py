@@ -15,7 +15,15 @@ from torch import nn
 
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.models import Subject, wrap
-from sparsescope.models.structure.routing import INDEX, SEMANTICS, Rule, routers, without_experts
+from sparsescope.models.structure.routing import (
+    INDEX,
+    SEMANTICS,
+    Choice,
+    Rule,
+    _gives,
+    routers,
+    without_experts,
+)
 
 _SIZE: dict[str, Any] = {
     "vocab_size": 96,
@@ -278,6 +286,33 @@ def test_too_few_experts_left_weigh_nothing() -> None:
     kept = ~gone[found.experts]
     assert (kept.sum(-1) == 2).all() and not found.weights[~kept].any()
     torch.testing.assert_close(found.weights.sum(-1), torch.ones(5))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rules_are_found_in_bfloat16(family: str) -> None:
+    """Weights of eight significant bits: the rule is still the right one, not the first that is near."""
+    subject = build(family)
+    half = wrap(subject.copy().model.to(torch.bfloat16))
+    for router, same in zip(routers(half), routers(subject), strict=True):
+        assert router.rule is not None and same.rule is not None
+        assert (router.rule.scoring, router.rule.normalised) == (same.rule.scoring, same.rule.normalised)
+        assert (router.rule.groups, router.rule.group_top) == (same.rule.groups, same.rule.group_top)
+
+
+def test_a_rule_with_other_weights_is_not_taken_for_that_of_the_model() -> None:
+    """Of 64 experts weights are small: unnormalised ones are within an absolute rounding of bfloat16."""
+    logits = 0.1 * torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
+    found = Rule("softmax", True).choose(logits, 32)
+    choice = Choice(found.experts, found.weights.bfloat16())
+    assert _gives(Rule("softmax", True), logits, choice)
+    assert not _gives(Rule("softmax", False), logits, choice)
+    moved = Choice((found.experts + 1) % 64, choice.weights)
+    assert not _gives(Rule("softmax", True), logits, moved)
+
+
+def test_margins_are_not_known_where_a_bias_decides_too() -> None:
+    assert not any(router.by_score for router in routers(build("deepseek_v3")))
+    assert all(router.by_score for router in routers(build("olmoe")))
 
 
 def test_sites_of_the_routing_are_named_by_role() -> None:

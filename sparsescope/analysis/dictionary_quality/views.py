@@ -46,20 +46,6 @@ def _looks(result: Result) -> dict[str, dict[str, Any]]:
     return looks
 
 
-def _bars(values: Any, low: Any, high: Any) -> dict[str, Any]:
-    """Error bars from the ends of intervals."""
-    up, down = np.asarray(high, float) - values, np.asarray(values, float) - low
-    known = np.isfinite(up) & np.isfinite(down)
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": np.where(known, up, 0),
-        "arrayminus": np.where(known, down, 0),
-        "thickness": 1.5,
-        "width": 3,
-    }
-
-
 def _layers(table: pd.DataFrame) -> str:
     """Which sites a table is about."""
     sites = list(dict.fromkeys(table["site"]))
@@ -90,7 +76,7 @@ def frontier(result: Result) -> fig.Figure:
         color, symbol, texts = look["color"], look["symbol"], [_frontier_text(row)]
         name = str(row.dictionary)
         fig.dots(figure, [row.l0], [row.fvu], name, color=color, symbol=symbol, texts=texts, size=11)
-        figure.data[-1].update(error_y=_bars([row.fvu], [row.low], [row.high]))
+        figure.data[-1].update(error_y=fig.error_bars([row.fvu], [row.low], [row.high]))
     base = table[table["kind"] == "baseline"]
     kinds = base.assign(group=[_kind(row) for row in base.itertuples()])
     for (name, _), rows in kinds.groupby(["group", "site"], sort=False):
@@ -103,7 +89,7 @@ def frontier(result: Result) -> fig.Figure:
         figure.data[-1].update(
             mode="lines+markers",
             line={"color": look["color"], "dash": "dot", "width": 1},
-            error_y=_bars(y, rows["low"], rows["high"]),
+            error_y=fig.error_bars(y, rows["low"], rows["high"]),
             showlegend=str(name) not in {trace.name for trace in figure.data[:-1]},
         )
     positive = table["l0"][table["l0"] > 0]
@@ -155,7 +141,7 @@ def splice(result: Result) -> fig.Figure:
             texts=[text],
             size=11 if row.kind == "dictionary" else 9,
         )
-        figure.data[-1].update(error_y=_bars([row.rise], [row.rise_low], [row.rise_high]))
+        figure.data[-1].update(error_y=fig.error_bars([row.rise], [row.rise_low], [row.rise_high]))
     lines = table[table["kind"] == _ABLATION]
     for row in lines.head(4).itertuples():
         figure.add_hline(
@@ -210,7 +196,9 @@ def comparisons(result: Result, value: str) -> fig.Figure:
         fig.dots(
             figure, rows["difference"].to_numpy(), at, name, color=color, symbol=symbol, texts=texts, size=8
         )
-        figure.data[-1].update(error_x=_bars(rows["difference"].to_numpy(), rows["low"], rows["high"]))
+        figure.data[-1].update(
+            error_x=fig.error_bars(rows["difference"].to_numpy(), rows["low"], rows["high"])
+        )
     figure.add_vline(x=0, line=theme.LEVEL)
     figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], automargin=True, title_text="pair")
     unit = "FVU" if value == "FVU" else "loss when spliced in, nats"
@@ -242,7 +230,7 @@ def rules(result: Result) -> fig.Figure:
     ]
     mean = table["difference"].to_numpy()
     fig.dots(figure, mean, at, "mean over seeds", color=theme.BLUE, texts=told, size=10)
-    figure.data[-1].update(error_x=_bars(mean, table["low"], table["high"]))
+    figure.data[-1].update(error_x=fig.error_bars(mean, table["low"], table["high"]))
     ends = [*table["least"], *table["most"]]
     fig.dots(
         figure, ends, at * 2, "one seed", color=theme.VERMILION, texts=told * 2, symbol="line-ns-open", size=9

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from sparsescope.core.result import Result
@@ -98,16 +97,7 @@ def _means(figure: fig.Figure, table: pd.DataFrame, column: str, prefix: str, un
             )
         ]
         _markers(figure, rows, column, f"mean over seeds, {name}", color, symbol, texts, place)
-        figure.data[-1].update(
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": np.nan_to_num(high - values),
-                "arrayminus": np.nan_to_num(values - low),
-                "thickness": 1.5,
-                "width": 3,
-            }
-        )
+        figure.data[-1].update(error_x=fig.error_bars(values, low, high))
 
 
 def _markers(

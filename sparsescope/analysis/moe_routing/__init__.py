@@ -6,7 +6,7 @@ nulls: labels of domains dealt anew to whole documents, and the same model with 
 expert matters for a domain is asked by taking it away, beside experts of like load. Shares of a text say how
 often experts are chosen; chance stands beside each. Definitions and sources: ``metrics.expert_load``,
 ``coactivation``, ``specialization``, ``document_nulls``, ``routing_locality``, ``expert_cache``,
-``expert_saliency``, ``expert_similarity``.
+``super_experts``, ``expert_similarity``.
 Shapes: L layers with a router, E experts, k of them per token, D documents.
 """
 

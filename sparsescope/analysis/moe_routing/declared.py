@@ -37,7 +37,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("auxiliary_loss", "value", "E sum_e p_e P_e of this layer alone; k where balanced."),
         Column("z_loss", "value", "Mean squared logsumexp of the scores."),
         _nats("router_entropy", "Mean entropy of the router's probabilities on a token; ln E at most."),
-        Column("margin", "value", "Mean score of the last expert chosen minus the first one left out."),
+        Column(
+            "margin",
+            "value",
+            "Mean score of the last expert chosen minus the first one left out; NaN where a bias or "
+            "groups decide too.",
+        ),
         Column(
             "near_ties", "fraction", "Share of tokens with a margin below 0.001, which rounding may decide."
         ),

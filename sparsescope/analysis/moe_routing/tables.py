@@ -20,7 +20,6 @@ from sparsescope.metrics.document_nulls import domain_tables
 from sparsescope.metrics.estimates import DocumentBootstrap
 from sparsescope.metrics.expert_cache import cache_hit_rate, segment_coverage
 from sparsescope.metrics.expert_load import ExpertLoad, auxiliary_loss, expert_load
-from sparsescope.metrics.expert_saliency import super_experts
 from sparsescope.metrics.information import entropy
 from sparsescope.metrics.jackknife import FOLDS, jackknife_interval
 from sparsescope.metrics.routing import expert_counts
@@ -34,6 +33,7 @@ from sparsescope.metrics.routing_locality import (
     windows,
 )
 from sparsescope.metrics.specialization import domain_specialization, vocabulary_specialization
+from sparsescope.metrics.super_experts import super_experts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Selections of routers: checks, overlap with its chances, confidence."""
+"""Selections of routers: checks, and overlap with its chances."""
 
 from __future__ import annotations
 
@@ -95,23 +95,3 @@ def test_chance_at_loads_and_given_the_token_id_are_what_drawing_gives():
 def test_ids_that_do_not_occur_do_not_matter():
     tables = np.array([[3.0, 1.0], [0.0, 0.0]]), np.array([[1.0, 3.0], [0.0, 0.0]])
     assert float(r.overlap_chance(*tables, [4, 0])) == pytest.approx((3 * 1 + 1 * 3) / 16)
-
-
-def test_confidence():
-    logits = np.array([[0.0, 2.0, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0]])
-    found = r.confidence(logits, k=2)
-    assert found.margin.tolist() == [1.0, 0.0] and found.near_ties().tolist() == [False, True]
-    assert found.near_ties(within=1.0).all()
-    assert found.entropy[1] == pytest.approx(np.log(4)) and found.mass[1] == pytest.approx(0.5)
-    p = np.exp(logits[0]) / np.exp(logits[0]).sum()
-    assert found.mass[0] == pytest.approx(p[[1, 2]].sum())
-    assert found.entropy[0] == pytest.approx(-(p * np.log(p)).sum())
-    moved = r.confidence(logits[:, ::-1] + 7, k=2)
-    np.testing.assert_allclose(moved.margin, found.margin)
-    np.testing.assert_allclose(moved.entropy, found.entropy)
-
-
-@pytest.mark.parametrize("k", [0, 4, 5])
-def test_confidence_needs_an_expert_that_is_left_out(k):
-    with pytest.raises(SpecError, match="left out"):
-        r.confidence(np.zeros((2, 4)), k)

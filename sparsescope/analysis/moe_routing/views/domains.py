@@ -128,13 +128,13 @@ def specialization(result: Result) -> fig.Figure:
         fig.bars(
             figure, rows["layer"].to_numpy(), rows["excess"].to_numpy(float), "routers as trained",
             color=theme.BLUE, texts=[_bar(row) for row in rows.itertuples()], column=column,
-            error_y=parts.error_bars(rows["excess"], rows["low"], rows["high"]),
+            error_y=fig.error_bars(rows["excess"], rows["low"], rows["high"]),
         )  # fmt: skip
         if known:
             fig.bars(
                 figure, rows["layer"].to_numpy(), rows["shuffled"].to_numpy(float), "shuffled routers",
                 color=theme.SLATE, texts=[_beside(row) for row in rows.itertuples()], column=column,
-                error_y=parts.error_bars(
+                error_y=fig.error_bars(
                     rows["shuffled"], rows["shuffled"] - rows["shuffled_sd"],
                     rows["shuffled"] + rows["shuffled_sd"],
                 ),

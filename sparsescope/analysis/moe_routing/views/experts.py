@@ -264,7 +264,7 @@ def _spread_of(
         f"{parts.number(b)}"
         for layer, m, a, b in zip(middle.index, middle, low, high, strict=True)
     ]
-    bars = parts.error_bars(middle, low, high) | {"color": color}
+    bars = fig.error_bars(middle, low, high, thickness=1.3, color=color)
     _dots(
         figure, x, middle, words, texts, {"color": color, "size": 8, "symbol": symbol}, column, error_y=bars
     )

@@ -92,23 +92,6 @@ def tokens_of_experts(result: Result) -> pd.DataFrame:
     )
 
 
-def error_bars(values: Any, low: Any, high: Any) -> dict[str, Any]:
-    """Error bars from the ends of intervals; none where there is no interval."""
-    middle = np.asarray(values, float)
-    up, down = np.asarray(high, float) - middle, middle - np.asarray(low, float)
-    known = np.isfinite(up) & np.isfinite(down)
-    return {
-        "type": "data",
-        "symmetric": False,
-        # The interval need not hold the value; a bar has no negative length
-        "array": np.where(known, np.maximum(up, 0), 0),
-        "arrayminus": np.where(known, np.maximum(down, 0), 0),
-        "thickness": 1.3,
-        "width": 3,
-        "color": theme.INK["light"],
-    }
-
-
 def heat(
     figure: fig.Figure,
     z: np.ndarray,

@@ -52,7 +52,7 @@ def usable_range(result: Result, value: str) -> fig.Figure:
             parts.marks(
                 figure, [row.sparsity], [display(row.method, limit=40)], row.method, texts=[text],
                 marker={"color": look["color"], "symbol": symbol, "size": 11 if look["width"] > 2 else 9},
-                error_x=parts.error_bars([row.sparsity], [row.low], [row.high]), column=column,
+                error_x=fig.error_bars([row.sparsity], [row.low], [row.high]), column=column,
             )  # fmt: skip
     most = float(np.nanmax(table[["sparsity", "high"]].to_numpy(float)))
     title = parts.BLOCK if len(wanted) < 3 else "block bytes not read"  # as far as there is room for words
@@ -111,7 +111,7 @@ def comparisons(result: Result) -> fig.Figure:
             parts.marks(
                 figure, [row.ratio], [order[row.target, row.second]], row.second, texts=[text],
                 marker={"color": look["color"], "symbol": symbol, "size": 9},
-                error_x=parts.error_bars([row.ratio], [row.ratio_low], [row.ratio_high]), column=column,
+                error_x=fig.error_bars([row.ratio], [row.ratio_low], [row.ratio_high]), column=column,
             )  # fmt: skip
         figure.add_vline(x=1, line={"color": theme.SLATE, "width": 1.2}, row=1, col=column)
     heads = {target: min(n for (at, _), n in order.items() if at == target) - 1 for target, _ in order}
@@ -198,7 +198,7 @@ def divergence(result: Result) -> fig.Figure:
         parts.marks(
             figure, [row.length], [display(row.method, limit=40)], row.method, texts=[text],
             marker={"color": look["color"], "symbol": look["symbol"], "size": 11 if look["width"] > 2 else 9},
-            error_x=parts.error_bars([row.length], [row.low], [row.high]),
+            error_x=fig.error_bars([row.length], [row.low], [row.high]),
             row=policies.index(row.prefix) + 1, column=targets.index(row.target) + 1,
         )  # fmt: skip
     figure.add_vline(x=new, line=theme.LEVEL)

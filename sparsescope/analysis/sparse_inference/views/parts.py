@@ -6,7 +6,6 @@ import math
 import re
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from sparsescope.analysis.sparse_inference.statements import DENSE, params_of, reference_of, titles_of
@@ -114,22 +113,6 @@ def roles_of(table: pd.DataFrame) -> list[str]:
         return not stem.startswith("attn"), stem.endswith(("out", ".o")), role
 
     return sorted(roles, key=rank)
-
-
-def error_bars(values: Any, low: Any, high: Any) -> dict[str, Any]:
-    """Error bars from the ends of intervals; none where there is no interval."""
-    middle = np.asarray(values, float)
-    up, down = np.asarray(high, float) - middle, middle - np.asarray(low, float)
-    known = np.isfinite(up) & np.isfinite(down)
-    return {
-        "type": "data",
-        "symmetric": False,
-        # An interval of a bootstrap need not hold the value; a bar has no negative length
-        "array": np.where(known, np.maximum(up, 0), 0),
-        "arrayminus": np.where(known, np.maximum(down, 0), 0),
-        "thickness": 1.5,
-        "width": 3,
-    }
 
 
 def marks(

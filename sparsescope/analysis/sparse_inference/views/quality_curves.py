@@ -119,7 +119,7 @@ def _method(
                 name,
                 texts=[f"{name}: {text(at)}" for at in rows.itertuples()],
                 marker={"color": look["color"], "symbol": look["symbol"], "size": 8},
-                error_y=parts.error_bars(rows[y], *ends),
+                error_y=fig.error_bars(rows[y], *ends),
                 showlegend=column == 1,
                 **place,
             )
@@ -134,7 +134,7 @@ def _pruned(figure: fig.Figure, row: Any, look: dict[str, Any]) -> None:
         text = f"{row.method}: {show(at)} [{show(low)}, {show(high)}], {percent(row.realised)} unread"
         parts.marks(
             figure, [row.realised], [at], row.method, texts=[text], marker=marker, column=column,
-            showlegend=column == 1, error_y=parts.error_bars([at], [low], [high]),
+            showlegend=column == 1, error_y=fig.error_bars([at], [low], [high]),
         )  # fmt: skip
 
 
