@@ -20,16 +20,15 @@ from sparsescope.analysis.grokking import checkpoint as one
 from sparsescope.analysis.grokking import tables as make
 from sparsescope.core.numbers import Interval
 from sparsescope.core.result import Result
-from sparsescope.errors import SpecError
+from sparsescope.metrics.leads import aligned_rows, correlation_rows, lead_rows, lead_summary_rows, onset_rows
 from sparsescope.metrics.onsets import Onsets, find_onsets, kaplan_meier_median, median_range
+from sparsescope.models.training_curves import LOSSES, training_curves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sparsescope.activations.context import Context
     from sparsescope.models.checkpoints import CheckpointSeries
-
-LOSSES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
 
 
 @dataclass(slots=True)
@@ -76,11 +75,14 @@ def compute(params: GrokkingParams, context: Context) -> Result:
     segments, cleanup = make.segments(own, params)
     out.add("phases", make.phases(own, cleanup))
     out.add("segments", segments)
-    out.add("onsets", make.onsets(measured))
-    out.add("leads", make.leads(measured))
-    out.add("lead_summary", make.lead_summary(out.tables["leads"], params))
-    out.add("aligned", make.aligned(measured))
-    out.add("correlations", make.correlations(own, params))
+    out.add("onsets", onset_rows(measured))
+    out.add("leads", lead_rows(measured, make.FOLLOWED))
+    out.add("lead_summary", lead_summary_rows(out.tables["leads"], params.level))
+    out.add("aligned", aligned_rows(measured, make.ALIGNED))
+    correlated = correlation_rows(
+        own, make.FOLLOWED, draws=params.draws, level=params.level, seed=params.seed
+    )
+    out.add("correlations", correlated)
     out.add("spectrum", make.spectrum(own))
     out.add("tensors", make.tensors(own))
     _scalars(out, own, measured, params)
@@ -149,38 +151,6 @@ def _measure(
 
 def _splits(curves: pd.DataFrame) -> tuple[str, str]:
     return "train", str(curves["split"].iloc[0]) if "split" in curves else "test"
-
-
-def training_curves(series: CheckpointSeries) -> pd.DataFrame:
-    """Return the logged curves, wide: step, the four of ``LOSSES``, weight_norm; and the name
-    of the second split.
-
-    Raises:
-        SpecError: The series has no curves, or none of a second split.
-    """
-    long = series.curves()
-    whole = long[(long["part"] == "") & long["measure"].isin(["loss", "accuracy"])]
-    splits = set(whole["split"])
-    second = "test" if "test" in splits else "validation"
-    if not {"train", second} <= splits:
-        raise SpecError(
-            "the curves of this series have no training split or nothing to test on",
-            where=series.name,
-            allowed="train, and test or validation",
-            got=", ".join(sorted(splits)),
-        )
-    by = whole.pivot_table(index="step", columns=["measure", "split"], values="value")
-    frame = pd.DataFrame(
-        {
-            f"{name}_{what}": by[(what, split)]
-            for what in ("loss", "accuracy")
-            for name, split in (("train", "train"), ("test", second))
-        }
-    )
-    squares = long[long["measure"] == "squared_norm"].groupby("step")["value"].sum()
-    frame["weight_norm"] = np.sqrt(squares.reindex(frame.index))
-    frame["split"] = second
-    return frame.reset_index()[["step", *LOSSES, "weight_norm", "split"]]
 
 
 def _scalars(out: Result, own: Measured, measured: list[Measured], params: GrokkingParams) -> None:

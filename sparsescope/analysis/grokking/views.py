@@ -9,15 +9,15 @@ import math
 import pandas as pd
 
 from sparsescope.analysis.grokking import MEASURES
-from sparsescope.analysis.grokking.dot_views import correlations as correlations
-from sparsescope.analysis.grokking.dot_views import lead_times as lead_times
-from sparsescope.analysis.grokking.dot_views import words
 from sparsescope.analysis.grokking.frequency_views import checkpoint_slider as checkpoint_slider
 from sparsescope.analysis.grokking.frequency_views import neurons as neurons
 from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
-from sparsescope.viz import theme
+from sparsescope.viz import leads, theme
 from sparsescope.viz.curves import curve
+from sparsescope.viz.leads import correlations as correlations
+from sparsescope.viz.leads import lead_times as lead_times
+from sparsescope.viz.leads import words
 from sparsescope.viz.sentences import percent
 
 _UNITS = {column.name: column.unit for column in MEASURES}
@@ -200,44 +200,4 @@ def _what_happened(result: Result) -> str:
 
 def onset_aligned(result: Result) -> fig.Figure:
     """Draw each measure over step - t_gen, one line for each series."""
-    table = result.tables["aligned"]
-    names = [name for name in _ALIGNED if (table["measure"] == name).any()]
-    if not names:
-        return fig.empty("No series generalized", "Measures are aligned at t_gen, which no series reached.")
-    columns = 2
-    rows = -(-len(names) // columns)
-    figure = fig.panels(rows, columns, titles=[words(name) for name in names], height=190)
-    series = list(dict.fromkeys(table["series"]))
-    palette = theme.CATEGORIES["light"]
-    for index, name in enumerate(names):
-        place = fig.place_of(index, columns)
-        for number, label in enumerate(series):
-            curve(
-                figure,
-                table[(table["measure"] == name) & (table["series"] == label)],
-                "value",
-                label,
-                x="relative",
-                color=palette[number % len(palette)],
-                dash=theme.DASHES[number % len(theme.DASHES)],
-                show="{:.4g}".format,
-                symbol=theme.MARKERS[number % len(theme.MARKERS)],
-                text="{0.series}: {0.relative:+,.0f} steps, {1}".format,
-                legend=len(series) > 1,
-                width=1.6,
-                **place,
-            )
-        at = {"row": place["row"], "col": place["column"]}
-        figure.add_vline(x=0, line=theme.LEVEL, **at)
-        if name.endswith("_loss"):
-            figure.update_yaxes(type="log", exponentformat="power", **at)
-        figure.update_yaxes(title_text=_UNITS.get(name) or "value", **at)
-    figure.update_xaxes(title_text="step − t_gen", row=rows)
-    if len(series) > 1:
-        fig.legend_below(figure)
-        figure.update_layout(legend={"y": -0.1})
-    many = "1 series" if len(series) == 1 else f"{len(series)} series"
-    title = f"Measures around the step of generalization, {many}"
-    alt = f"Line charts of {', '.join(map(words, names))} against step minus t_gen for {many}."
-    caution = "one run: nothing is said about other seeds" if len(series) == 1 else "one line for each series"
-    return fig.describe(figure, title=title, subtitle=f"dotted: t_gen; {caution}", alt=alt, result=result)
+    return leads.onset_aligned(result, _ALIGNED, _UNITS)

@@ -21,6 +21,7 @@ from sparsescope.core.registry import analyses
 from sparsescope.core.result import Result
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.metrics import fourier
+from sparsescope.metrics.leads import aligned_rows, correlation_rows, lead_rows, lead_summary_rows, onset_rows
 from sparsescope.metrics.onsets import find_onsets
 from sparsescope.models.checkpoints import open_series
 from sparsescope.runner.roles.series import identity as series_identity
@@ -287,6 +288,10 @@ def table_of(name, rows):
     return out.tables[name]
 
 
+def correlated(own, params):
+    return correlation_rows(own, make.FOLLOWED, draws=params.draws, level=params.level, seed=params.seed)
+
+
 def test_phases_come_from_rules_and_change_points():
     own, params = made_up(), GrokkingParams(**QUICK)
     assert (own.onsets.memorized, own.onsets.generalized, own.onsets.grokked) == (100, 700, True)
@@ -302,7 +307,7 @@ def test_phases_come_from_rules_and_change_points():
 
 def test_lead_times_of_several_runs():
     runs = [made_up("a"), made_up("b", 800), made_up("c", 900)]
-    leads = table_of("leads", make.leads(runs))
+    leads = table_of("leads", lead_rows(runs, make.FOLLOWED))
     mine = leads[leads["measure"] == "neurons_explained"]
     assert mine["half_way"].tolist() == pytest.approx([400] * 3, abs=5)
     assert mine["lead_half_way"].tolist() == pytest.approx([300, 400, 500], abs=5)
@@ -311,12 +316,10 @@ def test_lead_times_of_several_runs():
     )
     norm = leads[leads["measure"] == "weight_norm"]
     assert np.isfinite(norm["half_way"]).all()
-    summary = table_of("lead_summary", make.lead_summary(leads, GrokkingParams())).set_index(
-        ["measure", "rule"]
-    )
+    summary = table_of("lead_summary", lead_summary_rows(leads, 0.95)).set_index(["measure", "rule"])
     row = summary.loc[("neurons_explained", "half way")]
     assert (row["median"], row["series"], row["coverage"]) == (pytest.approx(400, abs=5), 3, 0.75)
-    aligned = table_of("aligned", make.aligned(runs))
+    aligned = table_of("aligned", aligned_rows(runs, make.ALIGNED))
     part = aligned[(aligned["series"] == "b") & (aligned["measure"] == "test_accuracy")]
     assert (
         part.loc[part["relative"] >= 0, "value"].eq(1).all()
@@ -326,7 +329,7 @@ def test_lead_times_of_several_runs():
 
 def test_correlations_say_what_a_trend_alone_gives():
     own, params = made_up(), GrokkingParams(**QUICK)
-    table = table_of("correlations", make.correlations(own, params)).set_index(["measure", "score"])
+    table = table_of("correlations", correlated(own, params)).set_index(["measure", "score"])
     norm = table.loc[("weight_norm", "test accuracy")]
     assert norm["n"] == 91 and abs(norm["pearson"]) > 0.7 and norm["reading"] == "trend alone"
     assert norm["n_effective"] < 30 < norm["n"] and norm["least"] <= norm["pearson"] <= norm["most"]
@@ -338,17 +341,17 @@ def drawn():
     own, params = made_up(), GrokkingParams(**QUICK)
     out = Result("grokking")
     segments, cleanup = make.segments(own, params)
-    leads = table_of("leads", make.leads([own]))
+    leads = table_of("leads", lead_rows([own], make.FOLLOWED))
     frames = {
         "checkpoints": own.checkpoints,
         "curves": own.curves,
         "phases": make.phases(own, cleanup),
         "segments": segments,
-        "onsets": make.onsets([own]),
+        "onsets": onset_rows([own]),
         "leads": leads,
-        "lead_summary": make.lead_summary(leads, params),
-        "aligned": make.aligned([own]),
-        "correlations": make.correlations(own, params),
+        "lead_summary": lead_summary_rows(leads, params.level),
+        "aligned": aligned_rows([own], make.ALIGNED),
+        "correlations": correlated(own, params),
         "spectrum": make.spectrum(own),
         "tensors": make.tensors(own),
     }
@@ -416,9 +419,9 @@ def test_measures_have_definitions():
 def test_a_seed_with_few_checkpoints_counts_by_its_curves_alone():
     few = made_up("few")
     few.checkpoints = few.checkpoints.iloc[::40].reset_index(drop=True)
-    leads = table_of("leads", make.leads([few]))
+    leads = table_of("leads", lead_rows([few], make.FOLLOWED))
     assert set(leads["measure"]) == {"train_loss", "weight_norm"} and (leads["points"] == 101).all()
-    assert set(table_of("aligned", make.aligned([few]))["measure"]) == {
+    assert set(table_of("aligned", aligned_rows([few], make.ALIGNED))["measure"]) == {
         "train_accuracy",
         "test_accuracy",
         "weight_norm",

@@ -1,10 +1,10 @@
-"""Figures of ``grokking`` with one row for each measure: lead times over series, correlations
-beside their trend null.
+"""Figures of the tables of ``core.onset_tables``: lead times over series, correlations beside their trend
+null, measures around the step of generalization.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ import pandas as pd
 from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
+from sparsescope.viz.curves import curve
 from sparsescope.viz.sentences import percent
 
 _ROW = 24
@@ -102,6 +103,57 @@ def correlations(result: Result) -> fig.Figure:
     subtitle = f"n = {count} checkpoints of one run; filled: above 95 % of monotone surrogates"
     alt = f"Dot plot of correlations by measure. {title}."
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
+
+
+def onset_aligned(result: Result, measures: Sequence[str], units: Mapping[str, str]) -> fig.Figure:
+    """Draw measures over step - t_gen, one line for each series.
+
+    Args:
+        result: With the table ``aligned``.
+        measures: Measures to draw, where the table has them.
+        units: Unit by measure.
+    """
+    table = result.tables["aligned"]
+    names = [name for name in measures if (table["measure"] == name).any()]
+    if not names:
+        return fig.empty("No series generalized", "Measures are aligned at t_gen, which no series reached.")
+    columns = 2
+    rows = -(-len(names) // columns)
+    figure = fig.panels(rows, columns, titles=[words(name) for name in names], height=190)
+    series = list(dict.fromkeys(table["series"]))
+    palette = theme.CATEGORIES["light"]
+    for index, name in enumerate(names):
+        place = fig.place_of(index, columns)
+        for number, label in enumerate(series):
+            curve(
+                figure,
+                table[(table["measure"] == name) & (table["series"] == label)],
+                "value",
+                label,
+                x="relative",
+                color=palette[number % len(palette)],
+                dash=theme.DASHES[number % len(theme.DASHES)],
+                show="{:.4g}".format,
+                symbol=theme.MARKERS[number % len(theme.MARKERS)],
+                text="{0.series}: {0.relative:+,.0f} steps, {1}".format,
+                legend=len(series) > 1,
+                width=1.6,
+                **place,
+            )
+        at = {"row": place["row"], "col": place["column"]}
+        figure.add_vline(x=0, line=theme.LEVEL, **at)
+        if name.endswith("_loss"):
+            figure.update_yaxes(type="log", exponentformat="power", **at)
+        figure.update_yaxes(title_text=units.get(name) or "value", **at)
+    figure.update_xaxes(title_text="step − t_gen", row=rows)
+    if len(series) > 1:
+        fig.legend_below(figure)
+        figure.update_layout(legend={"y": -0.1})
+    many = "1 series" if len(series) == 1 else f"{len(series)} series"
+    title = f"Measures around the step of generalization, {many}"
+    alt = f"Line charts of {', '.join(map(words, names))} against step minus t_gen for {many}."
+    caution = "one run: nothing is said about other seeds" if len(series) == 1 else "one line for each series"
+    return fig.describe(figure, title=title, subtitle=f"dotted: t_gen; {caution}", alt=alt, result=result)
 
 
 def _intervals(figure: fig.Figure, rows: pd.DataFrame, name: str) -> None:
