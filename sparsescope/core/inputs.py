@@ -99,6 +99,9 @@ def why_not(inputs: Iterable[Input], requires: frozenset[str], known: Iterable[K
             return f"it reads a {wanted.role.replace('_', ' ')}, and none is given"
         if len(there) > 1 and not wanted.repeated:
             return f"it reads one {wanted.role.replace('_', ' ')}, and {len(there)} are given"
+        if wanted.optional:  # one that those before it cannot read is left, not missed
+            before = frozenset[str]().union(*(entry.has for entry in read))
+            there = [entry for entry in there if not _surely_missing(entry.needs - before, read)]
         read += there
     has = frozenset[str]().union(*(entry.has for entry in read))
     # What an input needs, it needs from those that it comes after: a text is read by the model before it.

@@ -7,8 +7,7 @@ arXiv 2506.21551. That paper does not say whether the characters of the written 
 experts, which gives other numbers, so the unit is asked for. Levenshtein grows with the sets: the normalized
 one is beside it. Pairs share samples, so they are not independent: samples are resampled (``pair_means``).
 
-Shapes: profiles [..., E] broadcast; sets int [S, L, most], -1 where a set has ended; pairs int [P, 2] of
-samples.
+Shapes: profiles [..., E] broadcast; sets int [S, L, most], -1 where a set has ended; distances [S, S].
 """
 
 from __future__ import annotations
@@ -129,10 +128,8 @@ def rank_biased(one: Sets, two: Sets, persistence: float = PERSISTENCE) -> Array
     return np.where(empty[..., 0], np.where(empty[..., 1], 0.0, 1.0), np.clip(distance, 0, 1))
 
 
-def levenshtein(
-    sets: Sets, pairs: NDArray[np.integer], unit: Literal["expert", "character"], *, normalized: bool = False
-) -> Array:
-    """Edits that turn one pathway into the other.
+def levenshtein(sets: Sets, unit: Literal["expert", "character"], *, normalized: bool = False) -> Array:
+    """Edits that turn the pathway of a sample into that of each other one.
 
     Unit ``"expert"``: a symbol for each expert of each layer and one between two layers, as experts of one
     number in two layers have nothing in common. Unit ``"character"``: of the text ``3,1,5-4,2``, layers
@@ -140,68 +137,74 @@ def levenshtein(
 
     Args:
         sets: int [S, L, most]; of one layer [S, 1, most].
-        pairs: int [P, 2], rows of ``sets``.
         unit: What is edited.
         normalized: Divide by the length of the longer of the two.
 
     Returns:
-        [P]; normalized in [0, 1], 0 for two empty pathways.
+        [S, S], symmetric; normalized in [0, 1], 0 for two empty pathways.
 
     Raises:
         SpecError: If the unit is unknown.
 
     Example:
         >>> sets = np.array([[[3, 1], [14, -1]], [[3, 2], [4, 1]]])  # 3,1-14 and 3,2-4,1
-        >>> levenshtein(sets, np.array([[0, 1]]), "expert").tolist()  # 1 > 2, 14 > 4, one more
-        [3.0]
-        >>> levenshtein(sets, np.array([[0, 1]]), "character").tolist()  # 1 > 2, then 1 > empty, then ",1"
-        [4.0]
+        >>> float(levenshtein(sets, "expert")[0, 1])  # 1 > 2, 14 > 4, one more
+        3.0
+        >>> float(levenshtein(sets, "character")[0, 1])  # 1 > 2, then 1 > empty, then ",1"
+        4.0
     """
     from rapidfuzz.distance import Levenshtein
-    from rapidfuzz.process import cpdist
+    from rapidfuzz.process import cdist
 
     if unit not in ("expert", "character"):
         raise SpecError(
             "unknown unit of edits", where="unit", allowed=("expert", "character"), got=repr(unit)
         )
-    experts = int(sets.max(initial=0)) + 1
-    written = [_symbols(sample, experts) if unit == "expert" else _characters(sample) for sample in sets]
-    one, two = ([written[i] for i in side] for side in np.asarray(pairs).T)
-    found = np.asarray(cpdist(one, two, scorer=Levenshtein.distance), np.float64)
+    written = _symbols(sets) if unit == "expert" else _characters(sets)
+    found = np.asarray(cdist(written, written, scorer=Levenshtein.distance, dtype=np.int32), np.float64)
     if not normalized:
         return found
-    longest = np.array([max(len(a), len(b), 1) for a, b in zip(one, two, strict=True)])
-    return found / longest
+    lengths = np.array([len(text) for text in written])
+    return found / np.maximum(np.maximum.outer(lengths, lengths), 1)
 
 
-def pair_means(distances: ArrayLike, pairs: NDArray[np.integer], weights: ArrayLike) -> Array:
+def pair_means(distances: ArrayLike, counted: NDArray[np.bool_], weights: ArrayLike) -> Array:
     """Mean distance over pairs in resamples of the samples; a pair counts by the product of their weights.
 
     Args:
-        distances: [P].
-        pairs: int [P, 2].
+        distances: [S, S], symmetric.
+        counted: bool [S, S], symmetric: the pairs that count.
         weights: [B, S], of ``DocumentBootstrap.weights`` or ``statistics.bootstrap_weights``.
 
     Returns:
         [B]; NaN where no pair is drawn.
 
     Example:
-        >>> pair_means([1.0, 3.0], np.array([[0, 1], [0, 2]]), [[1, 1, 1], [1, 2, 0]]).tolist()
-        [2.0, 1.0]
+        >>> distances, pairs = np.array([[0, 1, 3], [1, 0, 9], [3, 9, 0.0]]), ~np.eye(3, dtype=bool)
+        >>> pair_means(distances, pairs, [[1, 1, 1], [1, 2, 0]]).round(2).tolist()
+        [4.33, 1.0]
     """
     drawn = np.asarray(weights, np.float64)
-    both = drawn[:, pairs[:, 0]] * drawn[:, pairs[:, 1]]
+    sums = ((drawn @ np.where(counted, distances, 0.0)) * drawn).sum(-1)
     with np.errstate(invalid="ignore"):
-        return both @ np.asarray(distances, np.float64) / both.sum(-1)
+        return sums / ((drawn @ counted.astype(np.float64)) * drawn).sum(-1)
 
 
-def _symbols(sample: Sets, experts: int) -> str:
+def _symbols(sets: Sets) -> list[str]:
     """A code point for each (layer, expert), and for the end of each layer but the last."""
-    layers = [
-        np.append(ids[ids >= 0], experts) + _FIRST_SYMBOL + n * (experts + 1) for n, ids in enumerate(sample)
+    samples, layers, most = sets.shape
+    experts = int(sets.max(initial=0)) + 1
+    points = np.full((samples, layers, most + 1), experts)  # an end behind each layer
+    points[..., :most] = sets
+    points += np.where(points >= 0, _FIRST_SYMBOL + np.arange(layers)[:, None] * (experts + 1), 0)
+    flat = points.reshape(samples, -1)[:, :-1].astype("<u4")
+    there = (points >= 0).reshape(samples, -1)[:, :-1]
+    return [row[kept].tobytes().decode("utf-32-le") for row, kept in zip(flat, there, strict=True)]
+
+
+def _characters(sets: Sets) -> list[str]:
+    names = [str(expert) for expert in range(int(sets.max(initial=0)) + 1)]
+    return [
+        "-".join([",".join([names[i] for i in layer if i >= 0]) for layer in sample])
+        for sample in sets.tolist()
     ]
-    return "".join(map(chr, np.concatenate(layers)[:-1]))
-
-
-def _characters(sample: Sets) -> str:
-    return "-".join(",".join(map(str, layer[layer >= 0])) for layer in sample)

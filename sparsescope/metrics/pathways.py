@@ -226,14 +226,16 @@ def routing_kernel(profiles: Array, kernel: Array | None = None) -> Array:
 
 
 def effective_dimension(
-    kernel: Array, ridges: tuple[float, ...] = RIDGES, *, center: bool = False
+    kernel: Array, ridges: tuple[float, ...] = RIDGES, *, center: bool = False, samples: int | None = None
 ) -> EffectiveDimension:
     """Effective dimension, participation ratio and stable rank of a kernel.
 
     Args:
-        kernel: H, [n, n], symmetric and positive semidefinite.
+        kernel: H, [n, n], symmetric and positive semidefinite; or, where ``samples`` is given, a smaller
+            matrix with the same eigenvalues but zeros: P^T P, [E, E], for H = P P^T.
         ridges: c of lambda = c tr H / n, each above 0.
-        center: Take the mean over samples off first.
+        center: Take the mean over samples off first; of H alone.
+        samples: n, where it is not the size of ``kernel``.
 
     Returns:
         All NaN for a kernel of zeros.
@@ -245,11 +247,17 @@ def effective_dimension(
         >>> found = effective_dimension(np.eye(10), ridges=(0.25,))
         >>> found.dimensions.tolist(), found.participation, found.stable_rank  # 10 / (1 + 0.25)
         ([8.0], 10.0, 10.0)
+        >>> profiles = np.random.default_rng(0).dirichlet(np.ones(3), size=20)
+        >>> whole = effective_dimension(routing_kernel(profiles))
+        >>> small = effective_dimension(profiles.T @ profiles, samples=20)
+        >>> bool(np.allclose(whole.dimensions, small.dimensions))
+        True
     """
     if min(ridges, default=1.0) <= 0:
         raise SpecError("a ridge must be positive", where="ridges", allowed="numbers above 0", got=ridges)
     energies = centered_spectrum(kernel) if center else np.maximum(np.linalg.eigvalsh(kernel), 0.0)
     _, stable, participation = effective_ranks(energies)
+    n = len(kernel) if samples is None else samples
     with np.errstate(invalid="ignore"):
-        held = energies / (energies + np.asarray(ridges)[:, None] * energies.mean())
-    return EffectiveDimension(held.sum(-1), float(participation), float(stable), len(kernel))
+        held = energies / (energies + np.asarray(ridges)[:, None] * energies.sum() / n)
+    return EffectiveDimension(held.sum(-1), float(participation), float(stable), n)

@@ -193,7 +193,12 @@ def open_inputs(
             else [values]
         )
         if isinstance(given.get(wanted.role), Fallback | None) and hasattr(kind.functions(), "carried"):
-            own = kind.functions().carried(found)
+            try:
+                own = kind.functions().carried(found)
+            except SparsescopeError:  # what carries it has none: one that need not be there is not read
+                if not wanted.optional:
+                    raise
+                own, values = None, []
             values = values if own is None else [own]
         if not values and not wanted.optional:
             raise missing_input(record, kind)

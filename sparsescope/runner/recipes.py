@@ -1,11 +1,16 @@
-"""Inputs of a study as its file gives them: a name, a file, or an artifact that is trained from a recipe
-when it is absent.
+"""Inputs of a study as its file gives them: a name, a file, or what a recipe trains when it is absent.
+
+A recipe of an artifact leaves it among the artifacts; one of a model leaves the series of its checkpoints in
+``<home>/series/<12 hex>/<name>``, where the digits stand for the recipe.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +19,62 @@ from sparsescope.core.artifacts import Artifact
 from sparsescope.core.files import check_name, given_path
 from sparsescope.core.roles import Role, role
 from sparsescope.core.run_store import Store
-from sparsescope.core.spec import with_digest
+from sparsescope.core.spec import canonical_json, with_digest
 from sparsescope.errors import ArtifactError, SpecError, unknown_name
-from sparsescope.runner.study import Study, inside
+from sparsescope.models.formats import series_file
+from sparsescope.runner.study import Study, StudyRecipe, inside
 from sparsescope.training.kinds import ArtifactRecipe, read_artifact_recipe
+from sparsescope.training.recipe import Recipe, changed_text, read_recipe
 
 if TYPE_CHECKING:
     from sparsescope.runner.engine import ProgressCallback
 
 PREFIX = "recipe:"
 PARTIAL = ".partial"
+SERIES = "series"
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesRecipe:
+    """A recipe of a model, which leaves a series of checkpoints.
+
+    Attributes:
+        recipe: What is trained.
+        text: Text of the recipe, with the values that the study changed.
+    """
+
+    recipe: Recipe
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the recipe: by it the series is found again."""
+        return hashlib.sha256(canonical_json(self.recipe.model_dump(mode="json")).encode()).hexdigest()
+
+
+def trained_series(recipe: SeriesRecipe, store: Store | None) -> Path:
+    """Return the folder of the series of a recipe: the one that is there, or a new one.
+
+    Args:
+        recipe: What trains it. A training that was interrupted goes on.
+        store: The folder of runs; None for a series that lives as long as the process.
+
+    Raises:
+        SparsescopeError: It cannot be trained or written.
+    """
+    root = Path(_temporary().name) if store is None else store.root
+    folder = root / SERIES / recipe.digest[:12] / recipe.recipe.name
+    if not (folder / series_file.FILE).is_file():
+        from sparsescope.training.trainer import train
+
+        train(recipe.recipe, folder, recipe_text=recipe.text)
+    return folder
+
+
+@cache
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    """A folder that goes when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="sparsescope-")
 
 
 def trained(
@@ -111,24 +162,36 @@ def _digest(kind: Role, value: Any, store: Store | None) -> str:
     return str(with_digest(identity)["digest"])
 
 
-def declared_recipe(study: Study, name: str) -> ArtifactRecipe:
+def declared_recipe(study: Study, name: str) -> ArtifactRecipe | SeriesRecipe:
     """Return a recipe that a study names.
 
     Raises:
-        SpecError: The study declares no such recipe, it leaves the folder, or it trains no artifact.
+        SpecError: The study declares no such recipe, it leaves the folder, it is not valid, or a seed is
+            given to the recipe of an artifact.
     """
     recipes = study.declared.recipes
     if name not in recipes:
         raise unknown_name(
             "recipe of this study", name, recipes, next_step=f'declare it: recipes.{name} = "FILE.toml"'
         )
-    where = f"{study.path}: recipes.{name}"
-    found = read_artifact_recipe(inside(study.folder, recipes[name], where=where))
-    if found is None:
-        raise SpecError(
-            "this recipe trains a model, not an artifact", where=where, allowed="a recipe with the key kind"
-        )
-    return found
+    where, given = f"{study.path}: recipes.{name}", recipes[name]
+    file, seed = (given.file, given.seed) if isinstance(given, StudyRecipe) else (given, None)
+    path = inside(study.folder, file, where=where)
+    found = read_artifact_recipe(path)
+    if found is not None:
+        if seed is not None:
+            raise SpecError(
+                "the recipe of an artifact says its own seed",
+                where=where,
+                allowed="the name of a file",
+                got=f"seed = {seed}",
+                next_step="write the seed into the recipe",
+            )
+        return found
+    plain = read_recipe(path)
+    called = None if seed is None else f"{plain.name}-seed{seed}"
+    text = changed_text(path.read_text(encoding="utf-8"), seed=seed, name=called)
+    return SeriesRecipe(read_recipe(path, seed=seed, name=called), text)
 
 
 def given_input(
@@ -146,7 +209,10 @@ def given_input(
         SpecError: A path leaves the folder of the study, or there is no such recipe.
     """
     if text.startswith(PREFIX):
-        found = trained(declared_recipe(study, text.removeprefix(PREFIX)), store, progress)
+        recipe = declared_recipe(study, text.removeprefix(PREFIX))
+        if isinstance(recipe, SeriesRecipe):
+            return trained_series(recipe, store)
+        found = trained(recipe, store, progress)
         return found if len(found) > 1 else found[0]
     return checked_input(study, text)
 

@@ -48,11 +48,13 @@ class Request:
         params: What differs from the defaults.
         rather_full: Take a stored run of the defaults instead, where there is one of the same inputs: nobody
             gets less than is there already.
+        beside: Further inputs of roles that are repeated, behind those of all requests.
     """
 
     analysis: str
     params: dict[str, Any] = field(default_factory=dict)
     rather_full: bool = False
+    beside: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -199,11 +201,13 @@ def run_many(
     home = Store() if store is True else Store(store) if store else None
     jobs: dict[str, _Job] = {}
     asked, opened = [], dict[Any, Any]()
-    for record, choices in checked:
+    for request, (record, choices) in zip(requests, checked, strict=True):
         for params in choices:
             job = _Job(record, params, Context({}), Outcome(_spec(record, params, Context({}), again=False)))
             with _failure_of(job, alone=len(requests) == 1):
-                job.context = Context(open_inputs(record, _with_named(record, params, inputs), opened, home))
+                job.context = Context(
+                    open_inputs(record, _with_named(record, params, inputs, request.beside), opened, home)
+                )
                 job.outcome.unstorable = tuple(told(job.context.inputs, "unstorable"))
                 job.outcome.spec = _spec(record, params, job.context, again)
                 _open_stored(job, home)
@@ -230,16 +234,16 @@ def _checked(request: Request) -> tuple[Analysis, list[Params]]:
     return record, [record.params(), params] if request.rather_full and request.params else [params]
 
 
-def _with_named(record: Analysis, params: Params, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The inputs, and further ones that parameters name."""
+def _with_named(
+    record: Analysis, params: Params, inputs: Mapping[str, Any], beside: Mapping[str, Sequence[Any]]
+) -> Mapping[str, Any]:
+    """The inputs, and further ones that parameters name or that stand beside them."""
     found = dict(inputs)
-    for parameter, name in record.filled_by.items():
+    named = [(name, getattr(params, parameter)) for parameter, name in record.filled_by.items()]
+    for name, further in (*named, *beside.items()):
         given = found.get(name)
         if given is not None:  # without the one under study, those beside it are nothing
-            found[name] = [
-                *(given if isinstance(given, list | tuple) else [given]),
-                *getattr(params, parameter),
-            ]
+            found[name] = [*(given if isinstance(given, list | tuple) else [given]), *further]
     return found
 
 

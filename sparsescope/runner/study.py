@@ -52,17 +52,28 @@ class _Declared(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class StudyRecipe(_Declared):
+    """A recipe of a model with other values than those of its file."""
+
+    file: Name = Field(description="The file in the study's folder.")
+    seed: int = Field(ge=0, description="Another seed; the name of the model ends in it.")
+
+
 class StudySubject(_Declared):
     """One ``[[subject]]``."""
 
-    name: Name = Field(description="As ss.load takes it; a path is one inside the study's folder.")
+    name: Name = Field(
+        description="As ss.load takes it; a path is one inside the study's folder; recipe:NAME is the model "
+        "that a recipe trains."
+    )
     label: Short | None = Field(None, description="Name in figures and tables; the name when left out.")
     control_of: Name | None = Field(None, description="Name of the subject that this one is the control of.")
     corpus: Name | None = Field(None, description="Text of this subject, where it differs.")
     tokens: int | None = Field(None, ge=1, le=2**31, description="Tokens of this subject, where they differ.")
     context: int | None = Field(None, ge=2, description="Longest window of this subject, where it differs.")
     inputs: dict[str, Given] = Field(
-        default_factory=dict, description="Further inputs of this subject, by role."
+        default_factory=dict,
+        description="Further inputs of this subject, by role; series beside the one under study are series.",
     )
     params: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="By id of the analysis: parameters of this subject alone."
@@ -183,10 +194,11 @@ class Declaration(_Declared):
     inputs: dict[str, Given] = Field(
         default_factory=dict, description="Further inputs of all subjects, by role."
     )
-    recipes: dict[str, Name] = Field(
+    recipes: dict[str, Name | StudyRecipe] = Field(
         default_factory=dict,
         max_length=50,
-        description="Files in the study's folder; what they train is made when it is absent.",
+        description="Files in the study's folder, of a model also {file, seed}; what they train is made when "
+        "it is absent.",
     )
     subjects: list[StudySubject] = Field(alias="subject", min_length=1)
     analyses: list[StudyAnalysis] = Field(alias="analysis", min_length=1)

@@ -18,7 +18,7 @@ from sparsescope.core.registry import Analysis, analyses
 from sparsescope.core.roles import known, role, roles
 from sparsescope.core.spec import make_params
 from sparsescope.errors import SparsescopeError, SpecError, SubjectError, unknown_name
-from sparsescope.runner.recipes import PREFIX, checked_input, declared_recipe
+from sparsescope.runner.recipes import PREFIX, SeriesRecipe, checked_input, declared_recipe
 from sparsescope.runner.study import MAX_RUNS, Study, StudyFigure, inside
 
 _TEXT_FILES = (".txt", ".jsonl", ".parquet")
@@ -97,15 +97,19 @@ def _at(where: str, action: Callable[[], object]) -> None:
 
 
 def load_name(study: Study, name: str) -> str:
-    """Return what ``ss.load`` takes for a subject of a study: a path becomes one inside the study's folder.
+    """Return what ``ss.load`` takes for a subject of a study: a path becomes one inside the study's folder,
+    and ``recipe:NAME`` stays what it is.
 
     Raises:
-        SpecError: If the path leaves the folder.
+        SpecError: If the path leaves the folder, or the recipe is not one of a model.
         SubjectError: If nothing has this name.
     """
     from sparsescope.models.catalog import resolve
     from sparsescope.models.variants import split_name
 
+    if name.startswith(PREFIX):
+        _series_recipe(study, name)
+        return name
     prefix, bare = split_name(name)
     if bare.startswith((".", "/", "~", "\\")) or bare.lower().endswith(".gguf"):
         name = prefix + str(inside(study.folder, bare, where=f"{study.path}: subject.name"))
@@ -121,6 +125,29 @@ def load_name(study: Study, name: str) -> str:
         )
     resolve(name, dtype=study.declared.dtype)
     return name
+
+
+def _series_recipe(study: Study, text: str) -> SeriesRecipe:
+    """The recipe of a model that ``recipe:NAME`` means.
+
+    Raises:
+        SpecError: There is none, or it trains an artifact.
+    """
+    found = declared_recipe(study, text.removeprefix(PREFIX))
+    if not isinstance(found, SeriesRecipe):
+        raise SpecError(
+            "this recipe trains an artifact, not a model",
+            where=f"{study.path}: {text}",
+            allowed="a recipe without the key kind",
+            got=found.kind.name,
+        )
+    return found
+
+
+def repeated_roles(analysis: str) -> set[str]:
+    """Roles of models and series of which an analysis takes several."""
+    found = analyses().get(analysis).declared
+    return {wanted.role for wanted in found if wanted.repeated and role(wanted.role).slot == "subject"}
 
 
 def text_source(study: Study, name: str | None) -> str | Path:
@@ -180,16 +207,31 @@ def _check_params(record: Analysis, given: dict[str, object]) -> None:
 
 def _check_inputs(study: Study, inputs: Mapping[str, str | list[str]], where: str) -> None:
     """Check inputs of further roles: the role is known, a file lies in the study, a recipe is declared."""
+    there = {record.name for record in analyses()}  # an unknown one is refused in its own place
+    further = {n for n, found in roles().items() if found.slot == "inputs"}.union(
+        *(repeated_roles(entry.name) for entry in study.declared.analyses if entry.name in there)
+    )
     for name, given in inputs.items():
-        if name not in roles() or role(name).slot != "inputs":
+        if name not in further:
             raise unknown_name(
                 "role of inputs",
                 name,
-                [n for n, found in roles().items() if found.slot == "inputs"],
+                sorted(further),
                 next_step=f"models and texts have keys of their own; {where}",
             )
         for text in [given] if isinstance(given, str) else given:
             checked_input(study, text)
+            if text.startswith(PREFIX) and role(name).slot == "subject":
+                _series_recipe(study, text)
+            elif text.startswith(PREFIX) and isinstance(
+                declared_recipe(study, text.removeprefix(PREFIX)), SeriesRecipe
+            ):
+                raise SpecError(
+                    "this recipe trains a model, not an artifact",
+                    where=f"{where}.{name}",
+                    allowed="a recipe with the key kind",
+                    got=text,
+                )
 
 
 def _refuse_unread(inputs: Mapping[str, object], read: Collection[str], where: str) -> None:
@@ -214,7 +256,7 @@ def _refuse_unused_recipes(study: Study) -> None:
         for inputs in (declared.inputs, *(subject.inputs for subject in declared.subjects))
         for given in inputs.values()
         for text in ([given] if isinstance(given, str) else given)
-    }
+    } | {subject.name for subject in declared.subjects}
     for name in declared.recipes:
         if f"{PREFIX}{name}" not in taken:
             raise SpecError(
@@ -254,7 +296,13 @@ def _check_fit(study: Study) -> None:
     """
     declared = study.declared
     for index, subject in enumerate(declared.subjects):
-        there = [*known(load_name(study, subject.name)), *known(subject.corpus or declared.corpus, "corpus")]
+        of_recipe = subject.name.startswith(PREFIX)  # what it has shows when it is trained
+        under = (
+            [Known(name, subject.name) for name in ("subject", "series")]
+            if of_recipe
+            else known(load_name(study, subject.name))
+        )
+        there = [*under, *known(subject.corpus or declared.corpus, "corpus")]
         there += [
             Known(name, subject.name, needs=frozenset()) for name in {**declared.inputs, **subject.inputs}
         ]

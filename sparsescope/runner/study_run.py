@@ -18,10 +18,10 @@ from sparsescope.core.roles import roles
 from sparsescope.core.run_store import Store
 from sparsescope.errors import ArtifactError, SparsescopeError
 from sparsescope.runner.inputs import Fallback, Lost
-from sparsescope.runner.recipes import given_input
+from sparsescope.runner.recipes import PREFIX, given_input
 from sparsescope.runner.run import Request, run_many
 from sparsescope.runner.study import Study, StudyResult, StudyRun, StudySubject, load_study
-from sparsescope.runner.study_checks import check_study, load_name, text_source
+from sparsescope.runner.study_checks import check_study, load_name, repeated_roles, text_source
 
 if TYPE_CHECKING:
     from sparsescope.runner.engine import ProgressCallback
@@ -120,10 +120,15 @@ def _runs(
             progress(f"{subject.title}: {phase}", done, total, unit)
 
     try:
+        inputs, beside = _inputs(found, subject, store, device, named)
         requests = [
-            Request(entry.name, {**entry.params, **subject.params.get(entry.id, {})}) for entry in entries
+            Request(
+                entry.name,
+                {**entry.params, **subject.params.get(entry.id, {})},
+                beside={name: more for name, more in beside.items() if name in repeated_roles(entry.name)},
+            )
+            for entry in entries
         ]
-        inputs = _inputs(found, subject, store, device, named)
         outcomes = run_many(requests, inputs, store=store, progress=named)
     except SparsescopeError as error:
         # A folder that cannot be written to ends the study, not this subject
@@ -149,9 +154,9 @@ def _inputs(
     store: str | Path | bool | None,
     device: str,
     progress: ProgressCallback | None,
-) -> dict[str, Any]:
-    """What the analyses of a subject read, by role. The text of the study stands back behind one
-    that a series carries.
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """What the analyses of a subject read, by role, and what stands beside the model or series under study.
+    The text of the study stands back behind one that a series carries.
     """
     from sparsescope.activations.corpus import corpus
     from sparsescope.models.sources import load
@@ -180,15 +185,19 @@ def _inputs(
         )
     )
     given: dict[str, Any] = {}
+    beside: dict[str, list[Any]] = {}
     for role, value in {**declared.inputs, **subject.inputs}.items():
         if role in read:
             each = [value] if isinstance(value, str) else value
             values = [made(partial(given_input, found, entry, home, progress)) for entry in each]
             flat = [one for made_ in values for one in (made_ if isinstance(made_, list) else [made_])]
-            given[role] = flat[0] if isinstance(value, str) and len(flat) == 1 else flat
+            if roles()[role].slot == "inputs":
+                given[role] = flat[0] if isinstance(value, str) and len(flat) == 1 else flat
+            else:
+                beside[role] = flat
     given["text"] = Fallback(text) if subject.corpus is None else text
+    under = made(partial(given_input, found, name, home, progress)) if name.startswith(PREFIX) else name
     for entry in read & {role.name for role in roles().values() if role.flag == "--subject"}:
-        given[entry] = (
-            made(partial(load, name, dtype=declared.dtype, device=device)) if entry == "subject" else name
-        )
-    return given
+        loads = entry == "subject" and not isinstance(under, Lost)
+        given[entry] = made(partial(load, under, dtype=declared.dtype, device=device)) if loads else under
+    return given, beside

@@ -1,0 +1,99 @@
+"""What was measured of a series, in the form that tables are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from sparsescope.analysis.pathways.measure import UNITS, VALUES, kinds_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from sparsescope.analysis.pathways import PathwaysParams
+    from sparsescope.analysis.pathways.measure import Group
+    from sparsescope.analysis.pathways.samples import Samples
+    from sparsescope.metrics.onsets import Onsets
+
+    Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A series with everything that was measured of it.
+
+    Attributes:
+        name: Its name.
+        steps: Steps of its checkpoints.
+        samples: What they read.
+        groups: Groups of samples.
+        curves: What the training logged: ``step`` alone for a series of others.
+        onsets: When it memorized and generalized.
+        read: What ``read_checkpoint`` gave, with ``shape``, by checkpoint.
+        arrays: What ``measure_checkpoint`` gave, by checkpoint.
+        dense: Whether blocks of neurons stand for experts.
+        params: Parameters of the analysis.
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    samples: Samples
+    groups: Sequence[Group]
+    curves: pd.DataFrame
+    onsets: Onsets
+    read: Sequence[Arrays]
+    arrays: Sequence[Arrays]
+    dense: bool
+    params: PathwaysParams
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers with experts or blocks."""
+        return [int(layer) for layer in self.read[0]["shape"][:, 0]]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of weights."""
+        return kinds_of(self.read[0])
+
+    def values(self, name: str, group: int = 0) -> NDArray[np.float64]:
+        """A measure over checkpoints."""
+        return np.array([each["values"][group, VALUES.index(name)] for each in self.arrays])
+
+    @cached_property
+    def checkpoints(self) -> pd.DataFrame:
+        """Measures by checkpoint, wide, as ``metrics.leads`` follows them.
+
+        Pathways are those of the first group, what was trained on where it is known; ``test_loss`` and
+        ``test_accuracy`` are those of the last. Without leaps, where these are left out.
+        """
+        frame = pd.DataFrame(
+            {
+                "step": self.steps,
+                "weight_norm": [float(each["norm"]) for each in self.read],
+                "rank_embedding": [float(each["rank"]) for each in self.read],
+            }
+        )
+        names = ("train", "test") if len(self.groups) > 1 else ("test",)
+        for group, name in enumerate(names):
+            frame[f"{name}_loss"] = self.values("loss", group)
+            frame[f"{name}_accuracy"] = self.values("accuracy", group)
+        for number, kind in enumerate(self.kinds):
+            for place, unit in enumerate(UNITS):
+                found = [each["variants"][0, number, place, 0] for each in self.arrays]
+                frame[f"distance_{unit}_{kind}"] = found
+        for name in ("excess", "normalized", "weighted_jaccard", "contrast", "set_size", "effective_experts",
+                     "smoothness", "roughness", "dimension", "markov_gain"):  # fmt: skip
+            frame[name] = self.values(name)
+        if len(self.groups) > 1:
+            frame["contrast_unseen"] = self.values("contrast", len(self.groups) - 1)
+        if not self.params.steady or "train_accuracy" not in frame or self.onsets.memorized is None:
+            return frame
+        leap = (frame["step"] >= self.onsets.memorized) & (frame["train_accuracy"] < self.params.accuracy)
+        return frame[~leap].reset_index(drop=True)
