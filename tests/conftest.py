@@ -83,9 +83,14 @@ def tiny_series(tmp_path_factory):
         "log_every": 4,
         "model": {
             "architecture": "ModularTransformerForCausalLM",
-            "config": {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2},
+            "config": {
+                "vocab_size": 12,
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_attention_heads": 2,
+            },
         },
-        "data": {"kind": "modular_addition", "modulus": 7, "train_fraction": 0.5},
+        "data": {"kind": "modular_addition", "modulus": 11, "train_fraction": 0.5},
         "optimizer": {"learning_rate": 1e-2, "weight_decay": 1.0},
     }
     return train(Recipe.model_validate(recipe), tmp_path_factory.mktemp("series") / "tiny")

@@ -61,6 +61,7 @@ class View:
         table: The table with the numbers of the figure; where a result lacks it, the view is not shown.
         citation: Where the definition comes from.
         select: Column of the table; the function then draws one of its values, ``(Result, value) -> Figure``.
+            Of a table without rows the value is None, and the function says why there is nothing.
     """
 
     name: str
@@ -93,14 +94,14 @@ class View:
         return values
 
     def chosen(self, result: Result, value: Any = None) -> Any:
-        """The value to draw: the given one, or the first where none is given.
+        """The value to draw: the given one, or the first where none is given; None where the table is empty.
 
         Raises:
             SpecError: The view takes no value, or its column does not have this one.
         """
         choices = self.choices(result)
-        if value is None and choices:
-            return choices[0]
+        if value is None and self.select:
+            return choices[0] if choices else None
         given = value.item() if getattr(value, "shape", None) == () else value  # a number of numpy
         for choice in choices:
             if type(given) in (type(choice), int) and given == choice:
@@ -113,7 +114,7 @@ class View:
             allowed=[*map(repr, choices[:20]), *(["..."] if len(choices) > 20 else [])]
             if self.select
             else "no select",
-            got="no value, and the table has none" if value is None else repr(value)[:200],
+            got=repr(value)[:200],
             next_step="choose one of View.choices(result)" if choices else None,
         )
 

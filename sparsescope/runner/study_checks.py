@@ -14,7 +14,7 @@ from pathlib import Path
 from sparsescope.core.columns import TEXT_KINDS
 from sparsescope.core.files import given_path
 from sparsescope.core.inputs import NOT_KNOWN, Known
-from sparsescope.core.registry import Analysis, analyses
+from sparsescope.core.registry import Analysis, analyses, find_record
 from sparsescope.core.roles import known, role, roles
 from sparsescope.core.spec import make_params
 from sparsescope.errors import SparsescopeError, SpecError, SubjectError, unknown_name
@@ -146,7 +146,7 @@ def _series_recipe(study: Study, text: str) -> SeriesRecipe:
 
 def repeated_roles(analysis: str) -> set[str]:
     """Roles of models and series of which an analysis takes several."""
-    found = analyses().get(analysis).declared
+    found = find_record(analysis).declared
     return {wanted.role for wanted in found if wanted.repeated and role(wanted.role).slot == "subject"}
 
 
@@ -303,8 +303,11 @@ def _check_fit(study: Study) -> None:
             else known(load_name(study, subject.name))
         )
         there = [*under, *known(subject.corpus or declared.corpus, "corpus")]
+        # Series beside the one under study go to analyses that take several, and are left by others
         there += [
-            Known(name, subject.name, needs=frozenset()) for name in {**declared.inputs, **subject.inputs}
+            Known(name, subject.name, needs=frozenset())
+            for name in {**declared.inputs, **subject.inputs}
+            if role(name).slot == "inputs"
         ]
         for analysis in declared.analyses:
             reason = analyses().get(analysis.name).fits(there)

@@ -186,15 +186,16 @@ def _inputs(
     )
     given: dict[str, Any] = {}
     beside: dict[str, list[Any]] = {}
+    several = set[str]().union(*(repeated_roles(entry.name) for entry in declared.analyses))
     for role, value in {**declared.inputs, **subject.inputs}.items():
         if role in read:
             each = [value] if isinstance(value, str) else value
             values = [made(partial(given_input, found, entry, home, progress)) for entry in each]
             flat = [one for made_ in values for one in (made_ if isinstance(made_, list) else [made_])]
-            if roles()[role].slot == "inputs":
-                given[role] = flat[0] if isinstance(value, str) and len(flat) == 1 else flat
-            else:
+            if role in several:
                 beside[role] = flat
+            else:
+                given[role] = flat[0] if isinstance(value, str) and len(flat) == 1 else flat
     given["text"] = Fallback(text) if subject.corpus is None else text
     under = made(partial(given_input, found, name, home, progress)) if name.startswith(PREFIX) else name
     for entry in read & {role.name for role in roles().values() if role.flag == "--subject"}:

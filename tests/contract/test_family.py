@@ -260,6 +260,7 @@ def test_a_report_holds_what_fits(family):
     assert runs(found["report with inputs"]["out"]) & toys == {"listed_words", "mean_code", "code_distance"}
     assert runs(found["report of a series"]["out"]) == {
         "grokking",
+        "pathways",
         "weight_drift",
         "weight_sparsity_over_training",
     }

@@ -52,6 +52,7 @@ def test_analyses_of_series_are_told_apart():
         "grokking",
         "mixture_gates",
         "moe_routing_over_training",
+        "pathways",
         "sparsity_over_training",
         "weight_sparsity_over_training",
     }

@@ -30,6 +30,7 @@ def test_every_folder_is_in_the_list_and_every_analysis_is_there(frozen):
         "mixture_gates",
         "moe_routing",
         "moe_routing_over_training",
+        "pathways",
         "sparse_inference",
         "weight_sparsity",
         "weight_sparsity_over_training",

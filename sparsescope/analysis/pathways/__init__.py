@@ -60,8 +60,11 @@ ANALYSIS = Analysis(
             "Its own score, or that of any run",
             "Correlation of a measure with the score of its own run and, open, of the other seeds at the "
             "same "
-            "steps. Where both are alike, the link is that of two things that happen while a model trains.",
+            "steps. Where both are alike, the link is that of two things that happen while a model trains. "
+            "Without leaps: checkpoints at which the training loss has leapt are left out, since a leap "
+            "moves everything at once.",
             table="swap",
+            select="over",
             formula="mean of r(M_a, G_a) and of r(M_a, G_b)",
         ),
         View(

@@ -8,6 +8,7 @@ checkpoint, and what was measured of it, are steps of their own that a stored ru
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,7 +55,10 @@ def compute(params: PathwaysParams, context: Context) -> Result:
     own = measured[0]
     out = Result("pathways")
     for name in ("checkpoints", "variants", "labels", "random_partitions"):
-        out.add(name, pd.concat([getattr(make, name)(m) for m in measured], ignore_index=True))
+        parts = [getattr(make, name)(m) for m in measured]
+        if name == "checkpoints":
+            parts = [part.assign(own="no" if number else "yes") for number, part in enumerate(parts)]
+        out.add(name, pd.concat(parts, ignore_index=True))
     for name in ("layers", "dimensions", "flow"):
         out.add(name, getattr(make, name)(own))
     out.add("memorized", make.memorized(own, params))
@@ -63,9 +67,14 @@ def compute(params: PathwaysParams, context: Context) -> Result:
     out.add("leads", lead_rows(measured, ("test_loss", *followed)))
     out.add("lead_summary", lead_summary_rows(out.tables["leads"], params.level))
     out.add("aligned", aligned_rows(measured, ("test_accuracy", "test_loss", *followed)))
-    correlated = correlation_rows(own, followed, draws=params.draws, level=params.level, seed=params.seed)
-    out.add("correlations", correlated)
-    out.add("swap", make.swap(measured, params))
+    correlate = partial(correlation_rows, draws=params.draws, level=params.level, seed=params.seed)
+    out.add("correlations", correlate(own, followed))
+    out.add("steady", correlate(own.steady, followed))
+    swapped = [
+        *make.swap(measured, "all", params),
+        *make.swap([m.steady for m in measured], "steady", params),
+    ]
+    out.add("swap", swapped)
     out.add("power", make.power(own, params))
     out.add("foretelling", make.foretelling(measured, params))
     scalars.fill(out, measured, params)

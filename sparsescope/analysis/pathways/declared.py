@@ -72,11 +72,6 @@ class PathwaysParams(Params):
         2000, ge=100, le=100_000, description="Monotone surrogates, permutations and planted links."
     )
     accuracy: float = Field(0.99, gt=0, le=1, description="Accuracy that must be held for t_mem and t_gen.")
-    steady: bool = Field(
-        False,
-        description="Leave checkpoints out of leads, correlations and swap at which, after t_mem, the "
-        "training accuracy is below the level again: a leap of the loss moves everything at once.",
-    )
     logs: int = Field(3, ge=1, le=50, description="Consecutive logs that must hold it.")
     level: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
     seed: int = Field(0, ge=0, description="Seed of samples, nulls, resamples and surrogates.")
@@ -171,7 +166,13 @@ _WEIGHTS = Column("weights", "label", "softmax or renormalized; mass of blocks o
 _MEASURE = Column("measure", "metric", "The measure.")
 
 TABLES: dict[str, tuple[Column, ...]] = {
-    "checkpoints": (SERIES, _STEP, _GROUP, *_MEASURES),
+    "checkpoints": (
+        SERIES,
+        Column("own", "label", "'yes' for the series under study, 'no' for further ones."),
+        _STEP,
+        _GROUP,
+        *_MEASURES,
+    ),
     "variants": (
         SERIES,
         _STEP,
@@ -243,8 +244,15 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("tokens", "count", "Tokens that do."),
     ),
     **ONSET_TABLES,
+    "steady": ONSET_TABLES["correlations"],
     "swap": (
         _MEASURE,
+        Column(
+            "over",
+            "label",
+            "'all' checkpoints, or 'steady' ones: without leaps, at which the training accuracy is below the "
+            "level again after t_mem.",
+        ),
         Column("score", "label", "What it is correlated with."),
         Column("of", "label", "'values', or 'differences' between neighboring checkpoints."),
         _value("own", "Mean Pearson correlation with the score of the same series."),

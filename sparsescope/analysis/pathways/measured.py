@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     Arrays = dict[str, NDArray[Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """A series without the checkpoints at which its training loss leaps; see ``metrics.leads.Followed``."""
+
+    name: str
+    onsets: Onsets
+    curves: pd.DataFrame
+    checkpoints: pd.DataFrame
+
+
 @dataclass(frozen=True)
 class Measured:
     """A series with everything that was measured of it.
@@ -71,7 +81,7 @@ class Measured:
         """Measures by checkpoint, wide, as ``metrics.leads`` follows them.
 
         Pathways are those of the first group, what was trained on where it is known; ``test_loss`` and
-        ``test_accuracy`` are those of the last. Without leaps, where these are left out.
+        ``test_accuracy`` are those of the last.
         """
         frame = pd.DataFrame(
             {
@@ -93,7 +103,15 @@ class Measured:
             frame[name] = self.values(name)
         if len(self.groups) > 1:
             frame["contrast_unseen"] = self.values("contrast", len(self.groups) - 1)
-        if not self.params.steady or "train_accuracy" not in frame or self.onsets.memorized is None:
-            return frame
-        leap = (frame["step"] >= self.onsets.memorized) & (frame["train_accuracy"] < self.params.accuracy)
-        return frame[~leap].reset_index(drop=True)
+        return frame
+
+    @property
+    def steady(self) -> Steady:
+        """The same without leaps: after t_mem the training accuracy is below the level again, and everything
+        moves at once.
+        """
+        frame = self.checkpoints
+        if "train_accuracy" in frame and self.onsets.memorized is not None:
+            low = frame["train_accuracy"] < self.params.accuracy
+            frame = frame[~(low & (frame["step"] >= self.onsets.memorized))].reset_index(drop=True)
+        return Steady(self.name, self.onsets, self.curves, frame)

@@ -31,6 +31,10 @@ def fill(out: Result, measured: Sequence[Measured], params: PathwaysParams) -> N
     """Add the numbers and the notes."""
     own = measured[0]
     _values(out, own, params)
+    if len(measured) > 1:
+        count = sum(m.onsets.generalized is not None for m in measured)
+        text = f"series that generalized within their steps, of {len(measured)}"
+        out.add_scalar("generalized_series", count, "count", text)
     _links(out, own, measured, params)
     _leads(out, measured)
     _notes(out, own, measured, params)
@@ -78,6 +82,29 @@ def _values(out: Result, own: Measured, params: PathwaysParams) -> None:
         "dimension", final["dimension"], "", f"effective dimension of the routing kernel, ridge 0.01; {of}",
         interval=interval(final, "dimension_low", "dimension_high", JACKKNIFE.replace("documents", "units")),
     )  # fmt: skip
+    if len(own.groups) > 1:
+        unseen = table[(table["series"] == own.name) & (table["group"] == own.groups[-1].name)].set_index(
+            "step"
+        )
+        text = (
+            f"weighted Jaccard distance of two labels minus that of one, of what was not trained; step {last}"
+        )
+        out.add_scalar(
+            "contrast_unseen", unseen.loc[last]["contrast"], "", text,
+            interval=interval(unseen.loc[last], "contrast_low", "contrast_high"),
+        )  # fmt: skip
+        if memorized is not None and (unseen.index >= memorized).any():
+            first = unseen[unseen.index >= memorized].iloc[0]
+            text = f"the same at step {int(first.name)}, the first checkpoint from t_mem on"
+            out.add_scalar(
+                "contrast_unseen_memorized", first["contrast"], "", text,
+                interval=interval(first, "contrast_low", "contrast_high"),
+            )  # fmt: skip
+    drawn = out.tables["random_partitions"]
+    drawn = drawn[(drawn["series"] == own.name) & (drawn["step"] == last) & (drawn["measure"] == "excess")]
+    if len(drawn):
+        text = f"mean excess with {params.random_partitions} random partitions; {of}"
+        out.add_scalar("excess_random", drawn["random_mean"].iloc[0], "fraction", text)
     later = rows[rows.index >= memorized] if memorized is not None else rows
     for name in ("excess", "contrast", "smoothness", "dimension"):
         change = final[name] - later.iloc[0][name] if len(later) else math.nan
@@ -117,8 +144,25 @@ def _links(out: Result, own: Measured, measured: Sequence[Measured], params: Pat
         beyond = found[(found["score"] == "test accuracy") & found["reading"].eq("beyond trend")]
         text = "measures whose correlation with the test accuracy lies beyond 95 % of monotone surrogates"
         out.add_scalar("beyond_trend", len(beyond), "count", text)
+    steady = out.tables["steady"]
+    row = steady[(steady["measure"] == name) & (steady["score"] == "test accuracy")]
+    if len(row):
+        first = row.iloc[0]
+        of = f"mean edit distance and test accuracy, {int(first['n'])} checkpoints without leaps of one run"
+        out.add_scalar("steady_correlation", first["pearson"], "", f"Pearson correlation of {of}")
+        out.add_scalar(
+            "steady_differenced", first["differenced"], "", f"correlation of the differences of {of}"
+        )
     swap = out.tables["swap"]
-    row = swap[(swap["measure"] == name) & (swap["score"] == "test accuracy") & (swap["of"] == "values")]
+    named = swap[(swap["measure"] == name) & (swap["score"] == "test accuracy") & (swap["of"] == "values")]
+    without = named[named["over"] == "steady"]
+    if len(without):
+        first = without.iloc[0]
+        of = f"{int(first['series'])} series, {int(first['n'])} checkpoints without leaps"
+        out.add_scalar("swap_own_steady", first["own"], "", f"correlation of distance and own accuracy; {of}")
+        out.add_scalar("swap_other_steady", first["other"], "", f"with the accuracy of other series; {of}")
+        out.add_scalar("swap_p_steady", first["p"], "", f"permutation p of the swap; {of}")
+    row = named[named["over"] == "all"]
     if len(row):
         first = row.iloc[0]
         of = f"{int(first['series'])} series, {int(first['n'])} checkpoints"
@@ -148,7 +192,8 @@ def _leads(out: Result, measured: Sequence[Measured]) -> None:
         spread = None
         if count > 1:
             method = "order statistics over series, of their median"
-            spread = Interval(first["low"], first["high"], first["coverage"], method, count)
+            low, high, coverage = (float(first[key]) for key in ("low", "high", "coverage"))
+            spread = Interval(low, high, coverage, method, count)
         over = f"median over {count} series" if count > 1 else "one run"
         text = f"t_gen minus the step at which {name} made half of its way, {over}"
         out.add_scalar(f"lead_{name}", first["median"], "count", text, interval=spread)

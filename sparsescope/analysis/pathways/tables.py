@@ -20,7 +20,7 @@ from sparsescope.analysis.pathways.measure import (
 )
 from sparsescope.analysis.pathways.measured import Measured
 from sparsescope.core.tables import grid
-from sparsescope.metrics.leads import Rows, log_loss, since_memorized, values_of
+from sparsescope.metrics.leads import Followed, Rows, log_loss, since_memorized, values_of
 from sparsescope.metrics.memorized_samples import chosen_eps, memorized_from
 from sparsescope.metrics.pathways import RIDGES
 from sparsescope.metrics.run_links import planted_power, swap_test
@@ -36,7 +36,7 @@ POWERED = ("excess", "contrast", "smoothness", "dimension")
 _LEAST_FLOW = 1e-3  # share of the tokens; rarer steps are left out
 
 
-def followed(own: Measured) -> tuple[str, ...]:
+def followed(own: Followed) -> tuple[str, ...]:
     """Measures whose lead and correlation are looked at."""
     there = set(own.checkpoints)
     pathways = [name for name in own.checkpoints if name not in {"step", *BESIDE} and "test_" not in name]
@@ -134,15 +134,15 @@ def memorized(own: Measured, params: PathwaysParams) -> Rows:
     return rows
 
 
-def _common(measured: Sequence[Measured]) -> NDArray[np.int64]:
+def _common(measured: Sequence[Followed]) -> NDArray[np.int64]:
     """Steps that all series have, from the last t_mem on."""
     begin = max((m.onsets.memorized or 0 for m in measured), default=0)
     shared = set(measured[0].checkpoints["step"]).intersection(*(m.checkpoints["step"] for m in measured[1:]))
     return np.array(sorted(step for step in shared if step >= begin), np.int64)
 
 
-def swap(measured: Sequence[Measured], params: PathwaysParams) -> Rows:
-    """Correlations with the own score and with those of other seeds."""
+def swap(measured: Sequence[Followed], over: str, params: PathwaysParams) -> Rows:
+    """Correlations with the own score and with those of other seeds; ``over`` names the checkpoints."""
     steps = _common(measured)
     if len(measured) < 2 or len(steps) < LEAST_N:
         return []
@@ -161,7 +161,7 @@ def swap(measured: Sequence[Measured], params: PathwaysParams) -> Rows:
                 found = swap_test(
                     values, score, differences=of == "differences", draws=params.draws, seed=params.seed
                 )
-                row = (name, title, of, found.own, found.other, found.p, found.runs, len(steps))
+                row = (name, over, title, of, found.own, found.other, found.p, found.runs, len(steps))
                 if math.isfinite(found.own):
                     rows.append(row)
     return rows

@@ -100,10 +100,12 @@ def _closer(excess: float) -> str:
     return f"{percent(abs(excess))} {'less' if excess >= 0 else 'more'} than by chance"
 
 
-def swap(result: Result) -> fig.Figure:
-    """Draw the correlations with the own score and with that of other seeds."""
+def swap(result: Result, value: Any) -> fig.Figure:
+    """Draw the correlations with the own score and with that of other seeds, over ``all`` checkpoints or
+    over ``steady`` ones.
+    """
     table = result.tables["swap"]
-    table = table[table["score"] == "test accuracy"]
+    table = table[(table["score"] == "test accuracy") & (table["over"] == value)]
     if table.empty:
         return fig.empty(
             "No swap test", "It needs several series with the same checkpoints: give further seeds."
@@ -136,7 +138,10 @@ def swap(result: Result) -> fig.Figure:
     title = (
         f"{own} of {len(values)} measures go with the score of their own run more than with that of any run"
     )
-    subtitle = f"n = {series} series, {n} checkpoints; p < 0.05 of the permutation of scores, not corrected"
+    kind = "all checkpoints" if value == "all" else "checkpoints without leaps"
+    subtitle = (
+        f"n = {series} series, {n} {kind} in common; p < 0.05 of the permutation of scores, not corrected"
+    )
     return fig.describe(
         figure,
         title=title,

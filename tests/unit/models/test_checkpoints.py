@@ -97,8 +97,10 @@ def test_probe_set_is_fixed_by_its_digest(tiny_series, copy):
     from sparsescope.core.files import sha256_file
 
     probe = open_series(tiny_series).probe()
-    assert probe.tokens.shape == (49, 3) and (probe.tokens[:, :2].sum(1) % 7 == probe.fields["answer"]).all()
-    assert probe.fields["train"].sum() == 24
+    assert (
+        probe.tokens.shape == (121, 3) and (probe.tokens[:, :2].sum(1) % 11 == probe.fields["answer"]).all()
+    )
+    assert probe.fields["train"].sum() == 60
     arrays = load_file(copy / "probe.safetensors")
     arrays["tokens"][0, 0] += 1
     save_file(arrays, copy / "probe.safetensors")
