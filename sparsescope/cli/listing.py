@@ -485,11 +485,11 @@ def _about(result: Result) -> str:
     """What was measured on which model and text."""
     from sparsescope.reporting.sections import record_of
 
-    subject, corpus = result.provenance.get("subject") or {}, result.provenance.get("corpus") or {}
+    corpus = result.provenance.get("corpus") or {}
     tokens = (
         f" on {corpus['tokens']:,} tokens of {corpus.get('name')}"
         if isinstance(corpus.get("tokens"), int)
         else ""
     )
     preset = f" ({label} preset)" if (label := result.provenance.get("preset")) else ""
-    return f"{record_of(result).title} of {subject.get('id', 'a model in memory')}{tokens}{preset}"
+    return f"{record_of(result).title} of {result.about or 'a model in memory'}{tokens}{preset}"

@@ -84,6 +84,9 @@ def format_number(value: float, unit: str) -> str:
         return f"{round(value):,}" if abs(value) < 1e15 else f"{value:.4g}"
     if unit == "seconds":
         return f"{value:.2f} s"
+    if unit == "bytes":
+        power = min(max(int(math.log10(abs(value))) // 3, 0), 4) if value else 0
+        return f"{value / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
     return f"{value:.4g}" + (f" {unit}" if unit else "")
 
 

@@ -168,6 +168,13 @@ class Result:
             self.notes.append(entry)
 
     @property
+    def about(self) -> str:
+        """Id of what was measured: of the subject, else of the first other input; empty if nobody knows."""
+        subject = self.provenance.get("subject") or {}
+        others = (one for given in (self.provenance.get("inputs") or {}).values() for one in given)
+        return str(subject.get("id") or next((one.get("id") for one in others), None) or "")
+
+    @property
     def run_id(self) -> str | None:
         """The name of the stored run, or None for a result that is only in memory."""
         return self.provenance.get("run_id")
@@ -251,10 +258,7 @@ class Result:
         others = [scalar for scalar in self.scalars.values() if scalar not in first]
         said = "".join(f"<li>{cell_html(statement.text, 2000)}</li>" for statement in statements_of(self))
         info = [note for note in self.notes if note.severity == "info"]
-        title = cell_html(
-            f"{_title_of_analysis(self.analysis)} · "
-            f"{self.provenance.get('subject', {}).get('id', 'in memory')}"
-        )
+        title = cell_html(f"{_title_of_analysis(self.analysis)} · {self.about or 'in memory'}")
         return (
             (
                 f"<h4>{title}</h4><ul>{said}</ul>"
@@ -265,7 +269,7 @@ class Result:
         )
 
     def __repr__(self) -> str:
-        subject = display(self.provenance.get("subject", {}).get("id", "?"), limit=200, markup=False)
+        subject = display(self.about or "?", limit=200, markup=False)
         tables = ", ".join(f"{name}[{len(frame)}]" for name, frame in self.tables.items())
         return f"Result({self.analysis}, subject={subject}, scalars={list(self.scalars)}, tables={tables})"
 

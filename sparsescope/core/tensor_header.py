@@ -8,7 +8,9 @@ the file, follow one another and agree with dtype and shape.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,27 +92,46 @@ def read_header(
         SparsescopeError: Of the class ``error``: the file cannot be read, is too short, or its
             header is not valid.
     """
-
-    def refuse(allowed: str, got: str) -> SparsescopeError:
-        return error(
-            what,
-            where=str(path),
-            allowed=allowed,
-            got=got[:160],
-            next_step="the file is truncated or damaged: copy or make it again",
-        )
-
     try:
         size = path.stat().st_size
         with path.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if size < 8 or not 2 <= length <= min(HEADER_LIMIT, size - 8):
-                raise refuse(
-                    f"2 to {max(min(HEADER_LIMIT, size - 8), 2)} bytes", f"{length} bytes in a file of {size}"
-                )
-            raw = handle.read(length)
+
+            def span(begin: int, end: int) -> bytes:
+                handle.seek(begin)
+                return handle.read(end - begin)
+
+            return header_of(span, size, str(path), error, what)
     except OSError as problem:
-        raise refuse("a readable file", f"{type(problem).__name__}: {problem.strerror}") from problem
+        said = f"{type(problem).__name__}: {problem.strerror}"
+        raise _refusal(error, what, str(path), "a readable file", said) from problem
+
+
+def header_of(
+    span: Callable[[int, int], bytes],
+    size: int,
+    where: str,
+    error: type[SparsescopeError] = ArtifactError,
+    what: str = "the header of a tensor file is not valid",
+) -> dict[str, TensorHeader]:
+    """The same of a file that need not be here: no more than its header is read.
+
+    Args:
+        span: Gives the bytes from one place up to another.
+        size: Bytes of the file.
+        where: Its name in messages.
+        error: Class of the exception.
+        what: Its first sentence.
+
+    Raises:
+        SparsescopeError: As of ``read_header``.
+    """
+    refuse = partial(_refusal, error, what, where)
+    length = int.from_bytes(span(0, 8), "little") if size >= 8 else 0
+    if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+        raise refuse(
+            f"2 to {max(min(HEADER_LIMIT, size - 8), 2)} bytes", f"{length} bytes in a file of {size}"
+        )
+    raw = span(8, 8 + length)
     try:
         entries = parse(raw)
     except ValueError as problem:
@@ -133,6 +154,13 @@ def read_header(
     if at != size - 8 - length:
         raise refuse(f"{at} bytes of data", f"{size - 8 - length} bytes of data")
     return known
+
+
+def _refusal(
+    error: type[SparsescopeError], what: str, where: str, allowed: str, got: str
+) -> SparsescopeError:
+    next_step = "the file is truncated or damaged: copy or make it again"
+    return error(what, where=where, allowed=allowed, got=got[:160], next_step=next_step)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -24,11 +24,13 @@ from sparsescope.core.files import given_path
 from sparsescope.errors import DependencyError, SpecError, SubjectError
 from sparsescope.models.formats import series_file
 from sparsescope.models.formats.revision_names import CheckpointName, ordered_names, parse_name
+from sparsescope.models.formats.router_rows import FolderFiles, HubFiles, read_router_rows
 from sparsescope.models.formats.series_file import ProbeSet, SeriesFolder
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sparsescope.models.formats.router_rows import Files, RouterRows
     from sparsescope.models.subject import Subject
 
 # Batch of Pythia, in tokens; its revisions count steps alone. The first generation (-v0) counts otherwise.
@@ -65,6 +67,7 @@ class CheckpointSeries:
         checkpoints: The checkpoints, ascending.
         load: Gives the subject of one of them.
         folder: The folder of a series of our own trainer, else None.
+        files: Gives the files of one of them, for what is read without loading it.
 
     Attributes:
         hashes: Hash of the weights by step, as far as it is known: a series of our own trainer says them,
@@ -77,11 +80,13 @@ class CheckpointSeries:
         checkpoints: Sequence[Checkpoint],
         load: Callable[[Checkpoint], Subject],
         folder: SeriesFolder | None = None,
+        files: Callable[[Checkpoint], Files] | None = None,
     ) -> None:
         self.name = name
         self.checkpoints = tuple(checkpoints)
         self._load = load
-        self._folder = folder
+        self._folder, self._files = folder, files
+        self._routers: dict[int, RouterRows] = {}
         self.hashes: dict[int, str] = {}
         if folder is not None:
             self.hashes = {found.step: found.sha256 for found in folder.content.checkpoints}
@@ -125,6 +130,26 @@ class CheckpointSeries:
             SubjectError: It cannot be used.
         """
         return self._load(self.checkpoint(step))
+
+    def routers(self, step: int) -> RouterRows:
+        """Read the routers of the checkpoint of a step and nothing else of it; they are kept.
+
+        Raises:
+            SpecError: The series has none of that step, or was not opened from files.
+            SubjectError: It has no routers that can be read by themselves.
+            DependencyError: The hub cannot be reached, or does not serve byte ranges.
+        """
+        checkpoint = self.checkpoint(step)
+        if self._files is None:
+            raise SpecError(
+                "the files of this series are not known",
+                where=self.name,
+                allowed="a series that open_series opened",
+                next_step='open it by name, folder or hub id: ss.open_series("bytes-moe")',
+            )
+        if step not in self._routers:
+            self._routers[step] = read_router_rows(self._files(checkpoint))
+        return self._routers[step]
 
     def __iter__(self) -> Iterator[tuple[Checkpoint, Subject]]:
         return self.subjects()
@@ -255,7 +280,10 @@ def _trained_series(folder: SeriesFolder, text: str) -> CheckpointSeries:
 
     # By its folder, as `load` names it: a run of one's own may come from a recipe with the name
     # of a shipped series.
-    return CheckpointSeries(folder.folder.resolve().name, checkpoints, load, folder)
+    def files(checkpoint: Checkpoint) -> Files:
+        return FolderFiles(folder.folder, folder.checkpoint(checkpoint.step).file)
+
+    return CheckpointSeries(folder.folder.resolve().name, checkpoints, load, folder, files)
 
 
 def _folder_series(folder: Path, revisions: Sequence[str] | None, form: str | None) -> CheckpointSeries:
@@ -280,7 +308,10 @@ def _folder_series(folder: Path, revisions: Sequence[str] | None, form: str | No
         subject.id, subject.revision = folder.name, checkpoint.revision
         return subject
 
-    return CheckpointSeries(folder.name, [_named(name) for name in names], load)
+    def files(checkpoint: Checkpoint) -> Files:
+        return FolderFiles(folder / checkpoint.revision)
+
+    return CheckpointSeries(folder.name, [_named(name) for name in names], load, files=files)
 
 
 def _hub_series(repository: str, revisions: Sequence[str] | None, form: str | None) -> CheckpointSeries:
@@ -298,7 +329,10 @@ def _hub_series(repository: str, revisions: Sequence[str] | None, form: str | No
         subject.revision = checkpoint.revision
         return subject
 
-    return CheckpointSeries(repository, [_named(name, per_step) for name in names], load)
+    def files(checkpoint: Checkpoint) -> Files:
+        return HubFiles(repository, checkpoint.revision)
+
+    return CheckpointSeries(repository, [_named(name, per_step) for name in names], load, files=files)
 
 
 def _branches(repository: str) -> list[str]:

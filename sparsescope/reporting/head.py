@@ -75,7 +75,7 @@ def measured(results: Sequence[Result]) -> list[str]:
     texts: dict[tuple[str, str], dict[str, None]] = {}
     for result in results:
         subject = result.provenance.get("subject") or {}
-        found = texts.setdefault((str(subject.get("id", "a model in memory")), _model(subject)), {})
+        found = texts.setdefault((result.about or "a model in memory", _model(subject)), {})
         found[_text(result.provenance.get("corpus") or {})] = None
     lines = []
     for (name, model), read in texts.items():

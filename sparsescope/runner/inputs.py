@@ -160,6 +160,13 @@ BUILT_IN = (
         "Scope; in Python a Dictionary",
         opener="sparsescope.runner.roles.dictionary",
     ),
+    Role(
+        "routers",
+        "series of routers",
+        "a shipped series, a folder of checkpoints, or a hub id, of which NAME@REVISION,REVISION takes some "
+        "revisions; nothing but the routers is read",
+        opener="sparsescope.runner.roles.routers",
+    ),
 )
 
 

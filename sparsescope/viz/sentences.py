@@ -34,8 +34,7 @@ def percent(value: float) -> str:
 
 def subject_prefix(result: Result) -> str:
     """Name of the subject with a colon, as a subtitle begins; empty where it is not known."""
-    name = str(result.provenance.get("subject", {}).get("id", ""))
-    return f"{name}: " if name else ""
+    return f"{result.about}: " if result.about else ""
 
 
 def with_interval(value: float, low: float, high: float, show: Callable[[float], str] = percent) -> str:

@@ -31,6 +31,7 @@ def test_every_folder_is_in_the_list_and_every_analysis_is_there(frozen):
         "moe_routing",
         "moe_routing_over_training",
         "pathways",
+        "router_drift",
         "sparse_inference",
         "weight_sparsity",
         "weight_sparsity_over_training",

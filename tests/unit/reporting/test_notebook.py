@@ -74,11 +74,12 @@ def test_a_shipped_notebook_is_what_the_command_writes(name, tmp_path):
     assert not any(cell.outputs or cell.execution_count for cell in cells(made, "code"))
 
 
-def thinned(source, target):
-    """Copy a series with its first and its last checkpoint."""
+def thinned(source, target, keep=2):
+    """Copy a series with some checkpoints, the first and the last among them."""
     target.mkdir()
     series = json.loads((source / "series.json").read_text())
-    series["checkpoints"] = [series["checkpoints"][0], series["checkpoints"][-1]]
+    last = len(series["checkpoints"]) - 1
+    series["checkpoints"] = [series["checkpoints"][last * n // (keep - 1)] for n in range(keep)]
     (target / "series.json").write_text(json.dumps(series))
     for name in (*series["files"], *(checkpoint["file"] for checkpoint in series["checkpoints"])):
         shutil.copyfile(source / name, target / name)
@@ -105,6 +106,14 @@ def on_a_small_budget(name, folder):
         study = re.sub(r"(calibration_draw = \d)", r"\1, calibration_tokens = 64", study)
         study = re.sub(r"calibration_tokens = (\d)\d{3,}", r"calibration_tokens = 7\1", study)
         study = study.replace("finetune_steps = 200", "finetune_steps = 2, calibration_tokens = 64")
+    if name == "pathways":  # six checkpoints: power needs some, and correlations
+        study = study.replace("samples = 512", "samples = 40, least_samples = 20, permutations = 19")
+        study = re.sub(r"^params\.pathways = \{.*?\}$", "", study, flags=re.M | re.S)
+        for recipe in ("moe.toml", "moe_wd0.toml"):
+            text = (ROOT / "analyses" / name / recipe).read_text()
+            text = re.sub(r"checkpoints = \[.*?\]", "checkpoints = [0, 2, 4, 6, 8, 10]", text, flags=re.S)
+            text = re.sub(r"^steps = .*$", "steps = 10", text, flags=re.M)
+            (home / recipe).write_text(re.sub(r"^log_every = .*$", "log_every = 2", text, flags=re.M))
     if name == "expert_specialization":
         study = study.replace(
             "ablation_tokens = 32768", "ablation_tokens = 128, alike = 16, random_orders = 1"
@@ -140,7 +149,8 @@ def on_a_small_budget(name, folder):
         study = study.replace(entry, f"{entry}{first}\n", 1)
     for subject in load_study(ROOT / "analyses" / name).declared.subjects:
         if subject.name not in swaps and (ROOT / "data" / "models" / subject.name).is_dir():
-            thinned(ROOT / "data" / "models" / subject.name, home / subject.name)
+            source, keep = ROOT / "data" / "models" / subject.name, 6 if name == "pathways" else 2
+            thinned(source, home / subject.name, keep)
             swaps[subject.name] = f"./{subject.name}"
     for old, new in swaps.items():
         study = re.sub(rf'"(shuffled:)?{old}"', rf'"\g<1>{new}"', study)
@@ -155,6 +165,7 @@ def on_a_small_budget(name, folder):
         )
     params = {
         "grokking": "surrogates = 19, draws = 100",
+        "pathways": "resamples = 60, null_draws = 2, draws = 100",
         "dictionaries": "resamples = 100, loss_tokens = 200, probe_rows = 100, permutations = 1",
     }.get(name, "resamples = 100")
     first, *blocks = study.split("[[analysis]]")
