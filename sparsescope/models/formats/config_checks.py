@@ -122,11 +122,15 @@ def check_memory(plan: Any, dtype: str, where: str) -> None:
     Raises:
         SubjectError: It does not fit; with what it takes, and what there is.
     """
-    from sparsescope.models.torch_environment import torch_dtype
-
     if getattr(plan.config, "quantization_config", None) is not None:
         return
-    elements = sum(parameter.numel() for parameter in plan.parameters())
+    check_room(sum(parameter.numel() for parameter in plan.parameters()), dtype, where)
+
+
+def check_room(elements: int, dtype: str, where: str) -> None:
+    """The same from the number of weights; raises as ``check_memory``."""
+    from sparsescope.models.torch_environment import torch_dtype
+
     wanted, free = elements * torch_dtype(dtype).itemsize, free_memory()
     if wanted <= free:
         return

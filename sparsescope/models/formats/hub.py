@@ -16,9 +16,11 @@ from typing import Any
 
 from sparsescope.errors import DependencyError, SubjectError, near_matches
 from sparsescope.models.entries import LoadedModel, LoadRequest
+from sparsescope.models.formats.config_checks import check_room
 from sparsescope.models.formats.folder import check_layout, load_folder
 
 PROBE_TIMEOUT_SECONDS = 1.5
+_FLOATS = {"F64", "F32", "F16", "BF16"}  # as safetensors names them
 _ALWAYS = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -34,7 +36,8 @@ def load_hub(
 
     Raises:
         DependencyError: It is not in the local cache and the hub cannot be reached.
-        SubjectError: The hub has no such model or revision, or access to it is restricted.
+        SubjectError: The hub has no such model or revision, access to it is restricted, or it is larger than
+            the free memory: this is said before anything is downloaded.
     """
     repository = repository or request.name
     folder = cached_snapshot(repository, request.revision)
@@ -60,6 +63,9 @@ def _download(repository: str, request: LoadRequest, registered: Iterable[str]) 
     from huggingface_hub import snapshot_download
 
     info = _probe(repository, request.revision, registered)
+    known = getattr(getattr(info, "safetensors", None), "parameters", None) or {}
+    if known and all(name in _FLOATS for name in known):  # of quantized weights their number says little
+        check_room(sum(known.values()), request.dtype, repository)
     names = [sibling.rfilename for sibling in info.siblings or []]
     weights = (
         "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model*.bin"

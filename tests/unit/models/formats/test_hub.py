@@ -162,3 +162,25 @@ def test_a_broken_download_is_explained(online: None, monkeypatch: pytest.Monkey
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(SparsescopeError, match="disk full"):
         load("organization/model")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "refused"),
+    [({"BF16": 10**13}, True), ({"BF16": 10**4, "F32": 10}, False), ({"I32": 10**13}, False), (None, False)],
+)
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_downloaded(
+    parameters: dict[str, int] | None, refused: bool, online: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub counts the weights of each type; those of a quantized model say little."""
+    counts = None if parameters is None else SimpleNamespace(parameters=parameters)
+    info = SimpleNamespace(sha=COMMIT, siblings=[], safetensors=counts)
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: info)
+
+    def download(repository: str, **options: Any) -> str:
+        raise OSError("it is downloaded")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(SparsescopeError) as caught:
+        load("organization/model", revision="step5", dtype="bfloat16")
+    said = ("does not fit", "18626.5 GiB") if refused else ("it is downloaded",)
+    assert all(part in str(caught.value) for part in said), caught.value
