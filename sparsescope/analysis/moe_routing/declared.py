@@ -249,6 +249,16 @@ VIEWS: tuple[View, ...] = (
         citation="Muennighoff et al. 2024, arXiv:2409.02060, section 5.2",
     ),
     View(
+        "coactivation_graph",
+        "Groups of experts",
+        "Experts of a layer, joined where two share a token more often than independent choices with the "
+        "same loads would, with the whole interval of the lift above 1.",
+        table="coactivation",
+        select="layer",
+        formula="low end of N_ij N / (N_i N_j) > 1",
+        citation="Muennighoff et al. 2024, arXiv:2409.02060, section 5.2",
+    ),
+    View(
         "repetition",
         "Do neighbors choose the same experts",
         "Share of experts that two tokens of a document have in common, against their distance. Dotted: "

@@ -368,6 +368,35 @@ def test_coactivation_of_an_idle_expert_and_of_one_choice():
     assert not one.data and "two experts" in one.layout.annotations[0].text
 
 
+def test_the_graph_joins_pairs_whose_interval_is_above_chance(whole):
+    figure = draw(whole, "coactivation_graph", 1)
+    rows = whole.tables["coactivation"].query("layer == 1")
+    rows = rows[rows["expert"].astype(int) < rows["other"].astype(int)]
+    joined = rows[rows["low"] > 1]
+    drawn = [text for trace in figure.data[:-1] for text in trace.customdata[::3]]
+    found = {tuple(map(int, re.match(r"experts (\d+) and (\d+):", text).groups())) for text in drawn}
+    expected = {(int(one), int(two)) for one, two in joined[["expert", "other"]].to_numpy()}
+    assert found == expected and len(drawn) == len(expected)
+    group = {expert: {expert} for expert in range(8)}
+    for one, two in expected:
+        merged = group[one] | group[two]
+        group |= dict.fromkeys(merged, merged)
+    largest = max(map(len, group.values()))
+    assert said(figure).startswith(f"Layer 1: {len(expected)} of {len(rows)} pairs of experts")
+    assert f"largest connected group has {largest} of 8" in said(figure)
+    widths = [trace.line.width for trace in figure.data[:-1]]
+    assert widths == sorted(widths) and "would be by chance" in below(figure)
+
+
+def test_the_graph_of_one_choice_and_of_many_experts():
+    one = draw(made(**RUNS["one choice"]), "coactivation_graph")
+    assert not one.data and "two experts" in one.layout.annotations[0].text
+    large = draw(made(**RUNS["very large"]), "coactivation_graph", 2)
+    assert len(large.data[-1].x) == 128 and mark_count(large) < MAX_MARKS
+    plain = draw(made(intervals=False), "coactivation_graph", 0)
+    assert "where the lift is above 1" in below(plain)
+
+
 def test_repetition_draws_layers_their_mean_and_both_nulls(whole):
     figure = draw(whole, "repetition")
     (mean,) = traces(figure, "mean over layers", 2)

@@ -2,6 +2,7 @@
 
 from sparsescope.analysis.moe_routing.views.domains import domains, specialization
 from sparsescope.analysis.moe_routing.views.experts import coactivation, load, similarity
+from sparsescope.analysis.moe_routing.views.graph import coactivation_graph
 from sparsescope.analysis.moe_routing.views.in_order import cache, chunk_sparsity, repetition, token_experts
 from sparsescope.analysis.moe_routing.views.taken_away import ablation_matrix, pruning
 
@@ -10,6 +11,7 @@ __all__ = [
     "cache",
     "chunk_sparsity",
     "coactivation",
+    "coactivation_graph",
     "domains",
     "load",
     "pruning",
