@@ -52,7 +52,8 @@ def test_rows_are_compared_with_the_end_and_with_the_step_before(result):
             shares = shares[shares > 1e-12] / shares.sum()
             assert found["rank"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
             assert found["rank"] <= 7 and found["low"] <= found["cosine"] <= found["high"]
-    assert table.loc[1500]["cosine"].tolist() == pytest.approx([1] * 4) and table.loc[0]["previous"].isna().all()
+    assert table.loc[1500]["cosine"].tolist() == pytest.approx([1] * 4)
+    assert table.loc[0]["previous"].isna().all()
 
 
 def test_a_shift_that_all_rows_share_is_not_seen():

@@ -70,3 +70,11 @@ def test_what_a_text_needs_comes_from_the_model_before_it():
     model, words = known(lacks=["tokenizer"]), Known("word_list", "words.txt")
     declared = declared_inputs(("subject", "text", "word_list"))
     assert why_not(declared, NONE, [model, TEXT, words]) == "it needs tokenizer, and m has none"
+
+
+def test_an_optional_text_that_the_series_cannot_read_is_left_out():
+    perhaps, residues = declared_inputs(("series*", "text?")), known("series", has=["pairs"], whole=True)
+    assert why_not(perhaps, NONE, [residues, TEXT]) is None
+    assert why_not(BOTH, NONE, [residues, TEXT]) == "it needs tokenizer, and m has none"
+    assert why_not(perhaps, NONE, [known("series"), TEXT]) == NOT_KNOWN
+    assert why_not(perhaps, frozenset({"experts"}), [residues, TEXT]) == "it needs experts, and m has none"

@@ -240,3 +240,18 @@ def test_a_parameter_without_a_default_is_refused():
 
     with pytest.raises(SpecError, match="no default"):
         Registry("analysis").add(Analysis("toy", "1", "Toy", "A toy.", Needs, "nowhere"))
+
+
+def test_a_default_text_is_left_where_a_series_carries_none_that_is_asked_for():
+    """A report gives every analysis its default text; one whose text is optional goes on without it."""
+    from sparsescope.runner.inputs import Fallback, open_inputs
+
+    optional, given = ss.analyses().get("pathways"), {"series": "grokking-short"}
+    text = Fallback(ss.corpus("python-docs", tokens=256))
+    assert open_inputs(optional, given | {"text": text}, {}, None)["text"] == ()
+    assert open_inputs(optional, given, {}, None)["text"] == ()
+    needed = ss.analyses().get("sparsity_over_training")
+    with pytest.raises(SpecError, match="has no text"):
+        open_inputs(needed, given | {"text": text}, {}, None)
+    own = open_inputs(optional, {"series": "lazy-swiglu", "text": text}, {}, None)["text"][0]
+    assert "held-out" in own.name, "its own text stands before the default"
