@@ -36,8 +36,8 @@ class Swap:
     Attributes:
         own: Mean Pearson correlation with the score of the same run.
         other: Mean with the scores of the other runs.
-        p: Share of all ways to deal the scores to the runs whose mean is as far from 0 as ``own``, on its
-            side; at least 1 / R!.
+        p: Share of all ways to deal the scores to the runs whose mean is as far from 0 as ``own``; at least
+            1 / R!.
         runs: R.
     """
 
@@ -84,7 +84,7 @@ def swap_test(
     else:
         drawn = np.random.default_rng(seed).permuted(np.tile(np.arange(runs), (draws, 1)), axis=1)
         orders = np.concatenate([np.arange(runs)[None], drawn])
-    means = table[np.arange(runs), orders].mean(1) * np.sign(own)
+    means = np.abs(table[np.arange(runs), orders].mean(1))
     return Swap(own, other, float(np.mean(means >= abs(own) - 1e-9)), runs)
 
 

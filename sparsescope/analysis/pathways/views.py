@@ -138,7 +138,7 @@ def swap(result: Result, value: Any) -> fig.Figure:
     title = (
         f"{own} of {len(values)} measures go with the score of their own run more than with that of any run"
     )
-    kind = "all checkpoints" if value == "all" else "checkpoints without leaps"
+    kind = "checkpoints" if value == "all" else "checkpoints without leaps"
     subtitle = (
         f"n = {series} series, {n} {kind} in common; p < 0.05 of the permutation of scores, not corrected"
     )

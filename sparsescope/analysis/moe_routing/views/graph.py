@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,8 @@ def coactivation_graph(result: Result, layer: int) -> fig.Figure:
         figure.add_annotation(
             x=1.1 * math.cos(at), y=1.1 * math.sin(at), text=str(expert), showarrow=False, font={"size": 12}
         )
-    axis = {"range": [-1.3, 1.3], "showgrid": False, "zeroline": False, "showticklabels": False}
+    axis: dict[str, Any] = {"range": [-1.3, 1.3], "showgrid": False, "zeroline": False}
+    axis |= {"showticklabels": False, "showline": False, "ticks": ""}
     figure.update_xaxes(title_text="experts of the layer, in the order of their numbers", **axis)
     figure.update_yaxes(title_text="joined: together more often than by chance", scaleanchor="x", **axis)
     figure.update_layout(showlegend=False)

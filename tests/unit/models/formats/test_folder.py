@@ -183,6 +183,29 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(
     assert load(folder, dtype="bfloat16").dtype == "bfloat16"
 
 
+def test_what_reading_experts_takes_besides_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest stack of experts twice: transformers builds it from the tensors of each expert."""
+    from types import SimpleNamespace
+
+    import torch
+
+    from sparsescope.models.formats import config_checks
+
+    def plan(*shapes: tuple[int, ...]) -> SimpleNamespace:
+        made = [torch.empty(shape, device="meta") for shape in shapes]
+        return SimpleNamespace(config=SimpleNamespace(), parameters=lambda: iter(made))
+
+    monkeypatch.setattr(config_checks, "free_memory", lambda: 4 * (100 + 2 * 60) - 1)
+    config_checks.check_memory(plan((60, 1), (40,)), "float32", "dense")
+    with pytest.raises(SubjectError, match="does not fit") as refused:
+        config_checks.check_memory(plan((3, 4, 5), (40,)), "float32", "mixture")
+    assert "100 weights in float32, and stacked experts" in str(refused.value)
+    monkeypatch.setattr(config_checks, "free_memory", lambda: 4 * (100 + 2 * 60))
+    config_checks.check_memory(plan((3, 4, 5), (40,)), "float32", "mixture")
+
+
 def test_free_memory_is_that_of_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sparsescope.models.formats import config_checks
 
