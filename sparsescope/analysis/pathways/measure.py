@@ -298,7 +298,8 @@ def dimension_of(group: Group, profiles: Array) -> Dimension:
     draws = []
     for _ in range(group.params.null_draws):
         moved = generator.permuted(profiles, axis=0)
-        draws.append(_at_ridge(layers(moved / moved.sum(-1, keepdims=True))))
+        sums = moved.sum(-1, keepdims=True)  # of weights of few experts a sample may be dealt none
+        draws.append(_at_ridge(layers(moved / np.where(sums > 0, sums, 1))))
     found = layers(profiles)
     low, high = group.jackknife(lambda kept: _at_ridge(layers(profiles[kept])))
     return Dimension(found, low, high, against_null(_at_ridge(found), draws))

@@ -113,8 +113,8 @@ def check_memory(plan: Any, dtype: str, where: str) -> None:
 
     Weights are counted, on the CPU, in the precision that they are read in, and what reading takes besides:
     transformers stacks the experts of a layer, which takes about two of the stacked tensors more (measured:
-    1.3 GiB for the shape of OLMoE, where two are 1.0). A pass takes more. Quantized models, whose weights keep
-    their own precision, are not checked.
+    1.3 GiB for the shape of OLMoE, where two are 1.0). A pass takes more. Quantized models, whose weights
+    keep their own precision, are not checked.
 
     Args:
         plan: The model on torch's meta device, from ``check_size``.

@@ -182,6 +182,21 @@ def test_renormalized_weights_are_those_of_the_chosen_experts(samples, plain):
     assert np.array_equal(found["first"], profiles.argmax(-1))
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [{"weights": "renormalized", "unit": "character"}, {"positions": "all", "tau": 0.99}, {"tau": 0.05}],
+)
+def test_other_readings_of_the_paper_are_measured_too(choice):
+    """With the weights of the chosen experts of one token most entries of a profile are zero."""
+    found = ss.run(NAME, part_of("grokking-moe", {250, 2000}), **SMALL, **choice)
+    table, variants = found.tables["checkpoints"], found.tables["variants"]
+    columns = ["distance", "excess", "weighted_jaccard", "smoothness", "dimension", "dimension_null"]
+    assert np.isfinite(table[columns]).all(axis=None)
+    unit, weights = choice.get("unit", "expert"), choice.get("weights", "softmax")
+    own = variants.query("unit == @unit and weights == @weights")
+    assert table["distance"].tolist() == pytest.approx(own["distance"].tolist())
+
+
 def test_the_nulls_keep_loads_and_take_links_away(result):
     table = result.tables["checkpoints"]
     assert (table["distance_low"] <= table["distance"]).all() and (
