@@ -192,8 +192,8 @@ def test_other_readings_of_the_paper_are_measured_too(choice):
     table, variants = found.tables["checkpoints"], found.tables["variants"]
     columns = ["distance", "excess", "weighted_jaccard", "smoothness", "dimension", "dimension_null"]
     assert np.isfinite(table[columns]).all(axis=None)
-    unit, weights = choice.get("unit", "expert"), choice.get("weights", "softmax")
-    own = variants.query("unit == @unit and weights == @weights")
+    wanted = {"unit": "expert", "weights": "softmax"} | choice
+    own = variants[(variants["unit"] == wanted["unit"]) & (variants["weights"] == wanted["weights"])]
     assert table["distance"].tolist() == pytest.approx(own["distance"].tolist())
 
 
