@@ -241,8 +241,7 @@ def _with_named(
     found = dict(inputs)
     named = [(name, getattr(params, parameter)) for parameter, name in record.filled_by.items()]
     for name, further in (*named, *beside.items()):
-        given = found.get(name)
-        if given is not None:  # without the one under study, those beside it are nothing
+        if (given := found.get(name)) is not None:  # without the one under study, those beside it are nothing
             found[name] = [*(given if isinstance(given, list | tuple) else [given]), *further]
     return found
 
