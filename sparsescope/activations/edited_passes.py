@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,6 +63,18 @@ class EditedPass:
         Raises:
             SpecError: The pass switched no units off.
         """
+        kept, width = self.counts
+        if weights is None:
+            return kept.sum(0) / np.maximum(width.sum(0), 1)
+        return (weights @ kept) / np.maximum(weights @ width.astype(np.float64), 1)
+
+    @property
+    def counts(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """``kept`` and ``width``, [D, L] each.
+
+        Raises:
+            SpecError: The pass switched no units off.
+        """
         if self.kept is None or self.width is None:
             raise SpecError(
                 "only a pass that keeps some units has a density",
@@ -70,9 +82,20 @@ class EditedPass:
                 allowed="passes run with keep=",
                 next_step="run(name, keep=...)",
             )
-        if weights is None:
-            return self.kept.sum(0) / np.maximum(self.width.sum(0), 1)
-        return (weights @ self.kept) / np.maximum(weights @ self.width.astype(np.float64), 1)
+        return self.kept, self.width
+
+    def joined(self, groups: Sequence[int]) -> EditedPass:
+        """The same pass with the units of some sites taken together, for example of the experts of a layer.
+
+        Args:
+            groups: The group of each site, [L]; in the result groups stand in the place of sites, in order.
+
+        Raises:
+            SpecError: The pass switched no units off.
+        """
+        kept, width = self.counts
+        member = np.asarray(groups)[:, None] == np.unique(groups)
+        return replace(self, kept=kept @ member.astype(np.float64), width=width @ member.astype(np.int64))
 
 
 class EditedPasses:

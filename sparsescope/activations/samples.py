@@ -19,6 +19,8 @@ from sparsescope.errors import SubjectError
 from sparsescope.metrics.jackknife import mixed
 
 if TYPE_CHECKING:
+    import torch
+
     from sparsescope.activations.capture import ActivationBatch
     from sparsescope.models.structure.sites import Site
 
@@ -117,44 +119,77 @@ class TokenSample:
 
 
 class ActivationSample(DocumentAccumulator):
-    """Accumulates a sample of tokens, the same for all sites, with their activations; first tokens of
-    windows are left out.
+    """Accumulates a sample of tokens with their activations; first tokens of windows are left out.
+
+    It is the same tokens for all sites that see every token. Each expert has a sample of its own, of the
+    tokens routed to it.
 
     Args:
         sites: Sites to keep.
         size: Tokens in the sample.
         seed: Seed of the sample.
+
+    Attributes:
+        sample: Of the sites that see every token.
+        routed: Of each expert, by the name of its site.
     """
 
     def __init__(self, sites: tuple[Site, ...], size: int, seed: int) -> None:
         super().__init__(sites, (size, seed))
         self.seed = seed
-        self.sample = TokenSample(size, {site.name: ((site.width,), np.float32) for site in self.sites})
+        shapes = {site.name: ((site.width,), np.float32) for site in self.sites}
+        experts = [site.name for site in self.sites if site.kind == "experts"]
+        self.routed = {name: TokenSample(size, {name: shapes.pop(name)}) for name in experts}
+        self.sample = TokenSample(size, shapes)
+
+    def of(self, site: Site) -> TokenSample:
+        """The sample that holds a site."""
+        return self.routed.get(site.name, self.sample)
 
     def _take(self, batch: ActivationBatch, cluster: int, seen: int) -> None:
-        rows = np.flatnonzero(batch.positions > 0)
-        keys = token_keys(self.seed, batch.document, seen, len(batch.positions))[rows]
-        chosen, slots = self.sample.plan(keys, batch.document)
-        if len(chosen) == 0:
-            return
-        for site in self.sites:
-            values = batch.values[site.name]
-            self.sample.parts[site.name][slots] = values[rows[chosen]].float().cpu().numpy()
+        after = batch.positions > 0
+        keys = token_keys(self.seed, batch.document, seen, len(batch.positions))
+        rows = np.flatnonzero(after)
+        chosen, slots = self.sample.plan(keys[rows], batch.document)
+        if len(chosen):
+            for name in self.sample.parts:
+                self.sample.parts[name][slots] = _host(batch.values[name][rows[chosen]])
+        for name, sample in self.routed.items():
+            tokens = batch.rows[name]
+            rows = np.flatnonzero(after[tokens])
+            chosen, slots = sample.plan(keys[tokens[rows]], batch.document)
+            if len(chosen):
+                sample.parts[name][slots] = _host(batch.values[name][rows[chosen]])
 
     def _join(self, other: Self, places: list[tuple[int, int]]) -> None:
         self.sample.merge(other.sample)
+        for name, sample in self.routed.items():
+            sample.merge(other.routed[name])
 
     def finish(self) -> TokenSample:
-        """Return the sample in the order of its keys."""
+        """Put all samples into the order of their keys; return that of the sites that see every token."""
         super().finish()
         self.sample.sort()
+        for sample in self.routed.values():
+            sample.sort()
         return self.sample
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return self.sample.state("sample")
+        arrays = self.sample.state("sample")
+        for name, sample in self.routed.items():
+            arrays |= sample.state(name)
+        return arrays
 
     def _load(self, arrays: dict[str, np.ndarray]) -> None:
         self.sample.restore("sample", arrays)
+        for name, sample in self.routed.items():
+            sample.restore(name, arrays)
+
+
+def _host(values: torch.Tensor) -> np.ndarray:
+    """Activations as float32, in the memory of the host."""
+    found: np.ndarray = values.float().cpu().numpy()
+    return found
 
 
 def sites_within(sites: tuple[Site, ...], tokens: int, memory: int) -> tuple[Site, ...]:

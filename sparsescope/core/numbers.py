@@ -85,8 +85,9 @@ def format_number(value: float, unit: str) -> str:
     if unit == "seconds":
         return f"{value:.2f} s"
     if unit == "bytes":
-        power = min(max(int(math.log10(abs(value))) // 3, 0), 4) if value else 0
-        return f"{value / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
+        size, names = float(f"{value:.3g}"), ("bytes", "kB", "MB", "GB", "TB")
+        power = next((n for n in range(4) if abs(size) < 1000 ** (n + 1)), 4)
+        return f"{size / 1000**power:.3g} {names[power]}"
     return f"{value:.4g}" + (f" {unit}" if unit else "")
 
 

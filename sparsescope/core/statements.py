@@ -186,6 +186,22 @@ def by_layer(frame: pd.DataFrame | None, column: str, unit: str = "fraction") ->
     return f"from {ends[0]} to {ends[1]}"
 
 
+def has_experts(frame: pd.DataFrame | None) -> bool:
+    """Whether a table has rows of single experts of a mixture."""
+    if frame is None or "site" not in frame:
+        return False
+    return bool(frame["site"].astype(str).str.contains(".experts.", regex=False).any())
+
+
+def median_by_layer(frame: pd.DataFrame | None, column: str) -> pd.DataFrame | None:
+    """The median over the sites of each layer, for ``by_layer``: in a mean over experts, one that got hardly
+    any tokens would weigh as much as the others.
+    """
+    if frame is None or not {"layer", column} <= set(frame.columns):
+        return None
+    return frame.groupby("layer", as_index=False)[column].median()
+
+
 # -- where they come from ---------------------------------------------------------------------------
 
 

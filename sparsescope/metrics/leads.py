@@ -2,9 +2,10 @@
 
 Lead of a measure in a series: steps from its departure, and from the half of its way, to t_gen
 (``metrics.onsets``). Over series, the independent units, the median with its exact interval. Correlations are
-over the checkpoints of one series from t_mem on, beside what a trend alone gives (``metrics.trends``). A
-measure whose name ends in ``_loss`` is followed on a logarithmic scale. ``core.onset_tables`` declares the
-columns.
+over the checkpoints of one series from t_mem on, beside what a trend alone gives (``metrics.trends``). Of a
+measure whose name ends in ``_loss`` the logarithm departs and correlates; half of its way is that of the loss
+itself, which on a logarithmic scale is another step: give ``loss_log10`` as a measure of its own where that
+matters. ``core.onset_tables`` declares the columns.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Swap:
         own: Mean Pearson correlation with the score of the same run.
         other: Mean with the scores of the other runs.
         p: Share of all ways to deal the scores to the runs whose mean is as far from 0 as ``own``; at least
-            1 / R!.
+            1 / R!, or 1 / (draws + 1) of ways that are drawn.
         runs: R.
     """
 

@@ -202,7 +202,7 @@ def open_inputs(
         if isinstance(given.get(wanted.role), Fallback | None) and hasattr(kind.functions(), "carried"):
             try:
                 own = kind.functions().carried(found)
-            except SparsescopeError:  # what carries it has none: one that need not be there is not read
+            except SpecError:  # what carries it has none: one that need not be there is not read
                 if not wanted.optional:
                     raise
                 own, values = None, []

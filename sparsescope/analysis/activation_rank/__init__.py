@@ -2,7 +2,8 @@
 
 Sparse counts units, rank counts directions: a layer can use few units and many directions, or all units and
 few directions. A sample of tokens, the same for every layer, is centered and its singular values are summed
-up in three effective ranks, beside what independent entries of the same shape would give.
+up in three effective ranks, beside what independent entries of the same shape would give. Of a mixture, each
+expert is measured on a sample of the tokens routed to it.
 Shapes: m sampled tokens x n units.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from sparsescope.activations.hidden_layers import HIDDEN
 from sparsescope.core.columns import Column
 from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.spec import Params
@@ -19,7 +21,10 @@ from sparsescope.core.tables import JACKKNIFED, PLACE, with_interval
 class ActivationRankParams(Params):
     """Parameters of ``activation_rank``."""
 
-    sites: str | tuple[str, ...] = Field("blocks.*.mlp.hook_post", description="Sites to measure.")
+    sites: str | tuple[str, ...] = Field(
+        HIDDEN,
+        description="Sites to measure; of a mixture the default takes its hidden layers, per expert.",
+    )
     sample_tokens: int = Field(
         768, ge=16, le=16_384, description="Tokens in the sample; no rank can be larger than this less one."
     )
@@ -79,7 +84,8 @@ ANALYSIS = Analysis(
             "Three effective ranks of a centered sample of tokens, by layer, on log axes. Dotted: "
             "independent entries of equal variance. The entropy rank counts small directions too; the stable "
             "rank looks at the largest direction only; the participation ratio lies between. All depend on "
-            "the number of tokens: compare runs with equal samples.",
+            "the number of tokens: compare runs with equal samples. Of a mixture, lines are the median over "
+            "the experts of a layer, each on the tokens routed to it.",
             table="ranks",
             formula="entropy rank = exp(-sum p ln p), p = s / sum s;  stable rank = sum s^2 / max "
             "s^2;  participation ratio = (sum s^2)^2 / sum s^4;  s: singular values of the "
@@ -90,9 +96,9 @@ ANALYSIS = Analysis(
         View(
             "spectrum",
             "Variance held by the largest directions",
-            "Share of the variance that the k largest principal components hold, one line for each layer; "
-            "dotted: independent entries. A line far above the dotted one means that few directions carry "
-            "most of what varies between tokens.",
+            "Share of the variance that the k largest principal components hold, one line for each layer or "
+            "expert; dotted: independent entries. A line far above the dotted one means that few directions "
+            "carry most of what varies between tokens.",
             table="spectrum",
             formula="sum of the k largest s^2 / sum of all s^2",
         ),
@@ -100,7 +106,7 @@ ANALYSIS = Analysis(
     tables=TABLES,
     statements="sparsescope.analysis.activation_rank.statements",
     headline=("mean_entropy_rank", "mean_stable_rank", "mean_participation"),
-    requires=frozenset({"mlp_hidden"}),
+    requires=frozenset({"hidden_units"}),
     citations=(
         Citation("Roy & Vetterli 2007, The effective rank", "EUSIPCO 2007"),
         Citation("Marchenko & Pastur 1967", "Math. USSR-Sbornik 1:457"),

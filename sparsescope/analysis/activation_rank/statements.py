@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from sparsescope.core.numbers import Scalar
 from sparsescope.core.result import Result
-from sparsescope.core.statements import Statement, basis, by_layer, defined, rows, said, said_value
+from sparsescope.core.statements import (
+    Statement,
+    basis,
+    by_layer,
+    defined,
+    has_experts,
+    median_by_layer,
+    rows,
+    said,
+    said_value,
+)
 
 TITLES = {
     "mean_entropy_rank": "Entropy rank (directions)",
@@ -25,13 +35,18 @@ def statements(result: Result) -> list[Statement]:
     if found is None:
         return []
     rank, ratio = found
+    experts = has_experts(result.tables.get("ranks"))
+    whose = "an expert" if experts else "a layer"
     text = (
-        f"The tokens of a layer spread over about {said(rank)} directions ({basis(rank)}), "
+        f"The tokens of {whose} spread over about {said(rank)} directions ({basis(rank)}), "
         f"{said_value(ratio)} times as many as independent noise{_reading(rank, ratio)}."
     )
     out = [Statement(text, "ranks", names)]
-    if spread := by_layer(rows(result, "ranks", metric="participation"), "mean", ""):
-        out.append(Statement(f"By layer, the number of directions runs {spread}.", "ranks"))
+    by_site, what = rows(result, "ranks", metric="participation"), "number of directions"
+    if experts:
+        by_site, what = median_by_layer(by_site, "mean"), f"{what} of the median expert"
+    if spread := by_layer(by_site, "mean", ""):
+        out.append(Statement(f"By layer, the {what} runs {spread}.", "ranks"))
     if others := defined(result, "mean_stable_rank", "mean_entropy_rank"):
         stable, entropy = others
         text = (

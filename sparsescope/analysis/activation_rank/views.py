@@ -31,7 +31,7 @@ _TICKS = [digit * 10**power for power in range(5) for digit in (1, 2, 3, 5)]
 def ranks(result: Result) -> fig.Figure:
     """Draw the three effective ranks by layer, with their references."""
     table, columns = result.tables["ranks"], result.columns["ranks"]
-    found = series(table, ["metric"], keep=("reference", "ratio"))
+    found = series(table, ["metric"], keep=("reference", "ratio", "largest"))
     if found.frame["mean"].notna().sum() == 0:
         return fig.empty("Effective rank by layer", "no activation varied between tokens")
     figure = fig.panels(1, len(_MEASURES), titles=list(_MEASURES.values()), height=340, gap=0.07)
@@ -54,18 +54,20 @@ def ranks(result: Result) -> fig.Figure:
             )
     layer_axis(figure, found.frame, ticks=8)
     fig.y_axes(figure, "effective rank (directions, log scale)", type="log", tickvals=_TICKS)
-    middle = rows_of(found, found.roles[0]).groupby("metric")[["mean", "reference"]].median()
-    largest, tokens = int(table["largest"].max()), int(table["tokens"].max())
-    entropy = middle.loc["entropy_rank"]
-    title = (
-        f"{tokens:,} tokens spread over {entropy['mean']:.0f} of at most {largest:,} directions "
-        "(entropy rank, median layer)"
-    )
+    middle = rows_of(found, found.roles[0]).groupby("metric")[["mean", "reference", "largest"]].median()
+    entropy, tokens = middle.loc["entropy_rank"], int(table["tokens"].max())
+    if found.sites > 1:
+        who = f"The tokens of an expert (up to {tokens:,}) spread"
+        largest, where = round(float(entropy["largest"])), "median expert"
+        bands = f"lines: median over up to {found.sites} experts of a layer; bands: 5–95 % of the experts"
+    else:
+        who, largest, where = f"{tokens:,} tokens spread", int(table["largest"].max()), "median layer"
+        bands = band_text(result, "jackknife interval over folds of documents")
+    title = f"{who} over {entropy['mean']:.0f} of at most {largest:,} directions (entropy rank, {where})"
     title += f"; independent entries over {entropy['reference']:.0f}"
     rest = "; ".join(
         f"{_MEASURES[name]} {middle.loc[name, 'mean']:.1f}" for name in ("participation", "stable_rank")
     )
-    bands = band_text(result, "jackknife interval over folds of documents")
     subtitle = f"centered sample; dotted: independent entries; {bands}{dropped_text(found)}"
     alt = f"Lines of effective rank by layer. {title}. {rest}."
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
@@ -89,15 +91,18 @@ def spectrum(result: Result) -> fig.Figure:
     fig.y_axes(figure, "share of the variance", tickformat=".0%", range=[0, 1.02])
     figure.update_layout(showlegend=True)
     layer_bar(figure, shades)
-    middle = percent(float(np.median([np.interp(10, rows["components"], rows["energy"]) for rows in sites])))
-    null = percent(float(np.interp(10, widest["components"], widest["reference"])))
+    experts = len(sites) > len(shades)
+    held, alone = (
+        np.array([np.interp(10, rows["components"], rows[name]) for rows in sites])
+        for name in ("energy", "reference")
+    )
+    # Experts have samples of different sizes, and each its own reference.
+    null = float(np.median(alone) if experts else np.interp(10, widest["components"], widest["reference"]))
     title = (
-        f"Ten directions hold {middle} of the variance in the median layer, {null} if "
-        "entries were independent"
+        f"Ten directions hold {percent(float(np.median(held)))} of the variance in the median "
+        f"{'expert' if experts else 'layer'}, {percent(null)} if entries were independent"
     )
-    alt = (
-        "Curves of the variance held by the largest components, one for each of "
-        f"{len(shades)} layers. {title}."
-    )
+    lines = f"the experts of {len(shades)} layers" if experts else f"{len(shades)} layers"
+    alt = f"Curves of the variance held by the largest components, one for each of {lines}. {title}."
     subtitle = "principal components of the centered sample of tokens"
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)

@@ -4,7 +4,8 @@ Weights that are read for several tokens (a chunk, a batch) are needed for the u
 tokens chose their units independently, the union would grow to almost every unit; how much less it grows is
 reuse. Two nulls say what independence gives: all units alike, and each unit at its own rate. Active means not
 exactly zero, or in the smallest set that holds a share of the energy. Chunks never cross a window; the first
-token of a window is left out.
+token of a window is left out. Of a mixture, the hidden units of all experts of a layer are its units, active
+only on tokens that were sent to their expert; beside them stands the reuse of the experts themselves.
 Shapes: sets of units, one for each token and rule.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from sparsescope.activations.bound_table import COLUMNS as BOUNDS
+from sparsescope.activations.hidden_layers import HIDDEN
 from sparsescope.core.columns import Column
 from sparsescope.core.registry import Analysis, Citation, View
 from sparsescope.core.spec import Params
@@ -22,7 +24,11 @@ from sparsescope.core.tables import JACKKNIFED, PLACE, with_interval
 class ActivationReuseParams(Params):
     """Parameters of ``activation_reuse``."""
 
-    sites: str | tuple[str, ...] = Field("blocks.*.mlp.hook_post", description="Sites to measure.")
+    sites: str | tuple[str, ...] = Field(
+        HIDDEN,
+        description="Sites to measure; of a mixture the default takes its hidden layers, all experts of a "
+        "layer together.",
+    )
     use_share: float = Field(
         0.9,
         gt=0,
@@ -42,6 +48,7 @@ class ActivationReuseParams(Params):
 
 _PLACE = (
     *PLACE,
+    # A third rule, 'routed', is that of experts as units; a note of the runs that have it says so.
     Column("rule", "label", "When a unit counts as active: 'nonzero' or 'in use' (in the energy set)."),
 )
 _DOCUMENTS = Column("documents", "count", "Documents behind the row; they are the independent units.")
@@ -151,6 +158,14 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _DOCUMENTS,
     ),
     "upper_bounds": BOUNDS,
+    # Of mixtures only
+    "load": (
+        *PLACE,
+        Column("expert", "expert", "Number of the expert."),
+        Column("routed", "count", "Tokens that were sent to it."),
+        Column("share", "fraction", "Share of the tokens that were sent to it."),
+        Column("tokens", "count", "Tokens after the first of each window."),
+    ),
 }
 
 ANALYSIS = Analysis(
@@ -171,7 +186,8 @@ ANALYSIS = Analysis(
             "layers, the thick line is the median layer. Dotted: independent tokens with all units "
             "alike; dashed: independent tokens, each unit at its own rate. The distance between dashed "
             "and thick is reuse by neighbours; that between dotted and dashed only says that some units "
-            "are used more than others.",
+            "are used more than others. Of a mixture, units are those of all experts of a layer; a panel of "
+            "its own counts experts.",
             table="union_density",
             formula="d_k = mean over chunks of |union of k sets| / n;  nulls 1 - (1 - s)^k and "
             "mean_j 1 - (1 - p_j)^k",
@@ -226,7 +242,7 @@ ANALYSIS = Analysis(
         "neighbor_overlap_in_use",
         "hot_share_in_use",
     ),
-    requires=frozenset({"mlp_hidden"}),
+    requires=frozenset({"hidden_units"}),
     citations=(
         Citation("Mirzadeh et al. 2023, ReLU Strikes Back", "https://arxiv.org/abs/2310.04564"),
         Citation("Song et al. 2025, BlockFFN", "https://arxiv.org/abs/2507.08771"),

@@ -9,9 +9,9 @@ from sparsescope.core.numbers import Scalar
 from sparsescope.core.result import Result
 from sparsescope.core.statements import Statement, basis, defined, said, said_value
 
-_RULES = {"nonzero": "nonzero", "in_use": "energy"}
+_RULES = {"nonzero": "nonzero", "in_use": "energy", "routed": "routing"}
 TITLES = {
-    f"{stem}_{suffix}": f"{title} ({rule})"
+    f"{stem}_{suffix}": f"{title.replace('Units', 'Experts') if suffix == 'routed' else title} ({rule})"
     for suffix, rule in _RULES.items()
     for stem, title in {
         "token_sparsity": "Units idle on a token",
@@ -29,10 +29,16 @@ _FEW_ZEROS = 0.02
 
 def statements(result: Result) -> list[Statement]:
     """What a chunk of tokens needs, how far neighbors share units, and how unevenly units are used."""
-    zeros = defined(result, "token_sparsity_nonzero")
-    suffix = "nonzero" if zeros is not None and zeros[0].value > _FEW_ZEROS else "in_use"
+    zeros, routed = defined(result, "token_sparsity_nonzero"), defined(result, "token_sparsity_routed")
+    # Of a mixture, units of experts that a token was not sent to are zero anyway.
+    idle_anyway = routed[0].value if routed is not None else 0.0
+    telling = zeros is not None and 1 - zeros[0].value < (1 - _FEW_ZEROS) * (1 - idle_anyway)
+    suffix = "nonzero" if telling else "in_use"
     share = (result.provenance.get("params") or {}).get("use_share", 0.9)
     idle = "exactly zero" if suffix == "nonzero" else f"not needed for {100 * share:g} % of the energy"
+    if routed is not None:
+        idle += ", or of experts that the token was not sent to"
+        return [*_chunk(result, suffix, idle), *_neighbors(result, suffix), *_experts(result)]
     return [*_chunk(result, suffix, idle), *_neighbors(result, suffix), *_hot(result, suffix)]
 
 
@@ -50,14 +56,14 @@ def _chunk(result: Result, suffix: str, idle: str) -> list[Statement]:
     return [Statement(text, "union_density", (names[2], names[0], names[1]))]
 
 
-def _reading(ratio: Scalar) -> str:
+def _reading(ratio: Scalar, units: str = "units") -> str:
     """What a union relative to its null says, as far as the interval allows."""
     ends = ratio.interval
     if ends is not None and ends.low <= 1 <= ends.high:
         return "reuse beyond chance is not shown"
     if ratio.value >= 1:
-        return "neighbors share no more units than chance"
-    return "neighbors reuse units" + ("" if ends is not None else ", if the one number holds")
+        return f"neighbors share no more {units} than chance"
+    return f"neighbors reuse {units}" + ("" if ends is not None else ", if the one number holds")
 
 
 def _neighbors(result: Result, suffix: str) -> list[Statement]:
@@ -93,3 +99,18 @@ def _hot(result: Result, suffix: str) -> list[Statement]:
         "all fired equally often."
     )
     return [Statement(text, "lorenz", (hot[0].name, f"gini_of_use_{suffix}"))]
+
+
+def _experts(result: Result) -> list[Statement]:
+    """How far neighbors are sent to the same experts."""
+    names = ("union_ratio_8_routed", "neighbor_overlap_routed", "neighbor_overlap_within_routed")
+    found = defined(result, *names)
+    if found is None:
+        return []
+    ratio, own, within = found
+    text = (
+        f"Eight tokens in a row reach {said(ratio)} times as many experts as independent tokens would "
+        f"({basis(ratio)}): {_reading(ratio, 'experts')}. Two neighbors share {said_value(own)} of their "
+        f"experts (Jaccard index), tokens of the same document in random order {said_value(within)}."
+    )
+    return [Statement(text, "union_density", names)]

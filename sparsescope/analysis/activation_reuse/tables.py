@@ -3,7 +3,7 @@
 Nulls take the rates of units from all tokens but the first of each window. Numbers that are no means over
 tokens (ratios to a null, inequality of units) have jackknife intervals over folds of documents, in which the
 rates are taken anew.
-Shapes: C documents, L sites, R rules, K chunk lengths, B resamples, G folds with documents, U units.
+Shapes: C documents, L places, R rules, K chunk lengths, B resamples, G folds with documents, U units.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class Measured:
         """Put the sums in order, and leave out each fold of documents in turn."""
         order, domains, numbers = found.by_document()
         sums = {name: array[order] for name, array in found.sums.items()}
-        widths = np.array([site.width for site in found.sites], dtype=float)[:, None, None]
+        widths = np.array([place.width for place in found.places], dtype=float)[:, None, None]
         sums |= {name: sums[name] / widths for name in ("union", "first")}
         draws = DocumentBootstrap.draw(domains, params.resamples, params.seed, params.level)
-        self = cls(found, draws, sums, [places(found.sites), {"rule": list(RULES)}])
+        self = cls(found, draws, sums, [places(found.places), {"rule": list(found.rules)}])
         folds = np.array([fold_of(number) for number in numbers.tolist()])
         use, ratios = [], []
         self.use = _inequality([fired.sum(0) for fired in found.fired])
@@ -161,7 +161,7 @@ class Measured:
         sample = self.found.sample
         left = np.flatnonzero(sample.documents[:-1] != sample.documents[1:])
         across, across_pairs = [], []
-        for n in range(len(self.found.sites)):
+        for n in range(len(self.found.places)):
             bits = np.ascontiguousarray(rearrange(sample.parts[str(n)], "token rule word -> rule token word"))
             total, count = overlaps(bits, left, left + 1)
             across.append(_over(total, count))
@@ -172,8 +172,8 @@ class Measured:
     def lorenz(self) -> pd.DataFrame:
         """Lorenz curves."""
         frames = []
-        for site, both in zip(self.found.sites, self.rates, strict=True):
-            for rule, rate in zip(RULES, both, strict=True):
+        for site, both in zip(self.found.places, self.rates, strict=True):
+            for rule, rate in zip(self.found.rules, both, strict=True):
                 units, firings = lorenz_curve(rate)
                 curve = {"units_share": units, "firings_share": firings}
                 frames.append(grid([curve], layer=site.layer, site=site.name, rule=rule))
@@ -188,21 +188,38 @@ class Measured:
         columns: dict[str, np.ndarray] = {}
         for index, (name, prefix) in enumerate((("gini", "gini"), ("hot_share", "hot"))):
             columns |= {name: self.use[index], f"{prefix}_low": low[index], f"{prefix}_high": high[index]}
-        units = np.array([[site.width] for site in self.found.sites])
+        units = np.array([[place.width] for place in self.found.places])
         tokens = int(self.found.fold_tokens.sum())
         return grid(self.axes, **columns, units=units, tokens=tokens, documents=len(self.found.documents))
 
-    def bounds(self, params: ActivationReuseParams, context: Context) -> list[dict[str, Any]]:
-        """Upper bounds on weight bytes when weights are read once for a chunk."""
-        hidden = [n for n, site in enumerate(self.found.sites) if site.role == "mlp.hook_post"]
-        if not hidden:
+    def load(self) -> pd.DataFrame:
+        """How many tokens were sent to each expert, where experts are the units."""
+        tokens = int(self.found.fold_tokens.sum())
+        frames = []
+        for place, fired in zip(self.found.places, self.found.fired, strict=True):
+            group, sent = self.found.experts[place.layer], fired.sum(0)[0]
+            where = places(group) | {"expert": np.arange(len(group))}
+            frames.append(grid([where], routed=sent, share=sent / tokens, tokens=tokens))
+        return pd.concat(frames)
+
+    def bounds(
+        self, params: ActivationReuseParams, context: Context, experts: Measured | None = None
+    ) -> list[dict[str, Any]]:
+        """Upper bounds on weight bytes when weights are read once for a chunk.
+
+        Args:
+            params: Parameters of the analysis.
+            context: Subject and corpus.
+            experts: Reuse of experts. The density of a layer of a mixture is of the units of the experts that
+                the chunk reaches: the dense model reads no others.
+        """
+        layers, shares = self._hidden_layers(context, experts)
+        if not layers:
             return []
         model = read_dimensions(context.subject)
         attended = (
             default_attended(model, context.corpus.context) if params.attended is None else params.attended
         )
-        layers = [self.found.sites[n].layer for n in hidden]
-        shares = self.sums["union"][:, hidden]  # [C, L, R, K]
         rows: list[dict[str, Any]] = []
         for index, rule in enumerate(RULES):
             name = rule if rule == "nonzero" else f"energy {100 * params.use_share:g} %"
@@ -210,8 +227,9 @@ class Measured:
                 n = k.bit_length() - 1
                 if n >= self.found.levels or not self.sums["chunks"][:, n].any():
                     continue
-                count, active = self.sums["chunks"][:, n], shares[:, :, index, n]
-                measured = (active.sum(0) / count.sum(), self.draws.replicates(active, count[:, None]))
+                count = self.sums["chunks"][:, n]
+                active, there = shares[0][:, :, index, n], shares[1][:, :, n]
+                measured = (active.sum(0) / there.sum(0), self.draws.replicates(active, there))
                 for scheme in schemes_of(model):
                     assumed = Assumptions(scheme, attended, model.bytes_per_weight, together=k)
                     bounds = bound_rows(
@@ -219,6 +237,33 @@ class Measured:
                     )
                     rows += [row for row in bounds if row["quantity"] == "weight bytes"]
         return rows
+
+    def _hidden_layers(
+        self, context: Context, experts: Measured | None
+    ) -> tuple[list[int], tuple[np.ndarray, np.ndarray]]:
+        """Layers of which every hidden unit was measured; and, as shares of their hidden units that are added
+        over chunks, what chunks use there, [C, layer, R, K], and what the dense model reads, [C, layer, K].
+        """
+        measured = {site.name for site in self.found.sites}
+        lacking = {site.layer for site in context.subject.hidden_sites() if site.name not in measured}
+        hidden = [
+            (n, place)
+            for n, place in enumerate(self.found.places)
+            if place.role.endswith("hook_post") and place.layer not in lacking
+        ]
+        active: dict[int, Any] = {}
+        there: dict[int, Any] = {}
+        for n, place in hidden:
+            share = place.width / sum(other.width for _, other in hidden if other.layer == place.layer)
+            reached = self.sums["chunks"]
+            if place.kind == "experts" and experts is not None:
+                # Sums of shares of the experts that a chunk reaches, in place of whole layers
+                reached = experts.sums["union"][:, list(experts.found.experts).index(place.layer), 0]
+            active[place.layer] = active.get(place.layer, 0.0) + self.sums["union"][:, n] * share
+            there[place.layer] = there.get(place.layer, 0.0) + reached * share
+        if not active:
+            return [], (np.empty(0), np.empty(0))
+        return list(active), (np.stack(list(active.values()), 1), np.stack(list(there.values()), 1))
 
 
 def _over(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ without the others.
 A threshold is meaningful when it is tied to performance. Two rules switch units off: CETT, which bounds the
 relative error of the layer's output, and the top-p set of the L1 norm. Each is tightened until the perplexity
 of held-out text rises by a given percentage, or the accuracy of the next token falls by a given share; the
-density found there is the result.
+density found there is the result. Of a mixture, units are those of the experts that a token is sent to.
 Shapes: T held-out tokens, D documents, L layers, f hidden units of a layer.
 """
 
@@ -165,7 +165,8 @@ ANALYSIS = Analysis(
             "Effective density by layer",
             "Share of units that stay on in each layer when one CETT level for all layers lets perplexity "
             "rise by the given percentage. One number without this sensitivity is not credible: the lines "
-            "show how far it moves.",
+            "show how far it moves. Of a mixture, lines are the median over the experts of a layer, each "
+            "on the tokens routed to it.",
             table="per_layer",
             formula="d = mean over tokens of #{i: |h_i| ||W_out[:, i]|| >= e_layer} / f",
             citation="Sparsing Law, arXiv:2411.02335",
@@ -194,7 +195,7 @@ ANALYSIS = Analysis(
     tables=TABLES,
     statements="sparsescope.analysis.effective_density.statements",
     headline=("density_cett_ppl_1", "sparsity_cett_ppl_1", "critical_sparsity_top_p", "dense_perplexity"),
-    requires=frozenset({"mlp_hidden", "causal", "logits"}),
+    requires=frozenset({"hidden_units", "causal", "logits"}),
     # As many documents as in full: intervals of fewer would be too narrow, and fewer passes save as much.
     presets={"quick": {"percents": (1.0, 5.0), "tolerance": 0.1, "shares": (0.99, 0.95, 0.9, 0.8, 0.6, 0.4)}},
     citations=(

@@ -19,11 +19,11 @@ import pandas as pd
 import torch
 
 from sparsescope.activations.bound_table import bound_rows, default_attended, schemes_of
-from sparsescope.activations.capture import capture
 from sparsescope.activations.context import Context
 from sparsescope.activations.edited_passes import EditedPass, EditedPasses, held_out
+from sparsescope.activations.hidden_layers import HIDDEN, hidden_or_named
 from sparsescope.analysis.effective_density import EffectiveDensityParams
-from sparsescope.analysis.effective_density.cett import CettCurve, cett, cett_curve, column_norms
+from sparsescope.analysis.effective_density.calibration import Calibration
 from sparsescope.core.result import Result
 from sparsescope.core.tables import grid, places
 from sparsescope.kernels.topk_masks import top_p_mask
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from sparsescope.activations.text.tokenized import TokenizedCorpus
     from sparsescope.models.structure.sites import Site
 
-SITES = "blocks.*.mlp.hook_post"
 MOST_PASSES = 16
 
 
@@ -53,20 +52,18 @@ class _Rule:
 def compute(params: EffectiveDensityParams, context: Context) -> Result:
     """Run the analysis."""
     calibration, chosen = held_out(context.corpus, params.tokens, params.calibration_tokens)
-    sites = context.subject.sites(SITES)
+    sites = hidden_or_named(context.subject, HIDDEN)
     begin = time.perf_counter()
-    hidden = _hidden(context, calibration, sites, params.calibration_tokens)
-    weights = {site.name: _weight(context, site) for site in sites}
-    curves = {site.name: _curve(context, site, hidden[site.name], weights[site.name]) for site in sites}
-    calibrated = time.perf_counter() - begin
+    calibrated = Calibration.read(context, calibration, sites, params.calibration_tokens)
+    seconds = time.perf_counter() - begin
 
     # A search takes about five passes; the grid often ends early.
     passes = EditedPasses(context, chosen, sites, 1 + 5 * len(params.percents) + len(params.shares))
     dense = passes.run("dense")
-    norms = {name: column_norms(weight) for name, weight in weights.items()}
+    norms = calibrated.norms
 
     def by_cett(level: float) -> Callable[[Site, torch.Tensor], torch.Tensor]:
-        limits = {name: curve.threshold(level) for name, curve in curves.items()}
+        limits = calibrated.thresholds(level)
         return lambda site, tensor: tensor.abs().float() * norms[site.name] >= limits[site.name]
 
     def by_top_p(share: float) -> Callable[[Site, torch.Tensor], torch.Tensor]:
@@ -82,13 +79,12 @@ def compute(params: EffectiveDensityParams, context: Context) -> Result:
             break
 
     out = Result("effective_density")
-    report = _Reporter(params, passes, dense)
+    report = _Reporter(params, passes, dense, sites)
     found = {percent: (level, rules[0].points[level]) for percent, level in levels.items()}
-    calibrated_on = _Calibration(sites, hidden, weights, norms, curves)
     out.add("effective", report.effective(rules))
     out.add("curve", report.curve(rules))
-    out.add("per_layer", report.per_layer(found, calibrated_on))
-    out.add("bounds", report.bounds(found, context, sites))
+    out.add("per_layer", report.per_layer(found, calibrated))
+    out.add("bounds", report.bounds(found, context))
     cost = [
         ("calibration", 1, calibration.n_tokens),
         ("dense pass", 1, chosen.n_tokens),
@@ -97,42 +93,9 @@ def compute(params: EffectiveDensityParams, context: Context) -> Result:
     ]
     out.add("cost", cost)
     _scalars(out, report)
-    _notes(out, context, report, levels, calibration, chosen, calibrated)
+    _notes(out, context, report, levels, calibration, chosen, seconds)
+    _note_experts(out, calibrated)
     return out
-
-
-def _hidden(
-    context: Context, calibration: TokenizedCorpus, sites: tuple[Site, ...], tokens: int
-) -> dict[str, torch.Tensor]:
-    """Activations of evenly spread calibration tokens after the first of each window, float32
-    [M, f] for each site.
-    """
-    parts: dict[str, list[torch.Tensor]] = {site.name: [] for site in sites}
-    total = calibration.n_tokens
-    stride = max(1, total // tokens)
-    done = 0
-    with capture(context.subject, calibration, [site.name for site in sites], reuse=True) as source:
-        for batch in source:
-            context.progress("calibration", done, total)
-            rows = torch.from_numpy(np.flatnonzero(batch.positions > 0)[::stride])
-            for name, values in batch.values.items():
-                parts[name].append(values[rows.to(values.device)].float())
-            done += len(batch.positions)
-    context.progress("calibration", total, total)
-    return {name: torch.cat(rows) for name, rows in parts.items()}
-
-
-def _weight(context: Context, site: Site) -> torch.Tensor:
-    return context.subject.parameter(f"weight:blocks.{site.layer}.mlp.out.weight").detach().float()
-
-
-def _curve(context: Context, site: Site, hidden: torch.Tensor, weight: torch.Tensor) -> CettCurve:
-    def measure() -> dict[str, np.ndarray]:
-        with torch.inference_mode():
-            curve = cett_curve(hidden, weight)
-        return {"thresholds": curve.thresholds, "values": curve.values}
-
-    return CettCurve(**context.step(f"cett-{site.layer}", measure))
 
 
 def _rise(found: EditedPass, dense: EditedPass) -> float:
@@ -200,13 +163,26 @@ def _passed(found: EditedPass, dense: EditedPass, params: EffectiveDensityParams
 class _Reporter:
     """Turns passes into rows with intervals."""
 
-    def __init__(self, params: EffectiveDensityParams, passes: EditedPasses, dense: EditedPass) -> None:
+    def __init__(
+        self,
+        params: EffectiveDensityParams,
+        passes: EditedPasses,
+        dense: EditedPass,
+        sites: tuple[Site, ...],
+    ) -> None:
         self.params, self.passes, self.dense = params, passes, dense
+        self.layers = [site.layer for site in sites]
         self.draws = DocumentBootstrap.draw(
             passes.domains, params.resamples, params.seed, params.level, PAIRED_BOOTSTRAP
         )
         self.n = {"documents": len(passes.documents), "tokens": int(passes.targets.sum())}
         self.dense_correct = passes.by_document(dense.correct)
+
+    def density(self, found: EditedPass, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """Kept share of the units of each layer, [L]; in each resample, [B, L]. Of a layer of a mixture the
+        units are those of the experts that tokens were sent to.
+        """
+        return found.joined(self.layers).density(weights)
 
     def loss(self, found: EditedPass) -> tuple[float, NDArray[np.float64]]:
         """Mean paired difference of the loss, and its value in each resample [B]."""
@@ -235,9 +211,9 @@ class _Reporter:
         untouched = np.zeros(self.params.resamples)
         for rule in rules:
             found = list(rule.points.values())
-            sparsity = np.array([0.0, *(1 - point.density().mean() for point in found)])
+            sparsity = np.array([0.0, *(1 - self.density(point).mean() for point in found)])
             drawn = np.stack(
-                [untouched, *(1 - point.density(self.draws.weights).mean(1) for point in found)], 1
+                [untouched, *(1 - self.density(point, self.draws.weights).mean(1) for point in found)], 1
             )
             for label, kind, tolerance in self.criteria():
                 measured = [
@@ -267,7 +243,7 @@ class _Reporter:
             setting = 0.0 if rule.name == "CETT" else 1.0
             rows.append(self._point(rule.name, setting, 1.0, self.dense))
             points = [
-                self._point(rule.name, at, float(found.density().mean()), found)
+                self._point(rule.name, at, float(self.density(found).mean()), found)
                 for at, found in rule.points.items()
             ]
             rows += sorted(points, key=lambda row: -row["density"])
@@ -283,13 +259,14 @@ class _Reporter:
         return row | {"accuracy": float(found.correct.mean()), "relative_accuracy": 1 - lost}
 
     def per_layer(
-        self, found: dict[float, tuple[float, EditedPass]], calibrated: _Calibration
+        self, found: dict[float, tuple[float, EditedPass]], calibrated: Calibration
     ) -> pd.DataFrame:
-        """Density of each layer at each wanted rise, with the threshold and the CETT that it really has."""
+        """Density of each layer, or expert, at each wanted rise, with the threshold and the CETT that it
+        really has; NaN for an expert without held-out tokens.
+        """
         frames = []
         for percent, (level, point) in found.items():
-            density = point.density()
-            low, high = self.draws.ends(point.density(self.draws.weights))
+            density, low, high = self.draws.ratio(*point.counts)
             thresholds, errors = calibrated.at(level)
             frames.append(
                 grid(
@@ -305,45 +282,21 @@ class _Reporter:
             )
         return pd.concat(frames)
 
-    def bounds(
-        self, found: dict[float, tuple[float, EditedPass]], context: Context, sites: tuple[Site, ...]
-    ) -> list[dict[str, Any]]:
+    def bounds(self, found: dict[float, tuple[float, EditedPass]], context: Context) -> list[dict[str, Any]]:
         """Upper bounds on what is saved per decoded token at each rise, for each way to
         know the active units.
         """
         model = read_dimensions(context.subject)
         attended = default_attended(model, context.corpus.context)
-        layers = [site.layer for site in sites]
+        layers = sorted(set(self.layers))
         rows = []
         for percent, (_, point) in found.items():
-            measured = (point.density(), point.density(self.draws.weights))
+            measured = (self.density(point), self.density(point, self.draws.weights))
             for scheme in schemes_of(model):
                 assumed = Assumptions(scheme, attended, model.bytes_per_weight)
                 name = f"perplexity +{percent:g} %"
                 rows += bound_rows(name, model, layers, *measured, assumed, self.draws, self.n["documents"])
         return rows
-
-
-@dataclass(frozen=True, slots=True)
-class _Calibration:
-    """What was read on the calibration tokens, by name of the site."""
-
-    sites: tuple[Site, ...]
-    hidden: dict[str, torch.Tensor]
-    weights: dict[str, torch.Tensor]
-    norms: dict[str, torch.Tensor]
-    curves: dict[str, CettCurve]
-
-    def at(self, level: float) -> tuple[list[float], list[float]]:
-        """Threshold of each site at a CETT level, and the CETT that it really has."""
-        names = [site.name for site in self.sites]
-        thresholds = [self.curves[name].threshold(level) for name in names]
-        with torch.inference_mode():
-            errors = [
-                cett(self.hidden[n], self.weights[n], self.norms[n], t)
-                for n, t in zip(names, thresholds, strict=True)
-            ]
-        return thresholds, errors
 
 
 def _growth(difference: float) -> float:
@@ -394,13 +347,13 @@ def _notes(
     levels: dict[float, float],
     calibration: TokenizedCorpus,
     chosen: TokenizedCorpus,
-    calibrated: float,
+    seconds: float,
 ) -> None:
     """Say how close the search came, what it cost and what the perplexity is of."""
     passes = report.passes
     out.note(
         "info",
-        f"cost apart from the shared forward pass: calibration {calibrated:.0f} s on {calibration.n_tokens} "
+        f"cost apart from the shared forward pass: calibration {seconds:.0f} s on {calibration.n_tokens} "
         f"tokens, {passes.passes} passes {passes.seconds:.0f} s on {chosen.n_tokens} held-out tokens each",
         place="cost",
     )
@@ -448,3 +401,31 @@ def _notes(
         )
     elif report.n["documents"] < 2:
         out.note("warning", "one held-out document: no interval can be given", place="precision")
+
+
+def _note_experts(out: Result, calibrated: Calibration) -> None:
+    """Say what the units of a mixture are, and how well their thresholds are known."""
+    tokens = calibrated.tokens_of_experts()
+    if not tokens:
+        return
+    out.note(
+        "info",
+        "units are hidden units on routed tokens: masks act on the units of every expert that a token is "
+        "sent to, and of a shared expert likewise, and the density of a layer counts these units alone; each "
+        "expert has a threshold of its own, at the same CETT of its output; where tokens go is left to the "
+        "routers",
+        place="protocol",
+    )
+    none = [name for name, count in tokens.items() if not count]
+    out.note(
+        "warning" if none else "info",
+        f"thresholds of an expert rest on the calibration tokens sent to it, {min(tokens.values())} to "
+        f"{max(tokens.values())}"
+        + (
+            f"; {len(none)} of {len(tokens)} experts got none, for example {none[0]}, and keep all units in "
+            "the CETT rule (below level 1, which leaves none on)"
+            if none
+            else ""
+        ),
+        place="bisection",
+    )

@@ -7,7 +7,18 @@ then accuracy does.
 from __future__ import annotations
 
 from sparsescope.core.result import Result
-from sparsescope.core.statements import Statement, basis, by_layer, defined, nearest, rows, said, said_value
+from sparsescope.core.statements import (
+    Statement,
+    basis,
+    by_layer,
+    defined,
+    has_experts,
+    median_by_layer,
+    nearest,
+    rows,
+    said,
+    said_value,
+)
 
 TITLES = {
     "density_cett_ppl_{}": "Units at perplexity +{} % (CETT)",
@@ -92,12 +103,11 @@ def _accuracy(result: Result) -> list[Statement]:
 def _layers(result: Result) -> list[Statement]:
     name = nearest(result, "density_cett_ppl_", 1)
     percent = float(name.rpartition("_")[2]) if name else 1.0
-    spread = by_layer(rows(result, "per_layer", percent=percent), "density")
-    return (
-        [Statement(f"By layer, the units that stay on at that level run {spread}.", "per_layer")]
-        if spread
-        else []
-    )
+    table, who = rows(result, "per_layer", percent=percent), "the units that stay on at that level"
+    if has_experts(table):
+        table, who = median_by_layer(table, "density"), f"{who} in the median expert"
+    spread = by_layer(table, "density")
+    return [Statement(f"By layer, {who} run {spread}.", "per_layer")] if spread else []
 
 
 def _censored(result: Result, rule: str, criterion: str) -> bool:

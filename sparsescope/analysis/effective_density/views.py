@@ -8,12 +8,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
+
 from sparsescope.core.result import Result
 from sparsescope.viz import figure as fig
 from sparsescope.viz import theme
 from sparsescope.viz.bounds import draw_bounds
 from sparsescope.viz.curves import curve
-from sparsescope.viz.layers import layer_axis
+from sparsescope.viz.layers import layer_axis, series
 from sparsescope.viz.sentences import paired_text, percent
 
 _LOOKS: dict[str, dict[str, Any]] = {
@@ -81,25 +83,31 @@ def _criterion(result: Result, criterion: str) -> list[Any]:
 def per_layer(result: Result) -> fig.Figure:
     """Draw the density of each layer at each wanted rise of perplexity."""
     table, columns, wanted = result.tables["per_layer"], result.columns["per_layer"], _wanted(result)
-    figure = fig.panels(height=_HEIGHT)
+    figure, found = fig.panels(height=_HEIGHT), series(table, ["percent"], value="density")
+    drawn = found.frame[found.frame["role"] == found.roles[0]].rename(columns={"mean": "density"})
     labels = []
     for percentage, color in zip(wanted, theme.ramp(len(wanted)), strict=True):
-        rows, name = table[table["percent"] == percentage].sort_values("layer"), f"+{percentage:g} %"
+        rows, name = drawn[drawn["percent"] == percentage].sort_values("layer"), f"+{percentage:g} %"
         labels.append((curve(figure, rows, "density", name, color=color, columns=columns), name))
-    layer_axis(figure, table)
+    layer_axis(figure, drawn)
     fig.y_axes(figure, "share of hidden units kept", tickformat=".0%", range=[0, 1.04])
-    fig.end_labels(figure, labels, x=float(table["layer"].max()), y_range=(0, 1.04), panel_height=_HEIGHT)
+    fig.end_labels(figure, labels, x=float(drawn["layer"].max()), y_range=(0, 1.04), panel_height=_HEIGHT)
     figure.update_layout(margin={"r": 70})
     at = _nearest_to_one(wanted)
-    rows = table[table["percent"] == at]
-    least, most = rows.loc[rows["density"].idxmin()], rows.loc[rows["density"].idxmax()]
-    title = f"At +{at:g} % perplexity layer {least['layer']} keeps {percent(least['density'])} of its units, "
-    title += f"layer {most['layer']} {percent(most['density'])}"
+    rows = drawn[drawn["percent"] == at]
+    least, most = (rows.loc[where(rows["density"])] for where in (pd.Series.idxmin, pd.Series.idxmax))
+    who = "the median expert of layer" if found.sites > 1 else "layer"
+    title = f"At +{at:g} % perplexity {who} {least['layer']} keeps {percent(least['density'])} of its units, "
+    title += f"{'that of layer' if found.sites > 1 else 'layer'} {most['layer']} {percent(most['density'])}"
     alt = (
         "Line chart of the share of hidden units kept by layer, one line for each rise "
         f"of perplexity. {title}."
     )
-    subtitle = f"one CETT level for all layers; {paired_text(result.tables['effective'])}"
+    bands = paired_text(result.tables["effective"])
+    if found.sites > 1:
+        bands = f"lines: median over up to {found.sites} experts of a layer; bands: 5–95 % of the experts"
+    other = f"; drawn: {found.roles[0]}, further kinds of site are in the table" if found.roles[1:] else ""
+    subtitle = f"one CETT level for all layers; {bands}{other}"
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 

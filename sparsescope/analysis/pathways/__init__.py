@@ -73,6 +73,7 @@ ANALYSIS = Analysis(
             "Share of planted links that two tests find, with as many checkpoints and the increments of this "
             "measure: the correlation of the differences, and the place among monotone surrogates.",
             table="power",
+            select="over",
             formula="planted: increments of the score correlate with those of the measure by the strength",
         ),
         View(

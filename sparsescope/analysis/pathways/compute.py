@@ -28,7 +28,14 @@ from sparsescope.analysis.pathways.read import (
 from sparsescope.analysis.pathways.samples import samples_of
 from sparsescope.core.result import Result
 from sparsescope.errors import SubjectError
-from sparsescope.metrics.leads import aligned_rows, correlation_rows, lead_rows, lead_summary_rows, onset_rows
+from sparsescope.metrics.leads import (
+    aligned_rows,
+    correlation_rows,
+    lead_rows,
+    lead_summary_rows,
+    log_loss,
+    onset_rows,
+)
 from sparsescope.metrics.onsets import Onsets, find_onsets
 from sparsescope.models.training_curves import training_curves
 
@@ -64,7 +71,8 @@ def compute(params: PathwaysParams, context: Context) -> Result:
     out.add("memorized", make.memorized(own, params))
     followed = make.followed(own)
     out.add("onsets", onset_rows(measured))
-    out.add("leads", lead_rows(measured, ("test_loss", *followed)))
+    steady = [m.steady for m in measured]  # half of a way is not made in a leap
+    out.add("leads", lead_rows(steady, ("test_accuracy", "test_loss", "test_loss_log10", *followed)))
     out.add("lead_summary", lead_summary_rows(out.tables["leads"], params.level))
     out.add("aligned", aligned_rows(measured, ("test_accuracy", "test_loss", *followed)))
     correlate = partial(correlation_rows, draws=params.draws, level=params.level, seed=params.seed)
@@ -72,10 +80,10 @@ def compute(params: PathwaysParams, context: Context) -> Result:
     out.add("steady", correlate(own.steady, followed))
     swapped = [
         *make.swap(measured, "all", params),
-        *make.swap([m.steady for m in measured], "steady", params),
+        *make.swap(steady, "steady", params),
     ]
     out.add("swap", swapped)
-    out.add("power", make.power(own, params))
+    out.add("power", [*make.power(own, "all", params), *make.power(own.steady, "steady", params)])
     out.add("foretelling", make.foretelling(measured, params))
     scalars.fill(out, measured, params)
     return out
@@ -95,7 +103,7 @@ def _measure(
     samples = samples_of(series, corpus, params)
     groups = [Group.of(samples, name, params) for name in samples.groups]
     curves, onsets = _onsets(series, params)
-    partitions = _partitions(series, onsets, index, params, context)
+    partitions, ahead = _partitions(series, onsets, index, params, context)
     read: list[Arrays] = []
     measured: list[Arrays] = []
     for number, entry in enumerate(series.checkpoints):
@@ -115,7 +123,7 @@ def _measure(
 
         measured.append(context.step(f"series-{index}-measures-{entry.step}", measure_one))
     return Measured(
-        label, series.steps, samples, groups, curves, onsets, read, measured, bool(partitions), params
+        label, series.steps, samples, groups, curves, onsets, read, measured, bool(partitions), ahead, params
     )
 
 
@@ -129,13 +137,14 @@ def _onsets(series: CheckpointSeries, params: PathwaysParams) -> tuple[pd.DataFr
         curves["step"].to_numpy(), curves["train_accuracy"].to_numpy(), curves["test_accuracy"].to_numpy(),
         level=params.accuracy, logs=params.logs,
     )  # fmt: skip
+    curves["test_loss_log10"] = log_loss(curves["test_loss"])
     return curves.drop(columns="split"), found
 
 
 def _partitions(
     series: CheckpointSeries, onsets: Onsets, index: int, params: PathwaysParams, context: Context
-) -> list[Partition]:
-    """The partition of a dense model and random ones; none of a mixture."""
+) -> tuple[list[Partition], bool]:
+    """The partition of a dense model and random ones, none of a mixture; and whether they look ahead."""
     later = [step for step in series.steps if onsets.memorized is not None and step >= onsets.memorized]
     ahead = params.partition_from == "last" or not later
     step = series.steps[-1] if ahead else later[0]
@@ -154,12 +163,12 @@ def _partitions(
 
     arrays = context.step(f"partition-{index}", make_all)
     if "none" in arrays:
-        return []
+        return [], False
     named: list[dict[int, NDArray[np.int64]]] = [{} for _ in range(params.random_partitions + 1)]
     for name, labels in arrays.items():
         draw, layer = map(int, name.split("-"))
         named[draw][layer] = labels
-    return [Partition(labels, params.blocks) for labels in named]
+    return [Partition(labels, params.blocks) for labels in named], ahead
 
 
 def _check_shape(series: CheckpointSeries, step: int, read: Sequence[Arrays]) -> None:

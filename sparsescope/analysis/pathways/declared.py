@@ -23,7 +23,7 @@ class PathwaysParams(Params):
         json_schema_extra={"role": "series"},
     )
     samples: int = Field(256, ge=8, le=4096, description="Most samples of each group.")
-    sample_tokens: int = Field(64, ge=2, le=4096, description="Tokens of a sample of text; all have as many.")
+    sample_tokens: int = Field(64, ge=3, le=4096, description="Tokens of a sample of text; all have as many.")
     positions: Literal["scored", "all"] = Field(
         "scored",
         description="Tokens whose routing makes the profile: those where a loss is taken (of pairs the "
@@ -263,6 +263,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
     "power": (
         _MEASURE,
+        Column("over", "label", "'all' checkpoints, or 'steady' ones, as of swap."),
         _value("strength", "Planted correlation of the increments of measure and score."),
         Column("differences", "fraction", "Share in which the correlation of the differences has p < 0.05."),
         Column(

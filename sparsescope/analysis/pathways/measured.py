@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sparsescope.analysis.pathways.measure import UNITS, VALUES, kinds_of
+from sparsescope.metrics.leads import log_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +49,7 @@ class Measured:
         read: What ``read_checkpoint`` gave, with ``shape``, by checkpoint.
         arrays: What ``measure_checkpoint`` gave, by checkpoint.
         dense: Whether blocks of neurons stand for experts.
+        ahead: Whether these blocks come from the last checkpoint.
         params: Parameters of the analysis.
     """
 
@@ -60,12 +62,19 @@ class Measured:
     read: Sequence[Arrays]
     arrays: Sequence[Arrays]
     dense: bool
+    ahead: bool
     params: PathwaysParams
 
     @property
     def layers(self) -> list[int]:
         """Layers with experts or blocks."""
         return [int(layer) for layer in self.read[0]["shape"][:, 0]]
+
+    def like(self, other: Measured) -> bool:
+        """Whether it may be another seed of the same recipe: the same layers, experts and kind of samples."""
+        mine, theirs = (m.read[0]["shape"].tolist() for m in (self, other))
+        same = mine == theirs and self.dense == other.dense
+        return same and self.samples.tokens.shape == other.samples.tokens.shape
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -101,6 +110,7 @@ class Measured:
         for name in ("excess", "normalized", "weighted_jaccard", "contrast", "set_size", "effective_experts",
                      "smoothness", "roughness", "dimension", "markov_gain"):  # fmt: skip
             frame[name] = self.values(name)
+        frame["test_loss_log10"] = log_loss(frame["test_loss"])
         if len(self.groups) > 1:
             frame["contrast_unseen"] = self.values("contrast", len(self.groups) - 1)
         return frame
@@ -110,8 +120,12 @@ class Measured:
         """The same without leaps: after t_mem the training accuracy is below the level again, and everything
         moves at once.
         """
-        frame = self.checkpoints
-        if "train_accuracy" in frame and self.onsets.memorized is not None:
-            low = frame["train_accuracy"] < self.params.accuracy
-            frame = frame[~(low & (frame["step"] >= self.onsets.memorized))].reset_index(drop=True)
-        return Steady(self.name, self.onsets, self.curves, frame)
+        return Steady(
+            self.name, self.onsets, self._without_leaps(self.curves), self._without_leaps(self.checkpoints)
+        )
+
+    def _without_leaps(self, frame: pd.DataFrame) -> pd.DataFrame:
+        if "train_accuracy" not in frame or self.onsets.memorized is None:
+            return frame
+        low = frame["train_accuracy"] < self.params.accuracy
+        return frame[~(low & (frame["step"] >= self.onsets.memorized))].reset_index(drop=True)

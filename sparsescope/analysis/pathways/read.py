@@ -129,7 +129,9 @@ def read_checkpoint(subject: Subject, samples: Samples, partitions: Sequence[Par
     """
     reader = _Mixture(subject) if not partitions else _Dense(subject, partitions)
     loss, right = [], []
-    for rows in np.array_split(np.arange(len(samples)), max(1, -(-samples.tokens.size // _BATCH_TOKENS))):
+    for rows in np.array_split(
+        np.arange(len(samples)), min(max(1, -(-samples.tokens.size // _BATCH_TOKENS)), len(samples))
+    ):
         held: dict[str, torch.Tensor] = {}
         with subject.attach(reader.sites, _keeper(held)):
             logits = subject.forward(samples.tokens[rows], logits=True)

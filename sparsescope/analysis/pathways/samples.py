@@ -147,7 +147,7 @@ def _windows(corpus: TokenizedCorpus, params: PathwaysParams) -> Samples:
     return Samples(
         tokens,
         targets,
-        after,
+        after & (targets[:1] >= 0).all(0) if params.positions == "scored" and len(targets) else after,
         np.zeros(len(tokens), np.int64),
         ("text",),
         domains[unit] if len(unit) else unit,

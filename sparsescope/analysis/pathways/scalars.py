@@ -11,6 +11,7 @@ import pandas as pd
 from sparsescope.core.numbers import Interval
 from sparsescope.metrics.estimates import BOOTSTRAP, note_few_documents
 from sparsescope.metrics.jackknife import JACKKNIFE
+from sparsescope.metrics.run_links import EXACT_UP_TO
 from sparsescope.metrics.trends import LEAST_N
 
 if TYPE_CHECKING:
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
     from sparsescope.analysis.pathways.measured import Measured
     from sparsescope.core.result import Result
 
-_LED = ("test_loss", "weight_norm", "rank_embedding", "excess", "smoothness", "dimension", "contrast_unseen")
+_LED = (
+    "test_loss",
+    "test_loss_log10",
+    "weight_norm",
+    "rank_embedding",
+    "excess",
+    "smoothness",
+    "dimension",
+    "contrast_unseen",
+)
 _BOOTSTRAP = BOOTSTRAP.replace("document", "unit")
 
 
@@ -170,15 +180,15 @@ def _links(out: Result, own: Measured, measured: Sequence[Measured], params: Pat
             "swap_own", first["own"], "", f"mean correlation of distance and own test accuracy; {of}"
         )
         out.add_scalar("swap_other", first["other"], "", f"the same with the accuracy of other series; {of}")
-        out.add_scalar(
-            "swap_p", first["p"], "", f"permutation p of the swap, least 1 / {len(measured)}!; {of}"
-        )
+        ways = math.factorial(len(measured)) if len(measured) <= EXACT_UP_TO else params.draws + 1
+        out.add_scalar("swap_p", first["p"], "", f"permutation p of the swap, at least {1 / ways:.2g}; {of}")
     power = out.tables["power"]
-    row = power[(power["measure"] == name) & power["strength"].eq(0.5)]
-    if len(row):
-        count = int(row.iloc[0]["n"])
-        text = f"share of links of 0.5 in the increments that their correlation finds, n = {count}"
-        out.add_scalar("power_half", row.iloc[0]["differences"], "fraction", text)
+    row = power[(power["measure"] == name) & power["strength"].eq(0.5)].set_index("over")
+    for over, scalar in (("all", "power_half"), ("steady", "power_half_steady")):
+        if over in row.index:
+            text = f"share of links of 0.5 in the increments that their correlation finds, {over}, n = "
+            found = row.loc[over]
+            out.add_scalar(scalar, found["differences"], "fraction", text + str(int(found["n"])))
 
 
 def _leads(out: Result, measured: Sequence[Measured]) -> None:
@@ -212,12 +222,20 @@ def _notes(out: Result, own: Measured, measured: Sequence[Measured], params: Pat
         "weights are meant: both are in the table of variants.",
         "variants",
     )
-    if own.dense and (params.partition_from == "last" or own.onsets.memorized is None):
+    ahead = [m.name for m in measured if m.ahead]
+    if ahead:
         out.note(
             "warning",
-            "The blocks of neurons come from the last checkpoint: measures of earlier ones look ahead, and "
-            "no "
-            "lead can be claimed.",
+            f"The blocks of neurons of {', '.join(ahead)} come from the last checkpoint: measures of earlier "
+            "ones look ahead, and no lead can be claimed.",
+            "leads",
+        )
+    other = [m.name for m in measured[1:] if not m.like(own)]
+    if other:
+        out.note(
+            "warning",
+            f"{', '.join(other)} differ from {own.name} in layers, experts or samples: no other seeds of one "
+            "recipe, so leads and swap over them mix models.",
             "leads",
         )
     if len(own.layers) < 2:

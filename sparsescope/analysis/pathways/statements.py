@@ -7,6 +7,8 @@ import math
 from sparsescope.core.result import Result
 from sparsescope.core.statements import Statement, basis, defined, said, said_value
 
+_LEAST_N = 8  # checkpoints; over fewer no correlation is read
+
 TITLES = {
     "memorized_step": "Step of memorizing",
     "generalized_step": "Step of generalizing",
@@ -38,6 +40,7 @@ TITLES = {
     "swap_other": "With the score of other seeds",
     "swap_p": "p of the swap test",
     "power_half": "Power for a link of 0.5",
+    "power_half_steady": "The same without leaps",
     "lead_{}": "Steps that {} leads by",
 }
 
@@ -77,11 +80,12 @@ def _correlation(result: Result) -> list[Statement]:
         return []
     r, percentile, differenced = found
     n = r.interval.n if r.interval is not None else 0
-    beyond = "beyond" if percentile.value >= 95 and n >= 8 else "no more than"
+    if n < _LEAST_N:
+        return []
     text = (
-        f"Edit distance and accuracy correlate at {r.value:.2f} over {n} checkpoints, {beyond} what two "
-        f"trends "
-        f"give (percentile {percentile.value:.0f}); their differences at {differenced.value:.2f}."
+        f"Edit distance and accuracy correlate at {r.value:.2f} over {n} checkpoints, more strongly than "
+        f"{percentile.value:.0f} % of series that only rise, by the same steps; their differences at "
+        f"{differenced.value:.2f}."
     )
     names = ["distance_correlation", "distance_trend_percentile", "distance_differenced"]
     swap = defined(result, "swap_own", "swap_other", "swap_p")
@@ -97,7 +101,7 @@ def _correlation(result: Result) -> list[Statement]:
 
 def _leads(result: Result) -> list[Statement]:
     pathways = ("excess", "smoothness", "dimension", "contrast_unseen")
-    beside = ("test_loss", "weight_norm", "rank_embedding")
+    beside = ("test_loss", "test_loss_log10", "weight_norm", "rank_embedding")
     found = {
         name: result.scalars[f"lead_{name}"]
         for name in (*pathways, *beside)

@@ -167,8 +167,10 @@ def swap(measured: Sequence[Followed], over: str, params: PathwaysParams) -> Row
     return rows
 
 
-def power(own: Measured, params: PathwaysParams) -> Rows:
-    """Power to find a planted link with the checkpoints and the increments that there are."""
+def power(own: Followed, over: str, params: PathwaysParams) -> Rows:
+    """Power to find a planted link with the checkpoints and the increments that there are; ``over`` names
+    the checkpoints.
+    """
     table = since_memorized(own)
     steps = np.diff(log_loss(table["test_loss"]))
     drift = abs(float(steps.mean()) / float(steps.std())) if len(steps) > 1 and steps.std() > 0 else 1.0
@@ -177,7 +179,7 @@ def power(own: Measured, params: PathwaysParams) -> Rows:
         values = table[name].to_numpy()
         for found in planted_power(values, drift=drift, draws=params.draws, seed=params.seed):
             if math.isfinite(found.differences):
-                rows.append((name, found.strength, found.differences, found.beyond_trend, found.n))
+                rows.append((name, over, found.strength, found.differences, found.beyond_trend, found.n))
     return rows
 
 

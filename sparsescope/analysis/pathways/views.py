@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ _ALIGNED = (
 _UNITS = {"test_accuracy": "share right"}
 _GROUPS = {"train": theme.VERMILION, "test": theme.BLUE, "text": theme.BLUE}
 _KEPT_MEASURES = 7
+EXACT = 7  # with more series scores are dealt at random
 
 
 def _number(value: float) -> str:
@@ -134,9 +136,11 @@ def swap(result: Result, value: Any) -> fig.Figure:
     fig.legend_below(figure)
     series, n = int(table["series"].max()), int(table["n"].max())
     values = table[table["of"] == "values"]
-    own = int((values["p"] < 0.05).sum())
+    own, least = int((values["p"] < 0.05).sum()), 1 / math.factorial(min(series, EXACT))
     title = (
         f"{own} of {len(values)} measures go with the score of their own run more than with that of any run"
+        if least < 0.05
+        else f"{series} series are too few to tell the own score from that of any run (p >= {least:.2g})"
     )
     kind = "checkpoints" if value == "all" else "checkpoints without leaps"
     subtitle = (
@@ -151,9 +155,12 @@ def swap(result: Result, value: Any) -> fig.Figure:
     )
 
 
-def power(result: Result) -> fig.Figure:
-    """Draw the power of both tests over the strength of a planted link."""
+def power(result: Result, value: Any) -> fig.Figure:
+    """Draw the power of both tests over the strength of a planted link, with ``all`` checkpoints or with
+    ``steady`` ones.
+    """
     table = result.tables["power"]
+    table = table[table["over"] == value]
     if table.empty:
         return fig.empty("No power to speak of", "Fewer than four checkpoints from t_mem on.")
     figure = fig.panels(
@@ -203,6 +210,8 @@ def labels(result: Result) -> fig.Figure:
     _marks(figure, result, axis)
     fig.legend_below(figure)
     final = table[(table["measure"] == "weighted_jaccard") & (table["step"] == table["step"].max())]
+    if final["difference"].isna().all():
+        return fig.empty("One label", "All samples have one label: there are no pairs of two to compare.")
     parts = [
         f"{row.group} {'closer' if row.low > 0 else 'farther' if row.high < 0 else 'not told apart'}"
         for row in final.itertuples()
@@ -280,7 +289,9 @@ def random_partitions(result: Result) -> fig.Figure:
     """Draw measures of blocks of alike neurons and of random blocks."""
     table = _own(result, "random_partitions")
     if table.empty:
-        return fig.empty("No random partitions", "A mixture has experts; only dense models are divided.")
+        return fig.empty(
+            "No random partitions", "A mixture has experts and is not divided; or none were asked for."
+        )
     names = list(dict.fromkeys(table["measure"]))[:_KEPT_MEASURES]
     axis = StepAxis.of(table["step"])
     rows = -(-len(names) // 2)

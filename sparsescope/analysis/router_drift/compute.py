@@ -88,7 +88,7 @@ def _measure(
             "cosine": same.mean(1),
             "low": low,
             "high": high,
-            "chance": cosines[:, apart].mean(1),
+            "other": np.where(apart, cosines, -np.inf).max(2).mean(1),
             "previous": previous,
             "norm": np.linalg.norm(rows, axis=-1).mean(1),
             "common": count * (mean**2).sum(-1) / (raw**2).sum((1, 2)),
@@ -107,9 +107,11 @@ def _scalars(out: Result, series: CheckpointSeries, whole: list[int]) -> None:
         early = min(later, key=lambda step: abs(step - _EARLY * last))
         rows = table[table["step"] == early]
         over = f"step {early} and step {last}; mean over {layers} layers"
+        out.add_scalar("early_share", early / last, "fraction", f"step {early} over step {last}")
         text = f"mean cosine of the rows of one expert at {over}"
         out.add_scalar("early_cosine", rows["cosine"].mean(), "", text)
-        out.add_scalar("early_chance", rows["chance"].mean(), "", f"the same of different experts; {over}")
+        text = f"largest cosine with the row of another expert, mean over experts; {over}"
+        out.add_scalar("early_other", rows["other"].mean(), "", text)
     else:
         out.note("warning", "One checkpoint besides step 0, or fewer: there is nothing to settle.", "rows")
     end = table[table["step"] == last]

@@ -22,7 +22,7 @@ def drift(result: Result) -> fig.Figure:
     axis, shades = StepAxis.of(table["step"]), layer_shades(table)
     titles = ["with the last checkpoint", "with the checkpoint before"]
     figure = fig.panels(1, 2, titles=titles, height=360, gap=0.1)
-    means = axis.place(table.groupby("step", as_index=False)[["cosine", "chance", "previous"]].mean())
+    means = axis.place(table.groupby("step", as_index=False)[["cosine", "other", "previous"]].mean())
     for column, y in ((1, "cosine"), (2, "previous")):
         layer_lines(
             figure, axis.place(table), "at", y, _TEXT, show=_number, shades=shades, alpha=0.08, width=1.2,
@@ -33,8 +33,8 @@ def drift(result: Result) -> fig.Figure:
             show=_number, text="mean over layers, step {0.step:,}: {1}".format, column=column,
         )  # fmt: skip
     curve(
-        figure, means, "chance", "other experts", color=theme.SLATE, dash="dot", x="at", legend=True,
-        symbol=None, show=_number, text="other experts, step {0.step:,}: {1}".format,
+        figure, means, "other", "nearest other expert", color=theme.SLATE, dash="dot", x="at", legend=True,
+        symbol=None, show=_number, text="nearest other expert, step {0.step:,}: {1}".format,
     )  # fmt: skip
     axis.arrange(figure, columns=2)
     fig.y_axes(figure, "cosine of router rows", range=[-0.3, 1.03])
@@ -44,7 +44,7 @@ def drift(result: Result) -> fig.Figure:
     title = (
         f"At step {first['step']:,.0f} the rows of an expert have a cosine of {first['cosine']:.2f} with "
         f"those at "
-        f"the end, those of other experts {first['chance']:.2f}"
+        f"the end, the nearest other one {first['other']:.2f}"
     )
     subtitle = f"{int(table['experts'].max())} experts a layer; bands: 5 to 95 % of the experts"
     alt = f"Two line charts over training steps, one line for each of {len(shades)} layers. {title}."

@@ -28,7 +28,8 @@ from sparsescope.errors import DependencyError, SubjectError
 _NAME = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(?:.+\.)?(?:gate|router(?:\.layer)?)\.weight$")
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_routed_experts", "moe_num_experts")
 _INDEX, _WEIGHTS, _CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
-_MOST = 64 * 2**20  # bytes of an index or a configuration
+_MOST = 64 * 2**20  # bytes of an index, of a configuration, or of one router
+_MOST_FILES = 1000
 _PLAIN = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
 
 
@@ -152,7 +153,8 @@ class HubFiles:
     def _check(self, answer: Any, name: str) -> None:
         if answer.status_code == 200:
             raise self._error(name, "the server sends whole files: it does not serve byte ranges")
-        if answer.status_code != 206 or "/" not in answer.headers.get("content-range", ""):
+        size = answer.headers.get("content-range", "").rpartition("/")[2]
+        if answer.status_code != 206 or not size.isascii() or not size.isdigit():
             raise self._error(name, f"status {answer.status_code}")
 
     def _error(self, name: str, got: str) -> DependencyError:
@@ -228,6 +230,8 @@ def read_router_rows(files: Files) -> RouterRows:
     rows = []
     for layer in sorted(found):
         name, start, entry = found[layer]
+        if entry.span[1] - entry.span[0] > _MOST:
+            raise _odd(files, f"a router of at most {_MOST} bytes", f"{entry.shape} in layer {layer}")
         raw = counted.span(name, start + entry.span[0], start + entry.span[1])
         digest.update(f"{layer} {entry.dtype} {entry.shape}".encode() + raw)
         rows.append(_values(raw, entry, files))
@@ -241,12 +245,16 @@ def _weights(counted: _Counted) -> Iterator[tuple[str, int]]:
     if index is None:
         size = files.size(_WEIGHTS)
         if size is None:
-            raise _odd(files, f"{_WEIGHTS}, or {_INDEX}", "neither")
+            raise _odd(
+                files, f"{_WEIGHTS}, or {_INDEX}", "neither: is this a revision or a folder of a model?"
+            )
         yield _WEIGHTS, size
         return
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise _odd(files, f"a weight_map in {_INDEX}", type(places).__name__)
+    if len(set(places.values())) > _MOST_FILES:
+        raise _odd(files, f"at most {_MOST_FILES} files of weights", len(set(places.values())))
     for name in sorted(set(places.values())):
         if "/" in name or "\\" in name or name.startswith("."):
             raise _odd(files, "names of files beside the index", repr(name)[:80])
@@ -264,7 +272,7 @@ def _values(raw: bytes, entry: TensorHeader, files: Files) -> NDArray[np.float32
     return np.frombuffer(raw, _PLAIN[entry.dtype]).astype(np.float32).reshape(entry.shape)
 
 
-def _odd(files: Files, allowed: str, got: str) -> SubjectError:
+def _odd(files: Files, allowed: str, got: object) -> SubjectError:
     return SubjectError(
         "the routers of this checkpoint cannot be read by themselves",
         where=files.where,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsescope.core.files import given_path
 from sparsescope.errors import SpecError
 from sparsescope.models.checkpoints import CheckpointSeries, open_series
 
@@ -27,8 +28,20 @@ def open(given: Any, opened: Mapping[str, tuple[Any, ...]], store: Store | None)
     if isinstance(given, Path):
         return open_series(given)
     if isinstance(given, str):
-        name, _, revisions = given.partition("@")
-        return open_series(name, revisions=revisions.split(",") if revisions else None)
+        whole = given_path(
+            given, "name of a series of routers"
+        ).is_dir()  # a folder may have an @ in its name
+        name, _, revisions = (given, "", "") if whole else given.partition("@")
+        series = open_series(name, revisions=revisions.split(",") if revisions else None)
+        if revisions and series.trained is not None:
+            raise SpecError(
+                "a series of our own trainer is read whole",
+                where=given,
+                allowed="revisions of a hub model, or of a folder with one folder for each checkpoint",
+                got=revisions,
+                next_step=f"give {name} alone",
+            )
+        return series
     raise SpecError(
         "routers are those of a series of checkpoints",
         where="ss.run(routers=...)",
@@ -52,13 +65,18 @@ def capabilities(value: CheckpointSeries) -> frozenset[str]:
 
 def words(value: CheckpointSeries, opened: Mapping[str, tuple[Any, ...]], flag: str) -> list[str] | None:
     """The option that opens it again; of a folder only the last part is shown."""
-    plain = value.shipped or "/" in value.name
-    if not plain:
-        return [flag, f"PATH/TO/{value.name}"]
-    revisions = "" if value.shipped else "@" + ",".join(c.revision for c in value.checkpoints)
-    return [flag, value.name + revisions]
+    if value.shipped:  # whole: of its checkpoints none can be chosen here
+        return [flag, value.name] if len(value) == len(open_series(value.name)) else None
+    revisions = ",".join(_revisions(value))
+    return [flag, f"{value.name if '/' in value.name else f'PATH/TO/{value.name}'}@{revisions}"]
 
 
 def python(value: CheckpointSeries) -> str:
     """How it is given in Python."""
-    return f"open_series({value.name!r})"
+    if value.shipped and len(value) == len(open_series(value.name)):
+        return f"open_series({value.name!r})"
+    return f"open_series({value.name!r}, revisions={_revisions(value)!r})"
+
+
+def _revisions(value: CheckpointSeries) -> list[str]:
+    return [checkpoint.revision for checkpoint in value.checkpoints]

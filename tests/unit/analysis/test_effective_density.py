@@ -151,8 +151,8 @@ def test_exact_zeros_of_a_relu_layer_cost_nothing(small_corpus):
 
 def test_who_has_no_loss_or_no_second_document_is_refused(llama, small_corpus):
     with pytest.raises(SubjectError, match="needs what this model does not have") as caught:
-        ss.run("effective_density", ss.load("random-olmoe"), small_corpus)
-    assert "no mlp_hidden; there is attention, causal, experts" in str(caught.value)
+        ss.run("effective_density", ss.wrap(llama.model.model, llama.tokenizer), small_corpus)
+    assert "no logits; there is attention, causal, hidden_units" in str(caught.value)
     with pytest.raises(SubjectError, match="too few documents"):
         ss.run(
             "effective_density",

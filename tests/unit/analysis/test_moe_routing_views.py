@@ -385,7 +385,7 @@ def test_the_graph_joins_pairs_whose_interval_is_above_chance(whole):
     assert said(figure).startswith(f"Layer 1: {len(expected)} of {len(rows)} pairs of experts")
     assert f"largest connected group has {largest} of 8" in said(figure)
     widths = [trace.line.width for trace in figure.data[:-1]]
-    assert widths == sorted(widths) and "would be by chance" in below(figure)
+    assert widths == sorted(widths) and "of which chance gives about 0.7" in below(figure)
 
 
 def test_the_graph_of_one_choice_and_of_many_experts():
@@ -393,6 +393,10 @@ def test_the_graph_of_one_choice_and_of_many_experts():
     assert not one.data and "two experts" in one.layout.annotations[0].text
     large = draw(made(**RUNS["very large"]), "coactivation_graph", 2)
     assert len(large.data[-1].x) == 128 and mark_count(large) < MAX_MARKS
+    rows = made(**RUNS["very large"]).tables["coactivation"].query("layer == 2")
+    above = rows[(rows["expert"] < rows["other"].astype(int)) & (rows["low"] > 1)]
+    assert len(above) > 120 and said(large).startswith(f"Layer 2: {len(above)} of ")
+    assert "the 120 largest are drawn" in below(large)
     plain = draw(made(intervals=False), "coactivation_graph", 0)
     assert "where the lift is above 1" in below(plain)
 

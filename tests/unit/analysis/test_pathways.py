@@ -18,8 +18,10 @@ from sparsescope.analysis.pathways.samples import samples_of
 from sparsescope.analysis.pathways.statements import statements
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.metrics.memorized_samples import chosen_eps, memorized_from
+from sparsescope.metrics.onsets import half_way
 from sparsescope.models.checkpoints import Checkpoint, CheckpointSeries, open_series
 from sparsescope.models.sources import load
+from sparsescope.models.training_curves import training_curves
 from sparsescope.testing import check_figure
 
 NAME = "pathways"
@@ -229,7 +231,10 @@ def test_links_leads_and_what_is_said(result):
     found = table.query("measure == 'excess' and score == 'test accuracy'").iloc[0]
     assert found["spearman"] == pytest.approx(spearmanr(own["excess"], score).statistic)
     assert result.scalars["distance_correlation"].interval.n == 9
-    assert {"test_loss", "weight_norm", "excess", "contrast_unseen"} <= set(result.tables["leads"]["measure"])
+    led = {"test_loss", "test_loss_log10", "test_accuracy", "weight_norm", "excess", "contrast_unseen"}
+    assert led <= set(result.tables["leads"]["measure"])
+    power = result.tables["power"].groupby("over")["n"].max()
+    assert power["all"] == 9 and power["steady"] == result.tables["steady"]["n"].max() < 9
     assert result.tables["swap"].empty and result.tables["foretelling"].empty
     texts = [statement.text for statement in statements(result)]
     assert "at the same loads" in texts[0] and "over 9 checkpoints" in texts[1]
@@ -296,7 +301,7 @@ def test_text_is_read_in_samples_of_equal_length(text):
     samples = samples_of(series, probe_corpus(series), PathwaysParams(sample_tokens=32, **SMALL))
     assert samples.groups == ("text",) and samples.tokens.shape == (40, 32)
     assert (samples.targets[:, 1:-1] == samples.tokens[:, 2:]).all() and (samples.targets[:, -1] == -1).all()
-    assert not samples.read[0] and samples.read[1:].all()
+    assert not samples.read[0] and not samples.read[-1] and samples.read[1:-1].all()
     table = text.tables["checkpoints"]
     assert (table["samples"] == 40).all() and (table["units"] < 40).all()
     assert table["loss"].iloc[-1] < table["loss"].iloc[0]
@@ -365,6 +370,35 @@ def test_dense_models_of_text_are_read():
     table = found.tables["checkpoints"]
     assert table["smoothness"].notna().all() and table["distance"].notna().all()
     assert any("look ahead" in note.message for note in found.notes), "this run never fits its text"
+
+
+def test_leads_are_those_of_the_run_without_leaps(series):
+    """The leap at step 1700 is no half of a way."""
+    leads = ss.run(NAME, series, **SMALL).tables["leads"].set_index("measure")
+    curves = training_curves(series).query("step < 75 or train_accuracy >= 0.99")
+    for name, values in (
+        ("test_accuracy", curves["test_accuracy"]),
+        ("test_loss", curves["test_loss"]),
+        ("test_loss_log10", np.log10(curves["test_loss"])),
+    ):
+        expected = half_way(curves["step"].to_numpy(), values.to_numpy(), 75, int(curves["step"].max()))
+        assert leads.loc[name, "half_way"] == pytest.approx(expected)
+    assert leads.loc["test_loss", "half_way"] < leads.loc["test_loss_log10", "half_way"]
+
+
+def test_other_models_beside_a_series_are_told_from_seeds(series):
+    found = ss.run(NAME, [series, part_of("grokking-short", {0, 250, 2500, 9000})], **SMALL)
+    assert any("no other seeds of one recipe" in note.message for note in found.notes)
+    assert not any("no other seeds" in note.message for note in ss.run(NAME, [series, series], **SMALL).notes)
+
+
+def test_few_checkpoints_and_one_label_say_nothing():
+    few = ss.run(NAME, part_of("bytes-moe", {0, 300, 700, 1500}), sample_tokens=16, **SMALL)
+    assert not any("correlate" in statement.text for statement in statements(few))
+    corpus = ss.corpus("python-docs", tokens=4096, context=64)
+    alone = ss.run(NAME, part_of("bytes-moe", {0, 1500}), corpus, sample_tokens=16, **SMALL)
+    assert np.isnan(alone.tables["labels"]["difference"]).all()
+    assert "One label" in alone.view("labels").layout.title.text
 
 
 # -- what it refuses ------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from sparsescope.analysis.router_drift.statements import statements
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.models.checkpoints import Checkpoint, CheckpointSeries, open_series
 from sparsescope.models.formats.router_rows import RouterRows
+from sparsescope.models.zoo.shipped_series import shipped_folder
 from sparsescope.testing import check_figure
 
 
@@ -43,7 +46,8 @@ def test_rows_are_compared_with_the_end_and_with_the_step_before(result):
             cosine = [[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in w] for a in v]
             found = table.loc[(step, layer)]
             assert found["cosine"] == pytest.approx(np.mean(np.diag(cosine)))
-            assert found["chance"] == pytest.approx((np.sum(cosine) - np.trace(cosine)) / (8 * 7))
+            others = np.array(cosine) - 9 * np.eye(8)
+            assert found["other"] == pytest.approx(others.max(1).mean())
             assert found["previous"] == pytest.approx(
                 np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(v, u, strict=True)])
             )
@@ -68,12 +72,12 @@ def test_orthogonal_rows_have_full_rank_and_nothing_in_common():
     rows = np.eye(4)[None] * 2.0
     found = ss.run("router_drift", routers=made_up({0: rows, 1: rows, 2: rows})).tables["rows"].iloc[-1]
     assert found["rank"] == pytest.approx(3) and found["alike"] == pytest.approx(1 / 3)
-    assert found["chance"] == pytest.approx(-1 / 3) and found["common"] == pytest.approx(0.25)
+    assert found["other"] == pytest.approx(-1 / 3) and found["common"] == pytest.approx(0.25)
 
 
 def test_what_it_says(result):
     (said,) = statements(result)
-    assert "94.5 kB of 10.3 MB" in said.text and "tenth of the training" in said.text
+    assert "94.5 kB of 10.3 MB" in said.text and "After 6.67 % of the training" in said.text
     assert result.about == "bytes-moe" and result.provenance["subject"] == {}
     for view in ANALYSIS.views:
         check_figure(result.view(view.name), view.name)
@@ -88,6 +92,14 @@ def test_routers_that_differ_are_refused():
         ss.run("router_drift", routers="lazy-swiglu")
     with pytest.raises(SpecError, match="series of checkpoints"):
         ss.run("router_drift", routers=7)
+    with pytest.raises(SpecError, match="read whole"):
+        ss.run("router_drift", routers="bytes-moe@step-0")
+
+
+def test_a_folder_whose_name_has_an_at_sign_is_opened(tmp_path):
+    folder = tmp_path / "a@b"
+    shutil.copytree(shipped_folder("bytes-moe"), folder)
+    assert len(ss.run("router_drift", routers=str(folder)).tables["rows"]["step"].unique()) == 8
 
 
 def test_one_checkpoint_says_nothing_of_settling():

@@ -27,7 +27,8 @@ def union_density(result: Result) -> fig.Figure:
     figure = _curves(result, "union_density", "chunk", "tokens")
     parts.log_axis(figure, table["chunk"], "consecutive tokens in a chunk, k (log scale)")
     figure.update_yaxes(title_text="share of units active on any token", col=1)
-    main = table[table["rule"] == rules[0]]
+    main = parts.main_rows(table)
+    main = main[main["rule"] == rules[0]]
     at = _CHUNK if (main["chunk"] == _CHUNK).any() else int(main["chunk"].max())
     rows = main[main["chunk"] == at].median(numeric_only=True)
     single = main[main["chunk"] == 1]["mean"].median()
@@ -51,7 +52,8 @@ def aggregated(result: Result) -> fig.Figure:
     figure = _curves(result, "aggregated", "tokens", "first tokens")
     parts.log_axis(figure, table["tokens"], "first t tokens of a window (log scale)")
     figure.update_yaxes(title_text="share of units unused so far", col=1)
-    main = table[table["rule"] == rules[0]]
+    main = parts.main_rows(table)
+    main = main[main["rule"] == rules[0]]
     last = int(main["tokens"].max())
     rows = main[main["tokens"] == last].median(numeric_only=True)
     title = f"After {last} tokens {percent(rows['mean'])} of the units are unused; independent tokens: "
@@ -62,7 +64,7 @@ def aggregated(result: Result) -> fig.Figure:
 
 def _curves(result: Result, name: str, x: str, unit: str) -> fig.Figure:
     """Draw the layers of a table thin, the median layer and its nulls in front, one panel for each rule."""
-    table = result.tables[name]
+    table = parts.main_rows(result.tables[name])
     figure, shades = parts.panels(result), layer_shades(table)
     for column, rule in enumerate(parts.rules(result), 1):
         rows = table[table["rule"] == rule]

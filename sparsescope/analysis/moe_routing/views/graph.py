@@ -27,9 +27,8 @@ def coactivation_graph(result: Result, layer: int) -> fig.Figure:
     experts = sorted(set(rows["expert"]))
     pairs = rows[(rows["expert"] < rows["other"]) & np.isfinite(rows["lift"])]
     known = pairs[np.isfinite(pairs["low"])]
-    joined = (known[known["low"] > 1] if len(known) else pairs[pairs["lift"] > 1]).nlargest(
-        _MOST_EDGES, "lift"
-    )
+    together = known[known["low"] > 1] if len(known) else pairs[pairs["lift"] > 1]
+    joined = together.nlargest(_MOST_EDGES, "lift")
     angle = {expert: 2 * math.pi * place / len(experts) for place, expert in enumerate(experts)}
     figure = fig.panels(height=480)
     level = np.log2(joined["lift"])
@@ -58,7 +57,8 @@ def coactivation_graph(result: Result, layer: int) -> fig.Figure:
                 width=_WIDEST * size / _WIDTHS, opacity=0.35 + 0.4 * size / _WIDTHS,
             )  # fmt: skip
     many = {
-        expert: int(((joined["expert"] == expert) | (joined["other"] == expert)).sum()) for expert in experts
+        expert: int(((together["expert"] == expert) | (together["other"] == expert)).sum())
+        for expert in experts
     }
     texts = [f"expert {expert}: joined to {count} others" for expert, count in many.items()]
     places = list(angle.values())
@@ -72,25 +72,23 @@ def coactivation_graph(result: Result, layer: int) -> fig.Figure:
     figure.update_xaxes(title_text="experts of the layer, in the order of their numbers", **axis)
     figure.update_yaxes(title_text="joined: together more often than by chance", scaleanchor="x", **axis)
     figure.update_layout(showlegend=False)
-    groups = _groups(experts, joined[["expert", "other"]].to_numpy(int))
+    groups = _groups(experts, together[["expert", "other"]].to_numpy(int))
     title = (
-        f"Layer {layer:.0f}: {len(joined)} of {len(pairs)} pairs of experts are chosen together more often "
+        f"Layer {layer:.0f}: {len(together)} of {len(pairs)} pairs of experts are chosen together more often "
         f"than by "
         f"chance; the largest connected group has {max(map(len, groups))} of {len(experts)} experts"
     )
-    rule = (
-        "joined where the interval of the lift is above 1"
+    coverage = level_of(result) or 0.95
+    subtitle = (
+        f"joined where the interval of the lift is above 1, each pair by itself, of which chance gives about "
+        f"{len(known) * (1 - coverage) / 2:.1f}; wider: larger lift"
         if len(known)
-        else "joined where the lift is above 1"
+        else "joined where the lift is above 1: no intervals; wider: larger lift"
     )
-    subtitle = f"{rule}, each pair by itself; wider: larger lift; {_by_chance(result, len(pairs))}"
+    if len(joined) < len(together):
+        subtitle += f"; the {len(joined)} largest are drawn"
     alt = f"Experts on a circle, joined in pairs. {title}."
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
-
-
-def _by_chance(result: Result, pairs: int) -> str:
-    level = level_of(result) or 0.95
-    return f"about {pairs * (1 - level) / 2:.1f} pairs would be by chance"
 
 
 def _groups(experts: list[int], edges: np.ndarray) -> list[set[int]]:

@@ -32,7 +32,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, folders, ranges=True):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folders, self.ranges, self.sent, self.asked = folders, ranges, 0, []
-        self.cut = 0
+        self.cut, self.total = 0, ""
 
     @property
     def endpoint(self):
@@ -57,7 +57,9 @@ class Handler(BaseHTTPRequestHandler):
         begin, end = int(found[1]), int(found[2]) + 1
         self.server.asked.append((name, begin, end))
         part = whole[begin : end - self.server.cut if end - begin > 8 else end]
-        self.answer(206, part, {"Content-Range": f"bytes {begin}-{end - 1}/{len(whole)}"})
+        self.answer(
+            206, part, {"Content-Range": f"bytes {begin}-{end - 1}/{self.server.total or len(whole)}"}
+        )
 
     def answer(self, code, body, more=None):
         self.send_response(code)
@@ -157,6 +159,8 @@ def test_revisions_of_a_hub_are_followed_without_loading_a_model(saved, serve, m
     assert result.tables["rows"]["cosine"].tolist() == pytest.approx([1] * len(result.tables["rows"]))
     monkeypatch.setattr(checkpoints, "_branches", lambda repository: ["main", "step1", "step2"])
     assert ss.run("router_drift", routers="org/moe").tables["rows"]["step"].nunique() == 2
+    one = ss.run("router_drift", routers="org/moe@step2")
+    assert "--routers org/moe@step2" in one.provenance["command"]
 
 
 def test_servers_that_cannot_be_used_say_why(saved, serve, monkeypatch):
@@ -171,7 +175,10 @@ def test_servers_that_cannot_be_used_say_why(saved, serve, monkeypatch):
         read_router_rows(HubFiles("org/moe", "step1"))
     with pytest.raises(SubjectError, match="read by themselves") as caught:
         read_router_rows(HubFiles("org/moe", "step7"))
-    assert "neither" in str(caught.value)
+    assert "neither: is this a revision" in str(caught.value)
+    server.total = "*"  # as RFC 9110 allows
+    with pytest.raises(DependencyError, match="cannot be read from the hub"):
+        read_router_rows(HubFiles("org/moe", "step1"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DependencyError) as caught:
         read_router_rows(HubFiles("org/moe", "step1"))
