@@ -139,6 +139,7 @@ ANALYSIS = Analysis(
     inputs=("series*", "text"),
     unit="series",
     requires=frozenset({"experts", "gates"}),
+    presets={"quick": {"resamples": 300}},
     citations=(
         Citation(
             "Shazeer et al. 2017, Sparsely-Gated Mixture-of-Experts", "https://arxiv.org/abs/1701.06538"
