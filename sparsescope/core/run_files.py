@@ -77,7 +77,12 @@ def write_contents(
         tables[name] = TableEntry(**entry.model_dump(), rows=len(frame), columns=columns)
     tensors, files = {}, []
     for name, tensor in result.tensors.items():
-        files.append(put(f"tensors/{name}.safetensors", save({name: np.ascontiguousarray(tensor.array)})))
+        files.append(
+            put(
+                f"tensors/{name}.safetensors",
+                save({name: np.ascontiguousarray(tensor.array).reshape(np.shape(tensor.array))}),
+            )
+        )
         tensors[name] = TensorEntry(
             file=files[-1].file, dims=tensor.dims, shape=tensor.array.shape, dtype=str(tensor.array.dtype)
         )

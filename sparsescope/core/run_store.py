@@ -263,7 +263,9 @@ class Store:
         """
         from safetensors.numpy import save
 
-        data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"meta": json.dumps(meta)})
+        # ascontiguousarray gives a number an axis
+        whole = {name: np.ascontiguousarray(v).reshape(np.shape(v)) for name, v in arrays.items()}
+        data = save(whole, {"meta": json.dumps(meta)})
         replace_file(self.partial(digest) / f"{step}.safetensors", data, action="save the state of the run")
 
     def load_step(self, digest: str, step: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:

@@ -95,8 +95,8 @@ class Measured:
         frame = pd.DataFrame(
             {
                 "step": self.steps,
-                "weight_norm": [float(each["norm"]) for each in self.read],
-                "rank_embedding": [float(each["rank"]) for each in self.read],
+                "weight_norm": [each["norm"].item() for each in self.read],
+                "rank_embedding": [each["rank"].item() for each in self.read],
             }
         )
         names = ("train", "test") if len(self.groups) > 1 else ("test",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -242,6 +243,30 @@ def test_links_leads_and_what_is_said(result):
         figure = result.view(view.name)
         check_figure(figure, view.name)
     assert any("One run" in note.message for note in result.notes)
+
+
+def test_a_run_that_was_interrupted_goes_on_after_its_last_checkpoint(series, result, tmp_path, monkeypatch):
+    from sparsescope.analysis.pathways import tables as make
+
+    with monkeypatch.context() as broken:
+        broken.setattr(make, "followed", lambda own: 1 / 0)
+        with pytest.raises(Exception, match="division by zero"):
+            ss.run(NAME, series, store=tmp_path, **SMALL)
+    monkeypatch.setattr(CheckpointSeries, "subject", _last_only(series))
+    again = ss.run(NAME, series, store=tmp_path, **SMALL)
+    for name, table in result.tables.items():
+        pd.testing.assert_frame_equal(again.tables[name], table)
+
+
+def _last_only(series):
+    """Only the last checkpoint, whose identity names the run, may be loaded."""
+    load_one = series._load
+
+    def subject(self, step):
+        assert step == series.steps[-1], "a checkpoint is read again"
+        return load_one(self.checkpoint(step))
+
+    return subject
 
 
 def test_memorized_groups_follow_the_rule_of_the_paper(series, samples):

@@ -168,6 +168,17 @@ def test_folders_of_dead_processes_are_removed_and_living_ones_kept(store, folde
     assert [path.exists() for path in (dead, alive, elsewhere)] == [False, True, True]
 
 
+def test_a_step_keeps_shapes_and_types(tmp_path):
+    """A number has no axis, and does not get one."""
+    store = Store(tmp_path)
+    arrays = {"number": np.array(2.5), "flags": np.array([True]), "columns": np.arange(6).reshape(2, 3).T}
+    store.save_step("d" * 64, "pass", arrays, {})
+    found, _ = store.load_step("d" * 64, "pass")
+    for name, values in arrays.items():
+        assert found[name].shape == values.shape and found[name].dtype == values.dtype
+        np.testing.assert_array_equal(found[name], values)
+
+
 def test_steps_survive_and_a_broken_step_is_no_step(store):
     store.save_step("d" * 64, "pass", {"a": np.arange(3)}, {"next": 4})
     arrays, meta = store.load_step("d" * 64, "pass")
