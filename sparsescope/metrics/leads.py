@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from sparsescope.metrics.onsets import Onsets, first_departure, half_way, median_range
+from sparsescope.metrics.onsets import Onsets, find_onsets, first_departure, half_way, median_range
 from sparsescope.metrics.trends import LEAST_N, correlate
 
 if TYPE_CHECKING:
@@ -64,7 +65,14 @@ def log_loss(values: pd.Series) -> Array:
 
 
 def values_of(table: pd.DataFrame, name: str) -> Array:
-    """Values of a measure; of a loss its logarithm."""
+    """Values of a measure; of a loss its logarithm.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"test_loss": [1.0, 0.01], "weight_norm": [3.0, 2.0]})
+        >>> values_of(table, "test_loss").tolist(), values_of(table, "weight_norm").tolist()
+        ([0.0, -2.0], [3.0, 2.0])
+    """
     if name.endswith("_loss") and table[name].notna().any():
         return log_loss(table[name])
     return table[name].to_numpy(np.float64)
@@ -79,8 +87,40 @@ def _points(series: Followed, name: str) -> pd.DataFrame | None:
     return series.checkpoints if enough else None
 
 
+def made_up_series() -> Followed:
+    """A series for examples: checkpoints at steps 0, 10, ..., 100, a norm that grows evenly.
+
+    Example:
+        >>> made_up_series().onsets.generalized
+        80
+    """
+    import pandas as pd
+
+    steps = np.arange(0, 101, 10)
+    train, test = (steps >= 20).astype(np.float64), np.where(steps >= 80, 1.0, steps / 200)
+    frame = pd.DataFrame({"step": steps, "weight_norm": 1.0 * steps, "test_accuracy": test})
+    frame["test_loss"] = 2 - test
+    return _Example("made up", find_onsets(steps, train, test), frame[["step"]], frame)
+
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    """The series of ``made_up_series``."""
+
+    name: str
+    onsets: Onsets
+    curves: pd.DataFrame
+    checkpoints: pd.DataFrame
+
+
 def onset_rows(measured: Iterable[Followed]) -> Rows:
-    """When each series memorized and generalized: rows of ``onsets``."""
+    """When each series memorized and generalized: rows of ``onsets``.
+
+    Example:
+        >>> (row,) = onset_rows([made_up_series()])
+        >>> row[:6]  # name, t_mem, t_gen, delay, ratio, grokked
+        ('made up', 20.0, 80.0, 60.0, 4.0, 'yes')
+    """
     rows: Rows = []
     for series in measured:
         o = series.onsets
@@ -97,6 +137,11 @@ def lead_rows(measured: Iterable[Followed], measures: Sequence[str]) -> Rows:
     Args:
         measured: The series; of one with few checkpoints only what its curves have.
         measures: Names of measures.
+
+    Example:
+        >>> (row,) = lead_rows([made_up_series()], ["weight_norm"])
+        >>> row[1], row[4], row[5]  # half of its way from step 20 on is made at 60, 20 steps before t_gen
+        ('weight_norm', 60.0, 20.0)
     """
     rows: Rows = []
     for series in measured:
@@ -121,7 +166,14 @@ def lead_rows(measured: Iterable[Followed], measures: Sequence[str]) -> Rows:
 
 
 def lead_summary_rows(leads: pd.DataFrame, level: float) -> Rows:
-    """Median lead over series with its exact interval: rows of ``lead_summary`` from the table ``leads``."""
+    """Median lead over series with its exact interval: rows of ``lead_summary`` from the table ``leads``.
+
+    Example:
+        >>> import pandas as pd
+        >>> leads = pd.DataFrame({"measure": ["rank"] * 3, "lead_departure": [math.nan] * 3})
+        >>> lead_summary_rows(leads.assign(lead_half_way=[10.0, 30.0, 20.0]), level=0.95)
+        [('rank', 'half way', 20.0, 10.0, 30.0, 0.75, 3)]
+    """
     rows: Rows = []
     for name in dict.fromkeys(leads["measure"]):
         part = leads[leads["measure"] == name]
@@ -133,7 +185,13 @@ def lead_summary_rows(leads: pd.DataFrame, level: float) -> Rows:
 
 
 def aligned_rows(measured: Iterable[Followed], measures: Sequence[str]) -> Rows:
-    """Measures over step - t_gen of every series that generalized: rows of ``aligned``."""
+    """Measures over step - t_gen of every series that generalized: rows of ``aligned``.
+
+    Example:
+        >>> rows = aligned_rows([made_up_series()], ["weight_norm"])
+        >>> rows[0], rows[8]  # t_gen is step 80
+        (('made up', 'weight_norm', -80.0, 0.0), ('made up', 'weight_norm', 0.0, 80.0))
+    """
     rows: Rows = []
     for series in measured:
         if series.onsets.generalized is None:
@@ -151,7 +209,12 @@ def aligned_rows(measured: Iterable[Followed], measures: Sequence[str]) -> Rows:
 
 
 def since_memorized(series: Followed) -> pd.DataFrame:
-    """The checkpoints from t_mem on; all of a series that did not memorize."""
+    """The checkpoints from t_mem on; all of a series that did not memorize.
+
+    Example:
+        >>> since_memorized(made_up_series())["step"].tolist()[:3]  # t_mem is step 20
+        [20, 30, 40]
+    """
     table, memorized = series.checkpoints, series.onsets.memorized
     return table if memorized is None else table[table["step"] >= memorized]
 
@@ -167,6 +230,11 @@ def correlation_rows(
         draws: Monotone surrogates and permutations.
         level: Coverage of the intervals.
         seed: Their seed.
+
+    Example:
+        >>> rows = correlation_rows(made_up_series(), ["weight_norm"], draws=99, level=0.95, seed=0)
+        >>> [(row[1], row[2], row[-1]) for row in rows]  # both only rise
+        [('test accuracy', 9, 'trend alone'), ('log10 test loss', 9, 'trend alone')]
     """
     table = since_memorized(series)
     steps = table["step"].to_numpy(np.float64)

@@ -53,27 +53,23 @@ class _Declared(BaseModel):
 
 
 class StudyRecipe(_Declared):
-    """A recipe of a model with other values than those of its file."""
+    """A recipe of a model, a file in the study's folder, with another seed; the model's name ends in it."""
 
-    file: Name = Field(description="The file in the study's folder.")
-    seed: int = Field(ge=0, description="Another seed; the name of the model ends in it.")
+    file: Name
+    seed: int = Field(ge=0)
 
 
 class StudySubject(_Declared):
     """One ``[[subject]]``."""
 
-    name: Name = Field(
-        description="As ss.load takes it; a path is one inside the study's folder; recipe:NAME is the model "
-        "that a recipe trains."
-    )
+    name: Name = Field(description="As ss.load takes it; a path inside the study's folder; or recipe:NAME.")
     label: Short | None = Field(None, description="Name in figures and tables; the name when left out.")
     control_of: Name | None = Field(None, description="Name of the subject that this one is the control of.")
     corpus: Name | None = Field(None, description="Text of this subject, where it differs.")
     tokens: int | None = Field(None, ge=1, le=2**31, description="Tokens of this subject, where they differ.")
     context: int | None = Field(None, ge=2, description="Longest window of this subject, where it differs.")
     inputs: dict[str, Given] = Field(
-        default_factory=dict,
-        description="Further inputs of this subject, by role; series beside the one under study are series.",
+        default_factory=dict, description="Further inputs of this subject, by role, also of series beside it."
     )
     params: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="By id of the analysis: parameters of this subject alone."
@@ -197,8 +193,7 @@ class Declaration(_Declared):
     recipes: dict[str, Name | StudyRecipe] = Field(
         default_factory=dict,
         max_length=50,
-        description="Files in the study's folder, of a model also {file, seed}; what they train is made when "
-        "it is absent.",
+        description="Files in the study's folder, or {file, seed}; what they train is made when absent.",
     )
     subjects: list[StudySubject] = Field(alias="subject", min_length=1)
     analyses: list[StudyAnalysis] = Field(alias="analysis", min_length=1)
@@ -318,26 +313,14 @@ class StudyResult:
         """Every number side by side: one row for each scalar of each run, with its interval and n."""
         import pandas as pd
 
-        rows = []
+        rows: list[tuple[Any, ...]] = []
         for run in self.runs:
+            about = (run.subject.name, run.subject.title, run.subject.control_of, run.analysis, run.id)
             for scalar in run.result.scalars.values() if run.result is not None else ():
-                ends = scalar.interval
-                rows.append(
-                    {
-                        "subject": run.subject.name,
-                        "label": run.subject.title,
-                        "control_of": run.subject.control_of,
-                        "analysis": run.analysis,
-                        "id": run.id,
-                        "scalar": scalar.name,
-                        "value": scalar.value,
-                        "unit": scalar.unit,
-                        "low": ends.low if ends else float("nan"),
-                        "high": ends.high if ends else float("nan"),
-                        "n": ends.n if ends else None,
-                        "run": run.result.run_id if run.result else None,
-                    }
-                )
+                i = scalar.interval
+                ends = (i.low, i.high, i.n) if i else (float("nan"), float("nan"), None)
+                made = run.result.run_id if run.result else None
+                rows.append((*about, scalar.name, scalar.value, scalar.unit, *ends, made))
         names = "subject label control_of analysis id scalar value unit low high n run"
         return pd.DataFrame(rows, columns=names.split())
 

@@ -69,5 +69,5 @@ def test_a_wrong_preset_is_refused_at_registration(presets, message):
 def test_every_analysis_of_a_model_has_a_quick_preset_or_is_in_the_shared_pass():
     """A report takes minutes only where analyses run passes of their own."""
     for found in analyses():
-        own = not hasattr(found.compute_module(), "accumulator") and "series" not in found.roles
+        own = not hasattr(found.compute_module(), "accumulator") and "subject" in found.roles
         assert not own or "quick" in found.presets, found.name
