@@ -225,6 +225,12 @@ class CheckpointSeries:
         return self._folder
 
 
+def distinct_names(series: Sequence[CheckpointSeries]) -> list[str]:
+    """Names of series that are set beside each other; of equal ones with their places."""
+    names = [found.name for found in series]
+    return [name if names.count(name) == 1 else f"{name} ({place})" for place, name in enumerate(names)]
+
+
 def open_series(
     source: str | Path, *, revisions: Sequence[str] | None = None, form: str | None = None
 ) -> CheckpointSeries:

@@ -190,7 +190,7 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
         key=key,
         title=record.title,
         summary=record.summary,
-        subject=str(origin.get("subject", {}).get("id", "in memory")),
+        subject=result.about or "in memory",
         corpus=str((origin.get("corpus") or {}).get("name", "")),
         run_id=str(result.run_id or "not stored"),
         findings=findings_of(result, anchors),
@@ -289,7 +289,7 @@ def table_csv(result: Result, name: str, frame: pd.DataFrame | None = None) -> s
 
 
 def _table_comment(result: Result, name: str) -> str:
-    subject = result.provenance.get("subject", {}).get("id", "in memory")
+    subject = result.about or "in memory"
     return (
         f"sparsescope {result.analysis}, table {name}, run {result.run_id or 'not stored'}, subject {subject}"
     )
@@ -369,7 +369,7 @@ def origin_rows(result: Result) -> list[tuple[str, str]]:
     origin = result.provenance
     subject, corpus = origin.get("subject") or {}, origin.get("corpus") or {}
     rows = [
-        ("Model", subject.get("id")),
+        ("Model" if subject.get("id") else "Read", result.about),
         ("Variant", variant.text if (variant := variant_of(subject)) is not None else None),
         ("Revision", subject.get("revision")),
         ("Architecture", _architecture(subject)),

@@ -22,6 +22,7 @@ from sparsescope.core.numbers import Interval
 from sparsescope.core.result import Result
 from sparsescope.metrics.leads import aligned_rows, correlation_rows, lead_rows, lead_summary_rows, onset_rows
 from sparsescope.metrics.onsets import Onsets, find_onsets, kaplan_meier_median, median_range
+from sparsescope.models.checkpoints import distinct_names
 from sparsescope.models.training_curves import LOSSES, training_curves
 
 if TYPE_CHECKING:
@@ -61,8 +62,7 @@ class Measured:
 def compute(params: GrokkingParams, context: Context) -> Result:
     """Run the analysis."""
     series = (context.series, *context.companions)
-    names = [found.name for found in series]
-    labels = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
+    labels = distinct_names(series)
     total, done = sum(map(len, series)), 0
     measured = []
     for index, found in enumerate(series):

@@ -18,6 +18,7 @@ from sparsescope.core.numbers import Interval
 from sparsescope.core.result import Result
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.metrics.estimates import DocumentBootstrap, note_few_documents
+from sparsescope.models.checkpoints import distinct_names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,8 +78,7 @@ def compute(params: MixtureGatesParams, context: Context) -> Result:
 
         measured.append(Measured.of(context.step(f"series-{number}", make)))
     context.progress("series", len(series), len(series))
-    names = [one.name for one in series]
-    shown = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
+    shown = distinct_names(series)
     runs = [
         Run(
             name,

@@ -37,6 +37,7 @@ from sparsescope.metrics.leads import (
     onset_rows,
 )
 from sparsescope.metrics.onsets import Onsets, find_onsets
+from sparsescope.models.checkpoints import distinct_names
 from sparsescope.models.training_curves import training_curves
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ if TYPE_CHECKING:
 def compute(params: PathwaysParams, context: Context) -> Result:
     """Run the analysis."""
     series = (context.series, *context.companions)
-    names = [found.name for found in series]
-    labels = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
+    labels = distinct_names(series)
     total, done = sum(map(len, series)), 0
     measured = []
     for index, found in enumerate(series):

@@ -26,7 +26,6 @@ _ALIGNED = (
 )  # fmt: skip
 _UNITS = {"test_accuracy": "share right"}
 _GROUPS = {"train": theme.VERMILION, "test": theme.BLUE, "text": theme.BLUE}
-_KEPT_MEASURES = 7
 EXACT = 7  # with more series scores are dealt at random
 
 
@@ -292,7 +291,7 @@ def random_partitions(result: Result) -> fig.Figure:
         return fig.empty(
             "No random partitions", "A mixture has experts and is not divided; or none were asked for."
         )
-    names = list(dict.fromkeys(table["measure"]))[:_KEPT_MEASURES]
+    names = list(dict.fromkeys(table["measure"]))
     axis = StepAxis.of(table["step"])
     rows = -(-len(names) // 2)
     figure = fig.panels(rows, 2, titles=[words(name) for name in names], height=190)

@@ -134,8 +134,10 @@ class HubFiles:
         return found
 
     def _get(self, name: str, begin: int, end: int) -> Any:
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+        from huggingface_hub import get_session, hf_hub_url
+
+        # Documented, and imported there under its own name, which mypy takes for private
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         url = hf_hub_url(self.repository, name, revision=self.revision)
         headers = {**build_hf_headers(), "Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}

@@ -85,6 +85,17 @@ def test_what_it_says(result):
     assert "--routers bytes-moe" in result.provenance["command"]
 
 
+def test_a_page_holds_runs_with_and_without_a_model(tmp_path):
+    """Some results have no model, or are in memory and say nothing of where they come from."""
+    drift = ss.run("router_drift", routers="bytes-moe", store=tmp_path)
+    model = ss.run("activation_rank", ss.load("random-opt"), ss.corpus("python-docs", tokens=300, context=48))
+    bare = ss.run("router_drift", routers="grokking-moe")
+    bare.provenance = {}
+    page = ss.report([drift, model, bare], tmp_path / "page.html").read_text()
+    assert "Model and text: bytes-moe" in page and "Model and text: random-opt" in page
+    assert "Model and text: in memory" in page
+
+
 def test_routers_that_differ_are_refused():
     with pytest.raises(SubjectError, match="differ in layers or experts"):
         ss.run("router_drift", routers=made_up({1: np.zeros((2, 4, 8)), 2: np.ones((2, 6, 8))}))
