@@ -1,0 +1,373 @@
+"""The measurements of the benchmark ``kernels``; see its declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import silu
+
+from sparsescope.bench.kernels import numbers
+from sparsescope.bench.kernels.inputs import recorded_experts, recorded_inputs
+from sparsescope.bench.timing import interleaved, wait
+from sparsescope.core.numbers import Interval
+from sparsescope.core.result import Result
+from sparsescope.kernels.backends import check_backend
+from sparsescope.kernels.block_ffn import block_ffn
+from sparsescope.kernels.shared_mask_gemm import dropped, shared_mask_gemm
+from sparsescope.kernels.sparse_gemv import SparseGemv, product_bytes
+from sparsescope.kernels.weight_rows import WeightRows, rows_by_channel, rows_by_output
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sparsescope.activations.context import Context
+    from sparsescope.bench.kernels import KernelsParams
+
+_PATIENCE = 64  # runs of a warm variant
+
+
+@dataclass
+class Variant:
+    """One way to make a product.
+
+    Attributes:
+        facts: What it is, for the tables.
+        call: ``call(n)`` makes product number n, with weights and inputs in turn.
+        count: How many products a repeat makes.
+        nbytes: Bytes of weights that a product reads on average.
+    """
+
+    facts: dict[str, Any]
+    call: Callable[[int], Any]
+    count: int
+    nbytes: float
+
+
+class Bench:
+    """Times variants and writes the tables."""
+
+    def __init__(self, params: KernelsParams, context: Context) -> None:
+        self.params, self.context = params, context
+        self.device = torch.device(context.subject.device)
+        check_backend(params.backend, self.device)
+        self.out = Result("kernels")
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        self.read = 1.0  # bytes a second
+
+    def time(self, variants: Sequence[Variant], phase: str) -> NDArray[np.float64]:
+        """Seconds of a product, [variant, repeat]."""
+
+        def run(variant: Variant) -> None:
+            for number in range(variant.count):
+                variant.call(number)
+            wait(self.device.type)
+
+        seconds = interleaved(
+            [partial(run, variant) for variant in variants],
+            self.params.repeats,
+            told=lambda done, total: self.context.progress(phase, done, total, "variants"),
+        )
+        return seconds / np.array([variant.count for variant in variants])[:, None]
+
+    def copies(self, weight: WeightRows) -> list[WeightRows]:
+        """The weights and copies of them, more bytes than the bound together."""
+        count = max(2, -(-int(self.params.cold_bytes) // weight.nbytes))
+        return [weight, *(replace(weight, data=weight.data.clone()) for _ in range(count - 1))]
+
+    def add(self, table: str, row: dict[str, Any]) -> None:
+        """Add a row to a table."""
+        self.rows.setdefault(table, []).append(row)
+
+
+def compute(params: KernelsParams, context: Context) -> Result:
+    """Run the benchmark."""
+    bench = Bench(params, context)
+    _ceilings(bench)
+    for shape in params.shapes:
+        _products(bench, shape)
+    if params.tokens:
+        _several(bench, params.shapes[0])
+    if params.block_ffn:
+        _block_ffn(bench)
+    for name, rows in bench.rows.items():
+        bench.out.add(name, rows)
+    _scalars(bench)
+    return bench.out
+
+
+def _ceilings(bench: Bench) -> None:
+    """How fast memory is read and copied."""
+    size = max(int(bench.params.cold_bytes), 1 << 20) // 4
+    source = torch.ones(size, device=bench.device)
+    target = torch.empty_like(source)
+    found = bench.time(
+        [
+            Variant({}, lambda _: source.sum(), 1, 4 * size),
+            Variant({}, lambda _: target.copy_(source), 1, 8 * size),
+        ],
+        "ceilings",
+    )
+    for what, seconds, moved in (("read", found[0], 4 * size), ("copy", found[1], 8 * size)):
+        low, middle, high = np.percentile(moved / seconds, [25, 50, 75])
+        bench.add("ceilings", {"what": what, "rate": middle, "rate_q1": low, "rate_q3": high})
+    bench.read = bench.rows["ceilings"][0]["rate"]
+
+
+def _generator(bench: Bench) -> torch.Generator:
+    return torch.Generator(bench.device).manual_seed(0)
+
+
+def _products(bench: Bench, shape: str) -> None:
+    """One token: dense products, and sparse ones at every level and stored type."""
+    params, context = bench.params, bench.context
+    outputs, inputs = numbers(shape, 2)
+    x = recorded_inputs(context, inputs).to(bench.device)
+    first = x[:, 0].contiguous()
+    magnitude = x.abs().flatten()[:: max(1, x.numel() // 1_000_000)]
+    edges = {level: float(magnitude.float().quantile(level)) for level in params.levels}
+    matrix = torch.randn(outputs, inputs, generator=_generator(bench), device=bench.device)
+    variants: list[Variant] = []
+    full = 4 * outputs * inputs
+    count = max(2, -(-int(params.cold_bytes) // full))
+    plain = [matrix.clone() for _ in range(count)]
+
+    def mv(copies: Sequence[torch.Tensor], vectors: torch.Tensor, n: int) -> Any:
+        return torch.mv(copies[n % len(copies)], vectors[n % len(vectors)])
+
+    def sparse(products: Sequence[SparseGemv], n: int) -> Any:
+        return products[n % len(products)](first[n % len(first)])
+
+    for cache, copies, runs in (("cold", plain, count), ("warm", plain[:1], _PATIENCE)):
+        facts = {"variant": "torch float32", "cache": cache, "library": True}
+        variants.append(Variant(facts, partial(mv, copies, first), runs, full))
+    half = [copy.bfloat16() for copy in plain]
+    vectors = first.bfloat16()
+    variants.append(
+        Variant(
+            {"variant": "torch bfloat16", "cache": "cold", "library": True},
+            partial(mv, half, vectors),
+            count,
+            full / 2,
+        )
+    )
+    for stored in params.stored:
+        weights = bench.copies(rows_by_channel([matrix], stored))
+        whole = product_bytes(weights[0], inputs)
+        for cache, group in (("cold", weights), ("warm", weights[:1])):
+            runs = min(len(group), 4 * count) if cache == "cold" else _PATIENCE
+            for level, edge in {0.0: -1.0, **edges}.items():
+                used = first[torch.arange(runs) % len(first)]
+                sparsity = float((used.abs() <= edge).double().mean())
+                variants.append(
+                    Variant(
+                        {"stored": stored, "cache": cache, "target": level, "sparsity": sparsity},
+                        partial(sparse, [SparseGemv(one, edge, backend=params.backend) for one in group]),
+                        runs,
+                        whole - (whole - product_bytes(weights[0], 0)) * sparsity,
+                    )
+                )
+    seconds = bench.time(variants, shape)
+    _dense_and_sparse(bench, shape, variants, seconds, full)
+
+
+def _dense_and_sparse(
+    bench: Bench, shape: str, variants: Sequence[Variant], seconds: NDArray[np.float64], full: float
+) -> None:
+    """Rows of products of one shape, against the best dense ones."""
+    best: dict[tuple[str, str], NDArray[np.float64]] = {}
+    library: dict[str, NDArray[np.float64]] = {}
+    for variant, took in zip(variants, seconds, strict=True):
+        facts, cache = variant.facts, variant.facts["cache"]
+        if "library" in facts:
+            stored = facts["variant"].removeprefix("torch ")
+            if stored == "float32":
+                library[cache] = took
+        elif facts["target"] == 0:
+            stored = facts["stored"]
+        else:
+            continue
+        known = best.get((stored, cache))
+        if known is None or np.median(took) < np.median(known):
+            best[stored, cache] = took
+    for variant, took in zip(variants, seconds, strict=True):
+        facts, cache = variant.facts, variant.facts["cache"]
+        row = {
+            "shape": shape,
+            "cache": cache,
+            "seconds": float(np.median(took)),
+            "rate": variant.nbytes / float(np.median(took)),
+            **_quartiles(best["float32", cache] / took),
+        }
+        if "library" in facts:
+            bench.add("dense", {**row, "variant": facts["variant"]})
+            continue
+        if facts["target"] == 0:
+            bench.add("dense", {**row, "variant": f"{bench.params.backend} {facts['stored']}"})
+        row |= {name: facts[name] for name in ("stored", "target", "sparsity")}
+        row["over_library"] = float(np.median(library[cache] / took))
+        row["of_limit"] = row["speedup"] * (1 - facts["sparsity"])
+        row["of_read"] = row["rate"] / bench.read
+        bench.add("products", row)
+    for stored in bench.params.stored:
+        cold = [row for row in bench.rows["products"] if _is(row, shape=shape, stored=stored, cache="cold")]
+        fastest = float(np.median(best[stored, "cold"]))
+        points = [(row["sparsity"], fastest / row["seconds"]) for row in cold]
+        bench.add("break_even", {"shape": shape, "stored": stored, "sparsity": break_even(points)})
+
+
+def break_even(points: Sequence[tuple[float, float]]) -> float:
+    """Sparsity from which on a speedup stays at 1 or above, on straight lines between the points.
+
+    Args:
+        points: (sparsity, speedup), ascending in sparsity.
+
+    Returns:
+        NaN where the last point is below 1; the first sparsity where no point is.
+    """
+    below = [place for place, (_, speedup) in enumerate(points) if speedup < 1]
+    if not below:
+        return points[0][0]
+    if below[-1] == len(points) - 1:
+        return float("nan")
+    (low, slow), (high, fast) = points[below[-1]], points[below[-1] + 1]
+    return low + (high - low) * (1 - slow) / (fast - slow)
+
+
+def _several(bench: Bench, shape: str) -> None:
+    """Two to eight tokens that share what they read."""
+    params = bench.params
+    outputs, inputs = numbers(shape, 2)
+    x = recorded_inputs(bench.context, inputs).to(bench.device)
+    edges = {level: float(x.abs().flatten()[::7].quantile(level)) for level in params.levels}
+    matrix = torch.randn(outputs, inputs, generator=_generator(bench), device=bench.device)
+    full = 4 * outputs * inputs
+    count = max(2, -(-int(params.cold_bytes) // full))
+    plain = [matrix.clone() for _ in range(count)]
+    stores = {stored: bench.copies(rows_by_channel([matrix], stored)) for stored in params.stored}
+
+    def product(copies: Sequence[torch.Tensor], tokens: int, turned: bool, n: int) -> Any:
+        weight, rows = copies[n % len(copies)], x[n % len(x), :tokens]
+        return rows @ weight if turned else rows @ weight.T
+
+    def shared(copies: Sequence[WeightRows], tokens: int, edge: float, rule: Any, n: int) -> Any:
+        return shared_mask_gemm(
+            x[n % len(x), :tokens], copies[n % len(copies)], edge, rule=rule, backend=params.backend
+        )
+
+    turned = [weight.T.contiguous() for weight in plain]
+    for tokens in params.tokens:
+        variants = [
+            Variant({}, partial(product, plain, tokens, False), count, full),
+            Variant({}, partial(product, turned, tokens, True), count, full),
+        ]
+        for stored, copies in stores.items():
+            for rule in ("own", "joint"):
+                for level, edge in edges.items():
+                    used = x[torch.arange(count) % len(x), :tokens]
+                    limit = torch.full((inputs,), edge, device=x.device)
+                    gone = torch.stack([dropped(rows, limit, rule).all(0) for rows in used])
+                    facts = {"stored": stored, "rule": rule, "target": level}
+                    facts["sparsity"] = float(gone.double().mean())
+                    variants.append(Variant(facts, partial(shared, copies, tokens, edge, rule), count, full))
+        seconds = bench.time(variants, f"{shape}, {tokens} tokens")
+        dense = seconds[int(np.argmin(np.median(seconds[:2], 1)))]
+        for variant, took in zip(variants[2:], seconds[2:], strict=True):
+            row = {"tokens": tokens, **variant.facts, "seconds": float(np.median(took))}
+            row |= _quartiles(dense / took)
+            row["of_limit"] = row["speedup"] * (1 - row["sparsity"])
+            bench.add("several", row)
+
+
+def _block_ffn(bench: Bench) -> None:
+    """A layer of BlockFFN, with recorded patterns."""
+    params = bench.params
+    width, experts, units = numbers(params.block_ffn, 3)
+    gates = recorded_experts(params.patterns, experts).to(bench.device)
+    generator = _generator(bench)
+    hidden = experts * units
+    up = torch.randn(hidden, width, generator=generator, device=bench.device) / width**0.5
+    down = torch.randn(width, hidden, generator=generator, device=bench.device) / hidden**0.5
+    x = torch.randn(len(gates), 8, width, generator=generator, device=bench.device)
+    full = 8 * hidden * width
+    count = max(2, -(-int(params.cold_bytes) // full))
+    plain = [(up.clone(), down.clone()) for _ in range(count)]
+    stores = {}
+    for stored in params.stored:
+        ups, downs = rows_by_output(up, stored), rows_by_channel([down], stored)
+        copies = max(count, -(-int(params.cold_bytes) // (ups.nbytes + downs.nbytes)))
+        stores[stored] = [
+            (replace(ups, data=ups.data.clone()), replace(downs, data=downs.data.clone()))
+            for _ in range(copies)
+        ]
+
+    def dense(tokens: int, n: int) -> Any:
+        first, second = plain[n % count]
+        weights = gates[n % len(gates), :tokens].repeat_interleave(units, 1)
+        return (silu(x[n % len(x), :tokens] @ first.T) * weights) @ second.T
+
+    def sparse(copies: Sequence[tuple[WeightRows, WeightRows]], tokens: int, n: int) -> Any:
+        at = n % len(gates)
+        return block_ffn(
+            x[at, :tokens], gates[at, :tokens], *copies[n % len(copies)], backend=params.backend
+        )
+
+    for tokens in (1, *params.tokens):
+        runs = max(count, len(gates))
+        variants = [Variant({}, partial(dense, tokens), runs, full)]
+        variants += [Variant({}, partial(sparse, copies, tokens), runs, full) for copies in stores.values()]
+        seconds = bench.time(variants, f"BlockFFN, {tokens} tokens")
+        used = gates[torch.arange(runs) % len(gates), :tokens]
+        sparsity = float((used == 0).all(1).double().mean())
+        for stored, took in zip(stores, seconds[1:], strict=True):
+            row = {"layer": params.block_ffn, "stored": stored, "tokens": tokens, "sparsity": sparsity}
+            row |= {"seconds": float(np.median(took)), **_quartiles(seconds[0] / took)}
+            row["of_limit"] = row["speedup"] * (1 - sparsity)
+            bench.add("block_ffn", row)
+
+
+def _quartiles(ratio: NDArray[np.float64]) -> dict[str, float]:
+    low, middle, high = np.percentile(ratio, [25, 50, 75])
+    return {"speedup": float(middle), "speedup_q1": float(low), "speedup_q3": float(high)}
+
+
+def _is(row: dict[str, Any], **facts: object) -> bool:
+    return all(row[name] == value for name, value in facts.items())
+
+
+def _scalars(bench: Bench) -> None:
+    """The first shape at every level, cold."""
+    shape, repeats = bench.params.shapes[0], bench.params.repeats
+    for row in bench.rows["products"]:
+        if row["target"] == 0 or not _is(row, shape=shape, cache="cold"):
+            continue
+        name = f"{row['stored']}_{100 * row['target']:g}".replace(".", "_")
+        bench.out.add_scalar(
+            f"speedup_{name}",
+            row["speedup"],
+            "",
+            f"median over repeats of the time of the best dense float32 product ({shape}) / the time of the "
+            f"sparse product with {row['stored']} weights, at a sparsity of {row['sparsity']:.3f}",
+            direction="higher",
+            interval=Interval(row["speedup_q1"], row["speedup_q3"], 0.5, "quartiles over repeats", repeats),
+        )
+        bench.out.add_scalar(
+            f"of_limit_{name}",
+            row["of_limit"],
+            "fraction",
+            "that speed / (1 / (1 - sparsity)), the limit of float32 weights",
+            direction="higher",
+        )
+    took = [row for row in bench.rows["dense"] if _is(row, shape=shape, cache="cold")]
+    best = min(took, key=lambda row: row["seconds"])
+    if best["speedup_q3"] - best["speedup_q1"] > 0.1 * best["speedup"]:
+        bench.out.note("warning", "The dense product varied by more than a tenth: other work on this machine?")
+    bench.out.note(
+        "info",
+        f"Inputs are recorded activations of {bench.context.subject.id}; weights are random, so nothing is said "
+        "about quality here: see the benchmark decode.",
+    )

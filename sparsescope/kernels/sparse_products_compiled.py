@@ -1,0 +1,523 @@
+"""The compiled loops of sparse products on a CPU; imported when one is first used.
+
+Rows of weights come as float32, as pairs of bfloat16 in a uint32, or as four bytes in an int32 (int8 + 128).
+A pair or a quad is taken apart by shifts and masks, so that a vector of words gives vectors of floats
+without moving entries between lanes; its entries are ``planes``: of the words of a row all first entries, then all
+second ones, ... Sums are kept in planes and put in order once, at the end. Every product is made and
+summed in float32.
+
+A product of kept rows is split over the rows, each thread with sums of its own that stay in its cache, added
+up in the order of threads; products with very many outputs are split over the outputs instead. So results are
+the same from run to run, and differ in rounding with the number of threads.
+
+Shapes: data [rows, P / entries of a word]; indices int32 [kept]; values float32 [kept].
+"""
+
+# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False, disallow-untyped-calls=False
+# mypy: disallow-incomplete-defs=False
+
+from __future__ import annotations
+
+import llvmlite.ir as ir
+import numba
+import numpy as np
+from numba import njit, prange, types
+from numba.extending import intrinsic, overload
+
+# OpenMP first: its threads are started once and shared by all kernels; what is set by the user stays
+if numba.config.THREADING_LAYER == "default":
+    numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+
+_LOOSE = {"reassoc", "contract", "nsz"}  # sums may be vectorized; NaN and infinity stay what they are
+_OPTIONS = {"nogil": True, "fastmath": _LOOSE, "error_model": "numpy"}
+_MANY = 16_384  # outputs from which on a product is split over them: sums of a thread leave its cache
+_ZERO = np.float32(0)
+_HIGH, _HALF = np.uint32(0xFFFF0000), np.uint32(16)
+_FIRST, _SECOND, _THIRD, _BYTES = np.uint32(0xFF), np.uint32(0xFF00), np.uint32(0xFF0000), np.uint32(24)
+_PLANE = np.array([1, 1 / 256, 1 / 65536, 1], np.float32)  # what masked bytes are too large by
+_BIAS = np.float32(128)
+TOGETHER = 8  # rows that a product of several tokens takes at once
+COLUMNS = 1024  # of them: with their sums they fit into the nearest cache
+
+
+@intrinsic
+def _as_float(context, word):
+    """The bits of a word as a float."""
+
+    def generate(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic
+def _to_float(context, word):
+    """A word below 2^31 as a float; signed conversion is one instruction."""
+
+    def generate(context, builder, signature, args):
+        return builder.sitofp(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+def _words(data):  # entries of a word
+    raise NotImplementedError
+
+
+@overload(_words)
+def _words_of(data):
+    entries = {types.float32: 1, types.uint32: 2, types.int32: 4}[data.dtype]
+    return lambda data: entries
+
+
+def _add_rows(data, indices, values, low, high, begin, end, sums):
+    raise NotImplementedError
+
+
+@overload(_add_rows, jit_options=_OPTIONS)
+def _add_rows_of(data, indices, values, low, high, begin, end, sums):
+    """Sum values[r] * data[indices[r], begin:end] over r from low to high, in planes; words begin to end."""
+    if data.dtype == types.float32:
+        return _add_floats
+    return _add_pairs if data.dtype == types.uint32 else _add_quads
+
+
+def _add_floats(data, indices, values, low, high, begin, end, sums):
+    n = end - begin
+    for j in range(n):
+        sums[j] = _ZERO
+    r = low
+    while r + 8 <= high:
+        w0, w1 = data[indices[r], begin:end], data[indices[r + 1], begin:end]
+        w2, w3 = data[indices[r + 2], begin:end], data[indices[r + 3], begin:end]
+        w4, w5 = data[indices[r + 4], begin:end], data[indices[r + 5], begin:end]
+        w6, w7 = data[indices[r + 6], begin:end], data[indices[r + 7], begin:end]
+        a0, a1, a2, a3 = values[r], values[r + 1], values[r + 2], values[r + 3]
+        a4, a5, a6, a7 = values[r + 4], values[r + 5], values[r + 6], values[r + 7]
+        for j in range(n):
+            sums[j] += (a0 * w0[j] + a1 * w1[j] + (a2 * w2[j] + a3 * w3[j])) + (
+                (a4 * w4[j] + a5 * w5[j]) + (a6 * w6[j] + a7 * w7[j])
+            )
+        r += 8
+    while r < high:
+        w0, a0 = data[indices[r], begin:end], values[r]
+        for j in range(n):
+            sums[j] += a0 * w0[j]
+        r += 1
+
+
+def _add_pairs(data, indices, values, low, high, begin, end, sums):
+    n = end - begin
+    even, odd = sums[:n], sums[n : 2 * n]
+    for j in range(n):
+        even[j] = _ZERO
+        odd[j] = _ZERO
+    r = low
+    while r + 4 <= high:
+        w0, w1 = data[indices[r], begin:end], data[indices[r + 1], begin:end]
+        w2, w3 = data[indices[r + 2], begin:end], data[indices[r + 3], begin:end]
+        a0, a1, a2, a3 = values[r], values[r + 1], values[r + 2], values[r + 3]
+        for j in range(n):
+            u0, u1, u2, u3 = w0[j], w1[j], w2[j], w3[j]
+            even[j] += (a0 * _as_float(u0 << _HALF) + a1 * _as_float(u1 << _HALF)) + (
+                a2 * _as_float(u2 << _HALF) + a3 * _as_float(u3 << _HALF)
+            )
+            odd[j] += (a0 * _as_float(u0 & _HIGH) + a1 * _as_float(u1 & _HIGH)) + (
+                a2 * _as_float(u2 & _HIGH) + a3 * _as_float(u3 & _HIGH)
+            )
+        r += 4
+    while r < high:
+        w0, a0 = data[indices[r], begin:end], values[r]
+        for j in range(n):
+            even[j] += a0 * _as_float(w0[j] << _HALF)
+            odd[j] += a0 * _as_float(w0[j] & _HIGH)
+        r += 1
+
+
+def _add_quads(data, indices, values, low, high, begin, end, sums):
+    n = end - begin
+    p0, p1, p2, p3 = sums[:n], sums[n : 2 * n], sums[2 * n : 3 * n], sums[3 * n : 4 * n]
+    for j in range(4 * n):
+        sums[j] = _ZERO
+    r = low
+    while r + 4 <= high:
+        w0, w1 = data[indices[r], begin:end], data[indices[r + 1], begin:end]
+        w2, w3 = data[indices[r + 2], begin:end], data[indices[r + 3], begin:end]
+        a0, a1, a2, a3 = values[r], values[r + 1], values[r + 2], values[r + 3]
+        for j in range(n):
+            u0, u1, u2, u3 = np.uint32(w0[j]), np.uint32(w1[j]), np.uint32(w2[j]), np.uint32(w3[j])
+            p0[j] += (a0 * _to_float(u0 & _FIRST) + a1 * _to_float(u1 & _FIRST)) + (
+                a2 * _to_float(u2 & _FIRST) + a3 * _to_float(u3 & _FIRST)
+            )
+            p1[j] += (a0 * _to_float(u0 & _SECOND) + a1 * _to_float(u1 & _SECOND)) + (
+                a2 * _to_float(u2 & _SECOND) + a3 * _to_float(u3 & _SECOND)
+            )
+            p2[j] += (a0 * _to_float(u0 & _THIRD) + a1 * _to_float(u1 & _THIRD)) + (
+                a2 * _to_float(u2 & _THIRD) + a3 * _to_float(u3 & _THIRD)
+            )
+            p3[j] += (a0 * _to_float(u0 >> _BYTES) + a1 * _to_float(u1 >> _BYTES)) + (
+                a2 * _to_float(u2 >> _BYTES) + a3 * _to_float(u3 >> _BYTES)
+            )
+        r += 4
+    while r < high:
+        w0, a0 = data[indices[r], begin:end], values[r]
+        for j in range(n):
+            u0 = np.uint32(w0[j])
+            p0[j] += a0 * _to_float(u0 & _FIRST)
+            p1[j] += a0 * _to_float(u0 & _SECOND)
+            p2[j] += a0 * _to_float(u0 & _THIRD)
+            p3[j] += a0 * _to_float(u0 >> _BYTES)
+        r += 1
+
+
+@njit(cache=True, **_OPTIONS)
+def put_in_order(data, partial, parts, begin, end, total, out):
+    """Add up the sums of parts, [parts, P] in planes of words begin to end, and write their entries in order.
+
+    Args:
+        total: Sum of the values that rows were multiplied with: bytes are too large by 128 of it.
+    """
+    words, n = _words(data), end - begin
+    shift = total * _BIAS if words == 4 else _ZERO
+    for plane in range(words):
+        factor = _PLANE[plane] if words == 4 else np.float32(1)
+        at = begin * words + plane * n
+        for j in range(n):
+            s = partial[0, at + j]
+            for part in range(1, parts):
+                s += partial[part, at + j]
+            out[(begin + j) * words + plane] = s * factor - shift
+
+
+@njit(cache=True, nogil=True)
+def select(x, limits, indices, values):
+    """List the inputs that are not up to their limit (a NaN is kept), without a branch.
+
+    Args:
+        x: [K]. limits: [K]. indices: int32 [K + 1]. values: float32 [K + 1].
+
+    Returns:
+        How many were kept.
+    """
+    kept = 0
+    for i in range(len(x)):
+        indices[kept], values[kept] = i, x[i]
+        kept += not abs(x[i]) <= limits[i]
+    return kept
+
+
+@njit(cache=True, parallel=True, **_OPTIONS)
+def add_kept_rows(data, indices, values, kept, threads, partial, out):
+    """Sum the kept rows: out [P] in order; partial float32 [threads, P]."""
+    words = data.shape[1]
+    total = _ZERO
+    for r in range(kept):
+        total += values[r]
+    if words * _words(data) < _MANY or threads == 1:
+        for part in prange(threads):
+            low, high = kept * part // threads, kept * (part + 1) // threads
+            _add_rows(data, indices, values, low, high, 0, words, partial[part])
+        put_in_order(data, partial, threads, 0, words, total, out)
+        return
+    unit = 64 // _words(data)
+    units = -(-words // unit)
+    blocks = max(threads, (words * _words(data) // (_MANY // 2) + threads - 1) // threads * threads)
+    for block in prange(blocks):
+        begin = min(words, units * block // blocks * unit)
+        end = min(words, units * (block + 1) // blocks * unit)
+        at = begin * _words(data)
+        _add_rows(data, indices, values, 0, kept, begin, end, partial[0, at : end * _words(data)])
+        put_in_order(data, partial, 1, begin, end, total, out)
+
+
+@njit(cache=True, nogil=True)
+def gemv(data, x, limits, threads, out):
+    """Select and multiply: out [P]."""
+    indices, values = np.empty(len(x) + 1, np.int32), np.empty(len(x) + 1, np.float32)
+    partial = np.empty((threads, len(out)), np.float32)
+    kept = select(x, limits, indices, values)
+    add_kept_rows(data, indices, values, kept, threads, partial, out)
+
+
+@njit(cache=True, nogil=True)
+def gemm(data, x, limits, joint, threads, out):
+    """Select and multiply for several tokens: out [T, P]."""
+    tokens, inputs = x.shape
+    indices, values = np.empty(inputs + 1, np.int32), np.empty((tokens, inputs + 1), np.float32)
+    partial = np.empty((threads, tokens, out.shape[1]), np.float32)
+    kept = select_of_tokens(x, limits, joint, indices, values)
+    add_kept_rows_of_tokens(data, indices, values, kept, threads, partial, out)
+
+
+def _dot_rows(data, planes, rows, low, high, out):
+    raise NotImplementedError
+
+
+@overload(_dot_rows, jit_options=_OPTIONS)
+def _dot_rows_of(data, planes, rows, low, high, out):
+    """out[r] = data[rows[r]] . x for r from low to high; x in planes, bytes without their zero."""
+    if data.dtype == types.float32:
+        return _dot_floats
+    return _dot_pairs if data.dtype == types.uint32 else _dot_quads
+
+
+def _dot_floats(data, planes, rows, low, high, out):
+    n = data.shape[1]
+    r = low
+    while r + 4 <= high:
+        w0, w1, w2, w3 = data[rows[r]], data[rows[r + 1]], data[rows[r + 2]], data[rows[r + 3]]
+        s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
+        for j in range(n):
+            x = planes[j]
+            s0 += w0[j] * x
+            s1 += w1[j] * x
+            s2 += w2[j] * x
+            s3 += w3[j] * x
+        out[r], out[r + 1], out[r + 2], out[r + 3] = s0, s1, s2, s3
+        r += 4
+    while r < high:
+        w0, s0 = data[rows[r]], _ZERO
+        for j in range(n):
+            s0 += w0[j] * planes[j]
+        out[r] = s0
+        r += 1
+
+
+def _dot_pairs(data, planes, rows, low, high, out):
+    n = data.shape[1]
+    even, odd = planes[:n], planes[n : 2 * n]
+    r = low
+    while r + 2 <= high:
+        w0, w1 = data[rows[r]], data[rows[r + 1]]
+        s0, s1 = _ZERO, _ZERO
+        for j in range(n):
+            x, y, u0, u1 = even[j], odd[j], w0[j], w1[j]
+            s0 += _as_float(u0 << _HALF) * x + _as_float(u0 & _HIGH) * y
+            s1 += _as_float(u1 << _HALF) * x + _as_float(u1 & _HIGH) * y
+        out[r], out[r + 1] = s0, s1
+        r += 2
+    while r < high:
+        w0, s0 = data[rows[r]], _ZERO
+        for j in range(n):
+            s0 += _as_float(w0[j] << _HALF) * even[j] + _as_float(w0[j] & _HIGH) * odd[j]
+        out[r] = s0
+        r += 1
+
+
+def _dot_quads(data, planes, rows, low, high, out):
+    n = data.shape[1]
+    p0, p1, p2, p3 = planes[:n], planes[n : 2 * n], planes[2 * n : 3 * n], planes[3 * n : 4 * n]
+    for r in range(low, high):
+        w, s, t = data[rows[r]], _ZERO, _ZERO
+        for j in range(n):
+            u = np.uint32(w[j])
+            s += _to_float(u & _FIRST) * p0[j] + _to_float(u & _SECOND) * p1[j]
+            t += _to_float(u & _THIRD) * p2[j] + _to_float(u >> _BYTES) * p3[j]
+        out[r] = s + t
+
+
+@njit(cache=True, **_OPTIONS)
+def to_planes(data, x, planes):
+    """Put a vector in the order that rows are read in; the padding is zero.
+
+    Returns:
+        What a dot product with bytes is too large by.
+    """
+    words, n = _words(data), data.shape[1]
+    total = _ZERO
+    planes[:] = _ZERO
+    for plane in range(words):
+        factor = _PLANE[plane] if words == 4 else np.float32(1)
+        for j in range(n):
+            i = j * words + plane
+            if i < len(x):
+                planes[plane * n + j] = x[i] * factor
+                total += x[i]
+    return total * _BIAS if words == 4 else _ZERO
+
+
+@njit(cache=True, parallel=True, **_OPTIONS)
+def dot_kept_rows(data, x, rows, kept, threads, planes, out):
+    """out[r] = data[rows[r]] . x for the first ``kept`` rows; scales are left to the caller."""
+    shift = to_planes(data, x, planes)
+    for part in prange(threads):
+        low, high = kept * part // threads, kept * (part + 1) // threads
+        _dot_rows(data, planes, rows, low, high, out)
+        for r in range(low, high):
+            out[r] -= shift
+
+
+def _read_row(data, row, begin, end, buffer):
+    raise NotImplementedError
+
+
+@overload(_read_row, jit_options=_OPTIONS)
+def _read_row_of(data, row, begin, end, buffer):
+    """Words begin to end of a row as float32 in planes, the true values but for scales."""
+    if data.dtype == types.float32:
+
+        def read(data, row, begin, end, buffer):
+            for j in range(end - begin):
+                buffer[j] = data[row, begin + j]
+
+    elif data.dtype == types.uint32:
+
+        def read(data, row, begin, end, buffer):
+            n, w = end - begin, data[row, begin:end]
+            for j in range(n):
+                buffer[j] = _as_float(w[j] << _HALF)
+                buffer[n + j] = _as_float(w[j] & _HIGH)
+
+    else:
+
+        def read(data, row, begin, end, buffer):
+            n, w = end - begin, data[row, begin:end]
+            for j in range(n):
+                u = np.uint32(w[j])
+                buffer[j] = _to_float(u & _FIRST) - _BIAS
+                buffer[n + j] = _to_float((u >> np.uint32(8)) & _FIRST) - _BIAS
+                buffer[2 * n + j] = _to_float((u >> _HALF) & _FIRST) - _BIAS
+                buffer[3 * n + j] = _to_float(u >> _BYTES) - _BIAS
+
+    return read
+
+
+@njit(cache=True, **_OPTIONS)
+def _mix(buffer, values, first, sums):
+    """sums += the eight rows of the buffer times eight values from ``first`` on."""
+    w0, w1, w2, w3 = buffer[0], buffer[1], buffer[2], buffer[3]
+    w4, w5, w6, w7 = buffer[4], buffer[5], buffer[6], buffer[7]
+    a0, a1, a2, a3 = values[first], values[first + 1], values[first + 2], values[first + 3]
+    a4, a5, a6, a7 = values[first + 4], values[first + 5], values[first + 6], values[first + 7]
+    for j in range(len(sums)):
+        sums[j] += (a0 * w0[j] + a1 * w1[j] + (a2 * w2[j] + a3 * w3[j])) + (
+            (a4 * w4[j] + a5 * w5[j]) + (a6 * w6[j] + a7 * w7[j])
+        )
+
+
+@njit(cache=True, **_OPTIONS)
+def _mix_one(row, value, sums):
+    for j in range(len(sums)):
+        sums[j] += value * row[j]
+
+
+@njit(cache=True, parallel=True, **_OPTIONS)
+def add_kept_rows_of_tokens(data, indices, values, kept, threads, partial, out):
+    """Sum the kept rows for several tokens: each row is read once.
+
+    Args:
+        values: float32 [T, kept or more], what each token multiplies the rows with.
+        partial: float32 [threads, T, P]. out: float32 [T, P], in order.
+    """
+    tokens, words, entries = values.shape[0], data.shape[1], _words(data)
+    step = COLUMNS // entries
+    for part in prange(threads):
+        low, high = kept * part // threads, kept * (part + 1) // threads
+        buffer = np.empty((TOGETHER, COLUMNS), np.float32)
+        mine = partial[part]
+        mine[:] = _ZERO
+        r = low
+        while r < high:
+            together = min(TOGETHER, high - r)
+            for begin in range(0, words, step):
+                end = min(words, begin + step)
+                at, n = begin * entries, (end - begin) * entries
+                for g in range(together):
+                    _read_row(data, indices[r + g], begin, end, buffer[g, :n])
+                for t in range(tokens):
+                    if together == TOGETHER:
+                        _mix(buffer[:, :n], values[t], r, mine[t, at : at + n])
+                    else:
+                        for g in range(together):
+                            _mix_one(buffer[g, :n], values[t, r + g], mine[t, at : at + n])
+            r += together
+    for t in range(tokens):
+        for begin in range(0, words, step):
+            end = min(words, begin + step)
+            n = end - begin
+            for plane in range(entries):
+                at = begin * entries + plane * n
+                for j in range(n):
+                    s = partial[0, t, at + j]
+                    for part in range(1, threads):
+                        s += partial[part, t, at + j]
+                    out[t, (begin + j) * entries + plane] = s
+
+
+@njit(cache=True, **_OPTIONS)
+def _dots(buffer, x, row, out):
+    """out[row + g] = row g of the buffer . x, for four rows."""
+    w0, w1, w2, w3 = buffer[0], buffer[1], buffer[2], buffer[3]
+    s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
+    for j in range(len(x)):
+        s0 += w0[j] * x[j]
+        s1 += w1[j] * x[j]
+        s2 += w2[j] * x[j]
+        s3 += w3[j] * x[j]
+    out[row], out[row + 1], out[row + 2], out[row + 3] = s0, s1, s2, s3
+
+
+@njit(cache=True, parallel=True, **_OPTIONS)
+def dot_kept_rows_of_tokens(data, x, rows, kept, threads, planes, out):
+    """out[t, r] = data[rows[r]] . x[t]: each row is read once; x [T, K], planes [T, P], out [T, kept]."""
+    tokens, entries, words = x.shape[0], _words(data), data.shape[1]
+    for t in range(tokens):
+        planes[t] = _ZERO
+        for i in range(x.shape[1]):
+            planes[t, i % entries * words + i // entries] = x[t, i]
+    for part in prange(threads):
+        low, high = kept * part // threads, kept * (part + 1) // threads
+        buffer = np.zeros((4, words * entries), np.float32)
+        said = np.empty(4, np.float32)
+        r = low
+        while r < high:
+            together = min(4, high - r)
+            for g in range(together):
+                _read_row(data, rows[r + g], 0, words, buffer[g])
+            for t in range(tokens):
+                _dots(buffer, planes[t], 0, said)
+                for g in range(together):
+                    out[t, r + g] = said[g]
+            r += together
+
+
+@njit(cache=True, nogil=True)
+def select_of_tokens(x, limits, joint, indices, values):
+    """List the inputs that some token keeps.
+
+    Args:
+        x: [T, K]. limits: [K].
+        joint: Whether the root mean square over the tokens is compared, and every token uses what is kept;
+            else each token keeps its own, and what it drops is zero in ``values`` [T, K + 1].
+
+    Returns:
+        How many were listed.
+    """
+    kept, tokens = 0, x.shape[0]
+    for i in range(x.shape[1]):
+        indices[kept] = i
+        if joint:
+            energy = np.float32(0)
+            for t in range(tokens):
+                energy += x[t, i] * x[t, i]
+                values[t, kept] = x[t, i]
+            stays = not np.sqrt(energy / np.float32(tokens)) <= limits[i]
+        else:
+            stays = False
+            for t in range(tokens):
+                own = not abs(x[t, i]) <= limits[i]
+                values[t, kept] = x[t, i] if own else np.float32(0)
+                stays |= own
+        kept += stays
+    return kept
+
+
+@njit(cache=True, **_OPTIONS)
+def weigh_hidden(hidden, weights, rows, kept, width, scale):
+    """hidden [T, kept]: SiLU of each, by the weight of its expert for the token, weights [T, E]."""
+    for t in range(hidden.shape[0]):
+        for r in range(kept):
+            row = rows[r]
+            weight = weights[t, row // width]
+            value = hidden[t, r] * scale[row]
+            hidden[t, r] = weight * value / (np.float32(1) + np.exp(-value)) if weight != 0 else np.float32(0)
