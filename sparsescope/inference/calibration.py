@@ -71,15 +71,7 @@ class Calibration:
         Raises:
             SubjectError: The subject is another model than the calibrated one.
         """
-        expected, got = self.facts["weight_hash"], subject.identity.weight_hash
-        if expected != got:
-            raise SubjectError(
-                "this calibration was made for another model",
-                where=subject.id,
-                allowed=f"{self.facts['subject']} (weights {expected[:12]})",
-                got=f"weights {got[:12]}",
-                next_step="calibrate this model: sparsify(subject, method=..., target=..., corpus=...)",
-            )
+        self.check(subject)
         policy = PrefixPolicy.of(self.prefix if prefix is None else prefix)
         made = install(subject, self.masks, policy)
         parameters = {"method": self.method, "target": self.target}
@@ -92,6 +84,22 @@ class Calibration:
         return made.with_variant(
             "sparsified", parameters, of=subject, adds=masks_digest(self.masks, {"prefix": policy.text})
         )
+
+    def check(self, subject: Subject) -> None:
+        """Check that it was made for a model.
+
+        Raises:
+            SubjectError: It is of other weights.
+        """
+        expected, got = self.facts["weight_hash"], subject.identity.weight_hash
+        if expected != got:
+            raise SubjectError(
+                "this calibration was made for another model",
+                where=subject.id,
+                allowed=f"{self.facts['subject']} (weights {expected[:12]})",
+                got=f"weights {got[:12]}",
+                next_step="calibrate this model: sparsify(subject, method=..., target=..., corpus=...)",
+            )
 
     def save(self, store: ArtifactStore | None = None, made_by: str = "sparsify") -> Artifact:
         """Keep it as an artifact.

@@ -19,7 +19,7 @@ from torch.nn.functional import silu
 
 from sparsescope.errors import SpecError
 from sparsescope.kernels.backends import Backend, check_backend
-from sparsescope.kernels.sparse_gemv import check_input, loops, threads, words
+from sparsescope.kernels.sparse_gemv import check_input, loops, threads, token_loops, words
 from sparsescope.kernels.weight_rows import WeightRows
 
 if TYPE_CHECKING:
@@ -107,15 +107,16 @@ def _numba(
     scale = np.ones(len(up.data), np.float32) if up.scale is None else up.scale.numpy()
     if tokens == 1:
         loops().dot_kept_rows(words(up), entries[0], rows, kept, split, planes[0], hidden[0])
-        loops().weigh_hidden(hidden, gates, rows, kept, width, scale)
+        token_loops().weigh_hidden(hidden, gates, rows, kept, width, scale)
         out = np.empty((1, padded), np.float32)
         partial = np.empty((split, padded), np.float32)
-        loops().add_kept_rows(words(down), rows, hidden[0], kept, split, partial, out[0])
+        data = words(down)
+        loops().add_kept_rows(data, rows, hidden[0], kept, 0, data.shape[1], split, partial, out[0])
     else:
-        loops().dot_kept_rows_of_tokens(words(up), entries, rows, kept, split, planes, hidden)
-        loops().weigh_hidden(hidden, gates, rows, kept, width, scale)
+        token_loops().dot_kept_rows_of_tokens(words(up), entries, rows, kept, split, planes, hidden)
+        token_loops().weigh_hidden(hidden, gates, rows, kept, width, scale)
         out = np.empty((tokens, padded), np.float32)
         several = np.empty((split, tokens, padded), np.float32)
-        loops().add_kept_rows_of_tokens(words(down), rows, hidden, kept, split, several, out)
+        token_loops().add_kept_rows_of_tokens(words(down), rows, hidden, kept, split, several, out)
     y = out[:, : down.width]
     return y if down.scale is None else y * down.scale.numpy()

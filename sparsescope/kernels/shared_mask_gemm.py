@@ -17,7 +17,14 @@ import torch
 
 from sparsescope.errors import unknown_name
 from sparsescope.kernels.backends import Backend, check_backend
-from sparsescope.kernels.sparse_gemv import check_by_channel, check_input, limits_of, loops, threads, words
+from sparsescope.kernels.sparse_gemv import (
+    check_by_channel,
+    check_input,
+    limits_of,
+    threads,
+    token_loops,
+    words,
+)
 from sparsescope.kernels.weight_rows import WeightRows
 
 if TYPE_CHECKING:
@@ -77,6 +84,6 @@ def dropped(x: torch.Tensor, limits: torch.Tensor, rule: Rule) -> torch.Tensor:
 
 def _numba(x: torch.Tensor, weight: WeightRows, limits: torch.Tensor, rule: Rule) -> NDArray[np.float32]:
     out = np.empty((len(x), weight.data.shape[1]), np.float32)
-    loops().gemm(words(weight), x.numpy(), limits.numpy(), rule == "joint", threads(), out)
+    token_loops().gemm(words(weight), x.numpy(), limits.numpy(), rule == "joint", threads(), out)
     y = out[:, : weight.width]
     return y if weight.scale is None else y * weight.scale.numpy()

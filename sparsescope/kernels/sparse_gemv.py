@@ -77,7 +77,9 @@ class SparseGemv:
         if self.backend == "numba":
             out = np.empty(weight.data.shape[1], np.float32)
             loops().gemv(self._words, values.numpy(), self._limits, threads(), out)
-            y = torch.from_numpy(out[: weight.width] if self._scale is None else out[: weight.width] * self._scale)
+            y = torch.from_numpy(
+                out[: weight.width] if self._scale is None else out[: weight.width] * self._scale
+            )
         elif self.backend == "reference":
             y = weight.dense() @ torch.where(values.abs() <= self.limits, 0.0, values)
         else:
@@ -216,6 +218,14 @@ def loops() -> Any:
     from sparsescope.kernels import sparse_products_compiled
 
     return sparse_products_compiled
+
+
+@cache
+def token_loops() -> Any:
+    """The compiled loops of several tokens."""
+    from sparsescope.kernels.token_products_compiled import compiled
+
+    return compiled
 
 
 def threads() -> int:

@@ -18,6 +18,9 @@ Shapes: data [rows, P / entries of a word]; indices int32 [kept]; values float32
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import llvmlite.ir as ir
 import numba
 import numpy as np
@@ -29,15 +32,13 @@ if numba.config.THREADING_LAYER == "default":
     numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 _LOOSE = {"reassoc", "contract", "nsz"}  # sums may be vectorized; NaN and infinity stay what they are
-_OPTIONS = {"nogil": True, "fastmath": _LOOSE, "error_model": "numpy"}
+OPTIONS = {"nogil": True, "fastmath": _LOOSE, "error_model": "numpy"}
 _MANY = 16_384  # outputs from which on a product is split over them: sums of a thread leave its cache
-_ZERO = np.float32(0)
+ZERO = np.float32(0)
 _HIGH, _HALF = np.uint32(0xFFFF0000), np.uint32(16)
 _FIRST, _SECOND, _THIRD, _BYTES = np.uint32(0xFF), np.uint32(0xFF00), np.uint32(0xFF0000), np.uint32(24)
 _PLANE = np.array([1, 1 / 256, 1 / 65536, 1], np.float32)  # what masked bytes are too large by
 _BIAS = np.float32(128)
-TOGETHER = 8  # rows that a product of several tokens takes at once
-COLUMNS = 1024  # of them: with their sums they fit into the nearest cache
 
 
 @intrinsic
@@ -60,11 +61,11 @@ def _to_float(context, word):
     return types.float32(types.uint32), generate
 
 
-def _words(data):  # entries of a word
+def words_of(data):  # entries of a word
     raise NotImplementedError
 
 
-@overload(_words)
+@overload(words_of)
 def _words_of(data):
     entries = {types.float32: 1, types.uint32: 2, types.int32: 4}[data.dtype]
     return lambda data: entries
@@ -74,7 +75,7 @@ def _add_rows(data, indices, values, low, high, begin, end, sums):
     raise NotImplementedError
 
 
-@overload(_add_rows, jit_options=_OPTIONS)
+@overload(_add_rows, jit_options=OPTIONS)
 def _add_rows_of(data, indices, values, low, high, begin, end, sums):
     """Sum values[r] * data[indices[r], begin:end] over r from low to high, in planes; words begin to end."""
     if data.dtype == types.float32:
@@ -85,7 +86,7 @@ def _add_rows_of(data, indices, values, low, high, begin, end, sums):
 def _add_floats(data, indices, values, low, high, begin, end, sums):
     n = end - begin
     for j in range(n):
-        sums[j] = _ZERO
+        sums[j] = ZERO
     r = low
     while r + 8 <= high:
         w0, w1 = data[indices[r], begin:end], data[indices[r + 1], begin:end]
@@ -110,8 +111,8 @@ def _add_pairs(data, indices, values, low, high, begin, end, sums):
     n = end - begin
     even, odd = sums[:n], sums[n : 2 * n]
     for j in range(n):
-        even[j] = _ZERO
-        odd[j] = _ZERO
+        even[j] = ZERO
+        odd[j] = ZERO
     r = low
     while r + 4 <= high:
         w0, w1 = data[indices[r], begin:end], data[indices[r + 1], begin:end]
@@ -138,7 +139,7 @@ def _add_quads(data, indices, values, low, high, begin, end, sums):
     n = end - begin
     p0, p1, p2, p3 = sums[:n], sums[n : 2 * n], sums[2 * n : 3 * n], sums[3 * n : 4 * n]
     for j in range(4 * n):
-        sums[j] = _ZERO
+        sums[j] = ZERO
     r = low
     while r + 4 <= high:
         w0, w1 = data[indices[r], begin:end], data[indices[r + 1], begin:end]
@@ -170,15 +171,15 @@ def _add_quads(data, indices, values, low, high, begin, end, sums):
         r += 1
 
 
-@njit(cache=True, **_OPTIONS)
+@njit(cache=True, **OPTIONS)
 def put_in_order(data, partial, parts, begin, end, total, out):
     """Add up the sums of parts, [parts, P] in planes of words begin to end, and write their entries in order.
 
     Args:
         total: Sum of the values that rows were multiplied with: bytes are too large by 128 of it.
     """
-    words, n = _words(data), end - begin
-    shift = total * _BIAS if words == 4 else _ZERO
+    words, n = words_of(data), end - begin
+    shift = total * _BIAS if words == 4 else ZERO
     for plane in range(words):
         factor = _PLANE[plane] if words == 4 else np.float32(1)
         at = begin * words + plane * n
@@ -206,27 +207,28 @@ def select(x, limits, indices, values):
     return kept
 
 
-@njit(cache=True, parallel=True, **_OPTIONS)
-def add_kept_rows(data, indices, values, kept, threads, partial, out):
-    """Sum the kept rows: out [P] in order; partial float32 [threads, P]."""
-    words = data.shape[1]
-    total = _ZERO
+@njit(cache=True, parallel=True, **OPTIONS)
+def add_kept_rows(data, indices, values, kept, first, last, threads, partial, out):
+    """Sum words ``first`` to ``last`` of the kept rows: out [P] in order; partial float32 [threads, P]."""
+    words = last - first
+    total = ZERO
     for r in range(kept):
         total += values[r]
-    if words * _words(data) < _MANY or threads == 1:
+    if words * words_of(data) < _MANY or threads == 1:
+        at = first * words_of(data)
         for part in prange(threads):
             low, high = kept * part // threads, kept * (part + 1) // threads
-            _add_rows(data, indices, values, low, high, 0, words, partial[part])
-        put_in_order(data, partial, threads, 0, words, total, out)
+            _add_rows(data, indices, values, low, high, first, last, partial[part, at:])
+        put_in_order(data, partial, threads, first, last, total, out)
         return
-    unit = 64 // _words(data)
+    unit = 64 // words_of(data)
     units = -(-words // unit)
-    blocks = max(threads, (words * _words(data) // (_MANY // 2) + threads - 1) // threads * threads)
+    blocks = max(threads, (words * words_of(data) // (_MANY // 2) + threads - 1) // threads * threads)
     for block in prange(blocks):
-        begin = min(words, units * block // blocks * unit)
-        end = min(words, units * (block + 1) // blocks * unit)
-        at = begin * _words(data)
-        _add_rows(data, indices, values, 0, kept, begin, end, partial[0, at : end * _words(data)])
+        begin = first + min(words, units * block // blocks * unit)
+        end = first + min(words, units * (block + 1) // blocks * unit)
+        at = begin * words_of(data)
+        _add_rows(data, indices, values, 0, kept, begin, end, partial[0, at : end * words_of(data)])
         put_in_order(data, partial, 1, begin, end, total, out)
 
 
@@ -236,24 +238,14 @@ def gemv(data, x, limits, threads, out):
     indices, values = np.empty(len(x) + 1, np.int32), np.empty(len(x) + 1, np.float32)
     partial = np.empty((threads, len(out)), np.float32)
     kept = select(x, limits, indices, values)
-    add_kept_rows(data, indices, values, kept, threads, partial, out)
-
-
-@njit(cache=True, nogil=True)
-def gemm(data, x, limits, joint, threads, out):
-    """Select and multiply for several tokens: out [T, P]."""
-    tokens, inputs = x.shape
-    indices, values = np.empty(inputs + 1, np.int32), np.empty((tokens, inputs + 1), np.float32)
-    partial = np.empty((threads, tokens, out.shape[1]), np.float32)
-    kept = select_of_tokens(x, limits, joint, indices, values)
-    add_kept_rows_of_tokens(data, indices, values, kept, threads, partial, out)
+    add_kept_rows(data, indices, values, kept, 0, data.shape[1], threads, partial, out)
 
 
 def _dot_rows(data, planes, rows, low, high, out):
     raise NotImplementedError
 
 
-@overload(_dot_rows, jit_options=_OPTIONS)
+@overload(_dot_rows, jit_options=OPTIONS)
 def _dot_rows_of(data, planes, rows, low, high, out):
     """out[r] = data[rows[r]] . x for r from low to high; x in planes, bytes without their zero."""
     if data.dtype == types.float32:
@@ -266,7 +258,7 @@ def _dot_floats(data, planes, rows, low, high, out):
     r = low
     while r + 4 <= high:
         w0, w1, w2, w3 = data[rows[r]], data[rows[r + 1]], data[rows[r + 2]], data[rows[r + 3]]
-        s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
+        s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
         for j in range(n):
             x = planes[j]
             s0 += w0[j] * x
@@ -276,7 +268,7 @@ def _dot_floats(data, planes, rows, low, high, out):
         out[r], out[r + 1], out[r + 2], out[r + 3] = s0, s1, s2, s3
         r += 4
     while r < high:
-        w0, s0 = data[rows[r]], _ZERO
+        w0, s0 = data[rows[r]], ZERO
         for j in range(n):
             s0 += w0[j] * planes[j]
         out[r] = s0
@@ -289,7 +281,7 @@ def _dot_pairs(data, planes, rows, low, high, out):
     r = low
     while r + 2 <= high:
         w0, w1 = data[rows[r]], data[rows[r + 1]]
-        s0, s1 = _ZERO, _ZERO
+        s0, s1 = ZERO, ZERO
         for j in range(n):
             x, y, u0, u1 = even[j], odd[j], w0[j], w1[j]
             s0 += _as_float(u0 << _HALF) * x + _as_float(u0 & _HIGH) * y
@@ -297,7 +289,7 @@ def _dot_pairs(data, planes, rows, low, high, out):
         out[r], out[r + 1] = s0, s1
         r += 2
     while r < high:
-        w0, s0 = data[rows[r]], _ZERO
+        w0, s0 = data[rows[r]], ZERO
         for j in range(n):
             s0 += _as_float(w0[j] << _HALF) * even[j] + _as_float(w0[j] & _HIGH) * odd[j]
         out[r] = s0
@@ -308,7 +300,7 @@ def _dot_quads(data, planes, rows, low, high, out):
     n = data.shape[1]
     p0, p1, p2, p3 = planes[:n], planes[n : 2 * n], planes[2 * n : 3 * n], planes[3 * n : 4 * n]
     for r in range(low, high):
-        w, s, t = data[rows[r]], _ZERO, _ZERO
+        w, s, t = data[rows[r]], ZERO, ZERO
         for j in range(n):
             u = np.uint32(w[j])
             s += _to_float(u & _FIRST) * p0[j] + _to_float(u & _SECOND) * p1[j]
@@ -316,16 +308,16 @@ def _dot_quads(data, planes, rows, low, high, out):
         out[r] = s + t
 
 
-@njit(cache=True, **_OPTIONS)
+@njit(cache=True, **OPTIONS)
 def to_planes(data, x, planes):
     """Put a vector in the order that rows are read in; the padding is zero.
 
     Returns:
         What a dot product with bytes is too large by.
     """
-    words, n = _words(data), data.shape[1]
-    total = _ZERO
-    planes[:] = _ZERO
+    words, n = words_of(data), data.shape[1]
+    total = ZERO
+    planes[:] = ZERO
     for plane in range(words):
         factor = _PLANE[plane] if words == 4 else np.float32(1)
         for j in range(n):
@@ -333,10 +325,10 @@ def to_planes(data, x, planes):
             if i < len(x):
                 planes[plane * n + j] = x[i] * factor
                 total += x[i]
-    return total * _BIAS if words == 4 else _ZERO
+    return total * _BIAS if words == 4 else ZERO
 
 
-@njit(cache=True, parallel=True, **_OPTIONS)
+@njit(cache=True, parallel=True, **OPTIONS)
 def dot_kept_rows(data, x, rows, kept, threads, planes, out):
     """out[r] = data[rows[r]] . x for the first ``kept`` rows; scales are left to the caller."""
     shift = to_planes(data, x, planes)
@@ -347,12 +339,12 @@ def dot_kept_rows(data, x, rows, kept, threads, planes, out):
             out[r] -= shift
 
 
-def _read_row(data, row, begin, end, buffer):
+def read_row(data, row, begin, end, buffer):
     raise NotImplementedError
 
 
-@overload(_read_row, jit_options=_OPTIONS)
-def _read_row_of(data, row, begin, end, buffer):
+@overload(read_row, jit_options=OPTIONS)
+def _read_row_overload(data, row, begin, end, buffer):
     """Words begin to end of a row as float32 in planes, the true values but for scales."""
     if data.dtype == types.float32:
 
@@ -382,142 +374,8 @@ def _read_row_of(data, row, begin, end, buffer):
     return read
 
 
-@njit(cache=True, **_OPTIONS)
-def _mix(buffer, values, first, sums):
-    """sums += the eight rows of the buffer times eight values from ``first`` on."""
-    w0, w1, w2, w3 = buffer[0], buffer[1], buffer[2], buffer[3]
-    w4, w5, w6, w7 = buffer[4], buffer[5], buffer[6], buffer[7]
-    a0, a1, a2, a3 = values[first], values[first + 1], values[first + 2], values[first + 3]
-    a4, a5, a6, a7 = values[first + 4], values[first + 5], values[first + 6], values[first + 7]
-    for j in range(len(sums)):
-        sums[j] += (a0 * w0[j] + a1 * w1[j] + (a2 * w2[j] + a3 * w3[j])) + (
-            (a4 * w4[j] + a5 * w5[j]) + (a6 * w6[j] + a7 * w7[j])
-        )
-
-
-@njit(cache=True, **_OPTIONS)
-def _mix_one(row, value, sums):
-    for j in range(len(sums)):
-        sums[j] += value * row[j]
-
-
-@njit(cache=True, parallel=True, **_OPTIONS)
-def add_kept_rows_of_tokens(data, indices, values, kept, threads, partial, out):
-    """Sum the kept rows for several tokens: each row is read once.
-
-    Args:
-        values: float32 [T, kept or more], what each token multiplies the rows with.
-        partial: float32 [threads, T, P]. out: float32 [T, P], in order.
+def version() -> str:
+    """Digest of this file. Numba keeps compiled functions as long as their own file is unchanged and does not look
+    into what they call: loops of other files that call these have it in the key of their cache.
     """
-    tokens, words, entries = values.shape[0], data.shape[1], _words(data)
-    step = COLUMNS // entries
-    for part in prange(threads):
-        low, high = kept * part // threads, kept * (part + 1) // threads
-        buffer = np.empty((TOGETHER, COLUMNS), np.float32)
-        mine = partial[part]
-        mine[:] = _ZERO
-        r = low
-        while r < high:
-            together = min(TOGETHER, high - r)
-            for begin in range(0, words, step):
-                end = min(words, begin + step)
-                at, n = begin * entries, (end - begin) * entries
-                for g in range(together):
-                    _read_row(data, indices[r + g], begin, end, buffer[g, :n])
-                for t in range(tokens):
-                    if together == TOGETHER:
-                        _mix(buffer[:, :n], values[t], r, mine[t, at : at + n])
-                    else:
-                        for g in range(together):
-                            _mix_one(buffer[g, :n], values[t, r + g], mine[t, at : at + n])
-            r += together
-    for t in range(tokens):
-        for begin in range(0, words, step):
-            end = min(words, begin + step)
-            n = end - begin
-            for plane in range(entries):
-                at = begin * entries + plane * n
-                for j in range(n):
-                    s = partial[0, t, at + j]
-                    for part in range(1, threads):
-                        s += partial[part, t, at + j]
-                    out[t, (begin + j) * entries + plane] = s
-
-
-@njit(cache=True, **_OPTIONS)
-def _dots(buffer, x, row, out):
-    """out[row + g] = row g of the buffer . x, for four rows."""
-    w0, w1, w2, w3 = buffer[0], buffer[1], buffer[2], buffer[3]
-    s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
-    for j in range(len(x)):
-        s0 += w0[j] * x[j]
-        s1 += w1[j] * x[j]
-        s2 += w2[j] * x[j]
-        s3 += w3[j] * x[j]
-    out[row], out[row + 1], out[row + 2], out[row + 3] = s0, s1, s2, s3
-
-
-@njit(cache=True, parallel=True, **_OPTIONS)
-def dot_kept_rows_of_tokens(data, x, rows, kept, threads, planes, out):
-    """out[t, r] = data[rows[r]] . x[t]: each row is read once; x [T, K], planes [T, P], out [T, kept]."""
-    tokens, entries, words = x.shape[0], _words(data), data.shape[1]
-    for t in range(tokens):
-        planes[t] = _ZERO
-        for i in range(x.shape[1]):
-            planes[t, i % entries * words + i // entries] = x[t, i]
-    for part in prange(threads):
-        low, high = kept * part // threads, kept * (part + 1) // threads
-        buffer = np.zeros((4, words * entries), np.float32)
-        said = np.empty(4, np.float32)
-        r = low
-        while r < high:
-            together = min(4, high - r)
-            for g in range(together):
-                _read_row(data, rows[r + g], 0, words, buffer[g])
-            for t in range(tokens):
-                _dots(buffer, planes[t], 0, said)
-                for g in range(together):
-                    out[t, r + g] = said[g]
-            r += together
-
-
-@njit(cache=True, nogil=True)
-def select_of_tokens(x, limits, joint, indices, values):
-    """List the inputs that some token keeps.
-
-    Args:
-        x: [T, K]. limits: [K].
-        joint: Whether the root mean square over the tokens is compared, and every token uses what is kept;
-            else each token keeps its own, and what it drops is zero in ``values`` [T, K + 1].
-
-    Returns:
-        How many were listed.
-    """
-    kept, tokens = 0, x.shape[0]
-    for i in range(x.shape[1]):
-        indices[kept] = i
-        if joint:
-            energy = np.float32(0)
-            for t in range(tokens):
-                energy += x[t, i] * x[t, i]
-                values[t, kept] = x[t, i]
-            stays = not np.sqrt(energy / np.float32(tokens)) <= limits[i]
-        else:
-            stays = False
-            for t in range(tokens):
-                own = not abs(x[t, i]) <= limits[i]
-                values[t, kept] = x[t, i] if own else np.float32(0)
-                stays |= own
-        kept += stays
-    return kept
-
-
-@njit(cache=True, **_OPTIONS)
-def weigh_hidden(hidden, weights, rows, kept, width, scale):
-    """hidden [T, kept]: SiLU of each, by the weight of its expert for the token, weights [T, E]."""
-    for t in range(hidden.shape[0]):
-        for r in range(kept):
-            row = rows[r]
-            weight = weights[t, row // width]
-            value = hidden[t, r] * scale[row]
-            hidden[t, r] = weight * value / (np.float32(1) + np.exp(-value)) if weight != 0 else np.float32(0)
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()

@@ -130,9 +130,7 @@ def rows_by_channel(matrices: Sequence[torch.Tensor], stored: Stored = "float32"
     if stored == "int8":
         made += ZERO
     made[:, : len(stacked)] = data.T
-    return WeightRows(
-        made, stored, len(stacked), "channel", tuple(len(matrix) for matrix in matrices), scale
-    )
+    return WeightRows(made, stored, len(stacked), "channel", tuple(len(matrix) for matrix in matrices), scale)
 
 
 def rows_by_output(matrix: torch.Tensor, stored: Stored = "float32") -> WeightRows:

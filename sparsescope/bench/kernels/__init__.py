@@ -151,7 +151,9 @@ ANALYSIS = Analysis(
             Column("sparsity", "fraction", "Inputs that were dropped."),
             Column("seconds", "seconds", "Median time of a product.", "s"),
             *_SPEED,
-            Column("over_library", "value", "Median speed relative to the best dense float32 product of torch."),
+            Column(
+                "over_library", "value", "Median speed relative to the best dense float32 product of torch."
+            ),
             Column(
                 "of_limit",
                 "fraction",

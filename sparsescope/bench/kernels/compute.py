@@ -312,9 +312,7 @@ def _block_ffn(bench: Bench) -> None:
 
     def sparse(copies: Sequence[tuple[WeightRows, WeightRows]], tokens: int, n: int) -> Any:
         at = n % len(gates)
-        return block_ffn(
-            x[at, :tokens], gates[at, :tokens], *copies[n % len(copies)], backend=params.backend
-        )
+        return block_ffn(x[at, :tokens], gates[at, :tokens], *copies[n % len(copies)], backend=params.backend)
 
     for tokens in (1, *params.tokens):
         runs = max(count, len(gates))
@@ -365,7 +363,9 @@ def _scalars(bench: Bench) -> None:
     took = [row for row in bench.rows["dense"] if _is(row, shape=shape, cache="cold")]
     best = min(took, key=lambda row: row["seconds"])
     if best["speedup_q3"] - best["speedup_q1"] > 0.1 * best["speedup"]:
-        bench.out.note("warning", "The dense product varied by more than a tenth: other work on this machine?")
+        bench.out.note(
+            "warning", "The dense product varied by more than a tenth: other work on this machine?"
+        )
     bench.out.note(
         "info",
         f"Inputs are recorded activations of {bench.context.subject.id}; weights are random, so nothing is said "

@@ -118,7 +118,9 @@ def recorded_experts(name: str, experts: int) -> torch.Tensor:
     groups = []
     for output in found:  # [batch, pos, E]
         for row, length in zip(output.reshape(*batch.input_ids.shape, -1), lengths, strict=True):
-            groups += [row[at : at + TOGETHER] for at in range(TOGETHER, int(length) - TOGETHER + 1, 4 * TOGETHER)]
+            groups += [
+                row[at : at + TOGETHER] for at in range(TOGETHER, int(length) - TOGETHER + 1, 4 * TOGETHER)
+            ]
     if not groups or groups[0].shape[1] != experts:
         raise SpecError(
             "the recorded patterns are of another number of experts",

@@ -33,7 +33,9 @@ def statements(result: Result) -> list[Statement]:
     found.append(Statement(text, "speedups", tuple(names)))
     several = rows(result, "several")
     if several is not None:
-        wins = several[(several["speedup_q1"] > 1) & (several["stored"] == "float32") & (several["rule"] == "own")]
+        wins = several[
+            (several["speedup_q1"] > 1) & (several["stored"] == "float32") & (several["rule"] == "own")
+        ]
         by_level = wins.groupby("target")["tokens"].max()
         known = ", ".join(f"{100 * target:g} %: {count}" for target, count in by_level.items())
         said = f"up to so many tokens: {known}" if known else "for no number of tokens that was tried"

@@ -19,7 +19,11 @@ def speedups(result: Result, shape: str | None) -> go.Figure:
     figure = go.Figure()
     limit = sorted({float(value) for value in part["sparsity"]})
     figure.add_scatter(
-        x=limit, y=[1 / (1 - value) for value in limit], mode="lines", line={"dash": "dot"}, name="byte limit, float32"
+        x=limit,
+        y=[1 / (1 - value) for value in limit],
+        mode="lines",
+        line={"dash": "dot"},
+        name="byte limit, float32",
     )
     for stored, rows in part.groupby("stored", sort=False):
         figure.add_scatter(
@@ -34,7 +38,8 @@ def speedups(result: Result, shape: str | None) -> go.Figure:
     figure.update_yaxes(title="speed / best dense float32", type="log", dtick="D2")
     fig.legend_below(figure)
     ends = ", ".join(
-        f"{row.stored} {row.speedup:.2f} at {row.sparsity:.0%}" for row in part.groupby("stored").tail(1).itertuples()
+        f"{row.stored} {row.speedup:.2f} at {row.sparsity:.0%}"
+        for row in part.groupby("stored").tail(1).itertuples()
     )
     return fig.describe(
         figure,
