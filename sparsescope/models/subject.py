@@ -37,12 +37,11 @@ from sparsescope.models.structure.patterns import select
 from sparsescope.models.structure.positions import Padding, Side
 from sparsescope.models.structure.reach import LENGTH, Reached
 from sparsescope.models.structure.roles import Block, submodule, text_config
-from sparsescope.models.structure.sites import Site
+from sparsescope.models.structure.sites import Site, have_exact_zeros
 from sparsescope.models.structure.visits import alone
 from sparsescope.models.token_ids import within_table
 from sparsescope.models.torch_environment import dtype_name
 
-EXACT_ZERO_ACTIVATIONS = frozenset({"relu", "relu2", "relu6"})
 _HIDDEN_ROLES = ("mlp.hook_post", "mlp.experts.hook_post", "mlp.shared_expert.hook_post")
 
 
@@ -190,8 +189,8 @@ class Subject:
 
     @cached_property
     def capabilities(self) -> frozenset[str]:
-        """What analyses can ask of this subject: ``hidden_units``, ``mlp_hidden``, ``mlp_gated``,
-        ``experts``, ``attention``, ``logits``, ``tokenizer``, ``causal``, ``encoder``, ``exact_zeros``.
+        """What analyses can ask of a subject: ``hidden_units``, ``mlp_hidden``, ``mlp_gated``, ``experts``,
+        ``small_experts``, ``attention``, ``logits``, ``tokenizer``, ``causal``, ``encoder``, ``exact_zeros``.
 
         ``hidden_units`` means that the hidden layer of an MLP, or of experts, can be read somewhere;
         ``mlp_hidden`` that ``blocks.*.mlp.hook_post`` can be asked for: no layer is sparse. ``causal``
@@ -207,12 +206,13 @@ class Subject:
             "hidden_units": bool(hidden),
             "mlp_gated": any(site.gated for site in hidden),
             "experts": "mlp.experts.hook_post" in roles,
+            "small_experts": "mlp.router.hook_weights" in roles,
             "attention": "attn.hook_z" in roles,
             "logits": self.has_head,
             "tokenizer": self.tokenizer is not None,
             "causal": causal,
             "encoder": not causal,
-            "exact_zeros": bool(hidden) and all(site.activation in EXACT_ZERO_ACTIVATIONS for site in hidden),
+            "exact_zeros": have_exact_zeros(self._all_sites),
         }
         return frozenset(name for name, present in facts.items() if present)
 

@@ -89,7 +89,8 @@ def series_capabilities(kind: str, models: frozenset[str]) -> set[str]:
 
     ``curves``: what the trainer measured along the way. ``held_out_text`` and ``tokenizer``: its
     models read text, and it carries some. ``pairs``: questions with one right answer, some for
-    training and some for testing. What ``models`` are: ``experts`` of mixtures, ``gates`` that have a name.
+    training and some for testing. What ``models`` are: ``experts`` of mixtures, ``gates`` that have a name,
+    ``small_experts`` in an MLP.
     """
     reads = ("held_out_text", "tokenizer") if kind == "byte_text" else ("pairs",)
     return {"curves", *reads, *models}

@@ -2,5 +2,5 @@
 
 ``loop.py`` trains whatever makes one update at a time: schedule, state, saving, progress. ``trainer.py`` uses
 it for ``sparsescope train analyses/grokking/relu.toml --output FOLDER``: modular addition and bytes of text,
-AdamW, four architectures (``models.structure.architectures``), checkpoints as a series.
+AdamW, six architectures (``models.structure.architectures``), checkpoints as a series.
 """

@@ -54,6 +54,7 @@ def test_analyses_of_series_are_told_apart():
         "moe_routing_over_training",
         "pathways",
         "sparsity_over_training",
+        "trained_block_sparsity",
         "weight_sparsity_over_training",
     }
 

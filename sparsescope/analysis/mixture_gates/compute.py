@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from sparsescope.core.numbers import Interval
 from sparsescope.core.result import Result
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.metrics.estimates import DocumentBootstrap, note_few_documents
+from sparsescope.metrics.seeds import STUDENT, over_seeds
 from sparsescope.models.checkpoints import distinct_names
 
 if TYPE_CHECKING:
@@ -26,32 +27,7 @@ if TYPE_CHECKING:
     from sparsescope.activations.text.tokenized import TokenizedCorpus
     from sparsescope.models.checkpoints import CheckpointSeries
 
-STUDENT = "Student t over seeds"
 NOT_KNOWN = "not known"
-
-
-class Mean(NamedTuple):
-    """A mean over seeds and the ends of its interval, NaN where there is none."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def over_seeds(values: Sequence[float], level: float) -> Mean:
-    """Mean of independent values with Student's interval, mean +- t_(n-1) s / sqrt(n); no ends for n < 2.
-
-    Example:
-        >>> [round(value, 3) for value in over_seeds([1.0, 2.0, 3.0], 0.95)]
-        [2.0, -0.484, 4.484]
-    """
-    from scipy.special import stdtrit
-
-    found, n = np.asarray(values, np.float64), len(values)
-    if n < 2:
-        return Mean(float(found.mean()) if n else math.nan, math.nan, math.nan)
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * float(found.std(ddof=1)) / math.sqrt(n)
-    return Mean(float(found.mean()), float(found.mean()) - half, float(found.mean()) + half)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from sparsescope.models.formats.config_checks import check_counts, check_memory,
 from sparsescope.models.formats.folder_faults import other_shapes, refuse_adapter, wrapped_names
 from sparsescope.models.formats.pruned_origin import with_origin
 from sparsescope.models.formats.revision_names import parse_name
+from sparsescope.models.structure.architectures import make_known
 from sparsescope.models.torch_environment import attention_errors, quiet_transformers, torch_dtype
 
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
@@ -170,6 +171,7 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
             next_step="mend that value in config.json, or copy the folder again",
         )
     check_counts(raw, str(path))
+    make_known(declared)
     try:
         with quiet_transformers():
             return AutoConfig.from_pretrained(

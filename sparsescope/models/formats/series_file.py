@@ -47,6 +47,8 @@ FILE, CURVES, PROBE, CONFIG, RECIPE = (
 FORMAT = 1
 #: What configurations of mixtures call the number of their experts.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+#: What that of BlockFFN calls the number of experts that its MLP is made of.
+_SMALL_EXPERTS = "ffn_experts"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -157,7 +159,7 @@ class SeriesFolder:
     @property
     def kinds(self) -> frozenset[str]:
         """What its configuration says of its models, read without checking the file: ``experts``, and
-        ``gates`` where it names the gate of a mixture.
+        ``gates`` where it names the gate of a mixture; ``small_experts`` of an MLP (BlockFFN).
         """
         try:
             config = parse((self.folder / CONFIG).read_bytes())
@@ -166,7 +168,11 @@ class SeriesFolder:
         known = config if isinstance(config, dict) else {}
         counts = [known.get(name) for name in _EXPERTS]
         found = {"experts"} if any(isinstance(count, int) and count > 0 for count in counts) else set()
-        return frozenset(found | ({"gates"} if found and isinstance(known.get("gate"), str) else set()))
+        if isinstance(known.get(_SMALL_EXPERTS), int):
+            found.add("small_experts")
+        return frozenset(
+            found | ({"gates"} if "experts" in found and isinstance(known.get("gate"), str) else set())
+        )
 
     def checkpoint(self, step: int) -> StoredCheckpoint:
         """Return the record of a step.

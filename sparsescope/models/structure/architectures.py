@@ -1,7 +1,7 @@
 """The architectures that this project trains and ships, and a model of one of them from
 plain configuration values.
 
-Three classes of transformers and two of our own. Building one draws its initialization from a seed and
+Three classes of transformers and three of our own. Building one draws its initialization from a seed and
 leaves the random state of the process as it was: the same seed gives the same weights in every process of
 one torch version.
 """
@@ -24,6 +24,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "OPTForCausalLM": "transformers",
     "OlmoeForCausalLM": "transformers",
     "GatedMixtureForCausalLM": "sparsescope.models.zoo.gated_mixture",
+    "BlockFFNForCausalLM": "sparsescope.models.zoo.blockffn",
 }
 
 
@@ -41,6 +42,22 @@ def architecture(name: str) -> type[PreTrainedModel]:
             next_step="choose one of the architectures that can be trained",
         )
     return getattr(import_module(ARCHITECTURES[name]), name)
+
+
+def make_known(names: Iterable[str]) -> None:
+    """Tell transformers about those of the named architectures that are our own, so that it loads a folder
+    of one.
+
+    Args:
+        names: What a configuration calls its architectures; others are left to transformers.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for name in names:
+        if ARCHITECTURES.get(name, "transformers") != "transformers":
+            own: Any = architecture(name)
+            AutoConfig.register(own.config_class.model_type, own.config_class, exist_ok=True)
+            AutoModelForCausalLM.register(own.config_class, own, exist_ok=True)
 
 
 # Two names of former versions of transformers, which its configurations still read.

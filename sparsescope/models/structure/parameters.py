@@ -134,6 +134,8 @@ def _site(layer: int, role: str, *facts: Any) -> ParameterSite:
 def _mlp(model: Any, layer: int, prefix: str, mlp: Mlp) -> list[ParameterSite]:
     """Describe the matrices of one dense MLP."""
     named = {"gate": mlp.gate, "in": mlp.into, "out": mlp.out}
+    if mlp.router is not None:
+        named["router"] = Matrix(mlp.router.scores)
     return [_matrix(model, layer, f"{prefix}.{key}", m) for key, m in named.items() if m is not None]
 
 

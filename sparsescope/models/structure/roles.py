@@ -32,6 +32,19 @@ class Matrix:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockRouter:
+    """What weighs equal parts of the hidden layer of a dense MLP (BlockFFN), those at zero being unused.
+
+    Attributes:
+        scores: HF path of the matrix that scores the parts.
+        weights: HF path of the module whose output weighs them.
+    """
+
+    scores: str
+    weights: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mlp:
     """A dense MLP: ``out(act(in(x)))`` or ``out(act(gate(x)) * in(x))``.
 
@@ -42,6 +55,7 @@ class Mlp:
         gate: Gate matrix, None when the MLP is not gated.
         activation: ``relu``, ``gelu``, ``silu``, ...; None when it is not known.
         activation_path: HF path of the activation module, or None.
+        router: What weighs parts of the hidden layer, None where nothing does.
     """
 
     container: str | None
@@ -50,6 +64,7 @@ class Mlp:
     gate: Matrix | None = None
     activation: str | None = None
     activation_path: str | None = None
+    router: BlockRouter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +266,8 @@ class BlockReader:
                 continue
             matrices = [Matrix(_join(path, name)) for name in names]
             gate_matrix = matrices[0] if gate_name else None
-            return Mlp(home, matrices[-2], matrices[-1], gate_matrix, activation, activation_path)
+            router = None if gate_name else _block_router(container, path)
+            return Mlp(home, matrices[-2], matrices[-1], gate_matrix, activation, activation_path, router)
         return None
 
     def _experts(self, block: Any, path: str) -> Experts | None:
@@ -360,6 +376,14 @@ def _router(container: Any, home: str) -> str | None:
         if len(inside) == 1:
             return _join(path, inside[0])
     return path
+
+
+def _block_router(container: Any, path: str) -> BlockRouter | None:
+    """Find what weighs parts of the hidden layer of an MLP, as BlockFFN names it."""
+    names = ("router", "router_norm")
+    if not is_linear(submodule(container, names[0])) or submodule(container, names[1]) is None:
+        return None
+    return BlockRouter(*(_join(path, name) for name in names))
 
 
 def experts_per_token(model: Any, experts: Experts) -> int:

@@ -1,6 +1,6 @@
 """The places where activations can be read: their names, and the hooks that read them.
 
-Names are those of TransformerLens 4.3. ``ROLES`` lists every role with its meaning; four of
+Names are those of TransformerLens 4.3. ``ROLES`` lists every role with its meaning; six of
 them are ours alone (marked *). Hooks only look: they return nothing, so the forward pass stays
 bit-identical, and they are removed when the ``with`` block ends in any way.
 
@@ -53,10 +53,15 @@ ROLES = {
     "mlp.shared_expert.act.hook_out": "* output of the activation in the shared expert",
     "mlp.shared_expert.hook_post": "hidden layer of the shared expert",
     "mlp.router.hook_out": "* scores of the router before normalization, one per expert",
+    "mlp.router.hook_scores": "* scores of the router of an MLP of small experts (BlockFFN), one per expert; "
+    "those above zero are used",
+    "mlp.router.hook_weights": "* weights of these experts: zero where one is not used",
     "mlp.hook_expert_indices": "experts of each token, int64 [batch, pos, experts per token]; not of Llama "
     "4, whose experts get every token, times its score",
     "mlp.hook_expert_weights": "their weights, [batch, pos, experts per token]",
 }
+
+_EXACT_ZERO_ACTIVATIONS = frozenset({"relu", "relu2", "relu6"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,17 @@ def sites_of(model: Any, blocks: Sequence[Block], d_model: int) -> tuple[Site, .
     return tuple(found)
 
 
+def have_exact_zeros(sites: Sequence[Site]) -> bool:
+    """Whether hidden units are exactly zero where they are not used, in all layers: the activation makes them
+    so, or a router of small experts (BlockFFN).
+    """
+    routed = {site.layer for site in sites if site.role == "mlp.router.hook_weights"}
+    hidden = [site for site in sites if site.role.endswith("hook_post")]
+    return bool(hidden) and all(
+        site.activation in _EXACT_ZERO_ACTIVATIONS or site.layer in routed for site in hidden
+    )
+
+
 def _block_sites(model: Any, block: Block, d_model: int) -> list[Site]:
     """Return the sites of one block."""
 
@@ -146,6 +162,10 @@ def _mlp_sites(model: Any, mlp: Mlp, prefix: str, site: Callable[..., Site]) -> 
         if mlp.activation_path is not None:
             found.append(site(f"{prefix}act.hook_out", "output", mlp.activation_path, width, **facts))
     found.append(site(f"{prefix}hook_post", "input", mlp.out.path, width, **facts))
+    if mlp.router is not None:
+        experts = features(submodule(model, mlp.router.scores))[0]
+        found.append(site(f"{prefix}router.hook_scores", "output", mlp.router.scores, experts))
+        found.append(site(f"{prefix}router.hook_weights", "output", mlp.router.weights, experts))
     return found
 
 

@@ -32,6 +32,9 @@ _SERIES = {
     "lazy-swiglu": (
         "SwiGLU language model on bytes (Llama) of the size of lazy-relu, with checkpoints from step 0"
     ),
+    "blockffn": (
+        "BlockFFN language model on bytes: each MLP is 40 small experts, of which tokens in a row use few"
+    ),
 }
 # Runs of another seed with few checkpoints, for what needs several runs: `open_series` opens them, `load`
 # does not name them.

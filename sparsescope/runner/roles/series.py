@@ -65,13 +65,13 @@ def identity(value: CheckpointSeries, *companions: CheckpointSeries) -> dict[str
 
 def capabilities(value: CheckpointSeries) -> frozenset[str]:
     """What analyses can ask of it; see ``series_capabilities``. Of a series of others its last checkpoint
-    says what it reads, and whether it has experts.
+    says what it reads, and whether it has experts, or small ones in its MLP.
     """
     if value.trained is not None:
         return frozenset(series_capabilities(str(value.trained.data.get("kind")), value.kinds))
     last = value.subject(value.steps[-1])
     gated = {"gates"} if isinstance(getattr(last.model.config, "gate", None), str) else set[str]()
-    return frozenset({"tokenizer", "experts"} & last.capabilities | gated)
+    return frozenset({"tokenizer", "experts", "small_experts"} & last.capabilities | gated)
 
 
 def unstorable(value: CheckpointSeries) -> tuple[str, ...]:

@@ -114,6 +114,16 @@ def on_a_small_budget(name, folder):
             text = re.sub(r"checkpoints = \[.*?\]", "checkpoints = [0, 2, 4, 6, 8, 10]", text, flags=re.S)
             text = re.sub(r"^steps = .*$", "steps = 10", text, flags=re.M)
             (home / recipe).write_text(re.sub(r"^log_every = .*$", "log_every = 2", text, flags=re.M))
+    if name == "blockffn":  # a twin of one seed beside each
+        study = re.sub(r"^(seed\d|dense\d|half|double) = .*\n", "", study, flags=re.M)
+        study = re.sub(
+            r"inputs = \{ series = \[.*?\] \}", 'inputs = { series = ["recipe:dense"] }', study, flags=re.S
+        )
+        for recipe in (ROOT / "analyses" / name).glob("*.toml"):
+            text = recipe.read_text().replace("800", "2").replace("log_every = 100", "log_every = 2")
+            text = text.replace(', "python-source", "kjv"]', "]\nmax_domain_bytes = 200000")
+            if recipe.name != "study.toml":
+                (home / recipe.name).write_text(text)
     if name == "expert_specialization":
         study = study.replace(
             "ablation_tokens = 32768", "ablation_tokens = 128, alike = 16, random_orders = 1"
@@ -153,13 +163,16 @@ def on_a_small_budget(name, folder):
             thinned(source, home / subject.name, keep)
             swaps[subject.name] = f"./{subject.name}"
     for old, new in swaps.items():
+        # but not where a study has the name of its model
+        head, study = study.split("\n[[subject]]", 1)
         study = re.sub(rf'"(shuffled:)?{old}"', rf'"\g<1>{new}"', study)
-        notebook = re.sub(rf'\\"(shuffled:)?{old}\\"', rf'\\"\g<1>{new}\\"', notebook)
+        study = f"{head}\n[[subject]]{study}"
+        notebook = re.sub(rf'(?<!ss\.study\()\\"(shuffled:)?{old}\\"', rf'\\"\g<1>{new}\\"', notebook)
     study = re.sub(r"^params\.grokking = \{.*?\}$", "", study, flags=re.M | re.S)
     study = re.sub(
         r"^(tokens|context) = .*$", lambda found: f"{found[1]} = {few[found[1]]}", study, flags=re.M
     )
-    if name == "lazy_neurons_emerge":  # a short text in place of the one that the series carry
+    if name in ("lazy_neurons_emerge", "blockffn"):  # a short text in place of the one that the series carry
         study = study.replace("[[subject]]", '[[subject]]\ncorpus = "python-docs"').replace(
             "question =", "tokens = 300\nquestion ="
         )
