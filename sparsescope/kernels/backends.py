@@ -62,7 +62,7 @@ def check_backend(backend: str, device: torch.device) -> None:
     """
     if backend not in BACKENDS:
         raise unknown_name("backend", backend, BACKENDS, next_step="reference is the readable one")
-    missing = why_not(backend, device.type)  # type: ignore[arg-type]  # checked above
+    missing = why_not(backend, device.type)
     if missing is not None:
         what, how = missing
         usable = [name for name in BACKENDS if why_not(name, device.type) is None]

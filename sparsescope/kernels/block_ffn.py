@@ -1,9 +1,9 @@
 """The block feed-forward layer of BlockFFN: only the experts that a token uses are read.
 
 y = sum over e of A_e W_down^(e) SiLU(W_up^(e) x), where most router weights A_e are exactly zero
-(arXiv 2507.08771, section 3). Experts are stored as one pair of matrices, ``width`` hidden units each: up by output and
-down by channel, so that an expert is ``width`` rows of both. Several tokens read the union of their
-experts, each row once.
+(arXiv 2507.08771, section 3). Experts are stored as one pair of matrices, ``width`` hidden units each: up by
+output and down by channel, so that an expert is ``width`` rows of both. Several tokens read the union of
+their experts, each row once.
 Backends and storage as in ``sparse_gemv``.
 
 Shapes: x [T, d], T from 1 to 8; weights A [T, E]; up [E * width, d]; down [d, E * width]; y float32 [T, d].

@@ -1,8 +1,8 @@
 """One decoded token of a Llama-like model, from the embedding to the logits, without returning to Python.
 
 Norms, products, rotary positions, attention over the cache and the output head run in one compiled call
-(``decode_step_compiled.py``), so that what is left outside the matrices is small, and dense and sparse steps are
-the same code. The arrays belong to the caller; nothing is copied.
+(``decode_step_compiled.py``), so that what is left outside the matrices is small, and dense and sparse steps
+are the same code. The arrays belong to the caller; nothing is copied.
 
 Shapes: L layers; d width; K inputs and P padded outputs of a group of matrices; S longest sequence; h heads.
 """
@@ -19,7 +19,7 @@ import torch
 
 from sparsescope.errors import SpecError
 from sparsescope.kernels.sparse_gemv import threads, words
-from sparsescope.kernels.weight_rows import BYTES, Stored, WeightRows
+from sparsescope.kernels.weight_rows import BYTES, WeightRows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,7 +117,7 @@ class DecodeStep:
         self._threads = threads()
         self.kept = np.zeros((len(self.norms), 4, 3), np.int64)
         floats = np.float32
-        self._layers = (self.norms.numpy(), *(group.arrays() for group in self.groups))
+        self._layers: tuple[Any, ...] = (self.norms.numpy(), *(group.arrays() for group in self.groups))
         self._masks = tuple((group.limits.numpy(), group.centres.numpy()) for group in self.groups)
         self._sizes = (self.heads, kv_heads, size, self._threads, floats(self.epsilon))
         self._cache = (self.keys.numpy(), self.values.numpy(), self.cosines.numpy(), self.sines.numpy())
@@ -154,17 +154,42 @@ class DecodeStep:
         )  # fmt: skip
         return torch.from_numpy(logits)
 
+    def matrices(self) -> None:
+        """Only the products of a dense step with the matrices of the blocks, on what the scratch holds."""
+        from sparsescope.kernels.sparse_gemv import loops
+
+        indices, values, partial, *_ = self._work
+        indices[:-1] = np.arange(len(indices) - 1)
+        values[:] = 1
+        for group, arrays in zip(self.groups, self._layers[1:], strict=True):
+            data, inputs = arrays[0], group.data.shape[1]
+            out = np.empty(group.data.shape[2], np.float32)
+            for layer in range(len(data)):
+                loops().add_kept_rows(
+                    data[layer], indices, values, inputs, 0, data.shape[2], self._threads, partial, out
+                )
+
+    def output_head(self) -> None:
+        """Only the output head."""
+        from sparsescope.kernels.sparse_gemv import loops
+
+        rows, planes = self._work[8], self._work[9]
+        out = np.empty(len(rows), np.float32)
+        loops().dot_kept_rows(self._head[0], self._work[3], rows, len(rows), self._threads, planes, out)
+
+    def attention(self, length: int) -> None:
+        """Only attention over so many tokens in the cache, in every layer."""
+        keys, values = self._cache[:2]
+        query, groups = self._work[5], self.heads // keys.shape[1]
+        out = np.empty_like(query)
+        for layer in range(len(keys)):
+            _loops().attend(
+                query, keys[layer], values[layer], length, groups, self._work[7], self._threads, out
+            )
+
 
 @cache
 def _loops() -> Any:
     from sparsescope.kernels import decode_step_compiled
 
     return decode_step_compiled
-
-
-def stored_bytes(groups: Sequence[StackedRows], head: WeightRows) -> tuple[int, int]:
-    """Bytes of the matrices of the blocks, and of the head."""
-    return sum(one.nbytes for group in groups for one in group.layers), head.nbytes
-
-
-__all__ = ["GROUPS", "DecodeStep", "StackedRows", "Stored", "stored_bytes"]

@@ -1,8 +1,8 @@
 """Sparse product of 2 to 8 tokens: every kept row of weights is read once, for all of them.
 
 Tokens that are read together (speculative decoding, small batches) read the union of what they keep. Two
-rules: ``own`` gives every token exactly its own mask (y_t = W (m_t * x_t)) and reads the union; ``joint`` makes one
-mask for all of them from the root mean square over the tokens, and reads no more than that keeps.
+rules: ``own`` gives every token exactly its own mask (y_t = W (m_t * x_t)) and reads the union; ``joint``
+makes one mask for all of them from the root mean square over the tokens, and reads no more than that keeps.
 Backends and storage as in ``sparse_gemv``.
 
 Shapes: x [T, K], T from 1 to 8; limits [K] or a number; y float32 [T, N].

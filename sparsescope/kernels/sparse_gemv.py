@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 class SparseGemv:
-    """The product of stored matrices with one token, prepared for many tokens: what does not change is checked
-    once.
+    """The product of stored matrices with one token, prepared for many tokens: what does not change is
+    checked once.
 
     Args:
         weight: By channel.
@@ -53,6 +53,13 @@ class SparseGemv:
         check_by_channel(weight)
         self.weight, self.backend = weight, backend
         self.limits = limits_of(limits, weight.n_inputs, weight.data.device)
+        if bias is not None and bias.shape != (weight.n_outputs,):
+            raise SpecError(
+                "there is one bias for each output",
+                where="bias",
+                allowed=f"[{weight.n_outputs}]",
+                got=list(bias.shape),
+            )
         self.bias = None if bias is None else bias.float()
         if backend == "numba":
             self._words, self._limits = words(weight), self.limits.numpy()
@@ -229,7 +236,8 @@ def token_loops() -> Any:
 
 
 def threads() -> int:
-    """Parts that a compiled kernel is split into: threads that torch is set to use, as far as numba has them."""
+    """Parts that a compiled kernel is split into: the threads of torch, as far as numba has them."""
     import numba
 
-    return min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS))
+    config: Any = numba.config
+    return min(torch.get_num_threads(), int(config.NUMBA_NUM_THREADS))

@@ -2,8 +2,8 @@
 
 Rows of weights come as float32, as pairs of bfloat16 in a uint32, or as four bytes in an int32 (int8 + 128).
 A pair or a quad is taken apart by shifts and masks, so that a vector of words gives vectors of floats
-without moving entries between lanes; its entries are ``planes``: of the words of a row all first entries, then all
-second ones, ... Sums are kept in planes and put in order once, at the end. Every product is made and
+without moving entries between lanes; its entries are ``planes``: of the words of a row all first entries,
+then all second ones, ... Sums are kept in planes and put in order once, at the end. Every product is made and
 summed in float32.
 
 A product of kept rows is split over the rows, each thread with sums of its own that stay in its cache, added
@@ -14,12 +14,13 @@ Shapes: data [rows, P / entries of a word]; indices int32 [kept]; values float32
 """
 
 # mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False, disallow-untyped-calls=False
-# mypy: disallow-incomplete-defs=False
+# mypy: disallow-incomplete-defs=False, disable-error-code="call-arg"
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import llvmlite.ir as ir
 import numba
@@ -28,11 +29,15 @@ from numba import njit, prange, types
 from numba.extending import intrinsic, overload
 
 # OpenMP first: its threads are started once and shared by all kernels; what is set by the user stays
-if numba.config.THREADING_LAYER == "default":
-    numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+_config: Any = numba.config
+if _config.THREADING_LAYER == "default":
+    _config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+# They are started here: numba starts them for a cached loop with threads, but not for cached code that was
+# compiled when the loops that it calls came from the cache. Loading that ends the process: "Symbol not found"
+numba.get_num_threads()
 
 _LOOSE = {"reassoc", "contract", "nsz"}  # sums may be vectorized; NaN and infinity stay what they are
-OPTIONS = {"nogil": True, "fastmath": _LOOSE, "error_model": "numpy"}
+OPTIONS: Any = {"nogil": True, "fastmath": _LOOSE, "error_model": "numpy"}
 _MANY = 16_384  # outputs from which on a product is split over them: sums of a thread leave its cache
 ZERO = np.float32(0)
 _HIGH, _HALF = np.uint32(0xFFFF0000), np.uint32(16)
@@ -61,7 +66,8 @@ def _to_float(context, word):
     return types.float32(types.uint32), generate
 
 
-def words_of(data):  # entries of a word
+def words_of(data):
+    """Entries of a word; compiled code has one for each type."""
     raise NotImplementedError
 
 
@@ -340,6 +346,7 @@ def dot_kept_rows(data, x, rows, kept, threads, planes, out):
 
 
 def read_row(data, row, begin, end, buffer):
+    """Words begin to end of a row as float32; compiled code has one for each type."""
     raise NotImplementedError
 
 
@@ -375,7 +382,7 @@ def _read_row_overload(data, row, begin, end, buffer):
 
 
 def version() -> str:
-    """Digest of this file. Numba keeps compiled functions as long as their own file is unchanged and does not look
-    into what they call: loops of other files that call these have it in the key of their cache.
+    """Digest of this file. Numba keeps compiled functions as long as their own file is unchanged and does not
+    look into what they call: loops of other files that call these have it in the key of their cache.
     """
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()

@@ -1,7 +1,7 @@
 """The compiled loops of sparse products of several tokens: every kept row of weights is read once.
 
-Rows are taken eight at once, piece by piece: a piece is turned into floats in the nearest cache and then added to the
-sums of each token. Storage and planes as in ``sparse_products_compiled``.
+Rows are taken eight at once, piece by piece: a piece is turned into floats in the nearest cache and then
+added to the sums of each token. Storage and planes as in ``sparse_products_compiled``.
 
 Shapes: T tokens; K inputs; P padded outputs.
 """
@@ -29,11 +29,27 @@ def _build(version: str) -> SimpleNamespace:
     @njit(cache=True, **OPTIONS)
     def _mix(buffer, values, first, sums):
         """Sums += the eight rows of the buffer times eight values from ``first`` on."""
-        w0, w1, w2, w3 = buffer[0], buffer[1], buffer[2], buffer[3]
-        w4, w5, w6, w7 = buffer[4], buffer[5], buffer[6], buffer[7]
+        n = len(sums)
+        w0, w1, w2, w3 = buffer[0, :n], buffer[1, :n], buffer[2, :n], buffer[3, :n]
+        w4, w5, w6, w7 = buffer[4, :n], buffer[5, :n], buffer[6, :n], buffer[7, :n]
         a0, a1, a2, a3 = values[first], values[first + 1], values[first + 2], values[first + 3]
         a4, a5, a6, a7 = values[first + 4], values[first + 5], values[first + 6], values[first + 7]
-        for j in range(len(sums)):
+        for j in range(n):
+            sums[j] += (a0 * w0[j] + a1 * w1[j] + (a2 * w2[j] + a3 * w3[j])) + (
+                (a4 * w4[j] + a5 * w5[j]) + (a6 * w6[j] + a7 * w7[j])
+            )
+
+    @njit(cache=True, **OPTIONS)
+    def _mix_in_place(data, indices, begin, values, first, sums):
+        """The same from eight rows of floats, from entry ``begin`` on."""
+        n, end = len(sums), begin + len(sums)
+        i0, i1, i2, i3 = indices[first], indices[first + 1], indices[first + 2], indices[first + 3]
+        i4, i5, i6, i7 = indices[first + 4], indices[first + 5], indices[first + 6], indices[first + 7]
+        w0, w1, w2, w3 = data[i0, begin:end], data[i1, begin:end], data[i2, begin:end], data[i3, begin:end]
+        w4, w5, w6, w7 = data[i4, begin:end], data[i5, begin:end], data[i6, begin:end], data[i7, begin:end]
+        a0, a1, a2, a3 = values[first], values[first + 1], values[first + 2], values[first + 3]
+        a4, a5, a6, a7 = values[first + 4], values[first + 5], values[first + 6], values[first + 7]
+        for j in range(n):
             sums[j] += (a0 * w0[j] + a1 * w1[j] + (a2 * w2[j] + a3 * w3[j])) + (
                 (a4 * w4[j] + a5 * w5[j]) + (a6 * w6[j] + a7 * w7[j])
             )
@@ -65,11 +81,15 @@ def _build(version: str) -> SimpleNamespace:
                 for begin in range(0, words, step):
                     end = min(words, begin + step)
                     at, n = begin * entries, (end - begin) * entries
-                    for g in range(together):
-                        read_row(data, indices[r + g], begin, end, buffer[g, :n])
+                    whole = together == TOGETHER
+                    if not (whole and entries == 1):  # floats are read in their place
+                        for g in range(together):
+                            read_row(data, indices[r + g], begin, end, buffer[g, :n])
                     for t in range(tokens):
-                        if together == TOGETHER:
-                            _mix(buffer[:, :n], values[t], r, mine[t, at : at + n])
+                        if whole and entries == 1:
+                            _mix_in_place(data, indices, begin, values[t], r, mine[t, at : at + n])
+                        elif whole:
+                            _mix(buffer, values[t], r, mine[t, at : at + n])
                         else:
                             for g in range(together):
                                 _mix_one(buffer[g, :n], values[t, r + g], mine[t, at : at + n])
@@ -128,8 +148,8 @@ def _build(version: str) -> SimpleNamespace:
 
         Args:
             x: [T, K]. limits: [K].
-            joint: Whether the root mean square over the tokens is compared, and every token uses what is kept;
-                else each token keeps its own, and what it drops is zero in ``values`` [T, K + 1].
+            joint: Whether the root mean square over the tokens is compared, and every token uses what is
+                kept; else each token keeps its own, and what it drops is zero in ``values`` [T, K + 1].
 
         Returns:
             How many were listed.

@@ -39,7 +39,7 @@ class KernelsParams(Params):
     )
     backend: Literal["numba", "triton"] = Field("numba", description="Backend of the kernels.")
     tokens: tuple[int, ...] = Field(
-        (2, 4, 8), description="Tokens of products with a shared mask, on the first shape; none: left out."
+        (2, 4, 6, 8), description="Tokens of products with a shared mask, on the first shape; none: left out."
     )
     block_ffn: str = Field(
         "1280x40x128",
@@ -112,8 +112,8 @@ ANALYSIS = Analysis(
         View(
             "speedups",
             "Speed of one token against sparsity",
-            "Speed relative to the best dense float32 product (of torch's and our own), with quartiles, weights not in "
-            "a cache. Dotted: the byte limit 1 / (1 - sparsity) of float32.",
+            "Speed relative to the best dense float32 product (of torch's and our own), with quartiles, "
+            "weights not in a cache. Dotted: the byte limit 1 / (1 - sparsity) of float32.",
             table="products",
             formula="speedup = seconds(best dense float32) / seconds(sparse), within a repeat",
             select="shape",
@@ -121,8 +121,8 @@ ANALYSIS = Analysis(
         View(
             "several_tokens",
             "Tokens that share a mask",
-            "Speed relative to the best dense float32 product of as many tokens. 'own': each token keeps its own "
-            "inputs, the union is read; 'joint': one mask for all.",
+            "Speed relative to the best dense float32 product of as many tokens. 'own': each token keeps its "
+            "own inputs, the union is read; 'joint': one mask for all.",
             table="several",
             formula="speedup = seconds(best dense) / seconds(shared mask), within a repeat",
             select="tokens",
@@ -154,13 +154,18 @@ ANALYSIS = Analysis(
             Column(
                 "over_library", "value", "Median speed relative to the best dense float32 product of torch."
             ),
+            Column("over_same", "value", "Median speed over the best dense product of the same stored type."),
             Column(
                 "of_limit",
                 "fraction",
-                "Speed over the best dense float32 product / (its bytes / bytes of the kept rows in float32).",
+                "Speed over the best dense float32 product / (its bytes / bytes of the kept rows in "
+                "float32).",
             ),
             Column("rate", "value", "Bytes of kept weights a second at the median.", "B/s"),
             Column("of_read", "fraction", "Of the measured rate of reading."),
+            Column(
+                "error", "value", "Largest difference to the reference backend / largest output, one input."
+            ),
         ),
         "break_even": (
             Column("shape", "label", "Outputs x inputs."),

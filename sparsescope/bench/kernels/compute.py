@@ -16,7 +16,7 @@ from sparsescope.bench.kernels.inputs import recorded_experts, recorded_inputs
 from sparsescope.bench.timing import interleaved, wait
 from sparsescope.core.numbers import Interval
 from sparsescope.core.result import Result
-from sparsescope.kernels.backends import check_backend
+from sparsescope.kernels.backends import Backend, check_backend
 from sparsescope.kernels.block_ffn import block_ffn
 from sparsescope.kernels.shared_mask_gemm import dropped, shared_mask_gemm
 from sparsescope.kernels.sparse_gemv import SparseGemv, product_bytes
@@ -163,9 +163,11 @@ def _products(bench: Bench, shape: str) -> None:
             for level, edge in {0.0: -1.0, **edges}.items():
                 used = first[torch.arange(runs) % len(first)]
                 sparsity = float((used.abs() <= edge).double().mean())
+                facts = {"stored": stored, "cache": cache, "target": level, "sparsity": sparsity}
+                facts["error"] = _error(first[0], weights[0], edge, params.backend)
                 variants.append(
                     Variant(
-                        {"stored": stored, "cache": cache, "target": level, "sparsity": sparsity},
+                        facts,
                         partial(sparse, [SparseGemv(one, edge, backend=params.backend) for one in group]),
                         runs,
                         whole - (whole - product_bytes(weights[0], 0)) * sparsity,
@@ -173,6 +175,13 @@ def _products(bench: Bench, shape: str) -> None:
                 )
     seconds = bench.time(variants, shape)
     _dense_and_sparse(bench, shape, variants, seconds, full)
+
+
+def _error(x: torch.Tensor, weight: WeightRows, edge: float, backend: Backend) -> float:
+    """Largest difference of a backend to the reference, over the largest output."""
+    expected = SparseGemv(weight, edge, backend="reference")(x)
+    found = SparseGemv(weight, edge, backend=backend)(x)
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
 def _dense_and_sparse(
@@ -208,8 +217,9 @@ def _dense_and_sparse(
             continue
         if facts["target"] == 0:
             bench.add("dense", {**row, "variant": f"{bench.params.backend} {facts['stored']}"})
-        row |= {name: facts[name] for name in ("stored", "target", "sparsity")}
+        row |= {name: facts[name] for name in ("stored", "target", "sparsity", "error")}
         row["over_library"] = float(np.median(library[cache] / took))
+        row["over_same"] = float(np.median(best[facts["stored"], cache] / took))
         row["of_limit"] = row["speedup"] * (1 - facts["sparsity"])
         row["of_read"] = row["rate"] / bench.read
         bench.add("products", row)
@@ -322,9 +332,9 @@ def _block_ffn(bench: Bench) -> None:
         used = gates[torch.arange(runs) % len(gates), :tokens]
         sparsity = float((used == 0).all(1).double().mean())
         for stored, took in zip(stores, seconds[1:], strict=True):
+            ratio = _quartiles(seconds[0] / took)
             row = {"layer": params.block_ffn, "stored": stored, "tokens": tokens, "sparsity": sparsity}
-            row |= {"seconds": float(np.median(took)), **_quartiles(seconds[0] / took)}
-            row["of_limit"] = row["speedup"] * (1 - sparsity)
+            row |= {"seconds": float(np.median(took)), **ratio, "of_limit": ratio["speedup"] * (1 - sparsity)}
             bench.add("block_ffn", row)
 
 
@@ -368,6 +378,6 @@ def _scalars(bench: Bench) -> None:
         )
     bench.out.note(
         "info",
-        f"Inputs are recorded activations of {bench.context.subject.id}; weights are random, so nothing is said "
-        "about quality here: see the benchmark decode.",
+        f"Inputs are recorded activations of {bench.context.subject.id}; weights are random, so nothing is "
+        "said about quality here: see the benchmark decode.",
     )

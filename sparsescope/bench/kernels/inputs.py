@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 GROUPS, TOGETHER = 16, 8
 SITES = "blocks.*.mlp.hook_post"
+ROUTERS = "blocks.*.mlp.router.hook_weights"
 
 
 def recorded_inputs(context: Context, width: int) -> torch.Tensor:
@@ -43,10 +44,7 @@ def recorded_inputs(context: Context, width: int) -> torch.Tensor:
             held.append(torch.stack([batch.values[name].cpu() for name in names], 1))  # [token, layer, unit]
             places.append(batch.positions)
     values, position = torch.cat(held), np.concatenate(places)
-    # Eight tokens on end of one document, none of them its first
-    steps = np.diff(position) == 1
-    run = np.convolve(steps, np.ones(TOGETHER - 1), "valid") == TOGETHER - 1
-    starts = [at for at in np.flatnonzero(run) if position[at] > 0][::TOGETHER]
+    starts = consecutive(position)
     there = values.shape[1] * values.shape[2]
     if len(starts) < GROUPS or there < width:
         raise SpecError(
@@ -59,7 +57,6 @@ def recorded_inputs(context: Context, width: int) -> torch.Tensor:
     chosen = [starts[i] for i in np.linspace(0, len(starts) - 1, GROUPS).astype(int)]
     scale = values.double().square().mean((0, 2), keepdim=True).sqrt().float()
     flat = (values / scale).flatten(1)
-    # From the middle layers outwards would be a choice too; layers are taken in order, evenly spread
     layers = values.shape[1]
     needed = -(-width // values.shape[2])
     order = np.linspace(0, layers - 1, needed).astype(int)
@@ -68,7 +65,7 @@ def recorded_inputs(context: Context, width: int) -> torch.Tensor:
 
 
 def recorded_experts(name: str, experts: int) -> torch.Tensor:
-    """Router weights of consecutive tokens of a model with a ReLU router, its layers mixed.
+    """Router weights of consecutive tokens of a model with a ReLU router, its layers in turn.
 
     Args:
         name: A subject, such as ``blockffn``.
@@ -78,49 +75,20 @@ def recorded_experts(name: str, experts: int) -> torch.Tensor:
         float32 [groups, 8, E], zero where an expert is not used.
 
     Raises:
-        SpecError: It has another number of experts, or no such router.
+        SpecError: It has another number of experts.
+        SubjectError: It has no such router.
     """
-    from sparsescope.activations.capture import tokenized
+    from sparsescope.activations.capture import capture
     from sparsescope.activations.corpus import corpus
     from sparsescope.models.sources import load
 
     subject = load(name)
-    text = tokenized(corpus("python-docs+python-source", tokens=2048, seed=1), subject)
-    found: list[torch.Tensor] = []
-
-    def keep(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        found.append(output.detach().float())
-
-    routers = [
-        module
-        for _, module in subject.model.named_modules()
-        if getattr(module, "gives_expert_weights", False)
-    ]
-    if not routers:
-        raise SpecError(
-            "this model has no router whose weights are zero for most experts",
-            where="bench kernels: patterns",
-            allowed="a BlockFFN model",
-            got=name,
-            next_step="give patterns=blockffn, or block_ffn= to leave the layer out",
-        )
-    handles = [router.register_forward_hook(keep) for router in routers]
-    try:
-        for batch in text.batches(2048):
-            ids = torch.from_numpy(batch.input_ids)
-            mask = torch.from_numpy(batch.attention_mask)
-            subject.forward(ids, None if bool(mask.all()) else mask, logits=False)
-            lengths = batch.attention_mask.sum(1)
-            break
-    finally:
-        for handle in handles:
-            handle.remove()
-    groups = []
-    for output in found:  # [batch, pos, E]
-        for row, length in zip(output.reshape(*batch.input_ids.shape, -1), lengths, strict=True):
-            groups += [
-                row[at : at + TOGETHER] for at in range(TOGETHER, int(length) - TOGETHER + 1, 4 * TOGETHER)
-            ]
+    groups: list[torch.Tensor] = []
+    with capture(subject, corpus("python-docs", tokens=4096, seed=1), ROUTERS, dtype="float32") as source:
+        for batch in source:
+            starts = consecutive(batch.positions)
+            for values in batch.values.values():
+                groups += [values[at : at + TOGETHER].cpu().clone() for at in starts]
     if not groups or groups[0].shape[1] != experts:
         raise SpecError(
             "the recorded patterns are of another number of experts",
@@ -129,4 +97,19 @@ def recorded_experts(name: str, experts: int) -> torch.Tensor:
             got=experts,
             next_step="give the layer as many experts as the model of the patterns has",
         )
-    return torch.stack(groups[:: max(1, len(groups) // GROUPS)][:GROUPS]).contiguous()
+    chosen = np.linspace(0, len(groups) - 1, GROUPS).astype(int)
+    return torch.stack([groups[at] for at in chosen]).contiguous()
+
+
+def consecutive(position: np.ndarray) -> list[int]:
+    """Rows at which eight tokens on end of one document begin, none of them its first, none in two groups.
+
+    Args:
+        position: int [rows], positions in the documents, one document after the other.
+    """
+    run = np.convolve(np.diff(position) == 1, np.ones(TOGETHER - 1), "valid") == TOGETHER - 1
+    found: list[int] = []
+    for at in np.flatnonzero(run):
+        if position[at] > 0 and (not found or at >= found[-1] + TOGETHER):
+            found.append(int(at))
+    return found

@@ -26,8 +26,9 @@ def statements(result: Result) -> list[Statement]:
     ]
     level = middle["target"].iloc[0]
     text = (
-        f"One token, {shape}, {100 * middle['sparsity'].mean():.0f} % of the inputs dropped: so many times as fast "
-        f"as the best dense float32 product, by stored type (median and quartiles): {', '.join(parts)}."
+        f"One token, {shape}, {100 * middle['sparsity'].mean():.0f} % of the inputs dropped: so many times "
+        "as fast as the best dense float32 product, by stored type (median and quartiles): "
+        f"{', '.join(parts)}."
     )
     names = [f"speedup_{row.stored}_{100 * level:g}" for row in middle.itertuples()]
     found.append(Statement(text, "speedups", tuple(names)))
@@ -41,8 +42,8 @@ def statements(result: Result) -> list[Statement]:
         said = f"up to so many tokens: {known}" if known else "for no number of tokens that was tried"
         found.append(
             Statement(
-                "Tokens that are read together and keep their own inputs are faster than the best dense float32 "
-                f"product at sparsities of {said}.",
+                "Tokens that are read together and keep their own inputs are faster than the best dense "
+                f"float32 product at sparsities of {said}.",
                 "several_tokens",
             )
         )

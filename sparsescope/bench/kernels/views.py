@@ -41,10 +41,11 @@ def speedups(result: Result, shape: str | None) -> go.Figure:
         f"{row.stored} {row.speedup:.2f} at {row.sparsity:.0%}"
         for row in part.groupby("stored").tail(1).itertuples()
     )
+    processor = result.provenance.get("environment", {}).get("processor", "")
     return fig.describe(
         figure,
         title=title,
-        subtitle=f"{shape} (outputs x inputs), {result.provenance.get('environment', {}).get('processor', '')}",
+        subtitle=f"{shape} (outputs x inputs), {processor}",
         alt=f"Lines of speed relative to the best dense float32 product against sparsity: {ends}.",
     )
 
@@ -65,7 +66,8 @@ def several_tokens(result: Result, tokens: int | None) -> go.Figure:
             name=display(f"{stored}, {rule}"),
             error_y=fig.error_bars(rows["speedup"], rows["speedup_q1"], rows["speedup_q3"]),
             customdata=rows["sparsity"],
-            hovertemplate="%{y:.2f} times, %{customdata:.1%} of the rows unread<extra>%{fullData.name}</extra>",
+            hovertemplate="%{y:.2f} times, %{customdata:.1%} of the rows unread"
+            "<extra>%{fullData.name}</extra>",
         )
     figure.add_hline(y=1, line_dash="dash", line_width=1)
     figure.update_xaxes(title="sparsity of a token that thresholds were set for", tickformat=".0%")

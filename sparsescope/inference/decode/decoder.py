@@ -2,8 +2,8 @@
 
 The prompt is read in one pass with torch, from the same stored weights; every further token is one call of
 ``DecodeStep``. Masks act where the prefix policy of the calibration says; norms, attention and sums are
-float32 whatever the weights are stored in. With ``backend="reference"`` every token goes through the pass of the
-prompt: slow, readable, and what the compiled step is tested against.
+float32 whatever the weights are stored in. With ``backend="reference"`` every token goes through the pass of
+the prompt: slow, readable, and what the compiled step is tested against.
 
 Shapes: ids int64 [T]; logits float32 [vocabulary].
 """
@@ -111,6 +111,11 @@ class Decoder:
         """Bytes of the stored matrices of the blocks."""
         return sum(one.nbytes for group in self._step.groups for one in group.layers)
 
+    @property
+    def compiled_step(self) -> DecodeStep:
+        """The step and its arrays."""
+        return self._step
+
     def begin(self, prompt: Sequence[int]) -> torch.Tensor:
         """Forget what was read, and read a prompt.
 
@@ -124,7 +129,7 @@ class Decoder:
             SpecError: It is empty, too long, or has ids that the model does not know.
         """
         self.length = 0
-        self._check(prompt)
+        self._check(prompt, before=0)
         share = {"decode_only": 1.0, "dense_fraction": self.policy.value}.get(self.policy.kind)
         self.first_sparse = (
             math.ceil(share * len(prompt))
@@ -141,7 +146,7 @@ class Decoder:
         Raises:
             SpecError: The sequence is full, or the id is not known.
         """
-        self._check([token])
+        self._check([token], before=self.length)
         if self.backend == "reference":
             return self._pass(torch.tensor([token]))
         x = self._embed(torch.tensor([token]))[0]
@@ -195,8 +200,9 @@ class Decoder:
                 allowed="torch.Generator().manual_seed(0)",
                 next_step="give one, or temperature=0",
             )
-        self._check([*prompt], more=new_tokens)
-        logits, made = self.begin(prompt), []
+        self._check(prompt, before=0, more=new_tokens)
+        made: list[int] = []
+        logits = self.begin(prompt)
         while len(made) < new_tokens:
             made.append(self._choose(logits, temperature, top_k, top_p, generator))
             if made[-1] in stop or len(made) == new_tokens:
@@ -243,7 +249,7 @@ class Decoder:
             scores = TopPLogitsWarper(top_p)(ids, scores)
         return int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
 
-    def _check(self, ids: Sequence[int], more: int = 0) -> None:
+    def _check(self, ids: Sequence[int], before: int, more: int = 0) -> None:
         vocabulary = len(self.embedding.data)
         unknown = [token for token in ids if not 0 <= token < vocabulary]
         if not ids or unknown:
@@ -253,7 +259,6 @@ class Decoder:
                 allowed=f"0 to {vocabulary - 1}",
                 got=unknown[:5],
             )
-        before = 0 if more else self.length
         if before + len(ids) + more > self.longest:
             raise SpecError(
                 "the sequence is longer than the cache",

@@ -163,7 +163,8 @@ def _check_mask(mask: Mask) -> None:
             where=mask.name,
             allowed="teal, wina, wina_released, was and auto, with sinks sparse",
             got=", ".join(found),
-            next_step="calibrate one of those, or run the subject of sparsify: the reference computes all of them",
+            next_step="calibrate one of those, or run the subject of sparsify: the reference computes all of "
+            "them",
         )
 
 
