@@ -17,7 +17,7 @@ from sparsescope.errors import SpecError, SubjectError
 from sparsescope.inference.calibration import calibrate
 from sparsescope.inference.calibrator import Calibrator
 from sparsescope.inference.decode import Decoder
-from sparsescope.metrics.estimates import DocumentBootstrap, note_few_documents
+from sparsescope.metrics.estimates import DocumentBootstrap
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,7 +117,12 @@ def compute(params: DecodeParams, context: Context) -> Result:
         table += _rows(params, prompt, variants, np.array(generate))
     out.add("variants", table)
     _scalars(out, params, table)
-    note_few_documents(out, params.windows, "windows", "intervals of perplexity")
+    if params.windows < 10:
+        out.note(
+            "warning",
+            f"Only {params.windows} windows: intervals of perplexity are likely too narrow.",
+            place="windows",
+        )
     return out
 
 
@@ -208,12 +213,12 @@ def _window(variants: Sequence[Variant], window: list[int], prompt: int, number:
         variant.seconds.append((time.perf_counter() - begun) / (len(window) - prompt - 1))
         if variant.decoder is not None:
             variant.sparsity.append(variant.decoder.realised())
-        logits[place] = torch.stack(said).log_softmax(-1)
+        logits[place] = torch.stack(said).log_softmax(-1, dtype=torch.float64)
     dense = logits[0]
     for place, variant in enumerate(variants):
         own = logits[place]
-        variant.nll.append(float(-own.gather(1, targets[:, None]).double().sum()))
-        variant.kl.append(float((dense.exp() * (dense - own)).double().sum()))
+        variant.nll.append(float(-own.gather(1, targets[:, None]).sum()))
+        variant.kl.append(float((dense.exp() * (dense - own)).sum()))
 
 
 def _generate(subject: Subject, prompt: list[int], new: int) -> float:
@@ -221,9 +226,10 @@ def _generate(subject: Subject, prompt: list[int], new: int) -> float:
     ids = torch.tensor([prompt])
     mask = torch.ones_like(ids)
     with torch.inference_mode():
-        begun = time.perf_counter()
-        subject.model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
-        passed = time.perf_counter() - begun
+        for _ in range(2):  # the first one wakes threads up
+            begun = time.perf_counter()
+            subject.model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
+            passed = time.perf_counter() - begun
         begun = time.perf_counter()
         subject.model.generate(
             ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0
