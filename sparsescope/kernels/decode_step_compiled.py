@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit, prange
 
 from sparsescope.kernels import sparse_products_compiled as loops
+from sparsescope.kernels.sparse_products_compiled import keyed
 
 _LOOSE = {"reassoc", "contract", "nsz"}
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -102,9 +103,8 @@ def attend(query, keys, values, length, groups, scores, threads, out):
                     o[i] += weight * v[i]
 
 
-def _build(version: str):
-    """The step; ``version`` is part of the key of its cache, see ``sparse_products_compiled.version``."""
-
+@keyed
+def product(version):
     @njit(cache=True, nogil=True)
     def product(data, scale, bias, x, masks, centres, joint, sparse, offsets, work, kept, threads, out):
         """One group of matrices that read x: out [P]; counts of kept inputs into ``kept`` [parts].
@@ -129,6 +129,11 @@ def _build(version: str):
         for i in range(len(bias)):
             out[i] += bias[i]
 
+    return product
+
+
+@keyed
+def step(version):
     @njit(cache=True, nogil=True)
     def step(x, position, sparse, layers, masks, sizes, cache, final_norm, head, work, kept, logits):
         version  # noqa: B018  part of the key of the cache
@@ -193,6 +198,3 @@ def _build(version: str):
                 logits[i] *= scale[i]
 
     return step
-
-
-step = _build(loops.version())

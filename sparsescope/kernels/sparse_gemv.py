@@ -230,9 +230,9 @@ def loops() -> Any:
 @cache
 def token_loops() -> Any:
     """The compiled loops of several tokens."""
-    from sparsescope.kernels.token_products_compiled import compiled
+    from sparsescope.kernels import token_products_compiled
 
-    return compiled
+    return token_products_compiled
 
 
 def threads() -> int:

@@ -381,8 +381,11 @@ def _read_row_overload(data, row, begin, end, buffer):
     return read
 
 
-def version() -> str:
-    """Digest of this file. Numba keeps compiled functions as long as their own file is unchanged and does not
-    look into what they call: loops of other files that call these have it in the key of their cache.
+def keyed(build):
+    """Compile a loop of another file that calls loops of this one: ``build(version)`` returns it, compiled.
+
+    Numba keeps compiled functions as long as their own file is unchanged and does not look into what they
+    call; the digest of this file, which ``build`` closes over, is in the key of the cache. Each loop has a
+    builder of its own: a compiled function that is closed over would make another key in every process.
     """
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    return build(hashlib.sha256(Path(__file__).read_bytes()).hexdigest())

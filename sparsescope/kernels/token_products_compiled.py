@@ -11,54 +11,55 @@ Shapes: T tokens; K inputs; P padded outputs.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 from numba import njit, prange
 
 from sparsescope.kernels import sparse_products_compiled as loops
+from sparsescope.kernels.sparse_products_compiled import keyed
 
 OPTIONS, ZERO, words_of, read_row = loops.OPTIONS, loops.ZERO, loops.words_of, loops.read_row
 TOGETHER = 8  # rows that are taken at once
 COLUMNS = 1024  # of them: with their sums they fit into the nearest cache
 
 
-def _build(version: str) -> SimpleNamespace:
-    """The loops; ``version`` is part of the key of their cache, see ``sparse_products_compiled.version``."""
+@njit(cache=True, **OPTIONS)
+def _mix(buffer, values, first, sums):
+    """Sums += the eight rows of the buffer times eight values from ``first`` on."""
+    n = len(sums)
+    w0, w1, w2, w3 = buffer[0, :n], buffer[1, :n], buffer[2, :n], buffer[3, :n]
+    w4, w5, w6, w7 = buffer[4, :n], buffer[5, :n], buffer[6, :n], buffer[7, :n]
+    a0, a1, a2, a3 = values[first], values[first + 1], values[first + 2], values[first + 3]
+    a4, a5, a6, a7 = values[first + 4], values[first + 5], values[first + 6], values[first + 7]
+    for j in range(n):
+        sums[j] += (a0 * w0[j] + a1 * w1[j] + (a2 * w2[j] + a3 * w3[j])) + (
+            (a4 * w4[j] + a5 * w5[j]) + (a6 * w6[j] + a7 * w7[j])
+        )
 
-    @njit(cache=True, **OPTIONS)
-    def _mix(buffer, values, first, sums):
-        """Sums += the eight rows of the buffer times eight values from ``first`` on."""
-        n = len(sums)
-        w0, w1, w2, w3 = buffer[0, :n], buffer[1, :n], buffer[2, :n], buffer[3, :n]
-        w4, w5, w6, w7 = buffer[4, :n], buffer[5, :n], buffer[6, :n], buffer[7, :n]
-        a0, a1, a2, a3 = values[first], values[first + 1], values[first + 2], values[first + 3]
-        a4, a5, a6, a7 = values[first + 4], values[first + 5], values[first + 6], values[first + 7]
-        for j in range(n):
-            sums[j] += (a0 * w0[j] + a1 * w1[j] + (a2 * w2[j] + a3 * w3[j])) + (
-                (a4 * w4[j] + a5 * w5[j]) + (a6 * w6[j] + a7 * w7[j])
-            )
 
-    @njit(cache=True, **OPTIONS)
-    def _mix_in_place(data, indices, begin, values, first, sums):
-        """The same from eight rows of floats, from entry ``begin`` on."""
-        n, end = len(sums), begin + len(sums)
-        i0, i1, i2, i3 = indices[first], indices[first + 1], indices[first + 2], indices[first + 3]
-        i4, i5, i6, i7 = indices[first + 4], indices[first + 5], indices[first + 6], indices[first + 7]
-        w0, w1, w2, w3 = data[i0, begin:end], data[i1, begin:end], data[i2, begin:end], data[i3, begin:end]
-        w4, w5, w6, w7 = data[i4, begin:end], data[i5, begin:end], data[i6, begin:end], data[i7, begin:end]
-        a0, a1, a2, a3 = values[first], values[first + 1], values[first + 2], values[first + 3]
-        a4, a5, a6, a7 = values[first + 4], values[first + 5], values[first + 6], values[first + 7]
-        for j in range(n):
-            sums[j] += (a0 * w0[j] + a1 * w1[j] + (a2 * w2[j] + a3 * w3[j])) + (
-                (a4 * w4[j] + a5 * w5[j]) + (a6 * w6[j] + a7 * w7[j])
-            )
+@njit(cache=True, **OPTIONS)
+def _mix_in_place(data, indices, begin, values, first, sums):
+    """The same from eight rows of floats, from entry ``begin`` on."""
+    n, end = len(sums), begin + len(sums)
+    i0, i1, i2, i3 = indices[first], indices[first + 1], indices[first + 2], indices[first + 3]
+    i4, i5, i6, i7 = indices[first + 4], indices[first + 5], indices[first + 6], indices[first + 7]
+    w0, w1, w2, w3 = data[i0, begin:end], data[i1, begin:end], data[i2, begin:end], data[i3, begin:end]
+    w4, w5, w6, w7 = data[i4, begin:end], data[i5, begin:end], data[i6, begin:end], data[i7, begin:end]
+    a0, a1, a2, a3 = values[first], values[first + 1], values[first + 2], values[first + 3]
+    a4, a5, a6, a7 = values[first + 4], values[first + 5], values[first + 6], values[first + 7]
+    for j in range(n):
+        sums[j] += (a0 * w0[j] + a1 * w1[j] + (a2 * w2[j] + a3 * w3[j])) + (
+            (a4 * w4[j] + a5 * w5[j]) + (a6 * w6[j] + a7 * w7[j])
+        )
 
-    @njit(cache=True, **OPTIONS)
-    def _mix_one(row, value, sums):
-        for j in range(len(sums)):
-            sums[j] += value * row[j]
 
+@njit(cache=True, **OPTIONS)
+def _mix_one(row, value, sums):
+    for j in range(len(sums)):
+        sums[j] += value * row[j]
+
+
+@keyed
+def add_kept_rows_of_tokens(version):
     @njit(cache=True, parallel=True, **OPTIONS)
     def add_kept_rows_of_tokens(data, indices, values, kept, threads, partial, out):
         """Sum the kept rows for several tokens: each row is read once.
@@ -106,18 +107,24 @@ def _build(version: str) -> SimpleNamespace:
                             s += partial[part, t, at + j]
                         out[t, (begin + j) * entries + plane] = s
 
-    @njit(cache=True, **OPTIONS)
-    def _dots(buffer, x, row, out):
-        """out[row + g] = row g of the buffer . x, for four rows."""
-        w0, w1, w2, w3 = buffer[0], buffer[1], buffer[2], buffer[3]
-        s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
-        for j in range(len(x)):
-            s0 += w0[j] * x[j]
-            s1 += w1[j] * x[j]
-            s2 += w2[j] * x[j]
-            s3 += w3[j] * x[j]
-        out[row], out[row + 1], out[row + 2], out[row + 3] = s0, s1, s2, s3
+    return add_kept_rows_of_tokens
 
+
+@njit(cache=True, **OPTIONS)
+def _dots(buffer, x, row, out):
+    """out[row + g] = row g of the buffer . x, for four rows."""
+    w0, w1, w2, w3 = buffer[0], buffer[1], buffer[2], buffer[3]
+    s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
+    for j in range(len(x)):
+        s0 += w0[j] * x[j]
+        s1 += w1[j] * x[j]
+        s2 += w2[j] * x[j]
+        s3 += w3[j] * x[j]
+    out[row], out[row + 1], out[row + 2], out[row + 3] = s0, s1, s2, s3
+
+
+@keyed
+def dot_kept_rows_of_tokens(version):
     @njit(cache=True, parallel=True, **OPTIONS)
     def dot_kept_rows_of_tokens(data, x, rows, kept, threads, planes, out):
         """out[t, r] = data[rows[r]] . x[t]: each row is read once; x [T, K], planes [T, P], out [T, kept]."""
@@ -142,48 +149,53 @@ def _build(version: str) -> SimpleNamespace:
                         out[t, r + g] = said[g]
                 r += together
 
-    @njit(cache=True, nogil=True)
-    def select_of_tokens(x, limits, joint, indices, values):
-        """List the inputs that some token keeps.
+    return dot_kept_rows_of_tokens
 
-        Args:
-            x: [T, K]. limits: [K].
-            joint: Whether the root mean square over the tokens is compared, and every token uses what is
-                kept; else each token keeps its own, and what it drops is zero in ``values`` [T, K + 1].
 
-        Returns:
-            How many were listed.
-        """
-        kept, tokens = 0, x.shape[0]
-        for i in range(x.shape[1]):
-            indices[kept] = i
-            if joint:
-                energy = np.float32(0)
-                for t in range(tokens):
-                    energy += x[t, i] * x[t, i]
-                    values[t, kept] = x[t, i]
-                stays = not np.sqrt(energy / np.float32(tokens)) <= limits[i]
-            else:
-                stays = False
-                for t in range(tokens):
-                    own = not abs(x[t, i]) <= limits[i]
-                    values[t, kept] = x[t, i] if own else np.float32(0)
-                    stays |= own
-            kept += stays
-        return kept
+@njit(cache=True, nogil=True)
+def select_of_tokens(x, limits, joint, indices, values):
+    """List the inputs that some token keeps.
 
-    @njit(cache=True, **OPTIONS)
-    def weigh_hidden(hidden, weights, rows, kept, width, scale):
-        """Hidden [T, kept]: SiLU of each, by the weight of its expert for the token, weights [T, E]."""
-        for t in range(hidden.shape[0]):
-            for r in range(kept):
-                row = rows[r]
-                weight = weights[t, row // width]
-                value = hidden[t, r] * scale[row]
-                hidden[t, r] = (
-                    weight * value / (np.float32(1) + np.exp(-value)) if weight != 0 else np.float32(0)
-                )
+    Args:
+        x: [T, K]. limits: [K].
+        joint: Whether the root mean square over the tokens is compared, and every token uses what is
+            kept; else each token keeps its own, and what it drops is zero in ``values`` [T, K + 1].
 
+    Returns:
+        How many were listed.
+    """
+    kept, tokens = 0, x.shape[0]
+    for i in range(x.shape[1]):
+        indices[kept] = i
+        if joint:
+            energy = np.float32(0)
+            for t in range(tokens):
+                energy += x[t, i] * x[t, i]
+                values[t, kept] = x[t, i]
+            stays = not np.sqrt(energy / np.float32(tokens)) <= limits[i]
+        else:
+            stays = False
+            for t in range(tokens):
+                own = not abs(x[t, i]) <= limits[i]
+                values[t, kept] = x[t, i] if own else np.float32(0)
+                stays |= own
+        kept += stays
+    return kept
+
+
+@njit(cache=True, **OPTIONS)
+def weigh_hidden(hidden, weights, rows, kept, width, scale):
+    """Hidden [T, kept]: SiLU of each, by the weight of its expert for the token, weights [T, E]."""
+    for t in range(hidden.shape[0]):
+        for r in range(kept):
+            row = rows[r]
+            weight = weights[t, row // width]
+            value = hidden[t, r] * scale[row]
+            hidden[t, r] = weight * value / (np.float32(1) + np.exp(-value)) if weight != 0 else np.float32(0)
+
+
+@keyed
+def gemm(version):
     @njit(cache=True, nogil=True)
     def gemm(data, x, limits, joint, threads, out):
         """Select and multiply for several tokens: out [T, P]."""
@@ -194,12 +206,4 @@ def _build(version: str) -> SimpleNamespace:
         kept = select_of_tokens(x, limits, joint, indices, values)
         add_kept_rows_of_tokens(data, indices, values, kept, threads, partial, out)
 
-    return SimpleNamespace(
-        gemm=gemm,
-        add_kept_rows_of_tokens=add_kept_rows_of_tokens,
-        dot_kept_rows_of_tokens=dot_kept_rows_of_tokens,
-        weigh_hidden=weigh_hidden,
-    )
-
-
-compiled = _build(loops.version())
+    return gemm
