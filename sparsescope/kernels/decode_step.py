@@ -146,7 +146,20 @@ class DecodeStep:
 
         Returns:
             Logits, float32 [vocabulary].
+
+        Raises:
+            SpecError: The position is outside of the cache, or x has another width: compiled loops look at no
+                bounds.
         """
+        longest = self.keys.shape[2]
+        if not 0 <= position < longest or x.shape != self.norms.shape[2:]:
+            raise SpecError(
+                "the step has no such place",
+                where="DecodeStep",
+                allowed=f"positions 0 to {longest - 1}, x [{self.norms.shape[2]}]",
+                got=f"position {position}, x {list(x.shape)}",
+                next_step="make the caches longer, or give the embedding of this model",
+            )
         logits = np.empty(len(self.head.data), np.float32)
         _loops().step(
             x.numpy(), position, sparse, self._layers, self._masks, self._sizes, self._cache,

@@ -59,8 +59,9 @@ class SparseGemv:
                 where="bias",
                 allowed=f"[{weight.n_outputs}]",
                 got=list(bias.shape),
+                next_step="stack the biases in the order of the matrices",
             )
-        self.bias = None if bias is None else bias.float()
+        self.bias = None if bias is None else bias.to(weight.data.device, torch.float32)
         if backend == "numba":
             self._words, self._limits = words(weight), self.limits.numpy()
             self._scale = None if weight.scale is None else weight.scale.numpy()
@@ -170,6 +171,7 @@ def check_input(x: torch.Tensor, weight: WeightRows, most: int) -> None:
             where="x",
             allowed=f"[{inputs}]" if most == 1 else f"[1 to {most}, {inputs}]",
             got=list(x.shape),
+            next_step="give what these matrices read",
         )
     if not 0 < tokens <= most:
         raise SpecError(
@@ -206,6 +208,7 @@ def limits_of(limits: torch.Tensor | float, inputs: int, device: torch.device) -
             where="limits",
             allowed=f"a number, or [{inputs}]",
             got=list(found.shape),
+            next_step="thresholds / scales of the calibration: Mask.limits",
         )
     return found.expand(inputs).contiguous()
 

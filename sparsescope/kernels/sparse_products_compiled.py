@@ -36,7 +36,8 @@ if _config.THREADING_LAYER == "default":
 # compiled when the loops that it calls came from the cache. Loading that ends the process: "Symbol not found"
 numba.get_num_threads()
 
-_LOOSE = {"reassoc", "contract", "nsz"}  # sums may be vectorized; NaN and infinity stay what they are
+# Sums may be vectorized; NaN and infinity stay what they are, but that an infinite input gives NaN with int8
+_LOOSE = {"reassoc", "contract", "nsz"}
 OPTIONS: Any = {"nogil": True, "fastmath": _LOOSE, "error_model": "numpy"}
 _MANY = 16_384  # outputs from which on a product is split over them: sums of a thread leave its cache
 ZERO = np.float32(0)

@@ -3,13 +3,14 @@
 One token at a time, batch 1, teacher-forced on real text: every variant reads a prompt (not timed) and
 then the same tokens of the text, so that its logits also say how well it predicts them. Variants take turns
 in every window of text, in an order that rotates; ratios are taken within a window. The first half of the
-documents calibrates the masks, windows are cut from the second half; prompts of neighbouring windows may
-overlap, what is scored does not.
+documents calibrates the masks, windows are spread over the second half, across the joints of its
+documents; what is scored does not overlap. Perplexity is over all tokens after the prompt, the first of which
+is predicted by the untimed prompt; intervals draw windows again.
 
 Dense baselines: transformers' model called token by token with its cache (eager), the same compiled, and our
-own loop with nothing dropped; the best of those with the same stored type counts. ``generate`` is timed
-greedily, less the time of a pass over the prompt. Sparse variants are our loop with the masks of a
-calibration; prompts are dense (``decode_only``), and sparsity is what they achieved on the timed tokens.
+own loop with nothing dropped; the best of those with the same stored type counts. ``generate`` is timed last
+in each window, greedily, less the time of a pass over the prompt. Sparse variants are our loop with the masks
+of a calibration; prompts are dense (``decode_only``), and sparsity is what they achieved on the timed tokens.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ ANALYSIS = Analysis(
             Column("over_generate", "value", "Median speed over transformers' generate (float32)."),
             Column("over_generate_q1", "value", "First quartile.", low_of="over_generate"),
             Column("over_generate_q3", "value", "Third quartile.", high_of="over_generate"),
-            Column("perplexity", "value", "On the timed tokens."),
+            Column("perplexity", "value", "Of the tokens after the prompt."),
             Column("ratio", "value", "Perplexity / that of the dense float32 model."),
             Column("ratio_low", "value", "Lower end, windows drawn again.", low_of="ratio"),
             Column("ratio_high", "value", "Upper end.", high_of="ratio"),

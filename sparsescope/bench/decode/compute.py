@@ -17,6 +17,7 @@ from sparsescope.errors import SpecError, SubjectError
 from sparsescope.inference.calibration import calibrate
 from sparsescope.inference.calibrator import Calibrator
 from sparsescope.inference.decode import Decoder
+from sparsescope.inference.decode.weights import check_model
 from sparsescope.metrics.estimates import DocumentBootstrap
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sparsescope.models.subject import Subject
 
 _RESAMPLES = 2000
+_NOT_COMPUTED = ("cats", "top_p", "rsparse")
 _AFFORDABLE = 1.05  # perplexity ratio up to which a variant counts as good enough
 
 
@@ -68,6 +70,8 @@ def compute(params: DecodeParams, context: Context) -> Result:
             got=subject.dtype,
             next_step="leave --dtype out, and set stored=bfloat16",
         )
+    check_model(subject)
+    _check_method(params.method)
     half = [document.index for document in text.documents][: max(1, len(text.documents) // 2)]
     rest = [document.index for document in text.documents][len(half) :]
     if not rest:
@@ -126,8 +130,25 @@ def compute(params: DecodeParams, context: Context) -> Result:
     return out
 
 
+def _check_method(method: str) -> None:
+    """Refuse a method whose masks the loop does not compute, before anything is calibrated.
+
+    Raises:
+        SpecError: It is one of those.
+    """
+    name, _, allocation = method.partition("+")
+    if name in _NOT_COMPUTED or "rotated" in allocation:
+        raise SpecError(
+            "the decoding loop does not compute the masks of this method",
+            where="bench decode: method",
+            allowed="teal, wina, wina_released, was, auto, with greedy or blocks",
+            got=method,
+            next_step="sparse_inference compares the quality of all methods",
+        )
+
+
 def _windows(text: Any, prompt: int, new: int, count: int) -> list[list[int]]:
-    """Windows of prompt and continuation; continuations do not overlap.
+    """Windows of prompt and continuation, spread evenly; continuations do not overlap.
 
     Raises:
         SpecError: The text is too short.
@@ -142,7 +163,10 @@ def _windows(text: Any, prompt: int, new: int, count: int) -> list[list[int]]:
             got=len(ids),
             next_step=f"give more text (--tokens {4 * (prompt + count * new)}), or fewer windows",
         )
-    return [ids[at : at + prompt + new] for at in range(0, count * new, new)]
+    spread = np.linspace(0, len(ids) - prompt - new, count).astype(
+        int
+    )  # over the whole text, `new` apart at least
+    return [ids[at : at + prompt + new] for at in spread]
 
 
 def _ours(name: str, stored: str, decoder: Decoder, target: float = float("nan")) -> Variant:
@@ -206,8 +230,6 @@ def _window(variants: Sequence[Variant], window: list[int], prompt: int, number:
         said = [variant.begin(window[:prompt])]
         if variant.decoder is not None:
             variant.decoder.forget_counts()
-        variant.step(window[prompt])  # the first token wakes threads up
-        variant.begin(window[:prompt])
         begun = time.perf_counter()
         said += [variant.step(token) for token in window[prompt:-1]]
         variant.seconds.append((time.perf_counter() - begun) / (len(window) - prompt - 1))

@@ -23,7 +23,7 @@ def parts_of_step(decoder: Decoder, prompt: int) -> list[dict[str, Any]]:
         prompt: Tokens in the cache.
     """
     step = decoder.compiled_step
-    decoder.begin([token % 100 for token in range(prompt)])
+    decoder.begin([token % 50 for token in range(prompt)])
 
     def again() -> None:
         decoder.length = prompt

@@ -2,14 +2,15 @@
 
 Weights are random; inputs, and so the patterns of what is kept, are recorded: hidden activations of the
 subject on the text, those of several layers side by side where the matrix is wider than one. Thresholds are
-quantiles of |x| over all recorded inputs, and sparsity is what they achieve. Every variant of a repeat reads
-the same number of copies of its weights, more than ``cold_bytes`` together, so that no weight is in a cache
-(``warm`` rows: one copy, read again and again), and each product has another input. Variants take turns in
-an order that rotates; a ratio is taken within a repeat. Selection of the kept inputs, allocation of
-outputs and the call from Python are part of the time.
+quantiles of |x| over all recorded inputs, and sparsity is what they achieve. Every variant goes through
+copies of its weights, at least ``cold_bytes`` together, so that no weight is in a cache (``warm`` rows: one
+copy, read again and again), and each product has another input. Variants take turns in an order that rotates;
+a ratio is taken within a repeat. Selection of the kept inputs, allocation of outputs and the call from Python
+are part of the time; on a GPU a repeat is one recorded graph. Before it is timed a product is compared with
+the reference, and a wrong one ends the benchmark.
 
-The byte limit of a product that keeps a share k of its rows is 1 / k times the speed of the dense product
-with the same weights; with smaller weights it is the ratio of the bytes.
+The byte limit of a product is the bytes of the dense float32 weights over those of the rows that it keeps, as
+they are stored: 1 / (1 - sparsity) in float32, twice that in bfloat16.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class KernelsParams(Params):
     def _levels(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not all(0 < level < 1 for level in value) or len(set(value)) < len(value):
             raise ValueError("levels lie between 0 and 1, each once")
-        return value
+        return tuple(sorted(value))
 
     @field_validator("tokens")
     @classmethod
@@ -158,8 +159,7 @@ ANALYSIS = Analysis(
             Column(
                 "of_limit",
                 "fraction",
-                "Speed over the best dense float32 product / (its bytes / bytes of the kept rows in "
-                "float32).",
+                "Speed over the best dense float32 product / (its bytes / bytes of the kept rows as stored).",
             ),
             Column("rate", "value", "Bytes of kept weights a second at the median.", "B/s"),
             Column("of_read", "fraction", "Of the measured rate of reading."),
@@ -186,6 +186,7 @@ ANALYSIS = Analysis(
             Column("seconds", "seconds", "Median time.", "s"),
             *_SPEED,
             Column("of_limit", "fraction", "Of the byte limit of its rows."),
+            Column("error", "value", "Largest difference to the reference backend / largest output."),
         ),
         "block_ffn": (
             Column("layer", "label", "Width x experts x units of an expert."),
@@ -195,6 +196,7 @@ ANALYSIS = Analysis(
             Column("seconds", "seconds", "Median time.", "s"),
             *_SPEED,
             Column("of_limit", "fraction", "Of the byte limit of the experts that are read."),
+            Column("error", "value", "Largest difference to the reference backend / largest output."),
         ),
     },
     statements="sparsescope.bench.kernels.statements",

@@ -19,31 +19,45 @@ def statements(result: Result) -> list[Statement]:
     found = []
     shape = table["shape"].iloc[0]
     cold = table[(table["shape"] == shape) & (table["cache"] == "cold")]
-    middle = cold[(cold["target"] - 0.5).abs() == (cold["target"] - 0.5).abs().min()]
+    level = min(cold[cold["target"] > 0]["target"].unique(), key=lambda target: abs(target - 0.5))
+    middle = cold[cold["target"] == level]
     parts = [
         f"{row.stored} {row.speedup:.2f} [{row.speedup_q1:.2f}, {row.speedup_q3:.2f}]"
         for row in middle.itertuples()
     ]
-    level = middle["target"].iloc[0]
     text = (
         f"One token, {shape}, {100 * middle['sparsity'].mean():.0f} % of the inputs dropped: so many times "
         "as fast as the best dense float32 product, by stored type (median and quartiles): "
         f"{', '.join(parts)}."
     )
-    names = [f"speedup_{row.stored}_{100 * level:g}" for row in middle.itertuples()]
+    names = [f"speedup_{row.stored}_{100 * level:g}".replace(".", "_") for row in middle.itertuples()]
     found.append(Statement(text, "speedups", tuple(names)))
-    several = rows(result, "several")
-    if several is not None:
-        wins = several[
-            (several["speedup_q1"] > 1) & (several["stored"] == "float32") & (several["rule"] == "own")
+    even = rows(result, "break_even")
+    if even is not None:
+        own = even[even["shape"] == shape]
+        said = [
+            f"{row.stored} never"
+            if row.sparsity != row.sparsity
+            else f"{row.stored} {100 * row.sparsity:.0f} %"
+            for row in own.itertuples()
         ]
-        by_level = wins.groupby("target")["tokens"].max()
-        known = ", ".join(f"{100 * target:g} %: {count}" for target, count in by_level.items())
-        said = f"up to so many tokens: {known}" if known else "for no number of tokens that was tried"
         found.append(
             Statement(
-                "Tokens that are read together and keep their own inputs are faster than the best dense "
-                f"float32 product at sparsities of {said}.",
+                "Sparsity pays, beside the best dense product with the same stored weights, from so many "
+                f"dropped inputs on: {', '.join(said)}.",
+                "speedups",
+            )
+        )
+    several = rows(result, "several")
+    if several is not None:
+        own = several[(several["rule"] == "own") & (several["stored"] == several["stored"].iloc[0])]
+        wins = own.groupby("target")["speedup_q1"].min() > 1
+        known = ", ".join(f"{100 * target:g} %" for target in wins[wins].index) or "none of those tried"
+        counts = ", ".join(str(count) for count in own["tokens"].unique())
+        found.append(
+            Statement(
+                f"{counts} tokens that are read together, each with its own mask ({own['stored'].iloc[0]}): "
+                f"all faster than the best dense float32 product of as many at sparsities of {known}.",
                 "several_tokens",
             )
         )

@@ -39,7 +39,7 @@ class Decoder:
         calibration: Masks of this model; None for dense decoding.
         prefix: Another prefix policy than that of the calibration.
         stored: How the matrices of the blocks are stored.
-        head: How the output head (and the embedding, where they are one) is stored; as ``stored`` when None.
+        head: How the output head and the embedding are stored; as ``stored`` when None.
         backend: ``numba``, or ``reference``.
         longest: Longest sequence, prompt and answer together.
 
@@ -76,6 +76,8 @@ class Decoder:
         self.policy = PrefixPolicy.of(
             prefix if prefix is not None else "all_sparse" if calibration is None else calibration.prefix
         )
+        if calibration is not None:
+            self.policy.check(longest, "Decoder(longest)")
         self.sparse = calibration is not None
         self.longest, self.length, self.first_sparse = longest, 0, 0
         self._taken = 0  # compiled steps that were counted
@@ -128,8 +130,8 @@ class Decoder:
         Raises:
             SpecError: It is empty, too long, or has ids that the model does not know.
         """
-        self.length = 0
         self._check(prompt, before=0)
+        self.length = 0
         share = {"decode_only": 1.0, "dense_fraction": self.policy.value}.get(self.policy.kind)
         self.first_sparse = (
             math.ceil(share * len(prompt))
@@ -144,8 +146,15 @@ class Decoder:
         """Read one more token; returns the logits after it.
 
         Raises:
-            SpecError: The sequence is full, or the id is not known.
+            SpecError: No prompt was read, the sequence is full, or the id is not known.
         """
+        if not self.length:
+            raise SpecError(
+                "no prompt was read, so that the prefix policy has nothing to count from",
+                where="Decoder.step",
+                allowed="begin(prompt) first",
+                next_step="begin([token]) reads a single one",
+            )
         self._check([token], before=self.length)
         if self.backend == "reference":
             return self._pass(torch.tensor([token]))
@@ -191,8 +200,16 @@ class Decoder:
             The new tokens, a stopping one included.
 
         Raises:
-            SpecError: The prompt does not fit, or there is no generator.
+            SpecError: The prompt does not fit, there is no generator, or no such way to draw.
         """
+        if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+            raise SpecError(
+                "there is no such way to draw",
+                where="generate",
+                allowed="temperature and top_k from 0 on, top_p above 0 and at most 1",
+                got=f"temperature {temperature:g}, top_k {top_k}, top_p {top_p:g}",
+                next_step="temperature=0 takes the most probable token",
+            )
         if temperature > 0 and generator is None:
             raise SpecError(
                 "sampling needs a generator, so that it can be repeated",
@@ -211,7 +228,9 @@ class Decoder:
         return made
 
     def realised(self) -> float:
-        """Share of the block-matrix weights that the compiled steps since ``forget_counts`` left unread."""
+        """Share of the block-matrix weights that the compiled steps since ``forget_counts`` left unread; NaN
+        where there was none (the reference counts nothing).
+        """
         read, steps = 0.0, self._taken
         for number, group in enumerate(self._step.groups):
             outputs = group.layers[0].outputs
@@ -221,7 +240,7 @@ class Decoder:
             else:
                 read += sum(float(kept[part]) * size for part, size in enumerate(outputs))
         whole = sum(one.n_inputs * one.n_outputs for group in self._step.groups for one in group.layers)
-        return 1 - read / (whole * steps) if steps else 0.0
+        return 1 - read / (whole * steps) if steps else math.nan
 
     def forget_counts(self) -> None:
         """Begin to count kept inputs anew."""
@@ -258,6 +277,7 @@ class Decoder:
                 where="ids",
                 allowed=f"0 to {vocabulary - 1}",
                 got=unknown[:5],
+                next_step="tokenize the text with the tokenizer of this model",
             )
         if before + len(ids) + more > self.longest:
             raise SpecError(

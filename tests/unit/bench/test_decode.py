@@ -45,7 +45,7 @@ def test_perplexity_is_that_of_the_model_on_the_timed_tokens(context, result):
     rest = documents[max(1, len(documents) // 2) :]
     ids = [int(token) for document in rest for token in document.ids]
     nll = []
-    for at in (0, 6, 12):
+    for at in np.linspace(0, len(ids) - 14, 3).astype(int):  # spread over the second half
         window = torch.tensor([ids[at : at + 14]])
         with torch.inference_mode():
             logits = context.subject.model(window).logits[0].float().log_softmax(-1)
@@ -82,6 +82,12 @@ def test_too_little_text(context):
     with pytest.raises(SpecError, match="too short for so many windows") as caught:
         compute(DecodeParams(**{**SMALL, "new_tokens": 2000}), context)
     assert "--tokens" in caught.value.message()
+
+
+@pytest.mark.parametrize("method", ["cats", "top_p", "rsparse", "wina+rotated"])
+def test_methods_whose_masks_the_loop_does_not_compute(context, method):
+    with pytest.raises(SpecError, match="does not compute the masks"):
+        compute(DecodeParams(**{**SMALL, "method": method}), context)
 
 
 def test_the_reference_is_float32():

@@ -17,7 +17,7 @@ from sparsescope.bench.kernels.compute import break_even, compute
 from sparsescope.bench.kernels.inputs import consecutive, recorded_experts, recorded_inputs
 from sparsescope.bench.kernels.statements import statements
 from sparsescope.bench.kernels.views import several_tokens, speedups
-from sparsescope.errors import SpecError
+from sparsescope.errors import KernelError, SpecError
 from sparsescope.testing import check_figure
 
 SMALL = {
@@ -59,10 +59,29 @@ def test_sparsity_is_what_was_dropped(context, result):
     assert (result.tables["products"].query("target == 0")["sparsity"] == 0).all()
 
 
-def test_the_share_of_the_limit_is_speed_times_rows_read(result):
-    for name in ("products", "several", "block_ffn"):
+def test_the_share_of_the_limit_is_speed_times_the_bytes_that_are_read(result):
+    """Weights of 4, 2 and 1 bytes; int8 has a scale of 4 bytes for each output as well."""
+    for name, outputs, inputs in (("products", 96, 200), ("several", 96, 200)):
         table = result.tables[name]
-        assert np.allclose(table["of_limit"], table["speedup"] * (1 - table["sparsity"]), rtol=1e-9)
+        table = table[table["shape"] == "96x200"] if "shape" in table else table
+        for row in table.itertuples():
+            size = {"float32": 4, "bfloat16": 2, "int8": 1}[row.stored]
+            reads = (1 - row.sparsity) * outputs * inputs * size + (4 * outputs if size == 1 else 0)
+            assert row.of_limit == pytest.approx(row.speedup * reads / (4 * outputs * inputs), rel=1e-9)
+
+
+def test_a_wrong_kernel_is_not_timed(context, monkeypatch):
+    from sparsescope.bench.kernels import compute as module
+
+    right = module.shared_mask_gemm
+
+    def wrong(x, weight, limits, *, rule, backend):
+        made = right(x, weight, limits, rule=rule, backend=backend)
+        return made if backend == "reference" else made * 1.01
+
+    monkeypatch.setattr(module, "shared_mask_gemm", wrong)
+    with pytest.raises(KernelError, match="other numbers than the reference"):
+        compute(KernelsParams(**{**SMALL, "block_ffn": "", "shapes": ("33x64",)}), context)
 
 
 def test_a_joint_mask_reads_no_more_than_the_union(result):
@@ -137,6 +156,10 @@ def test_break_even(points, expected):
 def test_bad_parameters(wrong):
     with pytest.raises(ValidationError):
         KernelsParams(**wrong)
+
+
+def test_levels_are_sorted():
+    assert KernelsParams(levels=(0.9, 0.5)).levels == (0.5, 0.9)
 
 
 def test_numbers():

@@ -214,7 +214,7 @@ def test_what_is_read_is_what_the_reference_counts(method):
     found = calibration("llama", method)
     sparse = found.apply(dense("llama"), "dense_first_n:3")
     decoder = Decoder(dense("llama"), found, prefix="dense_first_n:3", longest=LONGEST)
-    assert decoder.realised() == 0
+    assert np.isnan(decoder.realised()), "nothing was counted"
     sites = dense("llama").parameter_sites("weight:blocks.*.*")
     sizes = {(site.layer, site.role): site.shape[0] for site in sites}
     whole = sum(site.shape[0] * site.shape[1] for site in sites)
@@ -233,7 +233,7 @@ def test_what_is_read_is_what_the_reference_counts(method):
     assert 0.2 < share < 0.8
     assert decoder.realised() == pytest.approx(share, abs=1e-3)
     decoder.forget_counts()
-    assert decoder.realised() == 0
+    assert np.isnan(decoder.realised())
     everything = Decoder(dense("llama"), longest=LONGEST)
     everything.force(prompt, answer)
     assert everything.realised() == 0 and int(everything.compiled_step.kept.sum()) > 0
@@ -425,3 +425,39 @@ def test_sequences_that_it_does_not_take():
         decoder.step(-1)
     with pytest.raises(SpecError, match="needs a generator"):
         decoder.generate([5], 3, temperature=0.5)
+
+
+def test_a_step_needs_a_prompt():
+    decoder = Decoder(dense("llama"), calibration("llama"), prefix="decode_only", longest=LONGEST)
+    with pytest.raises(SpecError, match="no prompt was read") as caught:
+        decoder.step(5)
+    assert "begin" in caught.value.message()
+
+
+def test_a_prompt_that_is_refused_changes_nothing():
+    decoder = Decoder(dense("llama"), longest=LONGEST)
+    decoder.begin([3, 4])
+    expected = decoder.step(5)
+    decoder.begin([3, 4])
+    with pytest.raises(SpecError):
+        decoder.begin([10**9])
+    assert torch.equal(decoder.step(5), expected)
+
+
+def test_a_policy_that_leaves_nothing_sparse():
+    with pytest.raises(SpecError, match="leaves nothing sparse"):
+        Decoder(dense("llama"), calibration("llama"), prefix="dense_first_n:64", longest=LONGEST)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_ways_to_draw_that_are_none(wrong):
+    with pytest.raises(SpecError, match="no such way to draw"):
+        Decoder(dense("llama"), backend="reference", longest=LONGEST).generate([1], 2, **wrong)
+
+
+def test_a_step_outside_of_the_cache():
+    decoder = Decoder(dense("llama"), longest=LONGEST)
+    with pytest.raises(SpecError, match="no such place"):
+        decoder.compiled_step(torch.zeros(64), LONGEST, False)
+    with pytest.raises(SpecError, match="no such place"):
+        decoder.compiled_step(torch.zeros(63), 0, False)
