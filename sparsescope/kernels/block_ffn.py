@@ -83,12 +83,12 @@ def _check(x: torch.Tensor, weights: torch.Tensor, up: WeightRows, down: WeightR
             got=f"up {len(up.data)} rows by {up.by}, down {units} rows by {down.by}, {experts} experts",
             next_step="rows_by_output(W_up), rows_by_channel([W_down])",
         )
-    if len(weights) != len(x) or up.width != x.shape[1] or down.width != up.width:
+    if len(weights) != len(x) or up.width != x.shape[1]:
         raise SpecError(
             "inputs and router weights do not fit",
             where="x, weights",
-            allowed=f"x [T, {up.width}], weights [T, {experts}], as many outputs as inputs",
-            got=f"{list(x.shape)}, {list(weights.shape)}, {down.width} outputs",
+            allowed=f"x [T, {up.width}], weights [T, {experts}]",
+            got=f"{list(x.shape)}, {list(weights.shape)}",
             next_step="give the router weights of these tokens, zero where an expert is not used",
         )
     check_input(x.new_zeros(1, units).expand(len(x), units), down, most=MOST_TOKENS)
