@@ -364,10 +364,10 @@ def _block_ffn(bench: Bench) -> None:
     stores = {}
     for stored in params.stored:
         ups, downs = rows_by_output(up, stored), rows_by_channel([down], stored)
-        copies = max(count, -(-int(params.cold_bytes) // (ups.nbytes + downs.nbytes)))
+        needed = max(count, -(-int(params.cold_bytes) // (ups.nbytes + downs.nbytes)))
         stores[stored] = [
             (replace(ups, data=ups.data.clone()), replace(downs, data=downs.data.clone()))
-            for _ in range(copies)
+            for _ in range(needed)
         ]
 
     def dense(tokens: int, n: int) -> Any:
