@@ -3,7 +3,8 @@
 #   docs/measure_on_a_gpu.sh OUTPUT_FOLDER
 # Needs an environment with sparsescope and the torch build of the GPU, which brings triton. It prints every table and
 # leaves kernels.html and the stored run. Products are compared with the reference before they are
-# timed (column error), and a wrong one ends the run; repeats are recorded graphs. Weights go through 4 GB, so that none is in the L2 cache; 14336x4096 in bfloat16 is 117 MB.
+# timed (column error), and a wrong one ends the run; repeats are recorded graphs. Weights go through 4 GB, so
+# that none is in the L2 cache; 14336x4096 in bfloat16 is 117 MB.
 # What is asked: bfloat16 at 50 %: of_read (share of the measured rate of reading) .8 and over_same (speed over the
 # best dense bfloat16 product, cuBLAS among them) 1.6, at 14336x4096 and larger; 4096x4096 is reported.
 set -euo pipefail

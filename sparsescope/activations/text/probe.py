@@ -7,6 +7,7 @@ it was cut. They are not tokenized again: what the checkpoints read here is what
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -82,3 +83,34 @@ def probe_corpus(series: CheckpointSeries) -> TokenizedCorpus:
         digest=stream_digest(probe.digest, vocabulary, (), (), documents),
         provenance=provenance,
     )
+
+
+def check_probes(series: Sequence[CheckpointSeries], corpus: TokenizedCorpus) -> bool:
+    """Refuse series that carry different texts; say whether this text is what the first one carries.
+
+    Args:
+        series: Series whose losses are compared.
+        corpus: What they read.
+
+    Raises:
+        SpecError: They carry different texts.
+    """
+    first = series[0].trained
+    if (
+        first is None
+        or first.data.get("kind") != "byte_text"
+        or probe_corpus(series[0]).digest != corpus.digest
+    ):
+        return False
+    for one in series[1:]:
+        own = None if one.trained is None else one.trained.probe_digest
+        if own != first.probe_digest:
+            raise SpecError(
+                "the series carry different held-out texts, so that their losses cannot be compared",
+                where=one.name,
+                allowed=f"the probe set of {series[0].name}, {first.probe_digest[:12]}",
+                got="none" if own is None else own[:12],
+                next_step="train them on the same corpora with the same split_seed, or give a text that none "
+                "of them was trained on: --corpus NAME",
+            )
+    return True

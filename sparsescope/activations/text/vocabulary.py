@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sparsescope.activations.text.token_budget import Encode
+    from sparsescope.activations.text.tokenized import TokenizedCorpus
 
 _PROBE = "a"
 
@@ -97,3 +98,24 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the SHA-256 of the vocabulary: every (token, id), ordered by id and token."""
     entries = sorted((index, token) for token, index in tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase | None, corpus: TokenizedCorpus, name: str) -> None:
+    """Refuse a model whose tokens are others than those of a text.
+
+    Args:
+        tokenizer: Of the model.
+        corpus: The text.
+        name: Of the series, for the error.
+
+    Raises:
+        SubjectError: It has no tokenizer, or another vocabulary.
+    """
+    if tokenizer is None or vocabulary_hash(tokenizer) != corpus.tokenizer_hash:
+        raise SubjectError(
+            "this series reads other tokens than the first one, so that losses of a token cannot be compared",
+            where=name,
+            allowed=f"the vocabulary in which {corpus.name} was read",
+            got="no tokenizer" if tokenizer is None else "another vocabulary",
+            next_step="compare series with the same tokenizer",
+        )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsescope.activations.context import Context
-from sparsescope.activations.text.probe import probe_corpus
+from sparsescope.activations.text.probe import check_probes
 from sparsescope.analysis.mixture_gates import MixtureGatesParams
 from sparsescope.analysis.mixture_gates.measure import Measured, measure, measured_steps
 from sparsescope.core.numbers import Interval
@@ -90,25 +90,7 @@ def _check_series(series: Sequence[CheckpointSeries], corpus: TokenizedCorpus) -
                 got=one.trained.architecture,
                 next_step="leave it out",
             )
-    first = series[0].trained
-    if (
-        first is None
-        or first.data.get("kind") != "byte_text"
-        or probe_corpus(series[0]).digest != corpus.digest
-    ):
-        return False
-    for one in series[1:]:
-        own = None if one.trained is None else one.trained.probe_digest
-        if own != first.probe_digest:
-            raise SpecError(
-                "the series carry different held-out texts, so that their losses cannot be compared",
-                where=one.name,
-                allowed=f"the probe set of {series[0].name}, {first.probe_digest[:12]}",
-                got="none" if own is None else own[:12],
-                next_step="train them on the same corpora with the same split_seed, or give a text that none "
-                "of them was trained on: --corpus NAME",
-            )
-    return True
+    return check_probes(series, corpus)
 
 
 def labels(measured: Sequence[Measured]) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 
 from sparsescope.activations.capture import BATCH_TOKENS, LiveSource, check_context
 from sparsescope.activations.losses import token_losses
-from sparsescope.activations.text.vocabulary import vocabulary_hash
+from sparsescope.activations.text.vocabulary import check_vocabulary
 from sparsescope.errors import SubjectError
 from sparsescope.metrics.expert_load import expert_load
 from sparsescope.models.structure.routing import routers
@@ -102,7 +102,7 @@ def measure(series: CheckpointSeries, corpus: TokenizedCorpus) -> Arrays:
     """
     before, last = measured_steps(series)
     subject = series.subject(last)
-    _check_vocabulary(subject, corpus, series.name)
+    check_vocabulary(subject.tokenizer, corpus, series.name)
     used = used_experts(subject, corpus)
     found = token_losses(subject, corpus)
     numbers = [document.index for document in corpus.documents]
@@ -187,16 +187,3 @@ def used_experts(subject: Subject, corpus: TokenizedCorpus) -> NDArray[np.bool_]
             next_step="read more text: a larger token budget, or longer documents",
         )
     return tokens
-
-
-def _check_vocabulary(subject: Subject, corpus: TokenizedCorpus, name: str) -> None:
-    """Refuse a model whose tokens are others than those of the text."""
-    tokenizer = subject.tokenizer
-    if tokenizer is None or vocabulary_hash(tokenizer) != corpus.tokenizer_hash:
-        raise SubjectError(
-            "this series reads other tokens than the first one, so that losses of a token cannot be compared",
-            where=name,
-            allowed=f"the vocabulary in which {corpus.name} was read",
-            got="no tokenizer" if tokenizer is None else "another vocabulary",
-            next_step="compare series with the same tokenizer",
-        )

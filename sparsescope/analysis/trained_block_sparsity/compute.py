@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsescope.activations.context import Context
-from sparsescope.activations.text.probe import probe_corpus
+from sparsescope.activations.text.probe import check_probes
 from sparsescope.analysis.trained_block_sparsity import LENGTHS, TrainedBlockSparsityParams
 from sparsescope.analysis.trained_block_sparsity.measure import Measured, measure
 from sparsescope.core.numbers import Interval
@@ -26,7 +26,6 @@ from sparsescope.models.checkpoints import distinct_names
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sparsescope.activations.text.tokenized import TokenizedCorpus
     from sparsescope.models.checkpoints import CheckpointSeries
 
 NOT_KNOWN, DENSE = "not known", "dense"
@@ -56,7 +55,7 @@ class Run:
 def compute(params: TrainedBlockSparsityParams, context: Context) -> Result:
     """Run the analysis."""
     series, corpus = (context.series, *context.companions), context.corpus
-    held_out = _check_series(series, corpus)
+    held_out = check_probes(series, corpus)
     measured = []
     for number, one in enumerate(series):
         context.progress("series", number, len(series))
@@ -91,33 +90,6 @@ def compute(params: TrainedBlockSparsityParams, context: Context) -> Result:
     _scalars(out, runs, table, params, len(corpus.documents))
     _notes(out, runs, len(corpus.documents), held_out)
     return out
-
-
-def _check_series(series: Sequence[CheckpointSeries], corpus: TokenizedCorpus) -> bool:
-    """Refuse series that carry different texts; say whether this text is what the first one carries.
-
-    Raises:
-        SpecError: They carry different texts.
-    """
-    first = series[0].trained
-    if (
-        first is None
-        or first.data.get("kind") != "byte_text"
-        or probe_corpus(series[0]).digest != corpus.digest
-    ):
-        return False
-    for one in series[1:]:
-        own = None if one.trained is None else one.trained.probe_digest
-        if own != first.probe_digest:
-            raise SpecError(
-                "the series carry different held-out texts, so that their losses cannot be compared",
-                where=one.name,
-                allowed=f"the probe set of {series[0].name}, {first.probe_digest[:12]}",
-                got="none" if own is None else own[:12],
-                next_step="train them on the same corpora with the same split_seed, or give a text that none "
-                "of them was trained on: --corpus NAME",
-            )
-    return True
 
 
 def labels(measured: Sequence[Measured]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sparsescope.activations.capture import BATCH_TOKENS, LiveSource, check_context
 from sparsescope.activations.losses import token_losses
-from sparsescope.activations.text.vocabulary import vocabulary_hash
+from sparsescope.activations.text.vocabulary import check_vocabulary
 from sparsescope.analysis.trained_block_sparsity import LENGTHS
 from sparsescope.errors import SubjectError
 from sparsescope.metrics.routing_locality import chunk_sparsity, windows
@@ -91,7 +91,7 @@ def measure(series: CheckpointSeries, corpus: TokenizedCorpus) -> Arrays:
             token is after the first of a window.
     """
     subject = series.subject(series.steps[-1])
-    _check_vocabulary(subject, corpus, series.name)
+    check_vocabulary(subject.tokenizer, corpus, series.name)
     found = token_losses(subject, corpus)
     numbers = [document.index for document in corpus.documents]
     size = max(numbers) + 1
@@ -188,16 +188,3 @@ def count(
         "used": used[numbers],
         "again": again.astype(np.float64),
     }
-
-
-def _check_vocabulary(subject: Subject, corpus: TokenizedCorpus, name: str) -> None:
-    """Refuse a model whose tokens are others than those of the text."""
-    tokenizer = subject.tokenizer
-    if tokenizer is None or vocabulary_hash(tokenizer) != corpus.tokenizer_hash:
-        raise SubjectError(
-            "this series reads other tokens than the first one, so that losses of a token cannot be compared",
-            where=name,
-            allowed=f"the vocabulary in which {corpus.name} was read",
-            got="no tokenizer" if tokenizer is None else "another vocabulary",
-            next_step="compare series with the same tokenizer",
-        )
