@@ -67,6 +67,10 @@ def _to_float(context, word):
     return types.float32(types.uint32), generate
 
 
+# Functions whose body raises are names alone: numba puts the loop for the type of the words in their place
+# (``overload``), and Python never calls them.
+
+
 def words_of(data):
     """Entries of a word; compiled code has one for each type."""
     raise NotImplementedError
