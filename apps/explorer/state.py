@@ -24,6 +24,7 @@ from sparsescope.core.run_store import Store, home
 from sparsescope.errors import SparsescopeError, SpecError
 
 FIRST_COMMAND = "sparsescope run activation_sparsity --subject smollm2-135m"
+SECOND_COMMAND = "sparsescope run activation_sparsity --subject lazy-relu"
 
 
 @dataclass(frozen=True, slots=True)

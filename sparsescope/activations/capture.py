@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from sparsescope.core.shown import Shown
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.models.structure.sites import attach
 from sparsescope.models.torch_environment import dtype_name
@@ -83,7 +84,7 @@ class ActivationSource(Protocol):
         """All batches."""
 
 
-class LiveSource:
+class LiveSource(Shown):
     """Runs the model and yields what the sites see. Made by ``capture``.
 
     Attributes:
@@ -110,6 +111,15 @@ class LiveSource:
         self.n_tokens = corpus.n_kept
         self._buffers: dict[str, torch.Tensor] = {}
         self._last_layer = max((site.layer for site in sites), default=subject.n_layers - 1)
+
+    def _shown(self) -> dict[str, object]:
+        return {
+            "subject": self.subject.id,
+            "corpus": self.corpus.name,
+            "sites": len(self.sites),
+            "tokens": self.n_tokens,
+            "batches": self.n_batches,
+        }
 
     @property
     def fingerprint(self) -> dict[str, Any]:

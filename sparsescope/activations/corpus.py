@@ -32,6 +32,7 @@ from sparsescope.activations.text.token_budget import (
 )
 from sparsescope.activations.text.tokenized import TokenBatch, TokenizedCorpus, TokenizedDocument
 from sparsescope.activations.text.vocabulary import encoder, padding_id, special_tokens, vocabulary_hash
+from sparsescope.core.shown import Shown
 from sparsescope.errors import SubjectError
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ _OWN_LICENSE = "not stated"
 DEFAULT_CONTEXT = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Corpus:
+@dataclass(frozen=True, slots=True, repr=False)
+class Corpus(Shown):
     """Text to be read by a model. Made by ``corpus``.
 
     Args:
@@ -107,6 +108,17 @@ class Corpus:
     def domains(self) -> tuple[str, ...]:
         """The domains, in the order of their first document."""
         return tuple(dict.fromkeys(document.domain for document in self.documents))
+
+    def _shown(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "documents": len(self.documents),
+            "domains": ", ".join(self.domains),
+            "tokens": "all" if self.budget is None else self.budget,
+            "context": self.context or "what the model takes",
+            "seed": self.seed,
+            "digest": self.digest[:12],
+        }
 
     def describe(self) -> dict[str, Any]:
         """Return plain values for reports: what may be drawn.
@@ -172,7 +184,8 @@ class Corpus:
                 got=self.context,
                 next_step="ask for a longer context, or bos='never'",
             )
-        left_out, seen = LeftOut(), NearDuplicates() if self.deduplicate else None
+        left_out = LeftOut()
+        seen = NearDuplicates() if self.deduplicate and len(self.documents) > 1 else None
         fills = [
             DomainFill(
                 seeded_order(documents, self.seed),
@@ -266,7 +279,7 @@ class Corpus:
         notes = list(self.notes)
         total = sum(map(len, documents))
         if self.budget is not None and total < self.budget:
-            notes.append(f"only {total} of the {self.budget} tokens asked for are there")
+            notes.append(f"only {total:,} of the {self.budget:,} tokens asked for are there")
         if len(documents) == 1 and len(self.documents) > 1:
             notes.append("one document was drawn: intervals over documents cannot be given")
         return {

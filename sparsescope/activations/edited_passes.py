@@ -113,6 +113,9 @@ class EditedPasses:
         domains: int16 [D].
         passes: How many passes ran.
         seconds: How long they took together.
+
+    Raises:
+        SubjectError: No document has a target.
     """
 
     def __init__(
@@ -121,6 +124,14 @@ class EditedPasses:
         self.context, self.corpus, self.sites, self.planned = context, corpus, tuple(sites), planned
         self.passes, self.seconds = 0, 0.0
         scored = [document for document in corpus.documents if len(document) + len(corpus.prefix) >= 2]
+        if not scored:
+            raise SubjectError(
+                "no token of the text is predicted from another one, so there is no loss to compare",
+                where=f"corpus {corpus.name}",
+                allowed="a held-out document of at least 2 tokens, special tokens before it included",
+                got=f"{len(corpus.documents)} held-out documents of 1 token",
+                next_step="read longer documents",
+            )
         self.documents = np.array(sorted(document.index for document in scored), np.int32)
         self.where = np.empty(0, np.int64)
         by_index = {document.index: corpus.domains.index(document.domain) for document in scored}

@@ -131,7 +131,7 @@ def read_name(text: str) -> tuple[GeneratedParams | None, str]:
     return cast("GeneratedParams", found), name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GeneratedCorpus(Corpus):
     """A text that is written by the subject that reads it. Made by ``corpus`` and ``Corpus.generated``.
 
@@ -307,7 +307,7 @@ class GeneratedCorpus(Corpus):
         found, by = prompts.provenance, subject.identity.as_dict()
         notes, total = list(self.notes), sum(map(len, documents))
         if self.budget is not None and total < self.budget:
-            notes.append(f"{total} of the {self.budget} tokens asked for are there")
+            notes.append(f"only {total:,} of the {self.budget:,} tokens asked for are there")
         if short:
             notes.append(f"continuations of fewer than {_LEAST} tokens left out: {short}")
         return {

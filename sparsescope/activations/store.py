@@ -23,8 +23,9 @@ import xxhash
 
 from sparsescope.activations.capture import ActivationBatch, LiveSource
 from sparsescope.activations.shard_file import save_shard
-from sparsescope.core.files import replace_file, storage_errors, sync_path
+from sparsescope.core.files import given_path, replace_file, storage_errors, sync_path
 from sparsescope.core.locks import locked
+from sparsescope.core.shown import Shown
 from sparsescope.core.spec import canonical_json
 from sparsescope.errors import ArtifactError
 from sparsescope.models.structure.sites import Site
@@ -55,7 +56,7 @@ def write_store(
         ArtifactError: If the folder holds something else, another process writes to it, or the disk refuses.
             Finished shards stay.
     """
-    folder = Path(folder)
+    folder = given_path(folder, "folder of activations")
     plan = _plan(source)
     _claim(folder, plan, source.subject.unstorable)
     if (folder / "manifest.json").is_file():
@@ -96,7 +97,7 @@ def _write(
     )
 
 
-class ActivationStore:
+class ActivationStore(Shown):
     """A complete store, readable as a source.
 
     Args:
@@ -113,7 +114,7 @@ class ActivationStore:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = given_path(folder, "folder of activations")
         if not (self.folder / "manifest.json").is_file():
             raise ArtifactError(
                 "this is not a complete activation store",
@@ -136,6 +137,14 @@ class ActivationStore:
         )
         self.n_batches = sum(shard["batches"] for shard in self._shards)
         self.n_tokens = sum(shard["tokens"] for shard in self._shards)
+
+    def _shown(self) -> dict[str, object]:
+        return {
+            "folder": self.folder,
+            "sites": len(self.sites),
+            "tokens": self.n_tokens,
+            "shards": len(self._shards),
+        }
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -7,7 +7,9 @@ Nothing heavy is imported here: torch comes with the verb that needs it.
 from __future__ import annotations
 
 import io
+import os
 import sys
+from pathlib import Path
 
 from sparsescope.cli import looking, measuring, pages, pruning, sparsifying
 from sparsescope.cli.root import app
@@ -22,6 +24,9 @@ def main() -> None:
 
     from sparsescope.cli.exit_codes import execute
 
+    # A closed one is None, and print would take standard output instead of standard error
+    nowhere = Path(os.devnull)
+    sys.stdout, sys.stderr = sys.stdout or nowhere.open("w"), sys.stderr or nowhere.open("w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Names of files and models, on a terminal that knows ASCII only

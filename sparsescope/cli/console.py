@@ -6,6 +6,7 @@ error: standard output carries results only, so that it can be piped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -34,21 +35,44 @@ def show_log() -> None:
         logger.setLevel(logging.INFO)
 
 
+class OutputLost(SparsescopeError):
+    """Standard output took no more: a full disk. What was computed and stored is there all the same."""
+
+
 def say(text: str) -> None:
-    """Tell the user what is going on, on standard error."""
-    print(_lines(text), file=sys.stderr, flush=True)
+    """Tell the user what is going on, on standard error; where that cannot be written to nobody is told."""
+    with contextlib.suppress(OSError):
+        print(_lines(text), file=sys.stderr, flush=True)
 
 
 def out(text: str) -> None:
-    """Print a result on standard output."""
-    print(_lines(text), flush=True)
+    """Print a result on standard output.
+
+    Raises:
+        OutputLost: It cannot be written to.
+        BrokenPipeError: Its reader has gone.
+    """
+    _print(_lines(text))
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputLost(
+            "standard output cannot be written to",
+            got=error.strerror,
+            next_step="send it elsewhere; what is stored is not lost, see: sparsescope list",
+        ) from error
 
 
 def out_json(value: Any) -> None:
     """Print one JSON document; NaN and infinity, which JSON does not have, become null."""
     # All of it is ASCII, and the one control character that JSON leaves alone is escaped: no name can
     # reach the terminal.
-    print(json.dumps(_finite(value), indent=1, default=str).replace("\x7f", "\\u007f"), flush=True)
+    _print(json.dumps(_finite(value), indent=1, default=str).replace("\x7f", "\\u007f"))
 
 
 def error_json(error: SparsescopeError) -> None:
@@ -146,8 +170,8 @@ def _plain(cell: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Text of a cell, cut where it would fill the screen."""
-    text = str(value)
+    """Text of a cell on one line, cut where it would fill the screen."""
+    text = " · ".join(line.strip() for line in str(value).splitlines())
     return _plain(text) if len(text) <= WIDEST_CELL else _plain(text[:WIDEST_CELL]) + " ..."
 
 

@@ -44,6 +44,7 @@ def installation(home: Path | None) -> list[Finding]:
     from sparsescope.core.environment import environment
     from sparsescope.core.registry import analyses
     from sparsescope.core.run_store import Store
+    from sparsescope.kernels.compiled_cache import find_cache
 
     found = environment()
     packages = found["packages"]
@@ -65,6 +66,14 @@ def installation(home: Path | None) -> list[Finding]:
         )
     except SparsescopeError as error:
         findings.append(Finding("folder of runs", False, str(error)))
+    compiled = find_cache()
+    where = f"kept in {compiled.folder}"
+    if not compiled.lasting:
+        where = (
+            "compiled again in every process: neither the code nor your cache can be written to; set "
+            "SPARSESCOPE_CACHE to a folder that can"
+        )
+    findings.append(Finding("compiled kernels", compiled.lasting, where))
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
     findings.append(
         Finding(
@@ -145,13 +154,14 @@ def zeros_of(subject: Subject, masks: str | None) -> ZeroDiagnosis | None:
 
 def _own_folder(subject: Subject) -> str | None:
     """The folder that a subject was loaded from, where it has masks."""
+    from sparsescope.core.files import given_path
     from sparsescope.models.catalog import resolve
     from sparsescope.pruning.proof import has_masks
 
     if subject.source is None or subject.variant is not None:
         return None
     found = resolve(subject.source)
-    folder = Path(found.request.name).expanduser()
+    folder = given_path(found.request.name, "--subject")
     return str(folder) if found.kind == "folder" and has_masks(folder) else None
 
 

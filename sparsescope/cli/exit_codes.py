@@ -6,6 +6,7 @@ Ctrl-C and a closed pipe into exit codes before anything here could say what bec
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,22 @@ from sparsescope.errors import SparsescopeError, SpecError
 
 if TYPE_CHECKING:
     import typer
+
+
+# What a path, a permission or a disk is to blame for, and no bug
+_OF_THE_MACHINE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENOTDIR,
+    errno.EISDIR,
+}
 
 
 def execute(app: typer.Typer, arguments: Sequence[str]) -> int:
@@ -34,26 +51,26 @@ def execute(app: typer.Typer, arguments: Sequence[str]) -> int:
         with command.make_context("sparsescope", list(arguments)) as context:
             command.invoke(context)
         return 0
+    except console.OutputLost as error:
+        return _output_lost(error)
     except SparsescopeError as error:
-        console.error_json(error) if wants_json else console.say(f"error: {error}")
-        return 1
+        return _told(error, wants_json)
     except typer.Exit as error:
         return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         console.say("interrupted; a run that is started again goes on from its last saved state")
         return 130
     except BrokenPipeError:
-        # The reader of a pipe has gone (| head). Nothing more can be printed, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()  # the reader of a pipe has gone (| head)
         return 0
     except Exception as error:
         # Usage errors are told by what they can do: Typer brings classes of its own in some versions,
         # click's in others.
         if hasattr(error, "show") and hasattr(error, "format_message"):
             if wants_json:
-                console.error_json(SpecError(error.format_message(), next_step="see: sparsescope --help"))
-            else:
-                error.show()
+                usage = SpecError(error.format_message(), next_step="see: sparsescope --help")
+                return _told(usage, wants_json)
+            error.show()
             return 1
         if _out_of_memory(error):
             short = SparsescopeError(
@@ -62,9 +79,41 @@ def execute(app: typer.Typer, arguments: Sequence[str]) -> int:
                 next_step="lower --batch-tokens, measure fewer sites, or take --dtype bfloat16; sparsescope "
                 "doctor --subject NAME says what a model needs",
             )
-            console.error_json(short) if wants_json else console.say(f"error: {short}")
-            return 1
+            return _told(short, wants_json)
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            place = "" if error.filename is None else os.fsdecode(error.filename)
+            refused = SparsescopeError(
+                "the system refused to read or write",
+                where=place or "a file",
+                got=f"{errno.errorcode[error.errno]}: {error.strerror}",
+                next_step="mend the cause (permissions, disk, name) and run the same command again",
+            )
+            return _told(refused, wants_json)
         return _internal(error, wants_json)
+
+
+def _told(error: SparsescopeError, wants_json: bool, code: int = 1) -> int:
+    """Print an error and return the exit code."""
+    try:
+        console.error_json(error) if wants_json else console.say(f"error: {error}")
+    except console.OutputLost as lost:
+        console.say(f"error: {error}")
+        return _output_lost(lost)
+    except BrokenPipeError:
+        _print_no_more()
+    return code
+
+
+def _output_lost(error: SparsescopeError) -> int:
+    """Say on standard error that standard output is lost."""
+    _print_no_more()
+    console.say(f"error: {error}")
+    return 1
+
+
+def _print_no_more() -> None:
+    """Let nothing be printed again, not even at exit, what waits to be printed included."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -93,5 +142,7 @@ def _internal(error: Exception, wants_json: bool) -> int:
         f"internal error: {type(error).__name__}: {_first_line(error)}",
         next_step="run it again with SPARSESCOPE_DEBUG=1 for the trace and report it",
     )
-    console.error_json(bug) if wants_json else console.say(str(bug))
+    if wants_json:
+        return _told(bug, wants_json, 3)
+    console.say(str(bug))
     return 3

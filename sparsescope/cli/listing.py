@@ -125,14 +125,16 @@ def describe(name: str, home: Path | None) -> dict[str, Any]:
         SpecError: If nothing has this name; the message lists near matches.
     """
     from sparsescope.activations.corpus import registered_corpora
-    from sparsescope.core.manifest import RUN_ID
     from sparsescope.core.registry import analyses, benchmarks
+    from sparsescope.core.run_store import means_run
     from sparsescope.models.catalog import registered_subjects
     from sparsescope.models.variants import registered_variants
 
-    if RUN_ID.fullmatch(Path(name).name):
-        artifact = find_artifact(name, home)
-        return _describe_run(open_run(name, home)) if artifact is None else _describe_artifact(artifact)
+    artifact = find_artifact(name, home)
+    if artifact is not None:
+        return _describe_artifact(artifact)
+    if means_run(name):
+        return _describe_run(open_run(name, home))
     for registry in (analyses(), benchmarks()):
         if name in registry:
             return _describe_analysis(registry.get(name), registry.kind)
@@ -162,30 +164,23 @@ def describe(name: str, home: Path | None) -> dict[str, Any]:
 
 def open_run(name: str, home: Path | None) -> Result:
     """Open a run by id in the folder of runs, or by its own folder."""
-    from sparsescope.core.files import given_path
-    from sparsescope.core.run_store import Store
+    from sparsescope.core.run_store import open_run as opened
 
-    folder = given_path(name, "name of a run")
-    return (
-        Store(folder.resolve().parent).open(folder.name) if folder.is_dir() else Store(home).open(folder.name)
-    )
+    return opened(name, home)
 
 
 def find_artifact(name: str, home: Path | None) -> Artifact | None:
     """An artifact by id in the folder of runs, or by its own folder; None where there is none,
     so a run is meant.
     """
+    from sparsescope.core.artifact_store import FOLDER
     from sparsescope.core.artifacts import RECORD, Artifact
     from sparsescope.core.files import given_path
     from sparsescope.core.run_store import Store
 
     folder = given_path(name, "name of an artifact")
-    found = (
-        Artifact(folder.name, folder.resolve())
-        if folder.is_dir()
-        else Store(home).artifacts.find(folder.name)
-    )
-    return found if (found.path / RECORD).is_file() else None
+    folder = folder.resolve() if folder.is_dir() else Store(home).root / FOLDER / folder.name
+    return Artifact(folder.name, folder) if (folder / RECORD).is_file() else None
 
 
 def _describe_analysis(record: Analysis, kind: str) -> dict[str, Any]:

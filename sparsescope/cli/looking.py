@@ -159,13 +159,12 @@ def verify(
 
 def _is_dictionary(given: str) -> bool:
     """Whether this is the id of a kept dictionary, or a folder in a layout of one."""
-    from pathlib import Path
-
+    from sparsescope.core.files import given_path
     from sparsescope.core.sealed import ID
     from sparsescope.dictionaries.artifact import KIND
     from sparsescope.dictionaries.interchange import FORMATS
 
-    path = Path(given)
+    path = given_path(given, "FOLDER")
     if ID.fullmatch(path.name) and path.name.startswith(f"{KIND}-"):
         return True
     return path.is_dir() and any((path / name).is_file() for names in FORMATS.values() for name in names)

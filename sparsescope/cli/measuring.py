@@ -89,12 +89,12 @@ def train(
     The same command goes on after an interruption.
     """
     from sparsescope.cli import console
-    from sparsescope.core.files import check_name
+    from sparsescope.core.files import given_path
     from sparsescope.training.kinds import read_artifact_recipe
     from sparsescope.training.recipe import changed_text, find_recipe, read_recipe
 
     if output is not None:
-        check_name(output, "--output")
+        output = given_path(output, "--output")
     path = find_recipe(recipe)
     if (of_artifact := read_artifact_recipe(path)) is not None:
         _train_artifact(of_artifact, home, json, {"--output": output, "--seed": seed, "--name": name})

@@ -56,17 +56,17 @@ def no_output(text: str, option: str) -> SpecError:
 
 
 def output_file(text: str | Path) -> Path:
-    """Return the file that ``--output`` names; what ends with a slash is a folder, and ``Path`` hides it."""
-    if str(text).endswith(("/", "\\")):
-        raise no_output(str(text), "--output FILE.html")
-    return Path(text)
+    """Return the file that ``--output`` names."""
+    from sparsescope.core.files import given_output
+
+    return given_output(text, "--output")
 
 
 def notebook_file(text: str | Path) -> Path:
     """The same of ``--notebook``."""
-    if str(text).endswith(("/", "\\")):
-        raise no_output(str(text), "--notebook FILE.ipynb")
-    return Path(text)
+    from sparsescope.core.files import given_output
+
+    return given_output(text, "--notebook")
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -179,6 +179,13 @@ class TextOptions(_Group):
             "sixteenth of the share of its domain when left out."
         ),
     ] = None
+    keep_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--keep-duplicates",
+            help="Keep documents that nearly repeat others (Jaccard index of word 5-grams of 0.8 or more).",
+        ),
+    ] = False
     seed: Annotated[int, typer.Option(help="Seed of the choice of documents.")] = 0
     bos: Annotated[
         str, typer.Option(help="Beginning-of-sequence token: auto (as the tokenizer does), always, never.")
@@ -195,7 +202,7 @@ class TextOptions(_Group):
         bos = cast("BosPolicy", self.bos)  # what it may be is checked there
         text = corpus(
             self.corpus or DEFAULT_CORPUS, tokens=self.tokens, seed=self.seed, context=self.context, bos=bos,
-            max_document_tokens=self.document_tokens,
+            max_document_tokens=self.document_tokens, deduplicate=not self.keep_duplicates,
         )  # fmt: skip
         return Fallback(text) if self.corpus is None else text
 

@@ -58,16 +58,14 @@ def report(
     path is printed last.
     """
     from sparsescope.cli import console, listing
-    from sparsescope.core.manifest import RUN_ID
     from sparsescope.core.registry import FULL, QUICK
     from sparsescope.core.result import Note
+    from sparsescope.core.run_store import means_run
 
     if depth not in (QUICK, FULL):
         raise unknown_name("depth", depth, (QUICK, FULL), next_step="leave --depth out for quick")
     check_output(output)
-    found = {
-        name: Target(name, model, text, more) for name in targets if not RUN_ID.fullmatch(Path(name).name)
-    }
+    found = {name: Target(name, model, text, more) for name in targets if not means_run(name)}
     if fallback is not None:
         ModelOptions(model.dtype, model.device).check(fallback)
     # One that is not there fails now

@@ -239,13 +239,10 @@ class GrowingReport:
 
 def check_output(path: Path, option: str = "--output FILE.html") -> None:
     """Refuse an output that cannot be written, before minutes of work."""
-    from sparsescope.core.files import check_name
+    from sparsescope.core.files import given_output
 
-    check_name(path, option.split()[0])
-    folder = path.parent
-    # A report replaces the file: a device such as /dev/null must not be replaced.
-    special = path.exists() and not path.is_file()
-    if special or not folder.is_dir() or not os.access(folder, os.W_OK):
+    folder = given_output(path, option.split()[0]).parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise no_output(str(path), option)
 
 

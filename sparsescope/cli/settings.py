@@ -1,11 +1,13 @@
 """Parameters of an analysis as they are written on the command line: ``--set NAME=VALUE``.
 
 A value stays text until the parameter model reads it, so that the type of the parameter decides what ``1e3``,
-``true`` or ``5`` means. Only lists and ``none`` are told apart here, again by the type of the parameter.
+``true`` or ``5`` means. Only lists (``0.5,0.9`` or ``[0.5, 0.9]``) and ``none`` are told apart here, again by
+the type of the parameter.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -48,9 +50,19 @@ def _value(text: str, annotation: Any) -> Any:
     kinds = set(_kinds(annotation))
     if type(None) in kinds and text.lower() == "none":
         return None
-    if kinds & {tuple, list} and ("," in text or str not in kinds):
-        return text.split(",")
+    if kinds & {tuple, list} and (_is_list(text) or "," in text or str not in kinds):
+        try:
+            listed = json.loads(text) if _is_list(text) else None
+        except ValueError:  # a list without the quotes of JSON
+            listed = None
+        inner = text.strip()[1:-1] if _is_list(text) else text
+        return listed if isinstance(listed, list) else [part.strip() for part in inner.split(",")]
     return text
+
+
+def _is_list(text: str) -> bool:
+    """Whether it is written as Python and JSON write a list: ``[0.5, 0.9]``."""
+    return text.strip()[:1] + text.strip()[-1:] in ("[]", "()")
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:

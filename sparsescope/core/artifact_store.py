@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from sparsescope.core.artifacts import RECORD, Artifact, check_kind, entry_of, files_in, new_record
 from sparsescope.core.escaping import well_formed_values
-from sparsescope.core.files import storage_errors, sync_path, write_file
+from sparsescope.core.files import FOR_RUNS, storage_errors, sync_path, write_file
 from sparsescope.core.publish import publish, remove_strays, temporary_path
 from sparsescope.core.sealed import FILE, ID, FileEntry, sealed_bytes
 from sparsescope.core.spec import canonical_json
@@ -65,7 +65,7 @@ class ArtifactWriter:
             ArtifactError: If the name is not of this form or taken, or the disk refuses.
         """
         path = self.folder / check_file(name)
-        with storage_errors("store the artifact", path):
+        with storage_errors("store the artifact", path, instead=FOR_RUNS):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = path.open("xb")
         stream = _Stream(handle, path)
@@ -122,7 +122,7 @@ class _Stream(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data)
         view = view.cast("B") if view.nbytes else memoryview(b"")  # an empty array cannot be cast
-        with storage_errors("store the artifact", self._path):
+        with storage_errors("store the artifact", self._path, instead=FOR_RUNS):
             self._handle.write(view)
         self.hash.update(view)
         self.count += len(view)
@@ -130,7 +130,7 @@ class _Stream(io.RawIOBase):
 
     def finish(self) -> None:
         """Flush what was written to the disk."""
-        with storage_errors("store the artifact", self._path):
+        with storage_errors("store the artifact", self._path, instead=FOR_RUNS):
             self._handle.flush()
             os.fsync(self._handle.fileno())
 
@@ -256,7 +256,7 @@ class ArtifactStore:
         """
         check_kind(kind)
         place = self.root or Path(tempfile.gettempdir())
-        with storage_errors("store the artifact", place):
+        with storage_errors("store the artifact", place, instead=FOR_RUNS):
             if self.root is None:
                 temporary = Path(tempfile.mkdtemp(prefix=f"sparsescope-{kind}-"))
             else:
@@ -268,7 +268,7 @@ class ArtifactStore:
         try:
             with _own_errors(temporary):
                 yield writer
-            with storage_errors("store the artifact", place):
+            with storage_errors("store the artifact", place, instead=FOR_RUNS):
                 writer._artifact = self._finish(writer, kind, format, made_by)
         finally:
             if self.root is not None or writer._artifact is None:
@@ -348,5 +348,5 @@ def _own_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(folder):
             raise
-        with storage_errors("store the artifact", folder):
+        with storage_errors("store the artifact", folder, instead=FOR_RUNS):
             raise

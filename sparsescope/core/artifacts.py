@@ -19,9 +19,10 @@ import numpy as np
 from pydantic import field_validator
 
 from sparsescope.core.escaping import well_formed
-from sparsescope.core.files import sha256_file, storage_errors
+from sparsescope.core.files import given_path, sha256_file, storage_errors
 from sparsescope.core.run_files import damage_of, inside
 from sparsescope.core.sealed import ID, FileEntry, Form, Sealed
+from sparsescope.core.shown import Shown
 from sparsescope.core.spec import canonical_json
 from sparsescope.core.tensor_header import read_tensors
 from sparsescope.errors import ArtifactError, SpecError, unknown_name
@@ -77,7 +78,7 @@ FORM = Form(
 )
 
 
-class Artifact:
+class Artifact(Shown):
     """One artifact; nothing is read before it is used.
 
     Args:
@@ -114,7 +115,7 @@ class Artifact:
             ArtifactError: If the folder cannot be read or holds no file.
         """
         check_kind(kind)
-        path = Path(path)
+        path = given_path(path, "folder of an artifact")
         with storage_errors("read the folder", path):
             names = [
                 name for name in files_in(path) if not any(part.startswith(".") for part in name.split("/"))
@@ -248,12 +249,10 @@ class Artifact:
         again = self.remake or (f"make it again; it was made by {maker}" if maker else _AGAIN)
         return ArtifactError(what, where=str(where), allowed=self.id, got=got, next_step=again)
 
-    def __repr__(self) -> str:
-        return (
-            f"Artifact({self.id}, {self.format}, {len(self.files)} files)"
-            if self.present
-            else f"Artifact({self.id}, missing)"
-        )
+    def _shown(self) -> dict[str, object]:
+        if not self.present:
+            return {"id": self.id, "files": "missing"}
+        return {"id": self.id, "format": self.format, "files": len(self.files)}
 
 
 def check_kind(kind: str) -> str:

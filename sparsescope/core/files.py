@@ -19,15 +19,19 @@ from sparsescope.errors import ArtifactError, SpecError
 
 #: Bytes of one part of a path, and of the whole of it, that file systems take.
 LONGEST_PART, LONGEST_PATH = 255, 4095
+#: What to do about a place of runs that cannot be written to; of any other the user gave the path.
+FOR_RUNS = "set SPARSESCOPE_HOME to a folder elsewhere that you can write to"
+_ELSEWHERE = "give another path, where you can write"
 _NEXT_STEP = {
-    errno.ENOSPC: "free space on that disk, or set SPARSESCOPE_HOME to a folder on another one",
-    errno.EDQUOT: "free some of your quota, or set SPARSESCOPE_HOME to another folder",
-    errno.EROFS: "the disk is read-only: set SPARSESCOPE_HOME to a folder that you can write to",
-    errno.EACCES: "set SPARSESCOPE_HOME to a folder that you can write to, or change the permissions",
-    errno.EPERM: "set SPARSESCOPE_HOME to a folder that you can write to, or change the permissions",
+    errno.ENOSPC: "free space on that disk, or {instead}",
+    errno.EDQUOT: "free some of your quota, or {instead}",
+    errno.EROFS: "the disk is read-only: {instead}",
+    errno.EACCES: "change the permissions, or {instead}",
+    errno.EPERM: "change the permissions, or {instead}",
     errno.ENOENT: "check that the folder exists",
-    errno.EEXIST: "a file stands where a folder is needed: set SPARSESCOPE_HOME to another folder",
-    errno.ENOTDIR: "a file stands where a folder is needed: set SPARSESCOPE_HOME to another folder",
+    errno.EEXIST: "a file stands where a folder is needed: {instead}",
+    errno.ENOTDIR: "a file stands where a folder is needed: {instead}",
+    errno.EISDIR: "a folder stands where a file is needed: {instead}",
 }
 
 
@@ -54,18 +58,19 @@ def check_name(given: str | Path, where: str) -> None:
 
 
 def given_path(given: str | Path, where: str) -> Path:
-    """Return a path that a user gave, with ``~`` expanded; whether anything is there is not looked at.
+    """Return a path that a user gave, with ``~`` expanded; there need be nothing. Every such path comes here.
 
     Args:
         given: What a user gave.
         where: Where it was given, for the message.
 
     Raises:
-        SpecError: No file can have this name, or it begins with the home of a user who is not there.
+        SpecError: No file can have this name, it begins with the home of a user who is not there, the working
+            folder is gone, or the system does not let this user look there.
     """
     check_name(given, where)
     try:
-        return Path(given).expanduser()
+        path = Path(given).expanduser()
     except RuntimeError:
         raise SpecError(
             "this path begins with the home of a user who is not there",
@@ -74,6 +79,44 @@ def given_path(given: str | Path, where: str) -> Path:
             got=repr(str(given)[:200]),
             next_step="give the path without ~",
         ) from None
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        if not path.is_absolute() and not Path().exists():
+            raise SpecError(
+                "the working folder was deleted, so a relative path leads nowhere",
+                where=where,
+                allowed="an absolute path",
+                got=repr(str(given)[:200]),
+                next_step="go to a folder that exists: cd",
+            ) from None
+    except OSError as error:
+        raise SpecError(
+            "the system does not let you look there",
+            where=where,
+            allowed="a path whose folders you may enter",
+            got=f"{str(given)[:200]!r}: {error.strerror}",
+            next_step="change the permissions of its folders, or give another path",
+        ) from None
+    return path
+
+
+def given_output(given: str | Path, where: str) -> Path:
+    """Return the file to write that a user gave; of a link the file that it leads to, which is written then.
+
+    Raises:
+        SpecError: See ``given_path``; or there is something else than a file: a folder, a device, ``-``.
+    """
+    path = given_path(given, where)
+    if str(given) == "-" or str(given).endswith(("/", "\\")) or (path.exists() and not path.is_file()):
+        raise SpecError(
+            "no file can be written there",
+            where=where,
+            allowed="the path of a file",
+            got=f"{str(given)[:200]!r}{', a folder' if path.is_dir() else ''}",
+            next_step="give the path of a file in a folder that you can write to",
+        )
+    return path.resolve() if path.is_symlink() else path
 
 
 def _bytes(text: str) -> int:
@@ -81,8 +124,14 @@ def _bytes(text: str) -> int:
 
 
 @contextmanager
-def storage_errors(action: str, path: Path) -> Iterator[None]:
-    """Turn an ``OSError`` inside the block into an ``ArtifactError`` about ``path``."""
+def storage_errors(action: str, path: Path, *, instead: str = _ELSEWHERE) -> Iterator[None]:
+    """Turn an ``OSError`` inside the block into an ``ArtifactError`` about ``path``.
+
+    Args:
+        action: What was tried.
+        path: With what.
+        instead: What else can be done.
+    """
     try:
         yield
     except OSError as error:
@@ -91,7 +140,9 @@ def storage_errors(action: str, path: Path) -> Iterator[None]:
             f"cannot {action}",
             where=str(path),
             got=f"{code}: {error.strerror or error}",
-            next_step=_NEXT_STEP.get(error.errno or 0, "mend the cause and run the same command again"),
+            next_step=_NEXT_STEP.get(
+                error.errno or 0, "mend the cause and run the same command again"
+            ).format(instead=instead),
         ) from error
 
 
@@ -112,14 +163,22 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes, *, action: str = "write the file") -> None:
+def replace_file(
+    path: Path, data: bytes, *, action: str = "write the file", instead: str = _ELSEWHERE
+) -> None:
     """Write a file atomically: readers see the old content or the new, never a part.
+
+    Args:
+        path: The file.
+        data: Its content.
+        action: What this is, for the message.
+        instead: What else can be done, for the message.
 
     Raises:
         ArtifactError: If the disk refuses; the old file is untouched and no temporary file stays.
     """
     temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    with storage_errors(action, path):
+    with storage_errors(action, path, instead=instead):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write_file(temporary, data)

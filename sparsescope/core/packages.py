@@ -26,7 +26,7 @@ def cache_dir() -> Path:
     own, shared = os.environ.get("SPARSESCOPE_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if own:
         return given_path(own, "$SPARSESCOPE_CACHE")
-    return (Path(shared) if shared else Path.home() / ".cache") / "sparsescope"
+    return given_path(shared or "~/.cache", "$XDG_CACHE_HOME" if shared else "your home") / "sparsescope"
 
 
 def download_wheel(requirement: str, folder: Path) -> Path:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsescope.core.inputs import Input, Known, declared_inputs, why_not
 from sparsescope.core.named_code import Owner, function_of, module_of
+from sparsescope.core.shown import Shown
 from sparsescope.core.spec import Params, make_params, named_inputs
 from sparsescope.errors import SparsescopeError, SpecError, unknown_name
 
@@ -119,8 +120,8 @@ class View:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Analysis:
+@dataclass(frozen=True, slots=True, repr=False)
+class Analysis(Shown):
     """The registered record of an analysis.
 
     Args:
@@ -170,6 +171,15 @@ class Analysis:
     inputs: tuple[str, ...] = ("subject", "text")
     unit: str = "tokens"
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+
+    def _shown(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "title": self.title,
+            "inputs": ", ".join(self.inputs),
+            "parameters": ", ".join(self.params.model_fields),
+            "views": ", ".join(view.name for view in self.views),
+        }
 
     @property
     def declared(self) -> tuple[Input, ...]:

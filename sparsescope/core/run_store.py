@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,17 @@ import numpy as np
 
 from sparsescope.core.artifact_store import FOLDER, ArtifactStore
 from sparsescope.core.artifacts import Artifact
-from sparsescope.core.files import given_path, replace_file, storage_errors, write_file
+from sparsescope.core.files import FOR_RUNS, given_path, replace_file, storage_errors, write_file
 from sparsescope.core.manifest import MANIFEST, RUN_ID, Manifest, read_manifest
 from sparsescope.core.publish import publish, remove_strays, temporary_path
 from sparsescope.core.result import Result, Tensor
 from sparsescope.core.run_files import find_damage, inside, read_table, read_tensor, write_contents
 from sparsescope.core.spec import Spec
+from sparsescope.core.text_notes import notes_of_text
 from sparsescope.errors import ArtifactError
+
+_HEAD = 4096  # bytes of a manifest that its time stands in
+_CREATED = re.compile(rb'^ "created": "([^"]*)"', re.MULTILINE)
 
 
 def home() -> Path:
@@ -91,15 +95,15 @@ class Store:
 
     def has(self, run_id: str) -> bool:
         """Whether the run is stored and complete."""
-        return (self.path(run_id) / MANIFEST).is_file()
+        return holds_run(self.path(run_id))
 
     def run_ids(self) -> list[str]:
-        """Ids of the complete runs, newest first."""
+        """Ids of the complete runs, newest first by the time in their manifests, then by id."""
         if not self.root.is_dir():
             return []
         with storage_errors("read the folder of runs", self.root):
-            found = [p for p in self.root.iterdir() if RUN_ID.fullmatch(p.name) and (p / MANIFEST).is_file()]
-            return [p.name for p in sorted(found, key=lambda p: (-(p / MANIFEST).stat().st_mtime_ns, p.name))]
+            found = sorted(p.name for p in self.root.iterdir() if RUN_ID.fullmatch(p.name) and holds_run(p))
+            return sorted(found, key=lambda name: _made(self.root / name / MANIFEST), reverse=True)
 
     def manifest(self, run_id: str) -> Manifest:
         """Read the manifest of a run; see ``read_manifest`` for what it raises."""
@@ -136,6 +140,8 @@ class Store:
         result = Result(manifest.spec.analysis)
         result.scalars = {scalar.name: scalar for scalar in manifest.scalars}
         result.notes = list(manifest.notes)
+        for warning in notes_of_text(manifest.spec.corpus):
+            result.note("warning", warning)
         for name, entry in manifest.tables.items():
             result.tables[name] = read_table(inside(folder, entry.file), entry)
             result.columns[name] = entry.columns
@@ -195,7 +201,7 @@ class Store:
             ArtifactError: With the reason.
         """
         probe = temporary_path(self.root, "probe")
-        with storage_errors("write to the folder of runs", self.root):
+        with storage_errors("write to the folder of runs", self.root, instead=FOR_RUNS):
             self.root.mkdir(parents=True, exist_ok=True)
             try:
                 write_file(probe, b"probe")
@@ -234,7 +240,7 @@ class Store:
         for name in result.artifacts.keys() - (spec.inputs or {}).keys():  # those of a run that had no store
             result.artifacts[name] = self.artifacts.adopt(result.artifacts[name])
         temporary = temporary_path(self.root, spec.run_id)
-        with storage_errors("store the run", final):
+        with storage_errors("store the run", final, instead=FOR_RUNS):
             self.root.mkdir(parents=True, exist_ok=True)
             remove_strays(self.root)
             remove_strays(self.root / FOLDER)
@@ -266,7 +272,8 @@ class Store:
         # ascontiguousarray gives a number an axis
         whole = {name: np.ascontiguousarray(v).reshape(np.shape(v)) for name, v in arrays.items()}
         data = save(whole, {"meta": json.dumps(meta)})
-        replace_file(self.partial(digest) / f"{step}.safetensors", data, action="save the state of the run")
+        path = self.partial(digest) / f"{step}.safetensors"
+        replace_file(path, data, action="save the state of the run", instead=FOR_RUNS)
 
     def load_step(self, digest: str, step: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """Return the state of a step, or None when there is none or it cannot be read."""
@@ -320,16 +327,48 @@ class Store:
         )
 
 
-def open_run(path: str | Path) -> Result:
-    """Open a stored run by folder (``runs/<id>``) or by id under ``home()``.
+def open_run(path: str | Path, home: str | Path | None = None) -> Result:
+    """Open a stored run.
+
+    Args:
+        path: Its folder (``runs/<id>``), a link to it (``runs/latest``), or its id.
+        home: The folder of runs that an id is looked for in; ``home()`` when None.
 
     Raises:
-        ArtifactError: If it is missing, damaged or newer than this program.
+        ArtifactError: If it is missing, damaged, renamed or newer than this program.
+        SpecError: If no file can have this name.
     """
-    path = Path(path)
-    if path.parent != Path() or path.is_dir():
-        return Store(path.resolve().parent).open(path.resolve().name)
-    return Store().open(path.name)
+    folder = given_path(path, "name of a run")
+    if holds_run(folder):
+        folder = folder.resolve()
+        if not RUN_ID.fullmatch(folder.name):
+            read_manifest(folder)  # says which run it is and that folders are not renamed
+    elif folder.parent == Path() and not folder.is_dir():
+        return Store(home).open(folder.name)
+    return Store(folder.parent).open(folder.name)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder, or what a link leads to, is that of a complete run."""
+    return (folder / MANIFEST).is_file()
+
+
+def means_run(name: str) -> bool:
+    """Whether a name is that of a stored run, whether or not it is there: an id, or the folder of one."""
+    folder = given_path(name, "name")
+    return bool(RUN_ID.fullmatch(folder.name)) or holds_run(folder)
+
+
+@lru_cache(maxsize=4096)
+def _time_in(path: Path, changed: int) -> bytes:
+    """The time in a manifest, of which the beginning is read; ``changed`` is the time of the file."""
+    with path.open("rb") as file:
+        stated = _CREATED.search(file.read(_HEAD))
+    return stated[1] if stated else b""
+
+
+def _made(path: Path) -> bytes:
+    return _time_in(path, path.stat().st_mtime_ns)
 
 
 def provenance(manifest: Manifest) -> dict[str, Any]:

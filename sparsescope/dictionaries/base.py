@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sparsescope.core.shown import Shown
 from sparsescope.errors import SpecError
 
 if TYPE_CHECKING:
     from sparsescope.dictionaries.codes import SparseCodes
 
 
-class Dictionary(ABC):
+class Dictionary(Shown, ABC):
     """Features of a site.
 
     Attributes:
@@ -36,6 +37,14 @@ class Dictionary(ABC):
     d_in: int
     d_out: int
     width: int
+
+    def _shown(self) -> dict[str, object]:
+        return {
+            "architecture": self.architecture,
+            "site": self.site or "not known",
+            "width": self.width,
+            "d_in": self.d_in,
+        } | ({} if self.d_out == self.d_in else {"d_out": self.d_out})
 
     @abstractmethod
     def encode(self, x: torch.Tensor) -> SparseCodes:

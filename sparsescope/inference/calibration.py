@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsescope.core.shown import Shown
 from sparsescope.errors import ArtifactError, SubjectError
 from sparsescope.inference.calibrator import Calibrator, check_reach, check_target, policy_of
 from sparsescope.inference.install import install
@@ -33,8 +34,8 @@ ROUNDS = 4
 _FILE, _TENSORS = "calibration.json", "masks.safetensors"
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
+@dataclass(frozen=True, slots=True, repr=False)
+class Calibration(Shown):
     """Masks for one model.
 
     Attributes:
@@ -50,6 +51,16 @@ class Calibration:
     target: float
     prefix: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def _shown(self) -> dict[str, object]:
+        return {
+            "method": self.method,
+            "target": self.target,
+            "realised": self.facts.get("realised"),
+            "prefix": self.prefix,
+            "model": (self.facts.get("model") or {}).get("id"),
+            "masks": len(self.masks),
+        }
 
     @property
     def digest(self) -> str:
@@ -150,7 +161,7 @@ class Calibration:
         from sparsescope.core.artifacts import Artifact
 
         if not isinstance(artifact, Artifact):
-            artifact = Artifact.of_folder(KIND, Path(artifact), FORMAT)
+            artifact = Artifact.of_folder(KIND, artifact, FORMAT)
         try:
             read = json.loads(artifact.path_of(_FILE, check=True).read_text(encoding="utf-8"))
             tensors = load_file(str(artifact.path_of(_TENSORS, check=True)))

@@ -19,13 +19,112 @@ from torch.nn.functional import silu
 
 from sparsescope.errors import SpecError
 from sparsescope.kernels.backends import Backend, check_backend
-from sparsescope.kernels.sparse_gemv import check_input, loops, threads, token_loops, words
+from sparsescope.kernels.sparse_gemv import check_device, check_tokens, threads, token_loops, words
 from sparsescope.kernels.weight_rows import WeightRows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_TOKENS = 8
+
+
+class BlockFFN:
+    """The layer, prepared to be called again and again.
+
+    Args:
+        up: By output, [E * width, d].
+        down: By channel, [E * width, d].
+        backend: ``reference``, ``numba`` or ``triton``; never replaced by another one.
+
+    Raises:
+        SpecError: The matrices do not belong together.
+        KernelError: The backend cannot be used on this machine, or they are on different devices.
+
+    Example:
+        >>> from sparsescope.kernels.weight_rows import rows_by_channel, rows_by_output
+        >>> up, down = torch.eye(2), torch.tensor([[1.0, 0.0]])
+        >>> layer = BlockFFN(rows_by_output(up), rows_by_channel([down]), backend="reference")
+        >>> layer(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
+        tensor([0.7311])
+    """
+
+    def __init__(self, up: WeightRows, down: WeightRows, *, backend: Backend = "numba") -> None:
+        check_backend(backend, up.data.device)
+        _check_matrices(up, down)
+        self.up, self.down, self.backend = up, down, backend
+        if backend == "numba":
+            self._up, self._down = words(up), words(down)
+            units = len(up.data)
+            self._scale = np.ones(units, np.float32) if up.scale is None else up.scale.numpy()
+            self._down_scale = None if down.scale is None else down.scale.numpy()
+
+    def __call__(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Compute the layer from what the router said.
+
+        Args:
+            x: [T, d], or [d].
+            weights: A, [T, E], or [E]; zero where an expert is not used.
+
+        Returns:
+            float32 [T, d], or [d].
+
+        Raises:
+            SpecError: Shapes do not fit, or there are more than 8 tokens.
+        """
+        flat, gates = x.detach().float().reshape(-1, x.shape[-1]), weights.detach().float()
+        flat, gates = flat.contiguous(), gates.reshape(-1, gates.shape[-1]).contiguous()
+        width = self._check(flat, gates)
+        if self.backend == "reference":
+            hidden = silu(flat @ self.up.dense().T) * gates.repeat_interleave(width, 1)
+            y = hidden @ self.down.dense().T
+        elif self.backend == "numba":
+            y = torch.from_numpy(self._numba(flat.numpy(), gates.numpy(), width))
+        else:
+            from sparsescope.kernels.sparse_products_triton import block_ffn_tokens
+
+            y = block_ffn_tokens(flat, gates, self.up, self.down, width)
+        return y.reshape(*x.shape[:-1], -1)
+
+    def _check(self, x: torch.Tensor, weights: torch.Tensor) -> int:
+        """Hidden units of an expert.
+
+        Raises:
+            SpecError: Inputs and router weights do not fit each other or the matrices.
+        """
+        experts, units = weights.shape[1], len(self.down.data)
+        if units % max(experts, 1):
+            raise _do_not_fit(self.up, self.down, experts)
+        if len(weights) != len(x) or self.up.width != x.shape[1]:
+            raise SpecError(
+                "inputs and router weights do not fit",
+                where="x, weights",
+                allowed=f"x [T, {self.up.width}], weights [T, {experts}]",
+                got=f"{list(x.shape)}, {list(weights.shape)}",
+                next_step="give the router weights of these tokens, zero where an expert is not used",
+            )
+        check_tokens(x, MOST_TOKENS)
+        check_device(x, self.up)
+        return units // experts
+
+    def _numba(self, x: NDArray[np.float32], weights: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+        tokens, padded, split = len(x), self.down.data.shape[1], threads()
+        out = np.empty((tokens, padded), np.float32)
+        if tokens == 1:
+            token_loops().block_ffn_token(
+                self._up, self._down, x[0], weights, width, self._scale, split, out[0]
+            )
+        else:
+            used = (weights != 0).any(0).nonzero()[0]  # a NaN is used
+            rows = (used[:, None] * width + np.arange(width)).reshape(-1).astype(np.int32)
+            kept = len(rows)
+            planes = np.empty((tokens, self.up.data.shape[1]), np.float32)
+            hidden = np.empty((tokens, max(kept, 1)), np.float32)
+            token_loops().dot_kept_rows_of_tokens(self._up, x, rows, kept, split, planes, hidden)
+            token_loops().weigh_hidden(hidden, weights, rows, kept, width, self._scale)
+            partial = np.empty((split, tokens, padded), np.float32)
+            token_loops().add_kept_rows_of_tokens(self._down, rows, hidden, kept, split, partial, out)
+        y = out[:, : self.down.width]
+        return y if self._down_scale is None else y * self._down_scale
 
 
 def block_ffn(
@@ -36,88 +135,43 @@ def block_ffn(
     *,
     backend: Backend = "numba",
 ) -> torch.Tensor:
-    """Compute the layer from what the router said.
+    """Compute the layer once; see ``BlockFFN``.
 
     Args:
         x: [T, d], or [d].
         weights: A, [T, E], or [E]; zero where an expert is not used.
         up: By output, [E * width, d].
         down: By channel, [E * width, d].
-        backend: ``reference``, ``numba`` or ``triton``; never replaced by another one.
+        backend: ``reference``, ``numba`` or ``triton``.
 
     Returns:
         float32 [T, d], or [d].
 
     Raises:
         SpecError: Shapes do not fit, or there are more than 8 tokens.
-        KernelError: The backend cannot be used on this machine.
+        KernelError: The backend cannot be used on this machine, or tensors are on different devices.
     """
-    check_backend(backend, up.data.device)
-    flat, gates = x.detach().float().reshape(-1, x.shape[-1]), weights.detach().float()
-    gates = gates.reshape(-1, gates.shape[-1]).contiguous()
-    width = _check(flat, gates, up, down)
-    if backend == "reference":
-        hidden = silu(flat @ up.dense().T) * gates.repeat_interleave(width, 1)
-        y = hidden @ down.dense().T
-    elif backend == "numba":
-        y = torch.from_numpy(_numba(flat.contiguous(), gates, up, down, width))
-    else:
-        from sparsescope.kernels.sparse_products_triton import block_ffn_tokens
-
-        y = block_ffn_tokens(flat.contiguous(), gates, up, down, width)
-    return y.reshape(*x.shape[:-1], -1)
+    return BlockFFN(up, down, backend=backend)(x, weights)
 
 
-def _check(x: torch.Tensor, weights: torch.Tensor, up: WeightRows, down: WeightRows) -> int:
-    """Hidden units of an expert.
+def _check_matrices(up: WeightRows, down: WeightRows) -> None:
+    """Check that two matrices are those of one layer.
 
     Raises:
-        SpecError: Something does not fit.
+        SpecError: They do not belong together.
+        KernelError: They are on different devices.
     """
-    experts, units = weights.shape[1], len(down.data)
-    if up.by != "output" or down.by != "channel" or len(up.data) != units or units % experts:
-        raise SpecError(
-            "the matrices of a block feed-forward layer do not fit",
-            where="up, down, weights",
-            allowed="up by output and down by channel, with as many rows, a multiple of the experts",
-            got=f"up {len(up.data)} rows by {up.by}, down {units} rows by {down.by}, {experts} experts",
-            next_step="rows_by_output(W_up), rows_by_channel([W_down])",
-        )
-    if len(weights) != len(x) or up.width != x.shape[1]:
-        raise SpecError(
-            "inputs and router weights do not fit",
-            where="x, weights",
-            allowed=f"x [T, {up.width}], weights [T, {experts}]",
-            got=f"{list(x.shape)}, {list(weights.shape)}",
-            next_step="give the router weights of these tokens, zero where an expert is not used",
-        )
-    check_input(x.new_zeros(1, units).expand(len(x), units), down, most=MOST_TOKENS)
-    return units // experts
+    if up.by != "output" or down.by != "channel" or len(up.data) != len(down.data):
+        raise _do_not_fit(up, down, None)
+    check_device(down.data, up)
 
 
-def _numba(
-    x: torch.Tensor, weights: torch.Tensor, up: WeightRows, down: WeightRows, width: int
-) -> NDArray[np.float32]:
-    used = (weights != 0).any(0).numpy().nonzero()[0]  # a NaN is used
-    rows = (used[:, None] * width + np.arange(width)).reshape(-1).astype(np.int32)
-    kept, tokens, split = len(rows), len(x), threads()
-    gates, entries = weights.numpy(), x.numpy()
-    planes = np.empty((tokens, up.data.shape[1]), np.float32)
-    hidden = np.empty((tokens, max(kept, 1)), np.float32)
-    padded = down.data.shape[1]
-    scale = np.ones(len(up.data), np.float32) if up.scale is None else up.scale.numpy()
-    if tokens == 1:
-        loops().dot_kept_rows(words(up), entries[0], rows, kept, split, planes[0], hidden[0])
-        token_loops().weigh_hidden(hidden, gates, rows, kept, width, scale)
-        out = np.empty((1, padded), np.float32)
-        partial = np.empty((split, padded), np.float32)
-        data = words(down)
-        loops().add_kept_rows(data, rows, hidden[0], kept, 0, data.shape[1], split, partial, out[0])
-    else:
-        token_loops().dot_kept_rows_of_tokens(words(up), entries, rows, kept, split, planes, hidden)
-        token_loops().weigh_hidden(hidden, gates, rows, kept, width, scale)
-        out = np.empty((tokens, padded), np.float32)
-        several = np.empty((split, tokens, padded), np.float32)
-        token_loops().add_kept_rows_of_tokens(words(down), rows, hidden, kept, split, several, out)
-    y = out[:, : down.width]
-    return y if down.scale is None else y * down.scale.numpy()
+def _do_not_fit(up: WeightRows, down: WeightRows, experts: int | None) -> SpecError:
+    given = f"up {len(up.data)} rows by {up.by}, down {len(down.data)} rows by {down.by}"
+    return SpecError(
+        "the matrices of a block feed-forward layer do not fit",
+        where="up, down, weights",
+        allowed="up by output and down by channel, with as many rows, a multiple of the experts",
+        got=given if experts is None else f"{given}, {experts} experts",
+        next_step="rows_by_output(W_up), rows_by_channel([W_down])",
+    )

@@ -164,7 +164,6 @@ def check_input(x: torch.Tensor, weight: WeightRows, most: int) -> None:
         KernelError: They are on another device.
     """
     inputs = weight.n_inputs
-    tokens = x.numel() // max(inputs, 1)
     if x.ndim not in (1, 2) or x.shape[-1] != inputs:
         raise SpecError(
             "the input has another length than the matrices read",
@@ -173,6 +172,17 @@ def check_input(x: torch.Tensor, weight: WeightRows, most: int) -> None:
             got=list(x.shape),
             next_step="give what these matrices read",
         )
+    check_tokens(x, most)
+    check_device(x, weight)
+
+
+def check_tokens(x: torch.Tensor, most: int) -> None:
+    """Check how many tokens a kernel gets, x [T, K] or [K].
+
+    Raises:
+        SpecError: None, or too many.
+    """
+    tokens = x.numel() // max(x.shape[-1], 1)
     if not 0 < tokens <= most:
         raise SpecError(
             "this kernel does not take so many tokens" if tokens else "there is no token",
@@ -183,6 +193,14 @@ def check_input(x: torch.Tensor, weight: WeightRows, most: int) -> None:
             if most == 1
             else "weight.product(x) takes any number of tokens, dense",
         )
+
+
+def check_device(x: torch.Tensor, weight: WeightRows) -> None:
+    """Check that a tensor is where the weights are.
+
+    Raises:
+        KernelError: It is on another device.
+    """
     if x.device != weight.data.device:
         raise KernelError(
             "inputs and weights are on different devices",

@@ -26,6 +26,7 @@ import llvmlite.ir as ir
 import numba
 import numpy as np
 from numba import njit, prange, types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 # OpenMP first: its threads are started once and shared by all kernels; what is set by the user stays
@@ -40,6 +41,12 @@ numba.get_num_threads()
 _LOOSE = {"reassoc", "contract", "nsz"}
 OPTIONS: Any = {"nogil": True, "fastmath": _LOOSE, "error_model": "numpy"}
 _MANY = 16_384  # outputs from which on a product is split over them: sums of a thread leave its cache
+# Words of a row of bfloat16 or int8 up to which the next rows are asked for ahead: the processor does so by
+# itself within a page of 4 kB only, and does not get going in a short row. On longer rows, and on float32, it
+# costs more than it gives
+_SHORT = 1024
+_PIECE = 128  # words that are asked for at once: the memory works while a piece is summed
+_LINE = 16  # words of a line of the cache
 ZERO = np.float32(0)
 _HIGH, _HALF = np.uint32(0xFFFF0000), np.uint32(16)
 _FIRST, _SECOND, _THIRD, _BYTES = np.uint32(0xFF), np.uint32(0xFF00), np.uint32(0xFF0000), np.uint32(24)
@@ -65,6 +72,32 @@ def _to_float(context, word):
         return builder.sitofp(args[0], ir.FloatType())
 
     return types.float32(types.uint32), generate
+
+
+@intrinsic
+def _ask_for(context, data, row, word):
+    """Have the memory bring the line of an entry; nothing waits for it, and nothing is read."""
+
+    def generate(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        place = cgutils.get_item_pointer(
+            context, builder, signature.args[0], array, args[1:], wraparound=False
+        )
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(ask, [builder.bitcast(place, byte), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(data, types.intp, types.intp), generate
+
+
+@njit(inline="always")
+def ask_for_rows(data, indices, first, last, begin, end):
+    """Ask for words begin to end of the rows from ``first`` to ``last``."""
+    for r in range(first, last):
+        for word in range(begin, end, _LINE):
+            _ask_for(data, indices[r], word)
 
 
 # Functions whose body raises are names alone: numba puts the loop for the type of the words in their place
@@ -124,19 +157,30 @@ def _add_pairs(data, indices, values, low, high, begin, end, sums):
     for j in range(n):
         even[j] = ZERO
         odd[j] = ZERO
+    step = _PIECE if n <= _SHORT else n
     r = low
     while r + 4 <= high:
-        w0, w1 = data[indices[r], begin:end], data[indices[r + 1], begin:end]
-        w2, w3 = data[indices[r + 2], begin:end], data[indices[r + 3], begin:end]
+        i0, i1, i2, i3 = indices[r], indices[r + 1], indices[r + 2], indices[r + 3]
         a0, a1, a2, a3 = values[r], values[r + 1], values[r + 2], values[r + 3]
-        for j in range(n):
-            u0, u1, u2, u3 = w0[j], w1[j], w2[j], w3[j]
-            even[j] += (a0 * _as_float(u0 << _HALF) + a1 * _as_float(u1 << _HALF)) + (
-                a2 * _as_float(u2 << _HALF) + a3 * _as_float(u3 << _HALF)
+        for first in range(begin, end, step):
+            last = min(end, first + step)
+            if step < n:
+                ask_for_rows(data, indices, r + 4, min(high, r + 8), first, last)
+            w0, w1, w2, w3 = (
+                data[i0, first:last],
+                data[i1, first:last],
+                data[i2, first:last],
+                data[i3, first:last],
             )
-            odd[j] += (a0 * _as_float(u0 & _HIGH) + a1 * _as_float(u1 & _HIGH)) + (
-                a2 * _as_float(u2 & _HIGH) + a3 * _as_float(u3 & _HIGH)
-            )
+            s0, s1 = even[first - begin : last - begin], odd[first - begin : last - begin]
+            for j in range(last - first):
+                u0, u1, u2, u3 = w0[j], w1[j], w2[j], w3[j]
+                s0[j] += (a0 * _as_float(u0 << _HALF) + a1 * _as_float(u1 << _HALF)) + (
+                    a2 * _as_float(u2 << _HALF) + a3 * _as_float(u3 << _HALF)
+                )
+                s1[j] += (a0 * _as_float(u0 & _HIGH) + a1 * _as_float(u1 & _HIGH)) + (
+                    a2 * _as_float(u2 & _HIGH) + a3 * _as_float(u3 & _HIGH)
+                )
         r += 4
     while r < high:
         w0, a0 = data[indices[r], begin:end], values[r]
@@ -151,25 +195,37 @@ def _add_quads(data, indices, values, low, high, begin, end, sums):
     p0, p1, p2, p3 = sums[:n], sums[n : 2 * n], sums[2 * n : 3 * n], sums[3 * n : 4 * n]
     for j in range(4 * n):
         sums[j] = ZERO
+    step = _PIECE if n <= _SHORT else n
     r = low
     while r + 4 <= high:
-        w0, w1 = data[indices[r], begin:end], data[indices[r + 1], begin:end]
-        w2, w3 = data[indices[r + 2], begin:end], data[indices[r + 3], begin:end]
+        i0, i1, i2, i3 = indices[r], indices[r + 1], indices[r + 2], indices[r + 3]
         a0, a1, a2, a3 = values[r], values[r + 1], values[r + 2], values[r + 3]
-        for j in range(n):
-            u0, u1, u2, u3 = np.uint32(w0[j]), np.uint32(w1[j]), np.uint32(w2[j]), np.uint32(w3[j])
-            p0[j] += (a0 * _to_float(u0 & _FIRST) + a1 * _to_float(u1 & _FIRST)) + (
-                a2 * _to_float(u2 & _FIRST) + a3 * _to_float(u3 & _FIRST)
+        for first in range(begin, end, step):
+            last = min(end, first + step)
+            if step < n:
+                ask_for_rows(data, indices, r + 4, min(high, r + 8), first, last)
+            w0, w1, w2, w3 = (
+                data[i0, first:last],
+                data[i1, first:last],
+                data[i2, first:last],
+                data[i3, first:last],
             )
-            p1[j] += (a0 * _to_float(u0 & _SECOND) + a1 * _to_float(u1 & _SECOND)) + (
-                a2 * _to_float(u2 & _SECOND) + a3 * _to_float(u3 & _SECOND)
-            )
-            p2[j] += (a0 * _to_float(u0 & _THIRD) + a1 * _to_float(u1 & _THIRD)) + (
-                a2 * _to_float(u2 & _THIRD) + a3 * _to_float(u3 & _THIRD)
-            )
-            p3[j] += (a0 * _to_float(u0 >> _BYTES) + a1 * _to_float(u1 >> _BYTES)) + (
-                a2 * _to_float(u2 >> _BYTES) + a3 * _to_float(u3 >> _BYTES)
-            )
+            s0, s1 = p0[first - begin : last - begin], p1[first - begin : last - begin]
+            s2, s3 = p2[first - begin : last - begin], p3[first - begin : last - begin]
+            for j in range(last - first):
+                u0, u1, u2, u3 = np.uint32(w0[j]), np.uint32(w1[j]), np.uint32(w2[j]), np.uint32(w3[j])
+                s0[j] += (a0 * _to_float(u0 & _FIRST) + a1 * _to_float(u1 & _FIRST)) + (
+                    a2 * _to_float(u2 & _FIRST) + a3 * _to_float(u3 & _FIRST)
+                )
+                s1[j] += (a0 * _to_float(u0 & _SECOND) + a1 * _to_float(u1 & _SECOND)) + (
+                    a2 * _to_float(u2 & _SECOND) + a3 * _to_float(u3 & _SECOND)
+                )
+                s2[j] += (a0 * _to_float(u0 & _THIRD) + a1 * _to_float(u1 & _THIRD)) + (
+                    a2 * _to_float(u2 & _THIRD) + a3 * _to_float(u3 & _THIRD)
+                )
+                s3[j] += (a0 * _to_float(u0 >> _BYTES) + a1 * _to_float(u1 >> _BYTES)) + (
+                    a2 * _to_float(u2 >> _BYTES) + a3 * _to_float(u3 >> _BYTES)
+                )
         r += 4
     while r < high:
         w0, a0 = data[indices[r], begin:end], values[r]
@@ -290,15 +346,17 @@ def _dot_pairs(data, planes, rows, low, high, out):
     n = data.shape[1]
     even, odd = planes[:n], planes[n : 2 * n]
     r = low
-    while r + 2 <= high:
-        w0, w1 = data[rows[r]], data[rows[r + 1]]
-        s0, s1 = ZERO, ZERO
+    while r + 4 <= high:
+        w0, w1, w2, w3 = data[rows[r]], data[rows[r + 1]], data[rows[r + 2]], data[rows[r + 3]]
+        s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
         for j in range(n):
-            x, y, u0, u1 = even[j], odd[j], w0[j], w1[j]
+            x, y, u0, u1, u2, u3 = even[j], odd[j], w0[j], w1[j], w2[j], w3[j]
             s0 += _as_float(u0 << _HALF) * x + _as_float(u0 & _HIGH) * y
             s1 += _as_float(u1 << _HALF) * x + _as_float(u1 & _HIGH) * y
-        out[r], out[r + 1] = s0, s1
-        r += 2
+            s2 += _as_float(u2 << _HALF) * x + _as_float(u2 & _HIGH) * y
+            s3 += _as_float(u3 << _HALF) * x + _as_float(u3 & _HIGH) * y
+        out[r], out[r + 1], out[r + 2], out[r + 3] = s0, s1, s2, s3
+        r += 4
     while r < high:
         w0, s0 = data[rows[r]], ZERO
         for j in range(n):

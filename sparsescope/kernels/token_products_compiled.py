@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit, prange
 
 from sparsescope.kernels import sparse_products_compiled as loops
-from sparsescope.kernels.sparse_products_compiled import keyed
+from sparsescope.kernels.sparse_products_compiled import ask_for_rows, keyed
 
 OPTIONS, ZERO, words_of, read_row = loops.OPTIONS, loops.ZERO, loops.words_of, loops.read_row
 TOGETHER = 8  # rows that are taken at once
@@ -83,6 +83,8 @@ def add_kept_rows_of_tokens(version):
                     end = min(words, begin + step)
                     at, n = begin * entries, (end - begin) * entries
                     whole = together == TOGETHER
+                    if entries > 1:
+                        ask_for_rows(data, indices, r + together, min(high, r + 2 * TOGETHER), begin, end)
                     if not (whole and entries == 1):  # floats are read in their place
                         for g in range(together):
                             read_row(data, indices[r + g], begin, end, buffer[g, :n])
@@ -207,3 +209,25 @@ def gemm(version):
         add_kept_rows_of_tokens(data, indices, values, kept, threads, partial, out)
 
     return gemm
+
+
+@keyed
+def block_ffn_token(version):
+    @njit(cache=True, nogil=True)
+    def block_ffn_token(up, down, x, weights, width, scale, threads, out):
+        """The layer for one token: x [d], weights [1, E], out [P] in order, without the scale of down."""
+        version  # noqa: B018  part of the key of the cache
+        rows, kept = np.empty(len(up), np.int32), 0
+        for expert in range(weights.shape[1]):
+            if weights[0, expert] != 0:  # a NaN is used
+                for k in range(width):
+                    rows[kept] = expert * width + k
+                    kept += 1
+        hidden = np.empty((1, max(kept, 1)), np.float32)
+        planes = np.empty(up.shape[1] * words_of(up), np.float32)
+        loops.dot_kept_rows(up, x, rows, kept, threads, planes, hidden[0])
+        weigh_hidden(hidden, weights, rows, kept, width, scale)
+        partial = np.empty((threads, len(out)), np.float32)
+        loops.add_kept_rows(down, rows, hidden[0], kept, 0, down.shape[1], threads, partial, out)
+
+    return block_ffn_token

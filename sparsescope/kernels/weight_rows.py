@@ -19,6 +19,7 @@ from typing import Literal, get_args
 
 import torch
 
+from sparsescope.core.shown import Shown
 from sparsescope.errors import SpecError, unknown_name
 
 Stored = Literal["float32", "bfloat16", "int8"]
@@ -29,8 +30,8 @@ ALIGNED = 16  # entries that a row is padded to, and bytes that it is aligned to
 _CHUNK = 1 << 22  # entries that are made float32 at once
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class WeightRows:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class WeightRows(Shown):
     """Matrices stored row by row.
 
     Attributes:
@@ -53,6 +54,15 @@ class WeightRows:
         if self.stored not in STORED:
             raise unknown_name("type of weights", self.stored, STORED, next_step="float32 is exact")
         check_rows(self.data, self.stored)
+
+    def _shown(self) -> dict[str, object]:
+        return {
+            "rows": len(self.data),
+            "by": self.by,
+            "width": self.width,
+            "outputs": self.n_outputs,
+            "stored": self.stored,
+        }
 
     @property
     def n_outputs(self) -> int:

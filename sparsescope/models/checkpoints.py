@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsescope.core.files import given_path
+from sparsescope.core.shown import Shown
 from sparsescope.errors import DependencyError, SpecError, SubjectError
 from sparsescope.models.formats import series_file
 from sparsescope.models.formats.revision_names import CheckpointName, ordered_names, parse_name
@@ -59,7 +60,7 @@ class Checkpoint:
     stored: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-class CheckpointSeries:
+class CheckpointSeries(Shown):
     """Checkpoints in the order of their steps. Made by ``open_series``.
 
     Args:
@@ -91,11 +92,12 @@ class CheckpointSeries:
         if folder is not None:
             self.hashes = {found.step: found.sha256 for found in folder.content.checkpoints}
 
-    def __repr__(self) -> str:
-        return (
-            f"CheckpointSeries({self.name!r}, {len(self)} checkpoints, steps "
-            f"{self.steps[0]} to {self.steps[-1]})"
-        )
+    def _shown(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "checkpoints": len(self),
+            "steps": f"{self.steps[0]} to {self.steps[-1]}",
+        }
 
     def __len__(self) -> int:
         return len(self.checkpoints)

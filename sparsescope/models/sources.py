@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsescope.core.files import given_path
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.models.catalog import Reference, registered_subjects, resolve
 from sparsescope.models.entries import LoadedModel
@@ -123,10 +124,10 @@ def _load(reference: Reference) -> LoadedModel:
     if reference.kind == "folder":
         from sparsescope.models.formats.series_file import FILE
 
-        if (Path(request.name).expanduser() / FILE).is_file():  # written by `sparsescope train`
+        if (given_path(request.name, "name of a subject") / FILE).is_file():  # written by `sparsescope train`
             from sparsescope.models.zoo.shipped_series import load_series_folder
 
-            return load_series_folder(Path(request.name).expanduser(), request)
+            return load_series_folder(given_path(request.name, "name of a subject"), request)
         from sparsescope.models.formats.folder import load_folder
 
         return load_folder(request)

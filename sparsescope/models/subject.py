@@ -3,8 +3,7 @@
 It never changes the model that it holds. Passes run in inference mode, in evaluation mode,
 without cache and, unless logits are asked for, without the output head.
 
-Shapes: [batch, pos] token ids in, [batch, pos, d_model] hidden states or [batch, pos, vocabulary]
-logits out.
+Shapes: ids [batch, pos] in; hidden states [batch, pos, d_model] or logits [batch, pos, vocabulary] out.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from sparsescope.core.result import Severity
+from sparsescope.core.shown import Shown
 from sparsescope.core.variant import Variant, arguments_text, json_parameters
 from sparsescope.errors import SpecError, SubjectError, unknown_name
 from sparsescope.models import declared as _declared
@@ -51,7 +51,7 @@ class _Stopped(BaseException):
     """
 
 
-class Subject:
+class Subject(Shown):
     """A model under study. Make one with ``load`` or ``wrap``.
 
     Threads may share one: while one of them runs a pass, reads or edits, the others wait.
@@ -99,9 +99,9 @@ class Subject:
         self.paddings: dict[Any, Padding] = {}  # what was measured, see ``takes_padding``
         self._as_loaded = None if source is None else (fingerprint(model), config_hash(model))
 
-    def __repr__(self) -> str:
-        shape = f"{type(self.model).__name__}, {self.n_layers} layers x {self.d_model}"
-        return f"Subject({self.id!r}, {shape}, {self.dtype} from {self.origin_precision}, {self.device})"
+    def _shown(self) -> dict[str, object]:
+        model = f"{type(self.model).__name__}, {self.n_layers} layers x {self.d_model}"
+        return {"id": self.id, "model": model, "dtype": f"{self.dtype} from {self.origin_precision}"}
 
     @property
     def unchanged(self) -> bool:
@@ -397,10 +397,7 @@ class Subject:
         return torch.tensor([[(17 + 31 * n) % size for n in range(length)]] * batch, device=self.device)
 
     def memory_estimate(self, batch_tokens: int = 2048) -> dict[str, int]:
-        """Estimate the memory of one forward pass, in bytes.
-
-        Args:
-            batch_tokens: Tokens in a batch.
+        """Estimate the memory of one forward pass of so many tokens, in bytes.
 
         Returns:
             ``weights`` (exact), ``activations`` (the widest block at work), ``captured`` (the hidden

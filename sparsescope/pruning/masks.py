@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparsescope.core.files import given_path
+from sparsescope.core.shown import Shown
 from sparsescope.core.strict_json import parse
 from sparsescope.errors import ArtifactError, SpecError, unknown_name
 
@@ -81,8 +83,8 @@ class PackedMask:
         return torch.from_numpy(self.array())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class MaskSet:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class MaskSet(Shown):
     """The masks of a model, and what made them.
 
     Attributes:
@@ -108,8 +110,8 @@ class MaskSet:
             )
         return self.masks[name]
 
-    def __repr__(self) -> str:
-        return f"MaskSet({len(self)} matrices, {self.weights:,} weights, sparsity {self.sparsity:.4f})"
+    def _shown(self) -> dict[str, object]:
+        return {"matrices": len(self), "weights": self.weights, "sparsity": self.sparsity}
 
     @property
     def weights(self) -> int:
@@ -185,7 +187,7 @@ class MaskSet:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        home = Path(folder)
+        home = given_path(folder, "folder of masks")
         if not (home / FACTS).is_file() or not (home / MASKS).is_file():
             raise ArtifactError(
                 "the folder has no masks",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsescope.core.files import sha256_file
+from sparsescope.core.files import given_path, sha256_file
 from sparsescope.core.proofs import Proof
 from sparsescope.core.sealed import FILE
 from sparsescope.errors import SparsescopeError, SpecError
@@ -47,7 +47,7 @@ def prove_folder(folder: str | Path) -> tuple[Proof, ...]:
     Raises:
         ArtifactError: It has no masks.
     """
-    home = Path(folder)
+    home = given_path(folder, "folder of a pruned model")
     if not has_masks(home):
         MaskSet.load(home)  # says that there are none
     try:

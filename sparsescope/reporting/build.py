@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from sparsescope.core.files import replace_file
+from sparsescope.core.files import given_output, replace_file
 from sparsescope.core.numbers import format_scalar
 from sparsescope.core.result import Result
 from sparsescope.core.statements import headline_of, title_of
@@ -18,7 +18,7 @@ from sparsescope.errors import SpecError
 from sparsescope.reporting import page
 from sparsescope.reporting.depth import depth_of
 from sparsescope.reporting.head import measured, warnings_of
-from sparsescope.reporting.sections import CSV_BUDGET, Section, record_of, section
+from sparsescope.reporting.sections import Section, record_of, sections_of, undrawn
 from sparsescope.reporting.study import render_study
 from sparsescope.runner.study import StudyResult
 
@@ -27,18 +27,20 @@ def build(results: Sequence[Result] | StudyResult, path: str | Path, *, title: s
     """Write a report.
 
     Args:
-        results: What to show, in this order; at least one. Or the outcome of a study.
-        path: The HTML file; an existing one is replaced atomically.
+        results: What to show, in this order, each once; at least one. Or the outcome of a study. A report of
+            more than about 40 MB keeps every number, draws the figures of the first results, and names the
+            command that draws those of each other one.
+        path: The HTML file; an existing one is replaced atomically, of a link what it leads to.
         title: Heading; made from the subjects when None.
 
     Returns:
         The path.
 
     Raises:
-        SpecError: If there is no result.
+        SpecError: If there is no result, or the path is no file's.
         ArtifactError: If the file cannot be written.
     """
-    target = Path(path)
+    target = given_output(path, "report")
     replace_file(target, render(results, title=title).encode(), action="write the report")
     return target
 
@@ -61,10 +63,8 @@ def render(results: Sequence[Result] | StudyResult, *, title: str | None = None)
             got=repr(foreign[0])[:80],
             next_step="results come from ss.run(...) and ss.open(...)",
         )
-    sections = [
-        section(result, f"s{index}", budget=CSV_BUDGET // len(results))
-        for index, result in enumerate(results)
-    ]
+    results = list({result.run_id or id(result): result for result in results}.values())  # each once
+    sections = sections_of(results)
     subjects = list(dict.fromkeys(entry.subject for entry in sections))
     what = sections[0].title if len({entry.title for entry in sections}) == 1 else "Sparse structure"
     heading = title or f"{what} of " + (subjects[0] if len(subjects) == 1 else f"{len(subjects)} models")
@@ -78,6 +78,7 @@ def render(results: Sequence[Result] | StudyResult, *, title: str | None = None)
         labels=_labels(sections),
         origins=_origins(sections),
         depth=depth_of(results),
+        undrawn=undrawn(sections),
         across=_across(results),
     )
 

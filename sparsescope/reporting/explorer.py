@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from sparsescope.core.files import given_path
 from sparsescope.core.run_store import home as default_home
 from sparsescope.errors import DependencyError, SpecError
 
@@ -77,10 +78,14 @@ def environment(home: str | Path | None = None) -> dict[str, str]:
     Args:
         home: Folder of runs; that of this process when None.
     """
-    folder = Path(home) if home is not None else default_home()
+    folder = given_path(home, "the folder of runs") if home is not None else default_home()
     return {**os.environ, "SPARSESCOPE_HOME": str(folder.resolve())}
 
 
 def address(port: int = 8501, run_id: str | None = None) -> str:
-    """Return the address of the explorer, or of one run in it."""
-    return f"http://{ADDRESS}:{port}/" + (f"result?run={run_id}" if run_id else "")
+    """Return the address of the explorer, or of one run in it, with the base path that streamlit has."""
+    from streamlit import config  # reads the settings of the user, a base path among them
+
+    base = str(config.get_option("server.baseUrlPath") or "").strip("/")
+    place = f"http://{ADDRESS}:{port}/" + (f"{base}/" if base else "")
+    return place + (f"result?run={run_id}" if run_id else "")

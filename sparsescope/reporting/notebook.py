@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsescope.core.files import replace_file
+from sparsescope.core.files import given_output, replace_file
 from sparsescope.core.run_store import Store
 from sparsescope.errors import DependencyError, SparsescopeError
 from sparsescope.reporting.narrative import narrative_markdown, plain_markdown
@@ -53,7 +53,7 @@ def write_notebook(
         ArtifactError: If the file cannot be written.
     """
     nbformat = require("nbformat")
-    target = Path(path)
+    target = given_output(path, "notebook")
     made = study_notebook(study, target.resolve().parent)
     if execute:
         execute_notebook(made, target.resolve().parent, Store(home).root)

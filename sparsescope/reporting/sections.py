@@ -37,6 +37,8 @@ ROWS_SHOWN = 800  # 30 layers with 13 measures in two domains are 780 rows: a re
 CHOICES_SHOWN = 3  # of a view that shows one value of a column
 # Bytes of inlined downloads in one report; beyond its share a table offers the rows shown
 CSV_BUDGET = 1_500_000
+# Bytes of figures from which on no more are drawn: with plotly and tables a page then has about 40 MB
+FIGURE_BUDGET = 32_000_000
 _PLAIN_IN_URL = ",.:;/_-[]()=@!~*'|"
 _LOG = logging.getLogger(__name__)
 
@@ -108,6 +110,12 @@ class Section:
     environment: list[tuple[str, str]]
     command: str
     citations: list[tuple[str, str]]
+    undrawn: str  # the command that draws the figures that are left out
+
+    @property
+    def figure_bytes(self) -> int:
+        """About what its figures add to a page."""
+        return sum(len(figure.json) + len(figure.panel or "") for figure in self.figures)
 
 
 def record_of(result: Result) -> Analysis:
@@ -157,7 +165,9 @@ def choice_text(result: Result, view: View, value: Any) -> str:
     return f"{view.select.replace('_', ' ')} {format_cell(value, column)}"
 
 
-def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = ROWS_SHOWN) -> Section:
+def section(
+    result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = ROWS_SHOWN, figures: bool = True
+) -> Section:
     """Prepare one result for the template.
 
     Args:
@@ -165,13 +175,14 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
         key: Prefix of the anchors, unique in the report.
         budget: Bytes that the inlined downloads of this result may take.
         rows: Most rows of a table that are shown.
+        figures: Whether its figures are drawn; its numbers are there in any case.
     """
     record = record_of(result)
     each = budget // max(len(result.tables), 1)
-    figures: list[FigureBlock] = []
+    drawn: list[FigureBlock] = []
     shown: set[str] = set()
     anchors: dict[str, tuple[str, str]] = {}
-    for index, view in enumerate(views_of(result)):
+    for index, view in enumerate(views_of(result) if figures else ()):
         # A table that belongs to several figures stands below the first of them.
         block = (
             None
@@ -180,7 +191,7 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
         )
         shown.add(view.table)
         anchors[view.name] = (f"{key}-{index}", view.title)
-        figures += _figures(result, view, f"{key}-{index}", block, f"{key}-t-{view.table}")
+        drawn += _figures(result, view, f"{key}-{index}", block, f"{key}-t-{view.table}")
     headline = headline_of(result)
     others = [scalar for scalar in result.scalars.values() if scalar not in headline]
     origin = result.provenance
@@ -198,7 +209,7 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
         others=[card(result, scalar) for scalar in others],
         warnings=sorted((note for note in notes if note.severity != "info"), key=lambda note: note.severity),
         notes=[note for note in notes if note.severity == "info"],
-        figures=figures,
+        figures=drawn,
         tables=[
             table_block(result, name, f"{key}-t-{name}", each, rows)
             for name in result.tables
@@ -211,7 +222,28 @@ def section(result: Result, key: str, *, budget: int = CSV_BUDGET, rows: int = R
         environment=flat(origin.get("environment") or {}),
         command=str(origin.get("command") or ""),
         citations=[(c.label, c.reference) for c in record.citations],
+        undrawn=""
+        if figures
+        else f"sparsescope report {result.run_id}"
+        if result.run_id
+        else "ss.report([result])",
     )
+
+
+def sections_of(results: Sequence[Result], rows: int = ROWS_SHOWN) -> list[Section]:
+    """Prepare the results of one page; figures are drawn until they are too large together."""
+    made: list[Section] = []
+    for index, result in enumerate(results):
+        room = sum(entry.figure_bytes for entry in made) < FIGURE_BUDGET
+        budget = CSV_BUDGET // len(results)
+        made.append(section(result, f"s{index}", budget=budget, rows=rows, figures=room))
+    return made
+
+
+def undrawn(sections: Sequence[Section]) -> str:
+    """Say how many runs have no figures, for example ``3 of 40 runs``; empty where all have."""
+    count = sum(bool(entry.undrawn) for entry in sections)
+    return f"{count} of {len(sections)} runs" if count else ""
 
 
 def card(result: Result, scalar: Scalar) -> Card:

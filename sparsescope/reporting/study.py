@@ -25,13 +25,13 @@ from sparsescope.reporting import page
 from sparsescope.reporting.head import Finding, findings_of
 from sparsescope.reporting.narrative import narrative_html
 from sparsescope.reporting.sections import (
-    CSV_BUDGET,
     ROWS_SHOWN,
     FigureBlock,
     frame_block,
     origin_rows,
     record_of,
-    section,
+    sections_of,
+    undrawn,
 )
 from sparsescope.runner.study import StudyFigure, StudyResult, StudyRun
 from sparsescope.viz.figure import empty
@@ -75,11 +75,8 @@ def render_study(outcome: StudyResult, *, title: str | None = None) -> str:
             next_step=f"sparsescope study {shlex.quote(declared.name)} says why each of them failed",
         )
     rows = max(ROWS_SHOWN // len(done), _FEWEST_ROWS)
-    sections = [
-        (_heading(run, outcome), section(run.result, f"s{index}", budget=CSV_BUDGET // len(done), rows=rows))
-        for index, run in enumerate(done)
-        if run.result is not None
-    ]
+    found = sections_of([run.result for run in done if run.result is not None], rows)
+    sections = list(zip([_heading(run, outcome) for run in done], found, strict=True))
     return page.render(
         "study.html",
         name=declared.name,
@@ -95,6 +92,7 @@ def render_study(outcome: StudyResult, *, title: str | None = None) -> str:
             for run in outcome.failed
         ],
         sections=sections,
+        undrawn=undrawn(found),
         origins=_origins(done),
         made=max(str(run.result.provenance.get("created") or "") for run in done if run.result is not None)[
             :10

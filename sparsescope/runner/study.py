@@ -185,6 +185,7 @@ class Declaration(_Declared):
         ge=1,
         description="Most tokens of one document; fewer give more documents, the units of intervals.",
     )
+    keep_duplicates: bool = Field(False, description="Whether documents that nearly repeat others are kept.")
     seed: int = Field(0, ge=0)
     dtype: Name = "float32"
     inputs: dict[str, Given] = Field(

@@ -182,6 +182,7 @@ def _inputs(
             seed=declared.seed,
             context=subject.context or declared.context,
             max_document_tokens=declared.document_tokens,
+            deduplicate=not declared.keep_duplicates,
         )
     )
     given: dict[str, Any] = {}

@@ -139,11 +139,15 @@ class Recipe(_Declared):
         return self
 
 
+_ANALYSES = "analyses"
+
+
 def find_recipe(target: str) -> Path:
     """Return the file of a recipe.
 
     Args:
-        target: A file, or the name of a shipped series, which has its recipe beside it.
+        target: A file, ``analyses/STUDY/FILE.toml`` of a shipped study wherever it lies, or the name of a
+            shipped series, which has its recipe beside it.
 
     Raises:
         SpecError: It is neither.
@@ -157,6 +161,11 @@ def find_recipe(target: str) -> Path:
         return path
     if target in shipped_names():
         return shipped_folder(target) / RECIPE
+    if path.parts[:1] == (_ANALYSES,) and ".." not in path.parts:
+        package = Path(__file__).resolve().parent.parent  # in a wheel they lie in the package
+        for folder in (package.parent / _ANALYSES, package / "studies"):
+            if (found := folder.joinpath(*path.parts[1:])).is_file():
+                return found
     raise unknown_name(
         "recipe", target, shipped_names(), next_step="give a TOML file, or the name of a shipped series"
     )

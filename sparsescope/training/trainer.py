@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sparsescope.core.files import storage_errors
+from sparsescope.core.files import given_path, storage_errors
 from sparsescope.core.spec import canonical_json
 from sparsescope.errors import ArtifactError, SparsescopeError, SpecError, SubjectError
 from sparsescope.models.formats import series_file
@@ -108,6 +108,7 @@ def train(
             in its configuration.
         SubjectError: The loss is not finite.
     """
+    output = given_path(output, "output")
     _refuse_finished(output)
     folder = output / PARTIAL
     if output.is_dir() and not folder.is_dir() and any(output.iterdir()):

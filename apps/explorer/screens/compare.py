@@ -80,10 +80,7 @@ def _page() -> None:
     pairs = [run_id for run_id, run in found.items() if counts.get(run.analysis, 0) > 1]
     if not pairs:
         st.info("Two runs of the same analysis are needed, for example of two models.")
-        st.code(
-            state.FIRST_COMMAND + "\nsparsescope run activation_sparsity --subject pythia-70m",
-            language="bash",
-        )
+        st.code(f"{state.FIRST_COMMAND}\n{state.SECOND_COMMAND}", language="bash")
         return
     left, right = st.columns(2)
     a = state.choose("Baseline (a)", pairs, "a", name=lambda key: found[key].label, where=left)

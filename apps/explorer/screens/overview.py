@@ -83,7 +83,8 @@ def _matrix(title: str, names: list[str], found: Sequence[state.Run]) -> None:
 def _newest(found: Sequence[state.Run]) -> None:
     """Table of runs; a selected row is opened."""
     st.subheader("Newest runs")
-    st.caption("Select a row to open the run.")
+    more = f" The newest {_NEWEST} of {len(found):,} are here; all: sparsescope list runs."
+    st.caption("Select a row to open the run." + (more if len(found) > _NEWEST else ""))
     rows = [
         (
             run.subject,

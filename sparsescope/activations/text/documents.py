@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from sparsescope.core.shown import Shown
 
-@dataclass(frozen=True, slots=True)
-class Document:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Document(Shown):
     """One text with its name and domain.
 
     Args:
@@ -24,6 +26,9 @@ class Document:
     id: str
     domain: str
     text: str
+
+    def _shown(self) -> dict[str, object]:
+        return {"id": self.id, "domain": self.domain, "characters": len(self.text), "text": self.text}
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ class NearDuplicates:
 
         Args:
             key: Id of the document.
-            text: The part of it that will be used.
+            text: The whole of it.
         """
         hashes = shingles(text)
         bands = [

@@ -1,4 +1,4 @@
-"""Reading a user's own texts: .txt, .jsonl and .parquet files, and lists of strings.
+"""Reading a user's own files of text: .txt, .jsonl and .parquet, the first two packed by gzip or zstd or not.
 
 Where documents end must be explicit, because intervals are computed over documents. A .jsonl line and a
 .parquet row is one document. A .txt file is ONE document, unless it holds form feeds or lines that read
@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sparsescope.activations.text.decoding import MAX_BYTES, PACKED_SUFFIXES, read_text
 from sparsescope.activations.text.documents import Document
 from sparsescope.errors import SubjectError
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-MAX_BYTES = 2 * 1024**3
+#: How the name of a corpus file ends.
+ENDS = (*SUFFIXES, *(kind + packed for kind in (".txt", ".jsonl") for packed in PACKED_SUFFIXES))
 _CUT = re.compile(r"\f|^[ \t]*<\|endoftext\|>[ \t]*$", re.MULTILINE)
 
 
@@ -25,13 +27,13 @@ def read_file(path: Path, name: str) -> list[Document]:
     """Read every document of a file.
 
     Args:
-        path: A .txt, .jsonl or .parquet file.
+        path: A .txt, .jsonl or .parquet file; ``.gz`` or ``.zst`` may follow the first two.
         name: Domain of documents that state none, and first part of ids that are not stated.
 
     Raises:
         SubjectError: If the file is missing, too large, of another kind, not UTF-8, or malformed.
     """
-    where = str(path)
+    where, kind = str(path), _kind(path)
     if path.is_dir() or not path.exists():
         raise SubjectError(
             "the corpus file is a folder" if path.is_dir() else "there is no such corpus file",
@@ -39,11 +41,11 @@ def read_file(path: Path, name: str) -> list[Document]:
             allowed=[f"a {suffix} file" for suffix in SUFFIXES],
             next_step="give the path of one file; a registered corpus is named without suffix or slash",
         )
-    if path.suffix.lower() not in SUFFIXES:
+    if kind is None:
         raise SubjectError(
             "a corpus file of this kind cannot be read",
             where=where,
-            allowed=SUFFIXES,
+            allowed=ENDS,
             got=repr(path.suffix),
             next_step="convert it, or read it yourself and give a list of texts",
         )
@@ -56,12 +58,10 @@ def read_file(path: Path, name: str) -> list[Document]:
             next_step="cut a part of it: a token budget uses a small share of such a file anyway",
         )
     try:
-        if path.suffix.lower() == ".txt":
-            return [
-                Document(f"{name}/{n}", name, text) for n, text in enumerate(_CUT.split(_read_text(path)))
-            ]
-        rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _json_rows(path)
-        return [_document(row, place, n, name, where) for n, (place, row) in enumerate(rows)]
+        if kind == ".txt":
+            return [Document(f"{name}/{n}", name, text) for n, text in enumerate(_CUT.split(read_text(path)))]
+        rows = _parquet_rows(path) if kind == ".parquet" else _json_rows(path)
+        return [document_of_row(row, place, n, name, where) for n, (place, row) in enumerate(rows)]
     except OSError as error:
         raise SubjectError(
             "the corpus file cannot be read",
@@ -71,48 +71,22 @@ def read_file(path: Path, name: str) -> list[Document]:
         ) from error
 
 
-def from_texts(texts: Iterable[str | Document], name: str) -> list[Document]:
-    """Turn strings (or ready documents) into documents with the ids ``name/0``, ``name/1``, ...
-
-    Raises:
-        SubjectError: If an item is neither a string nor a Document.
-    """
-    documents = []
-    for n, text in enumerate(texts):
-        if isinstance(text, str):
-            text = Document(f"{name}/{n}", name, text)
-        if not isinstance(text, Document):
-            raise SubjectError(
-                "a text of the corpus is not a string",
-                where=f"item {n}",
-                allowed="str or Document",
-                got=type(text).__name__,
-                next_step="give a list of strings",
-            )
-        documents.append(text)
-    return documents
+def plain_name(path: Path) -> str:
+    """The name of a file without what says its kind."""
+    end = next((end for end in sorted(ENDS, key=len, reverse=True) if path.name.lower().endswith(end)), "")
+    return path.name[: len(path.name) - len(end)] or path.stem
 
 
-def _read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file without byte order mark, with line feeds as line ends."""
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise SubjectError(
-            "the corpus file is not UTF-8",
-            where=f"{path}, byte {error.start}, line {line}",
-            got=repr(raw[error.start : error.start + 4]),
-            next_step="convert it, for example: iconv -f LATIN1 -t UTF-8 old.txt > new.txt",
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def _kind(path: Path) -> str | None:
+    """What kind of file the name says: one of ``SUFFIXES``."""
+    end = next((end for end in ENDS if path.name.lower().endswith(end)), None)
+    return None if end is None else next(kind for kind in SUFFIXES if end.startswith(kind))
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, object) for every line of a .jsonl file that is not blank."""
     # Not splitlines(): it also cuts at U+2028 and at \x85, which JSON allows inside strings.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -162,7 +136,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
 
 
-def _document(row: dict[str, Any], place: str, number: int, name: str, where: str) -> Document:
+def document_of_row(row: dict[str, Any], place: str, number: int, name: str, where: str) -> Document:
     """Build the document of one row; a null text counts as empty, a null domain or id as not stated."""
     if "text" not in row:
         raise _no_text(f"{where}, {place}", "field", list(row))

@@ -1,24 +1,27 @@
 """From what a user names as a corpus to its documents: a registered name, a file, or texts in memory.
 
-A string is a file if it ends in .txt, .jsonl or .parquet or holds a path separator, whether or not that file
-exists; every other string is a registered name, or several joined by ``+``. So a file called ``kjv``
-that happens to lie in the working folder never replaces the registered corpus.
+A string is a file if it ends in .txt, .jsonl or .parquet (or .txt.gz and the like) or holds a path
+separator, whether or not that file exists; every other string is a registered name, or several joined by
+``+``. So a file called ``kjv`` in the working folder never replaces the registered corpus.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sparsescope.activations.text.documents import Document
-from sparsescope.activations.text.files import SUFFIXES, from_texts, read_file
+from sparsescope.activations.text.files import ENDS, plain_name, read_file
+from sparsescope.activations.text.in_memory import documents_in_memory
 from sparsescope.activations.text.registered import registered_corpora, registered_entries
 from sparsescope.core.escaping import well_formed
 from sparsescope.core.files import given_path
 from sparsescope.errors import SpecError, SubjectError
 
 _LONGEST_NAME = 1024
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _MOST_DOMAINS = 32767  # TokenBatch.domain is int16
 
 
@@ -95,7 +98,8 @@ def _read(
         _check_string(source)
     if isinstance(source, Path) or (isinstance(source, str) and is_path(source)):
         path = given_path(source, "corpus")
-        return read_file(path, name or path.stem), name or path.stem, {}
+        named = name or plain_name(path)
+        return read_file(path, named), named, {}
     if isinstance(source, str):
         entries = registered_entries(source)
         documents = [
@@ -108,15 +112,7 @@ def _read(
             found.setdefault(entry.domain, []).append(entry.license)
         licenses = {domain: ", ".join(dict.fromkeys(each)) for domain, each in found.items()}
         return documents, name or "+".join(entry.name for entry in entries), licenses
-    if not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
-        raise SpecError(
-            "this is no source of text",
-            where="corpus",
-            allowed=("a registered name", "a path", "a list of texts"),
-            got=type(source).__name__,
-            next_step="for texts in memory: corpus([text, text, ...])",
-        )
-    return from_texts(source, name or "texts"), name or "texts", {}
+    return documents_in_memory(source, name or "texts"), name or "texts", {}
 
 
 def _check_string(source: str) -> None:
@@ -124,6 +120,14 @@ def _check_string(source: str) -> None:
     if not source.strip():
         raise SpecError(
             "the corpus name is empty", where="corpus", got=repr(source), allowed=sorted(registered_corpora())
+        )
+    if _URL.match(source):
+        raise SpecError(
+            "a URL is not read",
+            where="corpus",
+            allowed=("a registered name", "a path", "a list of texts"),
+            got=repr(source[:200]),
+            next_step="fetch the file first, for example: curl -LO URL",
         )
     if len(source) > _LONGEST_NAME or "\n" in source or "\0" in source:
         raise SpecError(
@@ -137,4 +141,4 @@ def _check_string(source: str) -> None:
 
 def is_path(source: str) -> bool:
     """Return whether a string means a file rather than a registered name (see the head of this file)."""
-    return source.lower().endswith(SUFFIXES) or "/" in source or "\\" in source
+    return source.lower().endswith(ENDS) or "/" in source or "\\" in source

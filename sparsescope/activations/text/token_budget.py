@@ -2,8 +2,9 @@
 
 Documents come in an order drawn by the seed. Of each at most ``cap`` tokens are taken, so that one
 long text cannot use up the budget and intervals over documents stay possible. Nothing is tokenized or
-compared with others before its turn, and only the beginning of a long text is: a budget of 8k tokens touches
-some 100 kB, whatever the size of the corpus.
+compared with others before its turn, and of a long text only the beginning is tokenized: a budget of 8k
+tokens touches some tens of documents, whatever the size of the corpus. They are compared whole, since texts
+may begin alike (a licence) and differ.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ Encode = Callable[[str], list[int]]
 
 _CHARACTERS_PER_TOKEN = 6
 _MARGIN = 32
+_BLANKS = " \n\r\t"
 
 
 def encode_head(encode: Encode, text: str, n: int | None) -> tuple[NDArray[np.int32], bool]:
     """Return the first ``n`` tokens of a text and whether they are all of it.
 
     A long text is not tokenized to its end: a head of 6 characters a token is, doubled until it holds ``n``
-    tokens and 32 more. Those 32 are thrown away, because a cut can only change tokens near it; so the tokens
-    are those that the whole text would begin with.
+    tokens and 32 more. It ends before a blank where there is one, because a tokenizer may have a rule for
+    whole words (WordPiece makes one [UNK] of a word of over 100 characters). The 32 are thrown away, since
+    tokens may also depend on what stands near them; so the tokens are those that the whole text would begin
+    with.
 
     Args:
         encode: Text to token ids, without special tokens.
@@ -41,12 +45,18 @@ def encode_head(encode: Encode, text: str, n: int | None) -> tuple[NDArray[np.in
     """
     length = len(text) if n is None else n * _CHARACTERS_PER_TOKEN + 256
     while length < len(text):
-        ids = encode(text[:length])
+        ids = encode(_whole_words(text, length))
         if n is not None and len(ids) >= n + _MARGIN:
             return np.array(ids[:n], np.int32), False
         length *= 2
     ids = encode(text)
     return np.array(ids[:n], np.int32), n is None or len(ids) <= n
+
+
+def _whole_words(text: str, length: int) -> str:
+    """The first characters of a text, without the word that goes on after them unless it is the only one."""
+    cut = max(text.rfind(blank, 1, length + 1) for blank in _BLANKS)
+    return text[: cut if cut > 0 else length]
 
 
 def seeded_order(documents: Iterable[Document], seed: int) -> list[Document]:
@@ -105,8 +115,6 @@ class DomainFill:
         self._waiting: Iterator[Document] = iter(documents)
         self._encode, self._cap, self._hard = encode, cap, hard
         self._min_tokens, self._seen, self._left_out = min_tokens, seen, left_out
-        # About the part that will be used: two texts with the same long beginning give the same tokens.
-        self._compared = None if cap is None else 4 * cap
 
     def fill(self, n: int | None) -> int:
         """Take up to ``n`` more tokens (all when None) and return how many there were."""
@@ -138,7 +146,7 @@ class DomainFill:
                 self._left_out.too_short.append(document.id)
                 continue
             if self._seen is not None:
-                earlier = self._seen.find(document.id, document.text[: self._compared])
+                earlier = self._seen.find(document.id, document.text)
                 if earlier is not None:
                     self._left_out.near_duplicates[document.id] = earlier
                     continue

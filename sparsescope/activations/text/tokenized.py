@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsescope.core.shown import Shown
 from sparsescope.errors import SpecError, SubjectError
 
 PaddingSide = Literal["left", "right"]
@@ -91,8 +92,8 @@ class TokenBatch:
         return int(self.text_mask.sum())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenizedDocument:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TokenizedDocument(Shown):
     """The part of a document that is used, as token ids.
 
     Args:
@@ -114,9 +115,12 @@ class TokenizedDocument:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def _shown(self) -> dict[str, object]:
+        return {"id": self.id, "domain": self.domain, "tokens": len(self), "whole": self.whole}
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenizedCorpus:
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TokenizedCorpus(Shown):
     """A corpus as one tokenizer sees it. Made by ``Corpus.tokenize``.
 
     Args:
@@ -142,6 +146,17 @@ class TokenizedCorpus:
     tokenizer_hash: str
     digest: str
     provenance: Mapping[str, Any]
+
+    def _shown(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "tokens": self.n_tokens,
+            "documents": len(self.documents),
+            "domains": ", ".join(self.domains),
+            "windows": self.n_windows,
+            "context": self.context,
+            "digest": self.digest[:12],
+        }
 
     @property
     def n_tokens(self) -> int:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def compute(params: AttentionSparsityParams, context: Context) -> Result:
     """Measure, and build the result."""
-    corpus = choose(context.corpus, params.windows, max(params.t_min + 1, SHORTEST), params.seed)
+    corpus = choose(context.corpus, params.windows, shortest_window(params), params.seed)
     documents = sorted({document.index for document in corpus.documents})
     by_index = {document.index: corpus.domains.index(document.domain) for document in corpus.documents}
     strata = np.array([by_index[index] for index in documents])
@@ -42,13 +42,18 @@ def compute(params: AttentionSparsityParams, context: Context) -> Result:
     _row_tables(out, statistics, draws)
     _head_table(out, params)
     _scalars(out, params, statistics, draws, causal)
-    _notes(out, context, corpus, len(documents), causal)
+    _notes(out, params, context, corpus, causal)
     some = replace(corpus, documents=corpus.documents[: params.dose_windows])
     response = (
         losses_with_fewer_keys(context, some, params) if params.dose_windows and _has_loss(context) else None
     )
     add_critical_sparsity(out, params, response)
     return out
+
+
+def shortest_window(params: AttentionSparsityParams) -> int:
+    """Fewest positions of a window that is measured, special tokens included."""
+    return max(params.t_min + 1, SHORTEST)
 
 
 def _has_loss(context: Context) -> bool:
@@ -288,10 +293,18 @@ def _meaning(name: str) -> str:
     }[stem]
 
 
-def _notes(out: Result, context: Context, corpus: TokenizedCorpus, documents: int, causal: bool) -> None:
+def _notes(
+    out: Result, params: AttentionSparsityParams, context: Context, corpus: TokenizedCorpus, causal: bool
+) -> None:
     """Say what the reader has to know."""
     total = context.corpus.n_windows
-    if len(corpus.documents) < total:
+    if len(corpus.documents) < min(params.windows, total):
+        message = (
+            f"Only {len(corpus.documents):,} of {total:,} windows have the {shortest_window(params)} tokens "
+            "that are needed, and were measured; longer documents, or a smaller 't_min', give more."
+        )
+        out.note("warning", message, "per_layer")
+    elif len(corpus.documents) < total:
         message = (
             f"{len(corpus.documents)} of {total} windows were measured, spread over "
             "documents; 'windows' sets it."
@@ -310,4 +323,4 @@ def _notes(out: Result, context: Context, corpus: TokenizedCorpus, documents: in
             "loss to respond to a dose."
         )
         out.note("info", message, "per_layer")
-    note_few_documents(out, documents, "per_layer")
+    note_few_documents(out, len({document.index for document in corpus.documents}), "per_layer")

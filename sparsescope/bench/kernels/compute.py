@@ -18,7 +18,7 @@ from sparsescope.core.numbers import Interval
 from sparsescope.core.result import Result
 from sparsescope.errors import KernelError
 from sparsescope.kernels.backends import check_backend
-from sparsescope.kernels.block_ffn import block_ffn
+from sparsescope.kernels.block_ffn import BlockFFN
 from sparsescope.kernels.shared_mask_gemm import dropped, shared_mask_gemm
 from sparsescope.kernels.sparse_gemv import SparseGemv, product_bytes
 from sparsescope.kernels.weight_rows import WeightRows, rows_by_channel, rows_by_output
@@ -366,7 +366,11 @@ def _block_ffn(bench: Bench) -> None:
         ups, downs = rows_by_output(up, stored), rows_by_channel([down], stored)
         needed = max(count, -(-int(params.cold_bytes) // (ups.nbytes + downs.nbytes)))
         stores[stored] = [
-            (replace(ups, data=ups.data.clone()), replace(downs, data=downs.data.clone()))
+            BlockFFN(
+                replace(ups, data=ups.data.clone()),
+                replace(downs, data=downs.data.clone()),
+                backend=params.backend,
+            )
             for _ in range(needed)
         ]
 
@@ -375,35 +379,32 @@ def _block_ffn(bench: Bench) -> None:
         weights = gates[n % len(gates), :tokens].repeat_interleave(units, 1)
         return (silu(x[n % len(x), :tokens] @ first.T) * weights) @ second.T
 
-    def sparse(copies: Sequence[tuple[WeightRows, WeightRows]], tokens: int, n: int) -> Any:
+    def layer(copies: Sequence[BlockFFN], router: torch.Tensor, tokens: int, n: int) -> Any:
         at = n % len(gates)
-        return block_ffn(x[at, :tokens], gates[at, :tokens], *copies[n % len(copies)], backend=params.backend)
+        return copies[n % len(copies)](x[at, :tokens], router[at, :tokens])
 
     everyone = gates.clamp(min=1e-3)  # every expert is used: our own dense layer
-
-    def whole(copies: Sequence[tuple[WeightRows, WeightRows]], tokens: int, n: int) -> Any:
-        at = n % len(gates)
-        return block_ffn(
-            x[at, :tokens], everyone[at, :tokens], *copies[n % len(copies)], backend=params.backend
-        )
 
     for tokens in (1, *params.tokens):
         runs = max(count, len(gates))
         variants = [Variant({}, partial(dense, tokens), runs, full)]
         if "float32" in stores:
-            variants.append(Variant({}, partial(whole, stores["float32"], tokens), runs, full))
+            variants.append(Variant({}, partial(layer, stores["float32"], everyone, tokens), runs, full))
         baselines = len(variants)
         used = gates[torch.arange(runs) % len(gates), :tokens]
         sparsity = float((used == 0).all(1).double().mean())
         for stored, copies in stores.items():
-            reads = (1 - sparsity) * (copies[0][0].nbytes + copies[0][1].nbytes)
+            reads = (1 - sparsity) * (copies[0].up.nbytes + copies[0].down.nbytes)
+            reference = BlockFFN(copies[0].up, copies[0].down, backend="reference")
             error = bench.verify(
-                sparse(copies[:1], tokens, 0),
-                block_ffn(x[0, :tokens], gates[0, :tokens], *copies[0], backend="reference"),
+                layer(copies[:1], gates, tokens, 0),
+                layer([reference], gates, tokens, 0),
                 f"BlockFFN, {stored}, {tokens} tokens",
             )
             facts = {"stored": stored, "error": error}
-            variants.append(Variant(facts, partial(sparse, copies, tokens), max(runs, len(copies)), reads))
+            variants.append(
+                Variant(facts, partial(layer, copies, gates, tokens), max(runs, len(copies)), reads)
+            )
         seconds = bench.time(variants, f"BlockFFN, {tokens} tokens")
         best = seconds[int(np.argmin(np.median(seconds[:baselines], 1)))]
         for variant, took in list(zip(variants, seconds, strict=True))[baselines:]:

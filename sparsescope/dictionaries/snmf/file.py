@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse
 from sklearn.utils.validation import check_is_fitted
 
-from sparsescope.core.files import replace_file, sha256_file, storage_errors
+from sparsescope.core.files import given_path, replace_file, sha256_file, storage_errors
 from sparsescope.core.strict_json import parse
 from sparsescope.core.tensor_header import read_tensors
 from sparsescope.errors import ArtifactError, SpecError
@@ -85,7 +85,7 @@ def save(snmf: SNMF, path: str | Path, provenance: Mapping[str, Any] | None = No
             allowed="JSON values: text, finite numbers, lists, objects",
             got=str(error),
         ) from None
-    folder = Path(path)
+    folder = given_path(path, "folder of an SNMF")
     replace_file(folder / TENSORS, data, action="write the components")
     replace_file(folder / DESCRIPTION, text.encode(), action="write the description")
 
@@ -100,7 +100,7 @@ def load(path: str | Path, kind: type[SNMF]) -> SNMF:
     Raises:
         ArtifactError: The folder is not complete, damaged, or says things that do not agree.
     """
-    return _read(Path(path), kind)[0]
+    return _read(given_path(path, "folder of an SNMF"), kind)[0]
 
 
 def provenance(path: str | Path, kind: type[SNMF]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def provenance(path: str | Path, kind: type[SNMF]) -> dict[str, Any]:
     Raises:
         ArtifactError: As ``load``.
     """
-    return _read(Path(path), kind)[1]["provenance"]
+    return _read(given_path(path, "folder of an SNMF"), kind)[1]["provenance"]
 
 
 def _plain(value: Any) -> Any:

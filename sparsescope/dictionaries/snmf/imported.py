@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsescope.core.files import storage_errors
+from sparsescope.core.files import given_path, storage_errors
 from sparsescope.dictionaries.snmf.estimator import SNMF
 from sparsescope.dictionaries.snmf.file import wrong
 
@@ -48,7 +48,7 @@ def import_factors(path: str | Path) -> ImportedFactors:
     import torch
     from transformers.modeling_utils import load_state_dict  # with weights_only
 
-    file = Path(path)
+    file = given_path(path, "file of factors")
     with storage_errors("read factors", file):
         file.open("rb").close()
     try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch.nn.functional import scaled_dot_product_attention, silu
 
+from sparsescope.core.shown import Shown
 from sparsescope.errors import SpecError, unknown_name
 from sparsescope.inference.decode.weights import ROLES, check_model, stacked_groups
 from sparsescope.inference.prefix import PrefixPolicy
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 Backend = Literal["reference", "numba"]
 
 
-class Decoder:
+class Decoder(Shown):
     """A model that is ready to generate.
 
     Args:
@@ -107,6 +108,17 @@ class Decoder:
                 heads=heads,
                 epsilon=config.rms_norm_eps,
             )
+
+    def _shown(self) -> dict[str, object]:
+        return {
+            "subject": self.subject.id,
+            "sparse": self.sparse,
+            "prefix": self.policy.text,
+            "stored": self.stored,
+            "head": self.head.stored,
+            "backend": self.backend,
+            "longest": self.longest,
+        }
 
     @property
     def block_bytes(self) -> int:

@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from sparsescope.core.files import given_path
 from sparsescope.core.strict_json import parse
 from sparsescope.errors import SubjectError
 from sparsescope.models.entries import LoadedModel, LoadRequest
@@ -40,7 +41,7 @@ def load_folder(request: LoadRequest, folder: Path | None = None, revision: str 
         SubjectError: The folder cannot be used; the message says why and what to do.
     """
     if folder is None:
-        folder = Path(request.name).expanduser()
+        folder = given_path(request.name, "name of a subject")
         if request.revision is not None:
             raise SubjectError(
                 "a local folder has no revisions",

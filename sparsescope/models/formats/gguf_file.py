@@ -17,6 +17,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from sparsescope.core.files import given_path
 from sparsescope.errors import DependencyError, SubjectError
 from sparsescope.models.entries import LoadedModel, LoadRequest
 from sparsescope.models.formats.config_checks import check_counts, check_memory, check_size
@@ -48,7 +49,7 @@ def load_gguf(request: LoadRequest, path: Path | None = None) -> LoadedModel:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     if path is None:
-        path = Path(request.name).expanduser()
+        path = given_path(request.name, "name of a subject")
         if request.revision is not None:
             raise SubjectError(
                 "a file has no revisions",

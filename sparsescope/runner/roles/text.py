@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sparsescope.activations.capture import check_context, tokenized
 from sparsescope.activations.text.probe import probe_corpus
 from sparsescope.core.result import Severity
+from sparsescope.core.text_notes import notes_of_text
 from sparsescope.errors import SpecError
 
 if TYPE_CHECKING:
@@ -65,9 +66,12 @@ def capabilities(value: TokenizedCorpus) -> frozenset[str]:
 
 
 def notes(value: TokenizedCorpus) -> tuple[tuple[Severity, str], ...]:
-    """What a reader of any result on this text has to know; nothing of a text that was there before."""
+    """What a reader of any result on this text has to know."""
     caution = value.provenance.get("caution")
-    return () if caution is None else (("info", str(caution)),)
+    warned: tuple[tuple[Severity, str], ...] = tuple(
+        ("warning", said) for said in notes_of_text(value.describe())
+    )
+    return warned if caution is None else (*warned, ("info", str(caution)))
 
 
 def words(value: TokenizedCorpus, opened: Mapping[str, tuple[Any, ...]], flag: str) -> list[str] | None:
@@ -91,13 +95,14 @@ def words(value: TokenizedCorpus, opened: Mapping[str, tuple[Any, ...]], flag: s
         value.name,
         tokens=found["budget"],
         max_document_tokens=most,
-        **{key: found[key] for key in ("seed", "context", "bos")},
+        **{key: found[key] for key in ("seed", "context", "bos", "deduplicate")},
     )
     if not again.makes(value, _reader(opened)):
         return None
     options = [(flag, "name"), ("--tokens", "budget"), ("--context", "context"), ("--seed", "seed")]
     words = [word for option, key in options for word in (option, str(found[key]))]
     words += [] if most is None else ["--document-tokens", str(most)]
+    words += [] if found["deduplicate"] else ["--keep-duplicates"]
     return words + (["--bos", str(found["bos"])] if found["bos"] != "auto" else [])
 
 

@@ -5,7 +5,9 @@ import random
 import numpy as np
 import pytest
 
+import sparsescope as ss
 from sparsescope.activations.text.duplicates import NearDuplicates, jaccard, shingles, signature
+from sparsescope.models.zoo.byte_tokenizer import byte_tokenizer
 
 
 def numbered(start: int, stop: int) -> str:
@@ -75,3 +77,35 @@ def test_text_without_blanks_has_shingles_too():
     assert seen.find("a", text) is None
     assert seen.find("b", text + "終") == "a"
     assert seen.find("c", "".join(chr(0x5E00 + n) for n in range(400))) is None
+
+
+# In a corpus: whole documents are compared
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer(256)
+
+
+def licensed(count: int) -> list[str]:
+    """Texts with one beginning of 1,500 characters and other words after it."""
+    draw = random.Random(1)
+    header = numbered(0, 300)[:1500]
+    return [header + " " + " ".join(f"x{draw.randrange(10**6)}" for _ in range(900)) for _ in range(count)]
+
+
+def test_documents_that_only_begin_alike_stay(tokenizer):
+    first, second = licensed(2)
+    assert jaccard(shingles(first), shingles(second)) < 0.35
+    found = ss.corpus(licensed(40), tokens=2048).tokenize(tokenizer)
+    assert found.provenance["near_duplicates"] == 0 and found.n_tokens == 2048
+    assert len(found.documents) >= 16
+
+
+def test_documents_that_differ_only_at_their_ends_are_found(tokenizer):
+    whole = numbered(0, 3000)
+    twice = ss.corpus([whole, whole + " and an end", numbered(5000, 8000)], tokens=400)
+    found = twice.tokenize(tokenizer)
+    assert found.provenance["near_duplicates"] == 1 and len(found.documents) == 2
+    kept = ss.corpus([whole, whole + " and an end"], tokens=400, deduplicate=False).tokenize(tokenizer)
+    assert kept.provenance["near_duplicates"] == 0 and len(kept.documents) == 2
