@@ -160,3 +160,15 @@ def mutate():
 def browsers():
     """The module that finds or gets a browser (tests/fixtures/browsers.py)."""
     return helper("browsers", "fixtures")
+
+
+@pytest.fixture(scope="session")
+def ordinary():
+    """The module with ``ordinary_user`` (tests/fixtures/ordinary.py)."""
+    return helper("ordinary", "fixtures")
+
+
+@pytest.fixture(scope="session")
+def shown_commands():
+    """The module with ``check_command`` (tests/fixtures/shown_commands.py)."""
+    return helper("shown_commands", "fixtures")

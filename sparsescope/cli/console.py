@@ -171,7 +171,7 @@ def _plain(cell: Any) -> str:
 
 def _cell(value: Any) -> str:
     """Text of a cell on one line, cut where it would fill the screen."""
-    text = " · ".join(line.strip() for line in str(value).splitlines())
+    text = " · ".join(filter(None, map(str.strip, str(value).splitlines())))
     return _plain(text) if len(text) <= WIDEST_CELL else _plain(text[:WIDEST_CELL]) + " ..."
 
 

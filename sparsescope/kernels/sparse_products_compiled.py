@@ -48,14 +48,14 @@ _SHORT = 1024
 _PIECE = 128  # words that are asked for at once: the memory works while a piece is summed
 _LINE = 16  # words of a line of the cache
 ZERO = np.float32(0)
-_HIGH, _HALF = np.uint32(0xFFFF0000), np.uint32(16)
-_FIRST, _SECOND, _THIRD, _BYTES = np.uint32(0xFF), np.uint32(0xFF00), np.uint32(0xFF0000), np.uint32(24)
+HIGH, HALF = np.uint32(0xFFFF0000), np.uint32(16)
+FIRST, SECOND, THIRD, BYTES = np.uint32(0xFF), np.uint32(0xFF00), np.uint32(0xFF0000), np.uint32(24)
 _PLANE = np.array([1, 1 / 256, 1 / 65536, 1], np.float32)  # what masked bytes are too large by
 _BIAS = np.float32(128)
 
 
 @intrinsic
-def _as_float(context, word):
+def as_float(context, word):
     """The bits of a word as a float."""
 
     def generate(context, builder, signature, args):
@@ -65,7 +65,7 @@ def _as_float(context, word):
 
 
 @intrinsic
-def _to_float(context, word):
+def to_float(context, word):
     """A word below 2^31 as a float; signed conversion is one instruction."""
 
     def generate(context, builder, signature, args):
@@ -175,18 +175,18 @@ def _add_pairs(data, indices, values, low, high, begin, end, sums):
             s0, s1 = even[first - begin : last - begin], odd[first - begin : last - begin]
             for j in range(last - first):
                 u0, u1, u2, u3 = w0[j], w1[j], w2[j], w3[j]
-                s0[j] += (a0 * _as_float(u0 << _HALF) + a1 * _as_float(u1 << _HALF)) + (
-                    a2 * _as_float(u2 << _HALF) + a3 * _as_float(u3 << _HALF)
+                s0[j] += (a0 * as_float(u0 << HALF) + a1 * as_float(u1 << HALF)) + (
+                    a2 * as_float(u2 << HALF) + a3 * as_float(u3 << HALF)
                 )
-                s1[j] += (a0 * _as_float(u0 & _HIGH) + a1 * _as_float(u1 & _HIGH)) + (
-                    a2 * _as_float(u2 & _HIGH) + a3 * _as_float(u3 & _HIGH)
+                s1[j] += (a0 * as_float(u0 & HIGH) + a1 * as_float(u1 & HIGH)) + (
+                    a2 * as_float(u2 & HIGH) + a3 * as_float(u3 & HIGH)
                 )
         r += 4
     while r < high:
         w0, a0 = data[indices[r], begin:end], values[r]
         for j in range(n):
-            even[j] += a0 * _as_float(w0[j] << _HALF)
-            odd[j] += a0 * _as_float(w0[j] & _HIGH)
+            even[j] += a0 * as_float(w0[j] << HALF)
+            odd[j] += a0 * as_float(w0[j] & HIGH)
         r += 1
 
 
@@ -214,27 +214,27 @@ def _add_quads(data, indices, values, low, high, begin, end, sums):
             s2, s3 = p2[first - begin : last - begin], p3[first - begin : last - begin]
             for j in range(last - first):
                 u0, u1, u2, u3 = np.uint32(w0[j]), np.uint32(w1[j]), np.uint32(w2[j]), np.uint32(w3[j])
-                s0[j] += (a0 * _to_float(u0 & _FIRST) + a1 * _to_float(u1 & _FIRST)) + (
-                    a2 * _to_float(u2 & _FIRST) + a3 * _to_float(u3 & _FIRST)
+                s0[j] += (a0 * to_float(u0 & FIRST) + a1 * to_float(u1 & FIRST)) + (
+                    a2 * to_float(u2 & FIRST) + a3 * to_float(u3 & FIRST)
                 )
-                s1[j] += (a0 * _to_float(u0 & _SECOND) + a1 * _to_float(u1 & _SECOND)) + (
-                    a2 * _to_float(u2 & _SECOND) + a3 * _to_float(u3 & _SECOND)
+                s1[j] += (a0 * to_float(u0 & SECOND) + a1 * to_float(u1 & SECOND)) + (
+                    a2 * to_float(u2 & SECOND) + a3 * to_float(u3 & SECOND)
                 )
-                s2[j] += (a0 * _to_float(u0 & _THIRD) + a1 * _to_float(u1 & _THIRD)) + (
-                    a2 * _to_float(u2 & _THIRD) + a3 * _to_float(u3 & _THIRD)
+                s2[j] += (a0 * to_float(u0 & THIRD) + a1 * to_float(u1 & THIRD)) + (
+                    a2 * to_float(u2 & THIRD) + a3 * to_float(u3 & THIRD)
                 )
-                s3[j] += (a0 * _to_float(u0 >> _BYTES) + a1 * _to_float(u1 >> _BYTES)) + (
-                    a2 * _to_float(u2 >> _BYTES) + a3 * _to_float(u3 >> _BYTES)
+                s3[j] += (a0 * to_float(u0 >> BYTES) + a1 * to_float(u1 >> BYTES)) + (
+                    a2 * to_float(u2 >> BYTES) + a3 * to_float(u3 >> BYTES)
                 )
         r += 4
     while r < high:
         w0, a0 = data[indices[r], begin:end], values[r]
         for j in range(n):
             u0 = np.uint32(w0[j])
-            p0[j] += a0 * _to_float(u0 & _FIRST)
-            p1[j] += a0 * _to_float(u0 & _SECOND)
-            p2[j] += a0 * _to_float(u0 & _THIRD)
-            p3[j] += a0 * _to_float(u0 >> _BYTES)
+            p0[j] += a0 * to_float(u0 & FIRST)
+            p1[j] += a0 * to_float(u0 & SECOND)
+            p2[j] += a0 * to_float(u0 & THIRD)
+            p3[j] += a0 * to_float(u0 >> BYTES)
         r += 1
 
 
@@ -351,16 +351,16 @@ def _dot_pairs(data, planes, rows, low, high, out):
         s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
         for j in range(n):
             x, y, u0, u1, u2, u3 = even[j], odd[j], w0[j], w1[j], w2[j], w3[j]
-            s0 += _as_float(u0 << _HALF) * x + _as_float(u0 & _HIGH) * y
-            s1 += _as_float(u1 << _HALF) * x + _as_float(u1 & _HIGH) * y
-            s2 += _as_float(u2 << _HALF) * x + _as_float(u2 & _HIGH) * y
-            s3 += _as_float(u3 << _HALF) * x + _as_float(u3 & _HIGH) * y
+            s0 += as_float(u0 << HALF) * x + as_float(u0 & HIGH) * y
+            s1 += as_float(u1 << HALF) * x + as_float(u1 & HIGH) * y
+            s2 += as_float(u2 << HALF) * x + as_float(u2 & HIGH) * y
+            s3 += as_float(u3 << HALF) * x + as_float(u3 & HIGH) * y
         out[r], out[r + 1], out[r + 2], out[r + 3] = s0, s1, s2, s3
         r += 4
     while r < high:
         w0, s0 = data[rows[r]], ZERO
         for j in range(n):
-            s0 += _as_float(w0[j] << _HALF) * even[j] + _as_float(w0[j] & _HIGH) * odd[j]
+            s0 += as_float(w0[j] << HALF) * even[j] + as_float(w0[j] & HIGH) * odd[j]
         out[r] = s0
         r += 1
 
@@ -372,8 +372,8 @@ def _dot_quads(data, planes, rows, low, high, out):
         w, s, t = data[rows[r]], ZERO, ZERO
         for j in range(n):
             u = np.uint32(w[j])
-            s += _to_float(u & _FIRST) * p0[j] + _to_float(u & _SECOND) * p1[j]
-            t += _to_float(u & _THIRD) * p2[j] + _to_float(u >> _BYTES) * p3[j]
+            s += to_float(u & FIRST) * p0[j] + to_float(u & SECOND) * p1[j]
+            t += to_float(u & THIRD) * p2[j] + to_float(u >> BYTES) * p3[j]
         out[r] = s + t
 
 
@@ -427,8 +427,8 @@ def _read_row_overload(data, row, begin, end, buffer):
         def read(data, row, begin, end, buffer):
             n, w = end - begin, data[row, begin:end]
             for j in range(n):
-                buffer[j] = _as_float(w[j] << _HALF)
-                buffer[n + j] = _as_float(w[j] & _HIGH)
+                buffer[j] = as_float(w[j] << HALF)
+                buffer[n + j] = as_float(w[j] & HIGH)
 
     else:
 
@@ -436,10 +436,10 @@ def _read_row_overload(data, row, begin, end, buffer):
             n, w = end - begin, data[row, begin:end]
             for j in range(n):
                 u = np.uint32(w[j])
-                buffer[j] = _to_float(u & _FIRST) - _BIAS
-                buffer[n + j] = _to_float((u >> np.uint32(8)) & _FIRST) - _BIAS
-                buffer[2 * n + j] = _to_float((u >> _HALF) & _FIRST) - _BIAS
-                buffer[3 * n + j] = _to_float(u >> _BYTES) - _BIAS
+                buffer[j] = to_float(u & FIRST) - _BIAS
+                buffer[n + j] = to_float((u >> np.uint32(8)) & FIRST) - _BIAS
+                buffer[2 * n + j] = to_float((u >> HALF) & FIRST) - _BIAS
+                buffer[3 * n + j] = to_float(u >> BYTES) - _BIAS
 
     return read
 

@@ -1,7 +1,7 @@
 """The compiled loops of sparse products of several tokens: every kept row of weights is read once.
 
-Rows are taken eight at once, piece by piece: a piece is turned into floats in the nearest cache and then
-added to the sums of each token. Storage and planes as in ``sparse_products_compiled``.
+Rows are taken eight at once, piece by piece, and added to the sums of two tokens at a time. Storage, planes
+and shapes as in ``sparse_products_compiled``.
 
 Shapes: T tokens; K inputs; P padded outputs.
 """
@@ -12,50 +12,143 @@ Shapes: T tokens; K inputs; P padded outputs.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
+from numba.extending import overload
 
 from sparsescope.kernels import sparse_products_compiled as loops
-from sparsescope.kernels.sparse_products_compiled import ask_for_rows, keyed
+from sparsescope.kernels.sparse_products_compiled import (
+    BYTES,
+    FIRST,
+    HALF,
+    HIGH,
+    OPTIONS,
+    SECOND,
+    THIRD,
+    ZERO,
+    as_float,
+    ask_for_rows,
+    keyed,
+    put_in_order,
+    read_row,
+    to_float,
+    words_of,
+)
 
-OPTIONS, ZERO, words_of, read_row = loops.OPTIONS, loops.ZERO, loops.words_of, loops.read_row
 TOGETHER = 8  # rows that are taken at once
-COLUMNS = 1024  # of them: with their sums they fit into the nearest cache
+COLUMNS = 2048  # of them
 
 
 @njit(cache=True, **OPTIONS)
-def _mix(buffer, values, first, sums):
-    """Sums += the eight rows of the buffer times eight values from ``first`` on."""
-    n = len(sums)
-    w0, w1, w2, w3 = buffer[0, :n], buffer[1, :n], buffer[2, :n], buffer[3, :n]
-    w4, w5, w6, w7 = buffer[4, :n], buffer[5, :n], buffer[6, :n], buffer[7, :n]
-    a0, a1, a2, a3 = values[first], values[first + 1], values[first + 2], values[first + 3]
-    a4, a5, a6, a7 = values[first + 4], values[first + 5], values[first + 6], values[first + 7]
+def _weigh(a, x0, x1, x2, x3, x4, x5, x6, x7):
+    return (a[0] * x0 + a[1] * x1 + (a[2] * x2 + a[3] * x3)) + (
+        (a[4] * x4 + a[5] * x5) + (a[6] * x6 + a[7] * x7)
+    )
+
+
+@njit(cache=True, **OPTIONS)
+def _factors(values, r, high):
+    """The values of eight rows from r on; zero behind the last one."""
+    return (
+        values[r],
+        values[r + 1] if r + 1 < high else ZERO,
+        values[r + 2] if r + 2 < high else ZERO,
+        values[r + 3] if r + 3 < high else ZERO,
+        values[r + 4] if r + 4 < high else ZERO,
+        values[r + 5] if r + 5 < high else ZERO,
+        values[r + 6] if r + 6 < high else ZERO,
+        values[r + 7] if r + 7 < high else ZERO,
+    )
+
+
+def _add_eight(w0, w1, w2, w3, w4, w5, w6, w7, a, b, s, z):
+    raise NotImplementedError
+
+
+@overload(_add_eight, jit_options=OPTIONS)
+def _add_eight_of(w0, w1, w2, w3, w4, w5, w6, w7, a, b, s, z):
+    """Add eight rows of words to the sums s and z, in planes, of two tokens with the factors a and b."""
+    if w0.dtype == types.float32:
+        return _add_eight_floats
+    return _add_eight_pairs if w0.dtype == types.uint32 else _add_eight_quads
+
+
+def _add_eight_floats(w0, w1, w2, w3, w4, w5, w6, w7, a, b, s, z):
+    for j in range(len(s)):
+        x0, x1, x2, x3, x4, x5, x6, x7 = w0[j], w1[j], w2[j], w3[j], w4[j], w5[j], w6[j], w7[j]
+        s[j] += _weigh(a, x0, x1, x2, x3, x4, x5, x6, x7)
+        z[j] += _weigh(b, x0, x1, x2, x3, x4, x5, x6, x7)
+
+
+def _add_eight_pairs(w0, w1, w2, w3, w4, w5, w6, w7, a, b, s, z):
+    n = len(w0)
+    s0, s1, z0, z1 = s[:n], s[n : 2 * n], z[:n], z[n : 2 * n]
     for j in range(n):
-        sums[j] += (a0 * w0[j] + a1 * w1[j] + (a2 * w2[j] + a3 * w3[j])) + (
-            (a4 * w4[j] + a5 * w5[j]) + (a6 * w6[j] + a7 * w7[j])
+        u0, u1, u2, u3, u4, u5, u6, u7 = w0[j], w1[j], w2[j], w3[j], w4[j], w5[j], w6[j], w7[j]
+        x0, x1, x2, x3 = (
+            as_float(u0 << HALF),
+            as_float(u1 << HALF),
+            as_float(u2 << HALF),
+            as_float(u3 << HALF),
         )
+        x4, x5, x6, x7 = (
+            as_float(u4 << HALF),
+            as_float(u5 << HALF),
+            as_float(u6 << HALF),
+            as_float(u7 << HALF),
+        )
+        s0[j] += _weigh(a, x0, x1, x2, x3, x4, x5, x6, x7)
+        z0[j] += _weigh(b, x0, x1, x2, x3, x4, x5, x6, x7)
+        x0, x1, x2, x3 = as_float(u0 & HIGH), as_float(u1 & HIGH), as_float(u2 & HIGH), as_float(u3 & HIGH)
+        x4, x5, x6, x7 = as_float(u4 & HIGH), as_float(u5 & HIGH), as_float(u6 & HIGH), as_float(u7 & HIGH)
+        s1[j] += _weigh(a, x0, x1, x2, x3, x4, x5, x6, x7)
+        z1[j] += _weigh(b, x0, x1, x2, x3, x4, x5, x6, x7)
 
 
-@njit(cache=True, **OPTIONS)
-def _mix_in_place(data, indices, begin, values, first, sums):
-    """The same from eight rows of floats, from entry ``begin`` on."""
-    n, end = len(sums), begin + len(sums)
-    i0, i1, i2, i3 = indices[first], indices[first + 1], indices[first + 2], indices[first + 3]
-    i4, i5, i6, i7 = indices[first + 4], indices[first + 5], indices[first + 6], indices[first + 7]
-    w0, w1, w2, w3 = data[i0, begin:end], data[i1, begin:end], data[i2, begin:end], data[i3, begin:end]
-    w4, w5, w6, w7 = data[i4, begin:end], data[i5, begin:end], data[i6, begin:end], data[i7, begin:end]
-    a0, a1, a2, a3 = values[first], values[first + 1], values[first + 2], values[first + 3]
-    a4, a5, a6, a7 = values[first + 4], values[first + 5], values[first + 6], values[first + 7]
+def _add_eight_quads(w0, w1, w2, w3, w4, w5, w6, w7, a, b, s, z):
+    n = len(w0)
+    s0, s1, s2, s3 = s[:n], s[n : 2 * n], s[2 * n : 3 * n], s[3 * n : 4 * n]
+    z0, z1, z2, z3 = z[:n], z[n : 2 * n], z[2 * n : 3 * n], z[3 * n : 4 * n]
     for j in range(n):
-        sums[j] += (a0 * w0[j] + a1 * w1[j] + (a2 * w2[j] + a3 * w3[j])) + (
-            (a4 * w4[j] + a5 * w5[j]) + (a6 * w6[j] + a7 * w7[j])
-        )
+        u = w0[j], w1[j], w2[j], w3[j], w4[j], w5[j], w6[j], w7[j]
+        x = _bytes(u, FIRST)
+        s0[j] += _weigh(a, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7])
+        z0[j] += _weigh(b, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7])
+        x = _bytes(u, SECOND)
+        s1[j] += _weigh(a, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7])
+        z1[j] += _weigh(b, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7])
+        x = _bytes(u, THIRD)
+        s2[j] += _weigh(a, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7])
+        z2[j] += _weigh(b, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7])
+        x = _last_bytes(u)
+        s3[j] += _weigh(a, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7])
+        z3[j] += _weigh(b, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7])
 
 
 @njit(cache=True, **OPTIONS)
-def _mix_one(row, value, sums):
-    for j in range(len(sums)):
-        sums[j] += value * row[j]
+def _byte(word, mask):
+    return to_float(np.uint32(word) & mask)
+
+
+@njit(cache=True, **OPTIONS)
+def _bytes(u, mask):
+    """One byte of eight words, as the sums of ``put_in_order`` have it: too large by 128 and by its place."""
+    return (
+        _byte(u[0], mask), _byte(u[1], mask), _byte(u[2], mask), _byte(u[3], mask),
+        _byte(u[4], mask), _byte(u[5], mask), _byte(u[6], mask), _byte(u[7], mask),
+    )  # fmt: skip
+
+
+@njit(cache=True, **OPTIONS)
+def _last_byte(word):
+    return to_float(np.uint32(word) >> BYTES)
+
+
+@njit(cache=True, **OPTIONS)
+def _last_bytes(u):
+    return (
+        _last_byte(u[0]), _last_byte(u[1]), _last_byte(u[2]), _last_byte(u[3]),
+        _last_byte(u[4]), _last_byte(u[5]), _last_byte(u[6]), _last_byte(u[7]),
+    )  # fmt: skip
 
 
 @keyed
@@ -73,41 +166,34 @@ def add_kept_rows_of_tokens(version):
         step = COLUMNS // entries
         for part in prange(threads):
             low, high = kept * part // threads, kept * (part + 1) // threads
-            buffer = np.empty((TOGETHER, COLUMNS), np.float32)
-            mine = partial[part]
+            mine, spare = partial[part], np.empty(COLUMNS, np.float32)
             mine[:] = ZERO
-            r = low
-            while r < high:
-                together = min(TOGETHER, high - r)
+            for r in range(low, high, TOGETHER):
+                last = high - 1
+                i0, i1, i2 = indices[r], indices[min(r + 1, last)], indices[min(r + 2, last)]
+                i3, i4, i5 = indices[min(r + 3, last)], indices[min(r + 4, last)], indices[min(r + 5, last)]
+                i6, i7 = indices[min(r + 6, last)], indices[min(r + 7, last)]
                 for begin in range(0, words, step):
                     end = min(words, begin + step)
                     at, n = begin * entries, (end - begin) * entries
-                    whole = together == TOGETHER
                     if entries > 1:
-                        ask_for_rows(data, indices, r + together, min(high, r + 2 * TOGETHER), begin, end)
-                    if not (whole and entries == 1):  # floats are read in their place
-                        for g in range(together):
-                            read_row(data, indices[r + g], begin, end, buffer[g, :n])
-                    for t in range(tokens):
-                        if whole and entries == 1:
-                            _mix_in_place(data, indices, begin, values[t], r, mine[t, at : at + n])
-                        elif whole:
-                            _mix(buffer, values[t], r, mine[t, at : at + n])
-                        else:
-                            for g in range(together):
-                                _mix_one(buffer[g, :n], values[t, r + g], mine[t, at : at + n])
-                r += together
+                        ask_for_rows(data, indices, r + TOGETHER, min(high, r + 2 * TOGETHER), begin, end)
+                    w0, w1, w2 = data[i0, begin:end], data[i1, begin:end], data[i2, begin:end]
+                    w3, w4, w5 = data[i3, begin:end], data[i4, begin:end], data[i5, begin:end]
+                    w6, w7 = data[i6, begin:end], data[i7, begin:end]
+                    for t in range(0, tokens, 2):
+                        a, s = _factors(values[t], r, high), mine[t, at : at + n]
+                        two = t + 1 < tokens  # the last of an odd number goes with itself
+                        b = _factors(values[t + 1 if two else t], r, high)
+                        z = mine[t + 1, at : at + n] if two else spare[:n]
+                        _add_eight(w0, w1, w2, w3, w4, w5, w6, w7, a, b, s, z)
         for t in range(tokens):
+            total = ZERO
+            for r in range(kept):
+                total += values[t, r]
             for begin in range(0, words, step):
                 end = min(words, begin + step)
-                n = end - begin
-                for plane in range(entries):
-                    at = begin * entries + plane * n
-                    for j in range(n):
-                        s = partial[0, t, at + j]
-                        for part in range(1, threads):
-                            s += partial[part, t, at + j]
-                        out[t, (begin + j) * entries + plane] = s
+                put_in_order(data, partial[:, t], threads, begin, end, total, out[t])
 
     return add_kept_rows_of_tokens
 

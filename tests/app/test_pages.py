@@ -340,3 +340,28 @@ def test_the_explorer_loads_no_model_library(two_runs, home):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr[-2000:]
+
+
+# -- commands that pages show ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["empty", "one run", "two runs"])
+@pytest.mark.parametrize("page", [None, "result", "compare"])
+def test_every_command_on_a_page_names_what_is_there(page, state, home, synthetic, shown_commands):
+    for subject in {"empty": (), "one run": ("glassllm",), "two runs": ("glassllm", "lazy-relu")}[state]:
+        synthetic.store_result(home, synthetic.activation_result(subject, layers=2), weight=subject[:1].encode().hex() * 32)
+    app = show(page)
+    lines = [line for code in app.code for line in code.value.splitlines() if line.startswith("sparsescope")]
+    captions = [found for caption in app.caption for found in re.findall(r"sparsescope(?: [a-z-]+)+", str(caption.value))]
+    assert lines or captions or (state == "two runs" and page)
+    for line in [*lines, *captions]:
+        shown_commands.check_command(line)
+
+
+def test_the_overview_says_how_many_of_the_runs_it_lists(home, synthetic, monkeypatch):
+    run_id = synthetic.store_result(home, synthetic.activation_result("glassllm", layers=2))
+    import state
+
+    one = next(run for run in state.runs() if run.run_id == run_id)
+    monkeypatch.setattr(state, "runs", lambda: [one] * 201)
+    assert "The newest 200 of 201 are here" in words(show())

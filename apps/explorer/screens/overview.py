@@ -49,7 +49,10 @@ def _coverage(found: Sequence[state.Run]) -> None:
 def _matrix(title: str, names: list[str], found: Sequence[state.Run]) -> None:
     """A cell opens the newest run; an empty one shows the command, or why the analysis does not fit."""
     st.subheader(plain(f"Analyses by {title}"))
-    subjects = list(dict.fromkeys(run.subject for run in found))[:_SUBJECTS]
+    every = list(dict.fromkeys(run.subject for run in found))
+    subjects = every[:_SUBJECTS]
+    if len(every) > _SUBJECTS:
+        st.caption(f"Those of the newest runs, {_SUBJECTS} of {len(every):,}; all: sparsescope list runs.")
     newest = {(run.subject, run.analysis): run for run in reversed(found)}
     widths = [2, *([3] * len(names))]
     heads = [title.capitalize(), *(state.title_of(name) for name in names)]

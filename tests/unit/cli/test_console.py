@@ -70,3 +70,8 @@ def test_progress_names_what_it_counts(capsys, monkeypatch):
         "grokking: 2 of 4 checkpoints, 0.1 checkpoints/s, 20 s left",
         "grokking: 4 of 4 checkpoints, 0.1 checkpoints/s, 0 s left",
     ]
+
+
+def test_a_cell_of_several_lines_stands_on_one():
+    shown = console.table(["what"], [["one\n  where: two\n\n  next: three"]])
+    assert shown.splitlines()[-1] == "one · where: two · next: three"

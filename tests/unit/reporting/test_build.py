@@ -327,3 +327,28 @@ def test_the_glossary_states_the_half_normal_share(parsed):
     # Entries above t hold 90 % of the energy where the chi-square CDF (3 degrees of freedom) is 0.1 at t^2.
     share = 2 * norm.sf(chi2.ppf(0.1, 3) ** 0.5)
     assert f"yet {100 * share:.0f} % of its entries hold 90 % of its energy" in parsed.text
+
+
+def test_the_same_run_stands_once(stored, tmp_path):
+    text = build.render([stored, stored])
+    assert text.count('<section id="s0">') == 1 and '<section id="s1">' not in text
+
+
+def test_a_report_that_would_be_too_large_keeps_its_numbers_and_names_the_command(synthetic, monkeypatch):
+    results = [synthetic.activation_result(f"model-{n}") for n in range(5)]
+    whole = build.render(results)
+    each = section(results[0], "s0").figure_bytes
+    monkeypatch.setattr("sparsescope.reporting.sections.FIGURE_BUDGET", 2 * each)
+    small = build.render(results)
+    assert len(whole) - len(small) > 2.5 * each
+    assert "The figures of 3 of 5 runs are left out" in small and "left out" not in whole.split("<main")[1][:4000]
+    drawn = [Page(text) for text in (whole, small)]
+    assert [len(page.values("data-figure")) for page in drawn] == [5 * len(section(results[0], "x").figures)] + [
+        2 * len(section(results[0], "x").figures)
+    ]
+    for table in results[4].tables:  # the tables are still there
+        assert drawn[1].text.count(f"Table {table.replace('_', ' ')}") == 5
+    anchors = {value for _, name, value in drawn[1].attributes if name == "id"}
+    links = [value[1:] for tag, name, value in drawn[1].attributes if tag == "a" and name == "href" and value[:1] == "#"]
+    assert set(links) <= anchors
+    assert drawn[1].text.count("To draw them: ") == 3

@@ -1,0 +1,65 @@
+"""What a reader has to know of a text stands with every result of it, also of a run that was stored before."""
+
+from dataclasses import replace
+
+import pytest
+
+import sparsescope as ss
+from sparsescope.cli import listing
+from sparsescope.core.run_store import Store
+from sparsescope.core.text_notes import notes_of_text
+from sparsescope.reporting.build import render
+
+FOX = "the quick brown fox jumps over a lazy dog while seven wizards box with gloves "
+TEXTS = [FOX * 8, FOX * 8 + "and more", "Z", *(f"{n} other words of text {n * 7} for {n * 11} " * 6 for n in range(9))]
+SAID = ("of the 5,000 tokens asked for are there", "1 document nearly repeats another", "fewer than 2 tokens")
+
+
+@pytest.fixture(scope="module")
+def result(llama, tmp_path_factory):
+    text = ss.corpus(TEXTS, tokens=5000, context=64)
+    return ss.run(
+        "activation_sparsity", llama, text, store=tmp_path_factory.mktemp("notes") / "runs", resamples=100
+    )
+
+
+def warned(result):
+    return [note.message for note in result.notes if note.severity == "warning"]
+
+
+def test_a_result_warns_of_what_its_text_lacks(result):
+    for said in SAID:
+        assert sum(said in message for message in warned(result)) == 1, said
+    assert "--keep-duplicates" in " ".join(warned(result))
+
+
+def test_every_place_shows_it(result):
+    page = render([result])
+    for said in SAID:
+        assert said in page and said in result._summary_html() and said in listing.summary(result)
+    assert "info" not in {note.severity for note in result.notes if "tokens asked for" in note.message}
+
+
+def test_a_run_of_before_warns_when_it_is_opened(result, tmp_path):
+    from sparsescope.core.spec import Spec
+
+    before = replace(result, notes=[], provenance={})
+    given = {key: result.provenance[key] for key in ("params", "subject", "corpus", "inputs")}
+    spec = Spec(analysis=result.analysis, version="1", **given)
+    Store(tmp_path).write(before, spec, seconds=1.0, environment={})
+    assert warned(Store(tmp_path).open(spec.run_id)) == notes_of_text(result.provenance["corpus"])
+
+
+def test_a_text_that_is_all_there_has_no_notes(llama, small_corpus):
+    assert notes_of_text(small_corpus.read_by(llama).describe()) == []
+    assert notes_of_text(None) == []
+
+
+def test_the_text_of_a_series_was_not_selected(tiny_series):
+    found = ss.run("sparsity_over_training", ss.open_series(str(tiny_series)), resamples=100)
+    assert not [note for note in found.notes if "tokens asked for" in note.message]
+
+
+def test_duplicates_are_kept_where_that_is_asked_for(llama):
+    text = ss.corpus(TEXTS, tokens=5000, context=64, deduplicate=False).read_by(llama)
+    assert not [said for said in notes_of_text(text.describe()) if "repeat" in said]
