@@ -140,8 +140,8 @@ class Store:
         result = Result(manifest.spec.analysis)
         result.scalars = {scalar.name: scalar for scalar in manifest.scalars}
         result.notes = list(manifest.notes)
-        for warning in notes_of_text(manifest.spec.corpus):
-            result.note("warning", warning)
+        for severity, message in notes_of_text(manifest.spec.corpus):
+            result.note(severity, message)
         for name, entry in manifest.tables.items():
             result.tables[name] = read_table(inside(folder, entry.file), entry)
             result.columns[name] = entry.columns

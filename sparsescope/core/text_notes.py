@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsescope.core.result import Severity
+
+_HARMLESS = "blank documents"  # leaving them out takes nothing away
 
 
-def notes_of_text(described: Mapping[str, Any] | None) -> list[str]:
-    """Return the warnings that the description of a text gives cause for.
+def notes_of_text(described: Mapping[str, Any] | None) -> list[tuple[Severity, str]]:
+    """Return what the description of a text gives cause to say, with how much it matters.
 
-    They are made from what runs store, so older runs have them too.
+    It is made from what runs store, so older runs have it too.
 
     Args:
         described: ``TokenizedCorpus.describe()``, or what a stored run has of it; None without a text.
@@ -17,17 +22,29 @@ def notes_of_text(described: Mapping[str, Any] | None) -> list[str]:
     found = described or {}
     if "budget" not in found:
         return []  # nothing was read, or what a series carries: nothing was selected
-    said = [f"{note[:1].upper()}{note[1:]}".rstrip(".") + "." for note in map(str, found.get("notes") or ())]
+    said: list[tuple[Severity, str]] = [
+        (
+            "info" if note.startswith(_HARMLESS) else "warning",
+            f"{note[:1].upper()}{note[1:]}".rstrip(".") + ".",
+        )
+        for note in map(str, found.get("notes") or ())
+    ]
     twice, short = (found.get(key) or 0 for key in ("near_duplicates", "too_short"))
     if twice:
-        what = (
-            "1 document nearly repeats another" if twice == 1 else f"{twice:,} documents nearly repeat others"
-        )
+        what = "document nearly repeats another" if twice == 1 else "documents nearly repeat others"
         said.append(
-            f"{what}, left out of the text (Jaccard index of word 5-grams 0.8 or more); --keep-duplicates "
-            "(in Python deduplicate=False) keeps what repeats."
+            (
+                "warning",
+                f"{twice:,} {what}, left out of the text (Jaccard index of word 5-grams 0.8 or more); "
+                "--keep-duplicates (in Python deduplicate=False) keeps what repeats.",
+            )
         )
     if short:
-        what = "1 document has" if short == 1 else f"{short:,} documents have"
-        said.append(f"{what} fewer than {found.get('min_tokens')} tokens, left out of the text.")
+        what = "document has" if short == 1 else "documents have"
+        said.append(
+            (
+                "warning",
+                f"{short:,} {what} fewer than {found.get('min_tokens')} tokens, left out of the text.",
+            )
+        )
     return said

@@ -349,10 +349,16 @@ def test_the_explorer_loads_no_model_library(two_runs, home):
 @pytest.mark.parametrize("page", [None, "result", "compare"])
 def test_every_command_on_a_page_names_what_is_there(page, state, home, synthetic, shown_commands):
     for subject in {"empty": (), "one run": ("glassllm",), "two runs": ("glassllm", "lazy-relu")}[state]:
-        synthetic.store_result(home, synthetic.activation_result(subject, layers=2), weight=subject[:1].encode().hex() * 32)
+        synthetic.store_result(
+            home, synthetic.activation_result(subject, layers=2), weight=subject[:1].encode().hex() * 32
+        )
     app = show(page)
     lines = [line for code in app.code for line in code.value.splitlines() if line.startswith("sparsescope")]
-    captions = [found for caption in app.caption for found in re.findall(r"sparsescope(?: [a-z-]+)+", str(caption.value))]
+    captions = [
+        found
+        for caption in app.caption
+        for found in re.findall(r"sparsescope(?: [a-z-]+)+", str(caption.value))
+    ]
     assert lines or captions or (state == "two runs" and page)
     for line in [*lines, *captions]:
         shown_commands.check_command(line)

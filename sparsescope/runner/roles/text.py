@@ -68,10 +68,8 @@ def capabilities(value: TokenizedCorpus) -> frozenset[str]:
 def notes(value: TokenizedCorpus) -> tuple[tuple[Severity, str], ...]:
     """What a reader of any result on this text has to know."""
     caution = value.provenance.get("caution")
-    warned: tuple[tuple[Severity, str], ...] = tuple(
-        ("warning", said) for said in notes_of_text(value.describe())
-    )
-    return warned if caution is None else (*warned, ("info", str(caution)))
+    said = tuple(notes_of_text(value.describe()))
+    return said if caution is None else (*said, ("info", str(caution)))
 
 
 def words(value: TokenizedCorpus, opened: Mapping[str, tuple[Any, ...]], flag: str) -> list[str] | None:

@@ -88,7 +88,9 @@ def test_an_ordinary_text_may_hold_anything_else(tmp_path):
     assert "zero" in ss.corpus(path).documents[0].text
 
 
-@pytest.mark.parametrize("url", ["https://example.org/a.txt", "s3://bucket/a.jsonl", "HF://datasets/x/y.parquet"])
+@pytest.mark.parametrize(
+    "url", ["https://example.org/a.txt", "s3://bucket/a.jsonl", "HF://datasets/x/y.parquet"]
+)
 def test_a_url_is_refused_as_one(url):
     with pytest.raises(SpecError, match="URL is not read"):
         ss.corpus(url)

@@ -1,4 +1,4 @@
-"""A long text is tokenized in pieces: the tokens are those of the whole text, with every kind of tokenizer."""
+"""A long text is tokenized in pieces: the tokens are those of the whole text, with every kind of tokenizer"""
 
 import hashlib
 
@@ -27,7 +27,7 @@ TEXTS = {
 
 def trained(kind: str) -> PreTrainedTokenizerFast:
     if kind == "wordpiece":  # as BERT: one [UNK] for a word of over 100 characters
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))  # noqa: S106
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
         tokenizer.normalizer = normalizers.BertNormalizer()
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=["[UNK]"], show_progress=False)
@@ -35,7 +35,10 @@ def trained(kind: str) -> PreTrainedTokenizerFast:
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         trainer = trainers.UnigramTrainer(
-            vocab_size=400, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False  # noqa: S106
+            vocab_size=400,
+            unk_token="<unk>",
+            special_tokens=["<unk>"],
+            show_progress=False,
         )
     else:
         tokenizer = Tokenizer(models.BPE())
@@ -46,7 +49,9 @@ def trained(kind: str) -> PreTrainedTokenizerFast:
             alphabet = []
         trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([SENTENCE * 5, HEX[:2000], TEXTS["no blanks"][:900]], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]" if kind == "wordpiece" else None)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]" if kind == "wordpiece" else None
+    )
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "byte-level BPE", "BPE"])

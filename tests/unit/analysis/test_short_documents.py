@@ -17,7 +17,9 @@ def relu():
 @pytest.mark.parametrize("bos", ["auto", "never"])
 @pytest.mark.parametrize("name", QUICK)
 def test_documents_of_one_token(name, bos, relu):
-    letters = ss.corpus([chr(97 + n) for n in range(26)], tokens=None, min_tokens=1, bos=bos, deduplicate=False)
+    letters = ss.corpus(
+        [chr(97 + n) for n in range(26)], tokens=None, min_tokens=1, bos=bos, deduplicate=False
+    )
     presets = next(record for record in analyses() if record.name == name).presets
     try:
         result = ss.run(name, relu, letters, **presets.get("quick", {}))
@@ -28,7 +30,9 @@ def test_documents_of_one_token(name, bos, relu):
 
 
 def test_effective_density_says_that_nothing_is_predicted(relu):
-    letters = ss.corpus([chr(97 + n) for n in range(26)], tokens=None, min_tokens=1, bos="never", deduplicate=False)
+    letters = ss.corpus(
+        [chr(97 + n) for n in range(26)], tokens=None, min_tokens=1, bos="never", deduplicate=False
+    )
     with pytest.raises(SubjectError, match="no token of the text is predicted"):
         ss.run("effective_density", relu, letters)
 
@@ -37,7 +41,15 @@ def test_attention_says_why_few_windows_were_measured(relu):
     texts = [f"{n} short" for n in range(500)] + ["a longer document " * 10 + str(n) for n in range(4)]
     text = ss.corpus(texts, tokens=None, context=128, deduplicate=False)
     found = ss.run("attention_sparsity", relu, text, windows=24, dose_windows=0, resamples=100)
-    notes = {note.severity: note.message for note in found.notes if "windows" in note.message and "measured" in note.message}
-    assert notes == {"warning": notes["warning"]} and "Only 4 of" in notes["warning"] and "t_min" in notes["warning"]
+    notes = {
+        note.severity: note.message
+        for note in found.notes
+        if "windows" in note.message and "measured" in note.message
+    }
+    assert (
+        notes == {"warning": notes["warning"]}
+        and "Only 4 of" in notes["warning"]
+        and "t_min" in notes["warning"]
+    )
     some = ss.run("attention_sparsity", relu, text, windows=2, dose_windows=0, resamples=100)
     assert [note.severity for note in some.notes if "'windows' sets it" in note.message] == ["info"]

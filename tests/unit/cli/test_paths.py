@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -72,7 +73,7 @@ def test_a_name_that_no_file_can_have_is_refused(place, name, command, tmp_path,
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_working_folder_that_is_gone_is_said(place, command, tmp_path):
-    folder, before = tmp_path / "gone", os.getcwd()
+    folder, before = tmp_path / "gone", Path.cwd()
     folder.mkdir()
     os.chdir(folder)
     folder.rmdir()
@@ -102,7 +103,7 @@ def test_a_tilde_is_the_home_everywhere(command, tmp_path, monkeypatch):
 def test_a_report_may_have_the_longest_name_that_a_file_can_have(command, runs, tmp_path):
     for length in (236, 255):
         path = tmp_path / ("r" * (length - 5) + ".html")
-        code, out, err = command("report", runs[0] / runs[1], "-o", path)
+        code, _, err = command("report", runs[0] / runs[1], "-o", path)
         assert code == 0 and path.is_file(), err
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -121,7 +122,7 @@ def test_what_is_no_file_is_no_output(output, command, runs, tmp_path, monkeypat
     (tmp_path / "folder").mkdir()
     code, _, err = command("report", runs[0] / runs[1], "-o", output)
     assert code == 1 and "no file can be written there" in err, err
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"] and os.path.exists("/dev/null")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"] and Path("/dev/null").exists()
     with pytest.raises(SpecError, match="no file can be written there"):
         ss.report([ss.open(runs[0] / runs[1])], output)
 
@@ -142,7 +143,7 @@ def test_a_link_to_a_run_is_that_run_in_every_verb(command, runs, tmp_path):
     (tmp_path / "latest").symlink_to(runs[0] / runs[1])
     assert ss.open(tmp_path / "latest").run_id == runs[1]
     assert command("show", tmp_path / "latest")[0] == 0
-    code, out, err = command("report", tmp_path / "latest", "-o", tmp_path / "r.html")
+    code, _, err = command("report", tmp_path / "latest", "-o", tmp_path / "r.html")
     assert code == 0, err
     assert command("compare", tmp_path / "latest", runs[0] / runs[2])[0] == 0
 

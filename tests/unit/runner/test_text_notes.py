@@ -1,4 +1,4 @@
-"""What a reader has to know of a text stands with every result of it, also of a run that was stored before."""
+"""What a reader has to know of a text stands with every result of it, also of an older run."""
 
 from dataclasses import replace
 
@@ -11,7 +11,12 @@ from sparsescope.core.text_notes import notes_of_text
 from sparsescope.reporting.build import render
 
 FOX = "the quick brown fox jumps over a lazy dog while seven wizards box with gloves "
-TEXTS = [FOX * 8, FOX * 8 + "and more", "Z", *(f"{n} other words of text {n * 7} for {n * 11} " * 6 for n in range(9))]
+TEXTS = [
+    FOX * 8,
+    FOX * 8 + "and more",
+    "Z",
+    *(f"{n} other words of text {n * 7} for {n * 11} " * 6 for n in range(9)),
+]
 SAID = ("of the 5,000 tokens asked for are there", "1 document nearly repeats another", "fewer than 2 tokens")
 
 
@@ -47,7 +52,8 @@ def test_a_run_of_before_warns_when_it_is_opened(result, tmp_path):
     given = {key: result.provenance[key] for key in ("params", "subject", "corpus", "inputs")}
     spec = Spec(analysis=result.analysis, version="1", **given)
     Store(tmp_path).write(before, spec, seconds=1.0, environment={})
-    assert warned(Store(tmp_path).open(spec.run_id)) == notes_of_text(result.provenance["corpus"])
+    said = [message for _, message in notes_of_text(result.provenance["corpus"])]
+    assert len(said) == 3 and warned(Store(tmp_path).open(spec.run_id)) == said
 
 
 def test_a_text_that_is_all_there_has_no_notes(llama, small_corpus):
@@ -62,4 +68,9 @@ def test_the_text_of_a_series_was_not_selected(tiny_series):
 
 def test_duplicates_are_kept_where_that_is_asked_for(llama):
     text = ss.corpus(TEXTS, tokens=5000, context=64, deduplicate=False).read_by(llama)
-    assert not [said for said in notes_of_text(text.describe()) if "repeat" in said]
+    assert not [said for _, said in notes_of_text(text.describe()) if "repeat" in said]
+
+
+def test_blank_documents_are_no_cause_for_a_warning(llama):
+    text = ss.corpus(["a b c d", " "], tokens=3, context=8).read_by(llama)
+    assert ("info", "Blank documents left out: 1.") in notes_of_text(text.describe())
