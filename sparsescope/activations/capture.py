@@ -19,9 +19,9 @@ import torch
 
 from sparsescope.core.shown import Shown
 from sparsescope.errors import SpecError, SubjectError
+from sparsescope.models.formats.wrapping import check_step, float32_step
 from sparsescope.models.structure.sites import attach
 from sparsescope.models.torch_environment import dtype_name
-from sparsescope.models.wrapping import check_step, float32_step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from sparsescope.errors import SubjectError
-from sparsescope.models.passes import evaluating
+from sparsescope.models.formats.wrapping import check_step, float32_step
+from sparsescope.models.structure.passes import evaluating
 from sparsescope.models.structure.roles import text_config
+from sparsescope.models.structure.token_ids import within_table
 from sparsescope.models.structure.visits import alone
-from sparsescope.models.token_ids import within_table
-from sparsescope.models.wrapping import check_step, float32_step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -23,8 +23,8 @@ from torch.nn import functional
 
 from sparsescope.activations.capture import padding_for
 from sparsescope.activations.losses import check_causal
+from sparsescope.models.structure.token_ids import within_table
 from sparsescope.models.subject import evaluating
-from sparsescope.models.token_ids import within_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

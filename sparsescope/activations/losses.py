@@ -19,7 +19,7 @@ import torch
 
 from sparsescope.activations.capture import padding_for
 from sparsescope.errors import SubjectError
-from sparsescope.models.wrapping import check_step, float32_step
+from sparsescope.models.formats.wrapping import check_step, float32_step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

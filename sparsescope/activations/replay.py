@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache
 
 from sparsescope.activations.capture import padding_for
 from sparsescope.errors import SubjectError
-from sparsescope.models.passes import evaluating
+from sparsescope.models.structure.passes import evaluating
 from sparsescope.models.structure.roles import submodule
 from sparsescope.models.structure.sites import argument, with_argument
 from sparsescope.models.structure.visits import alone

@@ -24,7 +24,7 @@ from sparsescope.activations.capture import tokenized
 from sparsescope.activations.continuations import continuations, takes_cache
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.inference.install import reading_of
-from sparsescope.models.token_ids import table_rows
+from sparsescope.models.structure.token_ids import table_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

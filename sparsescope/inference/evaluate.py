@@ -24,7 +24,7 @@ from sparsescope.activations.losses import OutputHead, Reference, TokenLosses, t
 from sparsescope.inference.install import reading_of
 from sparsescope.inference.masks import Mask
 from sparsescope.inference.prefix import PrefixPolicy
-from sparsescope.models.passes import evaluating
+from sparsescope.models.structure.passes import evaluating
 from sparsescope.models.structure.visits import alone
 
 if TYPE_CHECKING:

@@ -23,12 +23,12 @@ from sparsescope.activations.capture import padding_for
 from sparsescope.activations.losses import check_causal
 from sparsescope.inference.groups import InputGroup
 from sparsescope.inference.statistics import Tell, quiet
-from sparsescope.models.passes import evaluating
 from sparsescope.models.structure.experts import apply_matrix, is_fused, is_gated, sizes, takes_routing
+from sparsescope.models.structure.passes import evaluating
 from sparsescope.models.structure.roles import submodule
 from sparsescope.models.structure.sites import argument, module_at, with_argument
+from sparsescope.models.structure.token_ids import within_table
 from sparsescope.models.structure.visits import alone
-from sparsescope.models.token_ids import within_table
 
 if TYPE_CHECKING:
     from sparsescope.activations.text.tokenized import TokenizedCorpus

@@ -157,7 +157,7 @@ def masks_digest(masks: Sequence[Mask], more: Mapping[str, Any]) -> str:
         masks: In their order.
         more: What else decides the outputs: the prefix policy.
     """
-    from sparsescope.models.tensor_bytes import tensor_digest
+    from sparsescope.models.provenance.tensor_bytes import tensor_digest
 
     digest = hashlib.sha256(canonical_json(dict(more)).encode())
     for mask in masks:

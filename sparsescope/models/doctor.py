@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparsescope.models.checks import Check, check
+from sparsescope.models.provenance.checks import Check, check
 from sparsescope.models.structure.roles import text_config
+from sparsescope.models.structure.token_ids import table_rows, within_table
 from sparsescope.models.subject import evaluating
-from sparsescope.models.token_ids import table_rows, within_table
 from sparsescope.models.torch_environment import quiet_transformers
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ import torch
 
 from sparsescope.core.variant import Parent, Variant
 from sparsescope.errors import SubjectError
-from sparsescope.models.beyond_weights import LIBRARIES, scan
-from sparsescope.models.tensor_bytes import plain_tensors, tensor_digest
+from sparsescope.models.provenance.beyond_weights import LIBRARIES, scan
+from sparsescope.models.provenance.tensor_bytes import plain_tensors, tensor_digest
 from sparsescope.models.torch_environment import dtype_name
 
 # Keys of a configuration that do not change what the model computes.

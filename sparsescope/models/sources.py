@@ -80,8 +80,8 @@ def wrap(model: Any, tokenizer: Any = None, id: str | None = None) -> Subject:
         SubjectError: The architecture is not supported, or weights are NaN, infinite or not loaded; or blocks
             were cut from the model.
     """
+    from sparsescope.models.formats.wrapping import check_depth, check_wrappable
     from sparsescope.models.identity import check_computable, check_finite, stored_precision
-    from sparsescope.models.wrapping import check_depth, check_wrappable
 
     check_wrappable(model)
     if tokenizer is not None and not getattr(tokenizer, "is_fast", False):

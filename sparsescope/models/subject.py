@@ -19,27 +19,27 @@ from sparsescope.core.result import Severity
 from sparsescope.core.shown import Shown
 from sparsescope.core.variant import Variant, arguments_text, json_parameters
 from sparsescope.errors import SpecError, SubjectError, unknown_name
-from sparsescope.models import declared as _declared
-from sparsescope.models.beyond_weights import CURE, Found, scan, sentences
 from sparsescope.models.identity import SubjectIdentity as SubjectIdentity
 from sparsescope.models.identity import config_hash, fingerprint, n_parameters, weight_hash
-from sparsescope.models.memory import copied, memory_estimate
-from sparsescope.models.notes import notes_of
-from sparsescope.models.passes import evaluating as evaluating
-from sparsescope.models.reading import reading_of
+from sparsescope.models.provenance import declared as _declared
+from sparsescope.models.provenance.beyond_weights import CURE, Found, scan, sentences
+from sparsescope.models.provenance.notes import notes_of
+from sparsescope.models.provenance.reading import reading_of
 from sparsescope.models.structure import applied as _applied
 from sparsescope.models.structure import parameters as _parameters
 from sparsescope.models.structure import positions as _positions
 from sparsescope.models.structure import sites as _sites
 from sparsescope.models.structure.edits import Replace, edit
+from sparsescope.models.structure.memory import copied, memory_estimate
 from sparsescope.models.structure.parameters import ParameterSite
+from sparsescope.models.structure.passes import evaluating as evaluating
 from sparsescope.models.structure.patterns import select
 from sparsescope.models.structure.positions import Padding, Side
 from sparsescope.models.structure.reach import LENGTH, Reached
 from sparsescope.models.structure.roles import Block, submodule, text_config
 from sparsescope.models.structure.sites import Site, have_exact_zeros
+from sparsescope.models.structure.token_ids import within_table
 from sparsescope.models.structure.visits import alone
-from sparsescope.models.token_ids import within_table
 from sparsescope.models.torch_environment import dtype_name
 
 _HIDDEN_ROLES = ("mlp.hook_post", "mlp.experts.hook_post", "mlp.shared_expert.hook_post")

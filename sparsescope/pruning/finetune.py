@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from sparsescope.activations.capture import padding_for
 from sparsescope.errors import SpecError, SubjectError
-from sparsescope.models.passes import evaluating
+from sparsescope.models.structure.passes import evaluating
 from sparsescope.models.structure.visits import alone
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import torch
 from sparsescope.activations.capture import padding_for
 from sparsescope.activations.replay import BATCH_TOKENS, Replay
 from sparsescope.errors import SubjectError
+from sparsescope.models.formats.wrapping import check_step
 from sparsescope.models.structure.parameters import read
-from sparsescope.models.wrapping import check_step
 from sparsescope.pruning.allocation import MatrixFacts
 from sparsescope.pruning.criteria import magnitude as _magnitude
 from sparsescope.pruning.criteria import wanda as _wanda

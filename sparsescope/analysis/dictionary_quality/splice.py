@@ -20,7 +20,7 @@ from sparsescope.activations.capture import padding_for
 from sparsescope.activations.losses import BATCH_TOKENS, CHUNK, OutputHead
 from sparsescope.dictionaries.rows import NORM_LIMIT
 from sparsescope.errors import SubjectError
-from sparsescope.models.wrapping import float32_step
+from sparsescope.models.formats.wrapping import float32_step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

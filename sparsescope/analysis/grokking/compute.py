@@ -23,7 +23,7 @@ from sparsescope.core.result import Result
 from sparsescope.metrics.leads import aligned_rows, correlation_rows, lead_rows, lead_summary_rows, onset_rows
 from sparsescope.metrics.onsets import Onsets, find_onsets, kaplan_meier_median, median_range
 from sparsescope.models.checkpoints import distinct_names
-from sparsescope.models.training_curves import LOSSES, training_curves
+from sparsescope.models.provenance.training_curves import LOSSES, training_curves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -38,7 +38,7 @@ from sparsescope.metrics.leads import (
 )
 from sparsescope.metrics.onsets import Onsets, find_onsets
 from sparsescope.models.checkpoints import distinct_names
-from sparsescope.models.training_curves import training_curves
+from sparsescope.models.provenance.training_curves import training_curves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

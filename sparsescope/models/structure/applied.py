@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import linear
 
 from sparsescope.errors import SubjectError
-from sparsescope.models.beyond_weights import LIBRARIES
+from sparsescope.models.provenance.beyond_weights import LIBRARIES
 from sparsescope.models.structure.experts import expert_output, is_fused, is_transposed, sizes, takes_routing
 from sparsescope.models.structure.parameters import ParameterSite, read
 from sparsescope.models.structure.roles import features, is_linear, submodule

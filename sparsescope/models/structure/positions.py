@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from sparsescope.errors import SubjectError
-from sparsescope.models.passes import evaluating
+from sparsescope.models.structure.passes import evaluating
 from sparsescope.models.structure.roles import text_config
 from sparsescope.models.structure.visits import alone
 

@@ -1,7 +1,7 @@
 """A mixture of experts of the OLMoE architecture whose gate is chosen by name, in the form of transformers.
 
 Attention, norms, embeddings and the experts' matrices are those of OLMoE; what decides which experts a
-token uses is one of ``sparsescope.models.gates``. With the gate ``top_k`` it computes what
+token uses is one of ``sparsescope.models.structure.gates``. With the gate ``top_k`` it computes what
 ``OlmoeForCausalLM`` does. All gates get the same initialization of everything else from one seed: each gate
 takes one number of the random stream, from which it draws its own.
 
@@ -34,15 +34,15 @@ from transformers.models.olmoe.modeling_olmoe import (
 from transformers.utils.output_capturing import OutputRecorder
 
 from sparsescope.errors import SpecError
-from sparsescope.models.gates import gate_class, gate_options
-from sparsescope.models.gates.base import Gate, slots_of
+from sparsescope.models.structure.gates import gate_class, gate_options
+from sparsescope.models.structure.gates.base import Gate, slots_of
 
 
 class GatedMixtureConfig(OlmoeConfig):
     """Sizes of a ``GatedMixtureForCausalLM``, and its gate.
 
     Attributes:
-        gate: One of ``sparsescope.models.gates.GATES``.
+        gate: One of ``sparsescope.models.structure.gates.GATES``.
         gate_options: What differs from the defaults of the gate; all of them after the configuration was
             made.
         num_experts_per_tok: K, which the gate decides; 0 where it is not given.

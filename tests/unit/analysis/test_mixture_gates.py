@@ -18,9 +18,9 @@ from sparsescope.analysis.mixture_gates.statements import statements
 from sparsescope.core.result import Result
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.models.checkpoints import Checkpoint, CheckpointSeries, open_series
-from sparsescope.models.gates.base import Gating
 from sparsescope.models.sources import load
 from sparsescope.models.structure.architectures import build_model
+from sparsescope.models.structure.gates.base import Gating
 from sparsescope.models.zoo.byte_tokenizer import byte_tokenizer
 from sparsescope.testing import check_analysis, check_figure, check_statements
 from sparsescope.training import byte_text

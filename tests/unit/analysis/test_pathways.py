@@ -21,8 +21,8 @@ from sparsescope.errors import SpecError, SubjectError
 from sparsescope.metrics.memorized_samples import chosen_eps, memorized_from
 from sparsescope.metrics.onsets import half_way
 from sparsescope.models.checkpoints import Checkpoint, CheckpointSeries, open_series
+from sparsescope.models.provenance.training_curves import training_curves
 from sparsescope.models.sources import load
-from sparsescope.models.training_curves import training_curves
 from sparsescope.testing import check_figure
 
 NAME = "pathways"

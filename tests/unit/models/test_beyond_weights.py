@@ -13,7 +13,7 @@ import transformers
 
 from sparsescope.errors import SpecError
 from sparsescope.models import Subject, load, registered_subjects, wrap
-from sparsescope.models.beyond_weights import scan
+from sparsescope.models.provenance.beyond_weights import scan
 
 IDS = [[1, 2, 3, 4, 5]]
 

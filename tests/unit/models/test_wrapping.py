@@ -16,7 +16,7 @@ from sparsescope.errors import SpecError, SubjectError
 from sparsescope.models import load, wrap
 from sparsescope.models.attention import attention_rows
 from sparsescope.models.doctor import examine
-from sparsescope.models.wrapping import check_step, float32_step
+from sparsescope.models.formats.wrapping import check_step, float32_step
 
 IDS = np.arange(16).reshape(2, 8)
 

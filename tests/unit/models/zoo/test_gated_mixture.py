@@ -13,10 +13,10 @@ from sparsescope.activations.text.documents import CorpusEntry, Document
 from sparsescope.errors import SpecError, SubjectError
 from sparsescope.models.checkpoints import open_series
 from sparsescope.models.formats.series_file import SeriesFolder
-from sparsescope.models.gates import GATES
-from sparsescope.models.gates.base import active
 from sparsescope.models.structure.architectures import build_model, check_config
 from sparsescope.models.structure.experts import expert_output
+from sparsescope.models.structure.gates import GATES
+from sparsescope.models.structure.gates.base import active
 from sparsescope.models.structure.routing import routers, without_experts
 from sparsescope.models.zoo.gated_mixture import GatedMixtureConfig, GatedMixtureForCausalLM
 from sparsescope.testing import check_subject

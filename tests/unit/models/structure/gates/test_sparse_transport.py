@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from sparsescope.models.gates.base import active
-from sparsescope.models.gates.sparse_transport import solve_potentials, token_rule
+from sparsescope.models.structure.gates.base import active
+from sparsescope.models.structure.gates.sparse_transport import solve_potentials, token_rule
 
 
 def projected(values, k):

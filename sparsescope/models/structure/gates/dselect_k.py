@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import initialization as init
 
-from sparsescope.models.gates.base import (
+from sparsescope.models.structure.gates.base import (
     Gate,
     GateOptions,
     Gating,

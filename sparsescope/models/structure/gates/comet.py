@@ -35,7 +35,7 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import initialization as init
 
-from sparsescope.models.gates.base import (
+from sparsescope.models.structure.gates.base import (
     Gate,
     GateOptions,
     Gating,
@@ -47,7 +47,7 @@ from sparsescope.models.gates.base import (
     hard_share,
     smooth_step,
 )
-from sparsescope.models.gates.permutations import assignment, gumbel, permutation_entropy, sinkhorn
+from sparsescope.models.structure.gates.permutations import assignment, gumbel, permutation_entropy, sinkhorn
 
 #: A leaf that is reached with less is not reached.
 LEAST_REACH = 1e-5

@@ -17,7 +17,7 @@ from pydantic import Field
 from transformers import initialization as init
 
 from sparsescope.errors import SpecError, SubjectError
-from sparsescope.models.gates.base import Gate, GateOptions, Gating
+from sparsescope.models.structure.gates.base import Gate, GateOptions, Gating
 
 
 class HashOptions(GateOptions):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparsescope.core.result import Severity
-from sparsescope.models.declared import library_notes
 from sparsescope.models.entries import PRUNED_FROM
+from sparsescope.models.provenance.declared import library_notes
 from sparsescope.models.structure.applied import notes as applied_notes
 from sparsescope.models.structure.coverage import uncovered_sentence
 from sparsescope.models.structure.parameters import ParameterSite

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.nn.modules import module as _torch_module
 
-from sparsescope.models.tensor_bytes import tensor_digest
+from sparsescope.models.provenance.tensor_bytes import tensor_digest
 
 #: Their hooks belong to the architecture, to the way a model is spread over devices, or to a pass
 #: that is running.

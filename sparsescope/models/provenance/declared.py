@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparsescope.errors import SpecError
-from sparsescope.models.beyond_weights import Found, scan, sentences
 from sparsescope.models.identity import foreign_hooks
+from sparsescope.models.provenance.beyond_weights import Found, scan, sentences
 
 if TYPE_CHECKING:
     from sparsescope.core.result import Severity

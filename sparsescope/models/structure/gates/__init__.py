@@ -28,7 +28,7 @@ from sparsescope.core.spec import make_params
 from sparsescope.errors import unknown_name
 
 if TYPE_CHECKING:
-    from sparsescope.models.gates.base import Gate
+    from sparsescope.models.structure.gates.base import Gate
 
 #: The class of each gate, as module and name: importing one imports torch.
 GATES: Mapping[str, tuple[str, str]] = {
@@ -49,7 +49,9 @@ def gate_class(name: str) -> type[Gate[Any]]:
         SpecError: It is not one of ``GATES``.
     """
     if name not in GATES:
-        raise unknown_name("gate", name, GATES, next_step="sparsescope/models/gates has one file for each")
+        raise unknown_name(
+            "gate", name, GATES, next_step="sparsescope/models/structure/gates has one file for each"
+        )
     module, found = GATES[name]
     return getattr(import_module(f"{__name__}.{module}"), found)
 
@@ -68,7 +70,7 @@ def gate_options(name: str, options: Mapping[str, Any] | None = None) -> Any:
         SpecError: The gate or an option is unknown, or a value is not valid.
     """
     found = gate_class(name)
-    file = f"see sparsescope/models/gates/{GATES[name][0]}.py"
+    file = f"see sparsescope/models/structure/gates/{GATES[name][0]}.py"
     return make_params(found.options_model, dict(options or {}), analysis=name, kind="gate", next_step=file)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparsescope.errors import SpecError, SubjectError
-from sparsescope.models.gates import make_gate
+from sparsescope.models.structure.gates import make_gate
 
 
 @pytest.mark.parametrize("k", [1, 2, 6])

@@ -34,7 +34,7 @@ from pydantic import Field
 from scipy.optimize import minimize
 from transformers import initialization as init
 
-from sparsescope.models.gates.base import GateOptions, Gating, LinearGate, active
+from sparsescope.models.structure.gates.base import GateOptions, Gating, LinearGate, active
 
 
 class SparseTransportOptions(GateOptions):

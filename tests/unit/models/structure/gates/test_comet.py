@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from sparsescope.models.gates.base import active
-from sparsescope.models.gates.permutations import assignment, gumbel, permutation_entropy, sinkhorn
+from sparsescope.models.structure.gates.base import active
+from sparsescope.models.structure.gates.permutations import assignment, gumbel, permutation_entropy, sinkhorn
 
 
 @pytest.mark.parametrize("experts", [1, 2, 3, 5, 6, 8, 13])

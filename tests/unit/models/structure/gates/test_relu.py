@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsescope.models.gates.base import active
+from sparsescope.models.structure.gates.base import active
 
 
 def test_scores_of_zero_use_no_expert(gate, states):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sparsescope.errors import SpecError
-from sparsescope.models.gates import GATES, gate_class, make_gate
-from sparsescope.models.gates.base import active, entropy, importance_loss, slots_of, smooth_step
+from sparsescope.models.structure.gates import GATES, gate_class, make_gate
+from sparsescope.models.structure.gates.base import active, entropy, importance_loss, slots_of, smooth_step
 
 LEARNED = tuple(name for name in GATES if name != "hash")
 

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import nn
 from transformers import initialization as init
 
-from sparsescope.models.gates.base import GateOptions, Gating, LinearGate, Steering, Targeted
+from sparsescope.models.structure.gates.base import GateOptions, Gating, LinearGate, Steering, Targeted
 
 
 class ReluOptions(Targeted):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparsescope.models.gates import make_gate
+from sparsescope.models.structure.gates import make_gate
 
 WIDTH, EXPERTS, VOCABULARY, TOKENS = 12, 6, 40, 64
 

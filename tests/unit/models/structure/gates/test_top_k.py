@@ -7,8 +7,8 @@ import torch
 from transformers import OlmoeConfig
 from transformers.models.olmoe.modeling_olmoe import OlmoeTopKRouter, load_balancing_loss_func
 
-from sparsescope.models.gates.base import active
-from sparsescope.models.gates.top_k import balancing_loss
+from sparsescope.models.structure.gates.base import active
+from sparsescope.models.structure.gates.top_k import balancing_loss
 
 
 @pytest.mark.parametrize("renormalize", [False, True])

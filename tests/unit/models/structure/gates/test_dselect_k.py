@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from sparsescope.models.gates.base import active
+from sparsescope.models.structure.gates.base import active
 
 
 def test_selectors_spell_numbers_of_experts_by_hand(gate, states):

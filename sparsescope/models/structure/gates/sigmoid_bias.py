@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from transformers import initialization as init
 
-from sparsescope.models.gates.base import GateOptions, Gating, LinearGate
+from sparsescope.models.structure.gates.base import GateOptions, Gating, LinearGate
 
 
 class SigmoidBiasOptions(GateOptions):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sparsescope.models.gates.base import active
+from sparsescope.models.structure.gates.base import active
 
 
 def test_the_bias_chooses_and_the_score_weighs(gate, states):

@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from sparsescope.models.gates.base import GateOptions, Gating, LinearGate
+from sparsescope.models.structure.gates.base import GateOptions, Gating, LinearGate
 
 
 class TopKOptions(GateOptions):
