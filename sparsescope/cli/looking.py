@@ -247,9 +247,12 @@ def doctor(
     transformers, its memory and capabilities, and of a pruned one whether its zeros are there.
     """
     from sparsescope.cli import console, diagnosis
+    from sparsescope.core.files import given_path
 
     if masks is not None and subject is None:
         raise SpecError("masks without a subject", where="--masks", next_step="give --subject NAME too")
+    if masks is not None:
+        given_path(masks, "--masks")
     findings = diagnosis.installation(home)
     examination = zeros = None
     if subject is not None:

@@ -82,7 +82,7 @@ def given_path(given: str | Path, where: str) -> Path:
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        if not path.is_absolute() and not Path().exists():
+        if not path.is_absolute() and not _has_working_folder():
             raise SpecError(
                 "the working folder was deleted, so a relative path leads nowhere",
                 where=where,
@@ -99,6 +99,14 @@ def given_path(given: str | Path, where: str) -> Path:
             next_step="change the permissions of its folders, or give another path",
         ) from None
     return path
+
+
+def _has_working_folder() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def given_output(given: str | Path, where: str) -> Path:

@@ -70,7 +70,7 @@ class PackedMask:
     @property
     def sparsity(self) -> float:
         """Share of weights that go."""
-        return 1 - self.kept / self.weights
+        return 1 - self.kept / self.weights if self.weights else 0.0
 
     def array(self) -> NDArray[np.bool_]:
         """The mask, bool [out, in]."""
@@ -126,7 +126,7 @@ class MaskSet(Shown):
     @property
     def sparsity(self) -> float:
         """Share of the weights in scope that go."""
-        return 1 - self.kept / self.weights
+        return 1 - self.kept / self.weights if self.weights else 0.0
 
     @property
     def bytes(self) -> int:

@@ -366,8 +366,5 @@ def test_every_command_on_a_page_names_what_is_there(page, state, home, syntheti
 
 def test_the_overview_says_how_many_of_the_runs_it_lists(home, synthetic, monkeypatch):
     run_id = synthetic.store_result(home, synthetic.activation_result("glassllm", layers=2))
-    import state
-
-    one = next(run for run in state.runs() if run.run_id == run_id)
-    monkeypatch.setattr(state, "runs", lambda: [one] * 201)
+    monkeypatch.setattr(Store, "run_ids", lambda self: [run_id] * 201)
     assert "The newest 200 of 201 are here" in words(show())

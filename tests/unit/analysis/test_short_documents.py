@@ -48,7 +48,7 @@ def test_attention_says_why_few_windows_were_measured(relu):
     }
     assert (
         notes == {"warning": notes["warning"]}
-        and "Only 4 of" in notes["warning"]
+        and "Only 8 of" in notes["warning"]
         and "t_min" in notes["warning"]
     )
     some = ss.run("attention_sparsity", relu, text, windows=2, dose_windows=0, resamples=100)

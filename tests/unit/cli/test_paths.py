@@ -23,7 +23,7 @@ PLACES = {
     "corpus": (*RUN, "--subject", "random-llama", "--corpus", "{}.txt"),
     "report": ("report", "random-llama", "-o", "{}.html"),
     "run in a report": ("report", "{}"),
-    "series": ("run", "sparsity_over_training", "--series", "{}"),
+    "series": ("run", "sparsity_over_training", "--subject", "{}"),
     "dictionary": ("run", "dictionary_quality", "--subject", "random-llama", "--dictionary", "{}"),
     "study": ("study", "{}/study.toml"),
     "notebook": ("study", "relu_gelu_swiglu", "--no-execute", "--notebook", "{}.ipynb"),
@@ -53,9 +53,7 @@ def locked(tmp_path_factory):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_folder_that_one_may_not_enter_is_named(place, command, locked, ordinary, tmp_path, monkeypatch):
-    tmp_path.chmod(0o777)
     monkeypatch.chdir(tmp_path)
-    command(*words(place, tmp_path / "nothing"))  # with everything imported
     with ordinary.ordinary_user():
         code, _, err = command(*words(place, locked))
     assert code == 1 and "internal" not in err and "error:" in err, (code, err)
@@ -67,7 +65,7 @@ def test_a_folder_that_one_may_not_enter_is_named(place, command, locked, ordina
 def test_a_name_that_no_file_can_have_is_refused(place, name, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = command(*words(place, name))
-    assert code == 1 and "internal" not in err and "error:" in err, (code, err)
+    assert code == 1 and "internal" not in err and "error:" in err.lower(), (code, err)
     assert not list(tmp_path.iterdir()), "something was written"
 
 
@@ -89,9 +87,10 @@ def test_a_tilde_is_the_home_everywhere(command, tmp_path, monkeypatch):
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
-    code, _, err = command(*RUN, "--subject", "random-llama", "--home=~/runs", "-o", "~/one.html")
+    code, _, err = command(*RUN, "--subject", "random-llama", "--home=~/runs")
     assert code == 0, err
     (run_id,) = Store(tmp_path / "runs").run_ids()
+    assert command("report", f"~/runs/{run_id}", "-o", "~/one.html")[0] == 0
     assert (tmp_path / "one.html").is_file()
     result = ss.open(f"~/runs/{run_id}")
     assert ss.report([result], "~/two.html") == tmp_path / "two.html"

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 import sparsescope as ss
+from sparsescope.activations.text.probe import probe_corpus
 from sparsescope.cli import listing
 from sparsescope.core.run_store import Store
 from sparsescope.core.text_notes import notes_of_text
@@ -21,11 +22,14 @@ SAID = ("of the 5,000 tokens asked for are there", "1 document nearly repeats an
 
 
 @pytest.fixture(scope="module")
-def result(llama, tmp_path_factory):
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("notes") / "runs"
+
+
+@pytest.fixture(scope="module")
+def result(llama, folder):
     text = ss.corpus(TEXTS, tokens=5000, context=64)
-    return ss.run(
-        "activation_sparsity", llama, text, store=tmp_path_factory.mktemp("notes") / "runs", resamples=100
-    )
+    return ss.run("activation_sparsity", llama, text, store=folder, resamples=100)
 
 
 def warned(result):
@@ -38,10 +42,10 @@ def test_a_result_warns_of_what_its_text_lacks(result):
     assert "--keep-duplicates" in " ".join(warned(result))
 
 
-def test_every_place_shows_it(result):
-    page = render([result])
-    for said in SAID:
-        assert said in page and said in result._summary_html() and said in listing.summary(result)
+def test_every_place_shows_it(result, folder):
+    shown = listing.text(listing.describe(str(folder / result.run_id), None))
+    for place in (render([result]), result._summary_html(), shown):
+        assert all(said in place for said in SAID)
     assert "info" not in {note.severity for note in result.notes if "tokens asked for" in note.message}
 
 
@@ -61,9 +65,8 @@ def test_a_text_that_is_all_there_has_no_notes(llama, small_corpus):
     assert notes_of_text(None) == []
 
 
-def test_the_text_of_a_series_was_not_selected(tiny_series):
-    found = ss.run("sparsity_over_training", ss.open_series(str(tiny_series)), resamples=100)
-    assert not [note for note in found.notes if "tokens asked for" in note.message]
+def test_the_text_of_a_series_was_not_selected():
+    assert notes_of_text(probe_corpus(ss.open_series("lazy-relu")).describe()) == []
 
 
 def test_duplicates_are_kept_where_that_is_asked_for(llama):
