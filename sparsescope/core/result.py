@@ -17,6 +17,7 @@ import pandas as pd
 
 from sparsescope.core.columns import STRICT, Column, declared_frame
 from sparsescope.core.escaping import cell_html, display
+from sparsescope.core.notebook_figures import also_as_html
 from sparsescope.core.numbers import Direction, Interval, Scalar, format_scalar
 from sparsescope.errors import SparsescopeError, SpecError, unknown_name
 
@@ -192,6 +193,7 @@ class Result:
         """
         from sparsescope.core.registry import find_record
 
+        also_as_html()
         return find_record(self.analysis).draw(name, self, select)
 
     def _ipython_display_(self) -> None:
@@ -203,6 +205,7 @@ class Result:
         display(HTML(self._summary_html()))
         figure = self._first_figure()
         if figure is not None:
+            also_as_html()
             display(figure)
 
     def _repr_html_(self) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from sparsescope.core.columns import INDEX_KINDS, Column
+from sparsescope.core.notebook_figures import also_as_html
 from sparsescope.core.numbers import Scalar, format_number
 from sparsescope.core.result import Result
 from sparsescope.core.statements import headline_of, title_of
@@ -229,6 +230,7 @@ def figure(outcome: StudyResult, which: str | int = 0) -> go.Figure:
             "there is no such figure of the study", where=str(outcome.study.path), allowed=allowed, got=which
         )
     entry = declared[titles.index(which) if isinstance(which, str) else which]
+    also_as_html()
     try:
         return _compared(entry, outcome)[0]
     except SpecError as error:

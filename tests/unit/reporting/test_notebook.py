@@ -498,3 +498,27 @@ def test_without_the_packages(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(DependencyError, match=r"sparsescope\[notebook\]"):
         notebooks.check_packages()
+
+
+# -- a reader's own notebook ----------------------------------------------------------------------
+
+
+def test_a_result_keeps_its_figures_where_a_notebook_is_converted(tmp_path):
+    """Plotly alone would store its JSON, which HTML made by nbconvert does not show; and a text is short."""
+    code = (
+        "import plotly.io\n"
+        "import sparsescope as ss\n"
+        "plotly.io.renderers.default = 'plotly_mimetype'  # what plotly chooses in a kernel\n"
+        "text = ss.corpus(['one two three four ' * 50 + str(n) for n in range(9)], tokens=200, context=64)\n"
+        "ss.run('activation_sparsity', ss.load('random-llama'), text, resamples=100)",
+        "text",
+    )
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in code])
+    execute_notebook(made, tmp_path, tmp_path / "runs")
+    drawn = [
+        output["data"]
+        for output in made.cells[0].outputs
+        if "application/vnd.plotly.v1+json" in output.get("data", {})
+    ]
+    assert len(drawn) == 1 and "Plotly.newPlot" in drawn[0]["text/html"]
+    assert len(shown(made.cells[1])["text/plain"]) < 300 and "<table>" in shown(made.cells[1])["text/html"]
