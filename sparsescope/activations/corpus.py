@@ -279,7 +279,7 @@ class Corpus(Shown):
         notes = list(self.notes)
         total = sum(map(len, documents))
         if self.budget is not None and total < self.budget:
-            notes.append(f"only {total:,} of the {self.budget:,} tokens asked for are there")
+            notes.append(f"only {total} of the {self.budget} tokens asked for are there")
         if len(documents) == 1 and len(self.documents) > 1:
             notes.append("one document was drawn: intervals over documents cannot be given")
         return {

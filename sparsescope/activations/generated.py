@@ -307,7 +307,7 @@ class GeneratedCorpus(Corpus):
         found, by = prompts.provenance, subject.identity.as_dict()
         notes, total = list(self.notes), sum(map(len, documents))
         if self.budget is not None and total < self.budget:
-            notes.append(f"only {total:,} of the {self.budget:,} tokens asked for are there")
+            notes.append(f"{total} of the {self.budget} tokens asked for are there")
         if short:
             notes.append(f"continuations of fewer than {_LEAST} tokens left out: {short}")
         return {

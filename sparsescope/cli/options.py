@@ -44,29 +44,18 @@ def home_folder(text: str | Path) -> Path:
     return given_path(text, "--home")
 
 
-def no_output(text: str, option: str) -> SpecError:
-    """The error of an output that cannot be written."""
-    return SpecError(
-        f"the {'report' if option.startswith('--output') else 'notebook'} cannot be written there",
-        where=option.split()[0],
-        allowed="a file in an existing folder that you can write to",
-        got=text,
-        next_step=f"choose another path with: {option}",
-    )
-
-
 def output_file(text: str | Path) -> Path:
     """Return the file that ``--output`` names."""
     from sparsescope.core.files import given_output
 
-    return given_output(text, "--output")
+    return given_output(text, "--output", "report", "--output FILE.html")
 
 
 def notebook_file(text: str | Path) -> Path:
     """The same of ``--notebook``."""
     from sparsescope.core.files import given_output
 
-    return given_output(text, "--notebook")
+    return given_output(text, "--notebook", "notebook", "--notebook FILE.ipynb")
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsescope.cli.options import InputOptions, ModelOptions, TextOptions, no_output
+from sparsescope.cli.options import InputOptions, ModelOptions, TextOptions
 from sparsescope.errors import DependencyError, SpecError
 
 if TYPE_CHECKING:
@@ -239,11 +239,12 @@ class GrowingReport:
 
 def check_output(path: Path, option: str = "--output FILE.html") -> None:
     """Refuse an output that cannot be written, before minutes of work."""
-    from sparsescope.core.files import given_output
+    from sparsescope.core.files import given_output, no_output
 
-    folder = given_output(path, option.split()[0]).parent
+    name, what = option.split()[0], "report" if option.startswith("--output") else "notebook"
+    folder = given_output(path, name, what, option).parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise no_output(str(path), option)
+        raise no_output(path, name, what, option)
 
 
 def raise_if_failed(outcomes: list[Outcome]) -> None:

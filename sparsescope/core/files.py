@@ -109,22 +109,33 @@ def _has_working_folder() -> bool:
     return True
 
 
-def given_output(given: str | Path, where: str) -> Path:
+def given_output(given: str | Path, where: str, what: str = "file", option: str = "") -> Path:
     """Return the file to write that a user gave; of a link the file that it leads to, which is written then.
+
+    Args:
+        given: What a user gave.
+        where: Where it was given, for the message.
+        what: What is to be written, for the message.
+        option: How it is given on the command line, for the message.
 
     Raises:
         SpecError: See ``given_path``; or there is something else than a file: a folder, a device, ``-``.
     """
     path = given_path(given, where)
     if str(given) == "-" or str(given).endswith(("/", "\\")) or (path.exists() and not path.is_file()):
-        raise SpecError(
-            "no file can be written there",
-            where=where,
-            allowed="the path of a file",
-            got=f"{str(given)[:200]!r}{', a folder' if path.is_dir() else ''}",
-            next_step="give the path of a file in a folder that you can write to",
-        )
+        raise no_output(given, where, what, option)
     return path.resolve() if path.is_symlink() else path
+
+
+def no_output(given: str | Path, where: str, what: str, option: str = "") -> SpecError:
+    """The error of an output that cannot be written; for the arguments see ``given_output``."""
+    return SpecError(
+        f"the {what} cannot be written there",
+        where=where,
+        allowed="a file in an existing folder that you can write to",
+        got=str(given)[:200],
+        next_step=f"choose another path with: {option}" if option else "choose another path",
+    )
 
 
 def _bytes(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,7 @@ def notes_of_text(described: Mapping[str, Any] | None) -> list[tuple[Severity, s
     if "budget" not in found:
         return []  # nothing was read, or what a series carries: nothing was selected
     said: list[tuple[Severity, str]] = [
-        (
-            "info" if note.startswith(_HARMLESS) else "warning",
-            f"{note[:1].upper()}{note[1:]}".rstrip(".") + ".",
-        )
+        ("info" if note.startswith(_HARMLESS) else "warning", _sentence(note))
         for note in map(str, found.get("notes") or ())
     ]
     twice, short = (found.get(key) or 0 for key in ("near_duplicates", "too_short"))
@@ -48,3 +46,9 @@ def notes_of_text(described: Mapping[str, Any] | None) -> list[tuple[Severity, s
             )
         )
     return said
+
+
+def _sentence(note: str) -> str:
+    """A note of a text as a sentence, large numbers in groups."""
+    grouped = re.sub(r"\b\d{4,}\b", lambda number: f"{int(number[0]):,}", note)
+    return f"{grouped[:1].upper()}{grouped[1:]}".rstrip(".") + "."

@@ -40,7 +40,7 @@ def build(results: Sequence[Result] | StudyResult, path: str | Path, *, title: s
         SpecError: If there is no result, or the path is no file's.
         ArtifactError: If the file cannot be written.
     """
-    target = given_output(path, "report")
+    target = given_output(path, "path", "report")
     replace_file(target, render(results, title=title).encode(), action="write the report")
     return target
 

@@ -53,7 +53,7 @@ def write_notebook(
         ArtifactError: If the file cannot be written.
     """
     nbformat = require("nbformat")
-    target = given_output(path, "notebook")
+    target = given_output(path, "path", "notebook")
     made = study_notebook(study, target.resolve().parent)
     if execute:
         execute_notebook(made, target.resolve().parent, Store(home).root)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import sparsescope as ss
+from sparsescope.core.text_notes import notes_of_text
 from sparsescope.testing import check_figure
 
 FROZEN = Path(__file__).resolve().parents[1] / "fixtures" / "frozen"
@@ -50,7 +51,8 @@ def test_a_stored_run_opens_under_its_name_and_is_drawn(name):
     assert {name: len(frame) for name, frame in result.tables.items()} == {
         name: table["rows"] for name, table in manifest["tables"].items()
     }
-    assert [note.message for note in result.notes] == [note["message"] for note in manifest["notes"]]
+    of_text = [message for _, message in notes_of_text(manifest["spec"]["corpus"])]  # said later
+    assert [note.message for note in result.notes] == [*(n["message"] for n in manifest["notes"]), *of_text]
     assert result.provenance["params"] == manifest["spec"]["params"]
     assert result.provenance["subject"]["id"] == manifest["spec"]["subject"]["id"]
     for record in ss.analyses():

@@ -72,7 +72,7 @@ def matched(found, texts):
 def test_an_explicit_cap_is_never_exceeded(tokenizer):
     found = corpus(prose(3, 200), tokens=2000, max_document_tokens=70).tokenize(tokenizer)
     assert [len(document) for document in found.documents] == [70, 70, 70]
-    assert any("only 210 of the 2,000" in note for note in found.describe()["notes"])
+    assert any("only 210 of the 2000" in note for note in found.describe()["notes"])
 
 
 def test_all_tokens_are_taken_without_a_budget(tokenizer):

@@ -95,7 +95,7 @@ def test_the_best_dense_product_has_no_speedup_over_itself(result):
     dense = result.tables["dense"].query("cache == 'cold'")
     for _, rows in dense.groupby("shape"):
         floats = rows[rows["variant"].str.endswith("float32")]
-        assert floats["speedup"].max() == pytest.approx(1)
+        assert floats.loc[floats["seconds"].idxmin(), "speedup"] == pytest.approx(1)
 
 
 def test_recorded_patterns_are_those_of_the_model():

@@ -120,9 +120,9 @@ def test_what_is_no_file_is_no_output(output, command, runs, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     code, _, err = command("report", runs[0] / runs[1], "-o", output)
-    assert code == 1 and "no file can be written there" in err, err
+    assert code == 1 and "the report cannot be written there" in err, err
     assert [path.name for path in tmp_path.iterdir()] == ["folder"] and Path("/dev/null").exists()
-    with pytest.raises(SpecError, match="no file can be written there"):
+    with pytest.raises(SpecError, match="the report cannot be written there"):
         ss.report([ss.open(runs[0] / runs[1])], output)
 
 

@@ -61,7 +61,7 @@ def test_what_is_kept_is_opened(store):
     assert store.artifacts.ids() == [made.id] and store.artifacts.has(made.id)
     assert [verdict.status for verdict in store.artifacts.verify()] == ["ok"]
     assert sorted(path.name for path in store.artifacts.root.iterdir()) == [made.id]
-    assert "toy-1, 3 files" in repr(found)
+    assert "format='toy-1', files=3" in repr(found)
 
 
 def test_the_id_hashes_kind_format_and_files_alone(store):

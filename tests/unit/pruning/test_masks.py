@@ -60,7 +60,7 @@ def test_a_mask_set_counts_over_its_matrices() -> None:
     assert found.weights == sum(a.size for a in arrays) and found.kept == sum(a.sum() for a in arrays)
     assert found.sparsity == pytest.approx(1 - found.kept / found.weights)
     assert found.bytes == sum(math.ceil(a.size / 8) for a in arrays)
-    assert "8 matrices" in repr(found)
+    assert "matrices=8" in repr(found)
     with pytest.raises(SpecError, match=r"did you mean 'weight:blocks\.1\.attn\.q\.weight'"):
         found["weight:blocks.1.attn.q.wieght"]
 
