@@ -13,8 +13,9 @@ def also_as_html() -> None:
     That is plotly's own combination of renderers for notebooks that are converted; one that the user chose
     stays. Plotly's script is stored once, with the first figure.
     """
-    if "IPython" not in sys.modules:
-        return
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    if shell is None or shell() is None:
+        return  # no notebook
     import plotly.io
 
     if plotly.io.renderers.default == _ALONE:
