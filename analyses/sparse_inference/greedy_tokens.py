@@ -4,7 +4,8 @@ Masks are thresholds: an input that rounding moves over one changes every later 
 two correct programs part at some token. For each method and pair of programs this prints how many tokens come
 before that point, and that everything before it agrees: greedy tokens, and logits to rounding. The pairs: the
 compiled loop and transformers in float32, and transformers with two threads against itself in float64 and
-with one thread.
+with one thread. For the loop and transformers it also compares how many inputs a matrix keeps of a forced
+token, after such points too.
 
     python analyses/sparse_inference/greedy_tokens.py
 """
@@ -18,11 +19,14 @@ from collections.abc import Callable
 import torch
 
 import sparsescope as ss
-from sparsescope.inference.calibration import calibrate
+from sparsescope.inference.calibration import Calibration, calibrate
 from sparsescope.inference.calibrator import Calibrator
 from sparsescope.inference.decode.decoder import Decoder
+from sparsescope.inference.decode.weights import GROUPS, ROLES
+from sparsescope.inference.install import reading_of
 from sparsescope.inference.prefix import PrefixPolicy
 from sparsescope.inference.sparsifier import split
+from sparsescope.models.subject import Subject
 
 PROMPTS, PROMPT, NEW = 8, 32, 64
 APART = 1e-3  # logits that differ by more have seen other masks; rounding alone gives 1e-4 at most
@@ -69,6 +73,38 @@ def compare(one: Logits, other: Logits, prompts: list[list[int]], answers: list[
     )
 
 
+def kept_apart(
+    sparse: Subject, decoder: Decoder, found: Calibration, prompts: list[list[int]], answers: list[list[int]]
+) -> str:
+    """By how many inputs, of all, what a matrix keeps of a token differs in number."""
+    apart = whole = 0
+    reading = reading_of(sparse)
+    assert reading is not None
+    groups = {
+        mask.name: next(n for n, name in enumerate(GROUPS) if mask.roles[0] in ROLES[name])
+        for mask in found.masks
+    }
+    for prompt, answer in zip(prompts, answers, strict=True):
+        with torch.inference_mode():
+            cache = sparse.model(torch.tensor([prompt]), use_cache=True).past_key_values
+            decoder.begin(prompt)
+            for token in answer:
+                reading.counts = {}
+                cache = sparse.model(
+                    torch.tensor([[token]]), past_key_values=cache, use_cache=True
+                ).past_key_values
+                decoder.forget_counts()
+                decoder.step(token)
+                step = decoder.compiled_step
+                for mask in found.masks:
+                    group = groups[mask.name]
+                    part = 0 if step.groups[group].joint else list(ROLES[GROUPS[group]]).index(mask.roles[0])
+                    have, there = reading.counts[mask.name]
+                    apart += abs(int(step.kept[mask.layer, group, part]) - int(have))
+                    whole += int(there)
+    return f"{apart:,} of {whole:,} inputs, {apart / whole:.2%}"
+
+
 def main() -> None:
     """Print all comparisons."""
     torch.set_num_threads(2)
@@ -101,6 +137,9 @@ def main() -> None:
         for name, (one, other) in pairs.items():
             sys.stdout.write(f"  {name}: {compare(one, other, prompts, answers)}\n")
             sys.stdout.flush()
+        if found is not None:
+            said = kept_apart(sparse, decoder, found, prompts, answers)
+            sys.stdout.write(f"  kept inputs of a token and matrix differ in number by {said}\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from sparsescope.errors import SpecError
 from sparsescope.reporting import page
 from sparsescope.reporting.depth import depth_of
 from sparsescope.reporting.head import measured, warnings_of
-from sparsescope.reporting.sections import Section, record_of, sections_of, undrawn
+from sparsescope.reporting.sections import Section, record_of, sections_of, shortened
 from sparsescope.reporting.study import render_study
 from sparsescope.runner.study import StudyResult
 
@@ -28,8 +28,8 @@ def build(results: Sequence[Result] | StudyResult, path: str | Path, *, title: s
 
     Args:
         results: What to show, in this order, each once; at least one. Or the outcome of a study. A report of
-            more than about 40 MB keeps every number, draws the figures of the first results, and names the
-            command that draws those of each other one.
+            more than about 40 MB keeps every finding and number, has figures and whole tables of the first
+            results, and names the command that shows those of each other one.
         path: The HTML file; an existing one is replaced atomically, of a link what it leads to.
         title: Heading; made from the subjects when None.
 
@@ -78,7 +78,7 @@ def render(results: Sequence[Result] | StudyResult, *, title: str | None = None)
         labels=_labels(sections),
         origins=_origins(sections),
         depth=depth_of(results),
-        undrawn=undrawn(sections),
+        shortened=shortened(sections),
         across=_across(results),
     )
 

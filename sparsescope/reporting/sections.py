@@ -37,8 +37,11 @@ ROWS_SHOWN = 800  # 30 layers with 13 measures in two domains are 780 rows: a re
 CHOICES_SHOWN = 3  # of a view that shows one value of a column
 # Bytes of inlined downloads in one report; beyond its share a table offers the rows shown
 CSV_BUDGET = 1_500_000
-# Bytes of figures from which on no more are drawn: with plotly and tables a page then has about 40 MB
-FIGURE_BUDGET = 32_000_000
+# Bytes of figures and tables from which on runs come without figures and with short tables: a page then has
+# about 40 MB, plotly included
+PAGE_BUDGET = 28_000_000
+SHORT_ROWS = 5  # of their tables
+_CELL_BYTES = 34  # of a cell of a table beside its text
 _PLAIN_IN_URL = ",.:;/_-[]()=@!~*'|"
 _LOG = logging.getLogger(__name__)
 
@@ -110,12 +113,16 @@ class Section:
     environment: list[tuple[str, str]]
     command: str
     citations: list[tuple[str, str]]
-    undrawn: str  # the command that draws the figures that are left out
+    shortened: str  # the command that shows what is left out of a large page
 
     @property
-    def figure_bytes(self) -> int:
-        """About what its figures add to a page."""
-        return sum(len(figure.json) + len(figure.panel or "") for figure in self.figures)
+    def nbytes(self) -> int:
+        """About what its figures and tables add to a page."""
+        tables = [*self.tables, *(figure.table for figure in self.figures if figure.table is not None)]
+        return sum(len(figure.json) + len(figure.panel or "") for figure in self.figures) + sum(
+            len(table.download) + sum(len(cell) + _CELL_BYTES for row in table.rows for cell in row)
+            for table in tables
+        )
 
 
 def record_of(result: Result) -> Analysis:
@@ -222,7 +229,7 @@ def section(
         environment=flat(origin.get("environment") or {}),
         command=str(origin.get("command") or ""),
         citations=[(c.label, c.reference) for c in record.citations],
-        undrawn=""
+        shortened=""
         if figures
         else f"sparsescope report {result.run_id}"
         if result.run_id
@@ -231,18 +238,22 @@ def section(
 
 
 def sections_of(results: Sequence[Result], rows: int = ROWS_SHOWN) -> list[Section]:
-    """Prepare the results of one page; figures are drawn until they are too large together."""
+    """Prepare the results of one page; once they are too large together, the others come without figures and
+    with short tables.
+    """
     made: list[Section] = []
+    used = 0
     for index, result in enumerate(results):
-        room = sum(entry.figure_bytes for entry in made) < FIGURE_BUDGET
-        budget = CSV_BUDGET // len(results)
-        made.append(section(result, f"s{index}", budget=budget, rows=rows, figures=room))
+        room, budget = used < PAGE_BUDGET, CSV_BUDGET // len(results)
+        shown = rows if room else min(rows, SHORT_ROWS)
+        made.append(section(result, f"s{index}", budget=budget, rows=shown, figures=room))
+        used += made[-1].nbytes
     return made
 
 
-def undrawn(sections: Sequence[Section]) -> str:
-    """Say how many runs have no figures, for example ``3 of 40 runs``; empty where all have."""
-    count = sum(bool(entry.undrawn) for entry in sections)
+def shortened(sections: Sequence[Section]) -> str:
+    """Say how many runs are shortened, for example ``3 of 40 runs``; empty where none is."""
+    count = sum(bool(entry.shortened) for entry in sections)
     return f"{count} of {len(sections)} runs" if count else ""
 
 

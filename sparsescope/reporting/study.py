@@ -32,7 +32,7 @@ from sparsescope.reporting.sections import (
     origin_rows,
     record_of,
     sections_of,
-    undrawn,
+    shortened,
 )
 from sparsescope.runner.study import StudyFigure, StudyResult, StudyRun
 from sparsescope.viz.figure import empty
@@ -93,7 +93,7 @@ def render_study(outcome: StudyResult, *, title: str | None = None) -> str:
             for run in outcome.failed
         ],
         sections=sections,
-        undrawn=undrawn(found),
+        shortened=shortened(found),
         origins=_origins(done),
         made=max(str(run.result.provenance.get("created") or "") for run in done if run.result is not None)[
             :10

@@ -24,12 +24,13 @@ _MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+_PDF = b"%PDF-1."  # may be ASCII throughout
 _OTHERS = {
     b"PK\x03\x04": ("a zip archive (or a .docx, .xlsx, .epub)", "unzip it and give one of its text files"),
     b"BZh": ("packed by bzip2", "unpack it: bunzip2 FILE"),
     b"\xfd7zXZ\x00": ("packed by xz", "unpack it: unxz FILE"),
     b"7z\xbc\xaf": ("a 7z archive", "unpack it and give one of its text files"),
-    b"%PDF": ("a PDF", "turn it into text first, for example: pdftotext FILE"),
+    _PDF: ("a PDF", "turn it into text first, for example: pdftotext FILE"),
     b"PAR1": ("a Parquet file", "name it .parquet"),
 }
 _LOOKED_AT = 4096
@@ -47,10 +48,11 @@ def read_text(path: Path) -> str:
         head = file.read(8)
     packed = next((name for start, name in _PACKED.items() if head.startswith(start)), None)
     raw = path.read_bytes() if packed is None else _unpack(path, packed)
-    _refuse_others(path, raw)
+    _refuse_encodings(path, raw)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        _refuse_formats(path, raw)
         line = raw.count(b"\n", 0, error.start) + 1
         raise SubjectError(
             "the corpus file is not UTF-8",
@@ -59,6 +61,8 @@ def read_text(path: Path) -> str:
             next_step="convert it from the encoding that it has, for example of Western Europe: iconv -f "
             "WINDOWS-1252 -t UTF-8 old.txt > new.txt",
         ) from error
+    if b"\0" in raw or raw.startswith(_PDF):
+        _refuse_formats(path, raw)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -89,8 +93,8 @@ def _unpack(path: Path, packed: str) -> bytes:
     return b"".join(parts)
 
 
-def _refuse_others(path: Path, raw: bytes) -> None:
-    """Raise SubjectError for what is no UTF-8, as far as its bytes say what it is."""
+def _refuse_encodings(path: Path, raw: bytes) -> None:
+    """Raise SubjectError for UTF-16 and UTF-32, with their mark or without."""
     found = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), None)
     if found is None and b"\0" in raw:
         found = _without_mark(raw[:_LOOKED_AT])
@@ -102,16 +106,22 @@ def _refuse_others(path: Path, raw: bytes) -> None:
             got=repr(raw[:8]),
             next_step=f"convert it: iconv -f {found} -t UTF-8 old.txt > new.txt",
         )
-    other = next((said for start, said in _OTHERS.items() if raw.startswith(start)), None)
-    if other is None and b"\0" in raw:
-        other = (f"no text: byte {raw.index(0)} is NUL", "give a text file; this one looks binary")
-    if other is not None:
+
+
+def _refuse_formats(path: Path, raw: bytes) -> None:
+    """Raise SubjectError for what is known by its first bytes, and for NULs; a text may begin with the same
+    letters, so this is asked of what is no text only.
+    """
+    found = next((said for start, said in _OTHERS.items() if raw.startswith(start)), None)
+    if found is None and b"\0" in raw:
+        found = (f"no text: byte {raw.index(0)} is NUL", "give a text file; this one looks binary")
+    if found is not None:
         raise SubjectError(
-            f"the corpus file is {other[0]}",
+            f"the corpus file is {found[0]}",
             where=str(path),
             allowed="UTF-8 text, plain or packed by gzip or zstd",
             got=repr(raw[:8]),
-            next_step=other[1],
+            next_step=found[1],
         )
 
 

@@ -96,6 +96,14 @@ def test_a_url_is_refused_as_one(url):
         ss.corpus(url)
 
 
+@pytest.mark.parametrize(
+    "begin", ["BZh is a name", "PAR1 and PAR2", "%PDF settings of LaTeX", "PK\x03\x04 in a log"]
+)
+def test_a_text_may_begin_as_other_formats_do(tmp_path, begin):
+    (tmp_path / "odd.txt").write_text(f"{begin}, and more words.\n", encoding="utf-8")
+    assert ss.corpus(tmp_path / "odd.txt").documents[0].text.startswith(begin)
+
+
 def test_a_parquet_file_keeps_its_name(tmp_path):
     pd.DataFrame({"text": ["a", "b"]}).to_parquet(tmp_path / "mine.parquet")
     assert ss.corpus(tmp_path / "mine.parquet").name == "mine"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
+import os
 import re
 from html.parser import HTMLParser
 from urllib.parse import unquote
@@ -18,7 +20,7 @@ from sparsescope.core.result import Result
 from sparsescope.core.run_store import Store
 from sparsescope.errors import ArtifactError, SpecError
 from sparsescope.reporting import build, page
-from sparsescope.reporting.sections import origin_text, section
+from sparsescope.reporting.sections import CSV_BUDGET, origin_text, section
 
 
 class Page(HTMLParser):
@@ -336,20 +338,18 @@ def test_the_same_run_stands_once(stored, tmp_path):
 
 def test_a_report_that_would_be_too_large_keeps_its_numbers_and_names_the_command(synthetic, monkeypatch):
     results = [synthetic.activation_result(f"model-{n}") for n in range(3)]
-    whole = build.render(results)
-    each = section(results[0], "s0").figure_bytes
-    monkeypatch.setattr("sparsescope.reporting.sections.FIGURE_BUDGET", each)
+    whole, first = build.render(results), section(results[0], "s0", budget=CSV_BUDGET // 3)
+    monkeypatch.setattr("sparsescope.reporting.sections.PAGE_BUDGET", first.nbytes)
     small = build.render(results)
-    assert len(whole) - len(small) > 1.5 * each
-    assert (
-        "The figures of 2 of 3 runs are left out" in small
-        and "left out" not in whole.split("<main")[1][:4000]
-    )
+    assert 0.7 < (len(whole) - len(small)) / (2 * first.nbytes) <= 1.1, "the estimate, and what goes"
+    assert "The figures of 2 of 3 runs" in small and "left out" not in whole.split("<main")[1][:4000]
     drawn = [Page(text) for text in (whole, small)]
-    figures = len(section(results[0], "x").figures)
+    figures = len(first.figures)
     assert [len(page.values("data-figure")) for page in drawn] == [3 * figures, figures]
-    for table in results[2].tables:  # the tables are still there
+    for table in results[2].tables:  # the tables are still there, with their first rows
         assert drawn[1].text.count(f"Table {table.replace('_', ' ')}") == 3
+    for entry in (*first.cards, *first.others):
+        assert drawn[1].text.count(entry.label) >= 3, "every number"
     anchors = {value for _, name, value in drawn[1].attributes if name == "id"}
     links = [
         value[1:]
@@ -357,4 +357,20 @@ def test_a_report_that_would_be_too_large_keeps_its_numbers_and_names_the_comman
         if tag == "a" and name == "href" and value[:1] == "#"
     ]
     assert set(links) <= anchors
-    assert drawn[1].text.count("To draw them: ") == 2
+    assert drawn[1].text.count("To see them: ") == 2
+
+
+def test_a_full_disk_is_told_by_what_was_written(stored, tmp_path, monkeypatch):
+    """A report goes where the user said; only runs go to the folder of runs."""
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sparsescope.core.files.write_file", full)
+    with pytest.raises(ArtifactError, match="cannot write the report") as caught:
+        build.build([stored], tmp_path / "r.html")
+    assert "another path" in caught.value.next_step and "SPARSESCOPE_HOME" not in caught.value.next_step
+    monkeypatch.setattr("sparsescope.core.run_store.write_file", full)
+    with pytest.raises(ArtifactError, match="folder of runs") as caught:
+        Store(tmp_path / "runs").check_writable()
+    assert "SPARSESCOPE_HOME" in caught.value.next_step

@@ -89,3 +89,16 @@ def test_reports_and_views_load_no_model_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_the_address_has_the_base_path_of_the_user():
+    from streamlit import config
+
+    before = config.get_option("server.baseUrlPath")
+    try:
+        config.set_option("server.baseUrlPath", "/lab/shown/")
+        assert explorer.address(8600) == "http://127.0.0.1:8600/lab/shown/"
+        assert explorer.address(8600, "x-1") == "http://127.0.0.1:8600/lab/shown/result?run=x-1"
+    finally:
+        config.set_option("server.baseUrlPath", before)
+    assert explorer.address(8600) == "http://127.0.0.1:8600/"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sparsescope.errors import SpecError
-from sparsescope.training.recipe import OptimizerRecipe, changed_text, read_recipe
+from sparsescope.training.recipe import OptimizerRecipe, changed_text, find_recipe, read_recipe
 from sparsescope.training.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -73,3 +73,19 @@ def test_a_file_that_is_nested_too_deep_is_refused(tmp_path):
     path.write_text("a = " + "[" * 5000 + "]" * 5000)
     with pytest.raises(SpecError, match="no TOML"):
         read_recipe(path)
+
+
+def test_a_recipe_of_a_study_is_found_from_any_folder(tmp_path, monkeypatch):
+    """In an installed wheel, too, where no folder ``analyses`` is at hand: there they lie in the package."""
+    monkeypatch.chdir(tmp_path)
+    found = find_recipe("analyses/grokking/relu.toml")
+    assert read_recipe(found).name == "grokking-relu"
+    wheel = tmp_path / "sparsescope"
+    (wheel / "training").mkdir(parents=True)
+    (wheel / "studies" / "grokking").mkdir(parents=True)
+    (wheel / "studies" / "grokking" / "relu.toml").write_bytes(found.read_bytes())
+    monkeypatch.setattr("sparsescope.training.recipe.__file__", str(wheel / "training" / "recipe.py"))
+    assert find_recipe("analyses/grokking/relu.toml") == wheel / "studies" / "grokking" / "relu.toml"
+    for other in ("analyses/grokking/nothing.toml", "analyses/../secret.toml"):
+        with pytest.raises(SpecError, match="unknown recipe"):
+            find_recipe(other)
