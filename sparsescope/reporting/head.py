@@ -68,9 +68,9 @@ def parts_of(statement: Statement, result: Result) -> list[tuple[str, str]]:
     return [part for part in (*parts, (statement.text[at:], "")) if part[0]]
 
 
-def measured(results: Sequence[Result]) -> list[str]:
+def measured(results: Sequence[Result], most: int = 8) -> list[str]:
     """What was measured: a line for each model, with the texts that it read; the name only where
-    there are several.
+    there are several. Of more than ``most`` models the first, and how many there are.
     """
     texts: dict[tuple[str, str], dict[str, None]] = {}
     for result in results:
@@ -81,7 +81,8 @@ def measured(results: Sequence[Result]) -> list[str]:
     for (name, model), read in texts.items():
         parts = [model, *read] if len(texts) == 1 else [name, model, *read]
         lines.append(" · ".join(part for part in parts if part))
-    return [line for line in lines if line]
+    lines = [line for line in lines if line]
+    return lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most:,} more"]
 
 
 def _model(subject: Mapping[str, Any]) -> str:

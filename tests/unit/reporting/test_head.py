@@ -61,6 +61,12 @@ def test_what_was_measured_names_models_only_where_there_are_several(result):
     assert measured([Result("none")]) == []
 
 
+def test_of_many_models_the_first_are_named_and_the_rest_counted(result):
+    several = [Result("none", provenance={"subject": {"id": f"m{n}"}}) for n in range(12)]
+    assert measured(several) == [*(f"m{n}" for n in range(8)), "and 4 more"]
+    assert measured(several[:8]) == [f"m{n}" for n in range(8)]
+
+
 def test_a_warning_stands_once(result):
     result.notes += [
         Note("warning", "Only 8 documents: bootstrap intervals are likely too narrow."),
