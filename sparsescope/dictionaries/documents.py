@@ -8,7 +8,11 @@ import numpy as np
 import xxhash
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
+
+    from sparsescope.activations.text.tokenized import TokenizedDocument
 
 BEGINNING = 128
 
@@ -29,3 +33,23 @@ def document_digest(ids: NDArray[np.int32]) -> str:
         True
     """
     return xxhash.xxh64(np.ascontiguousarray(ids[:BEGINNING], "<i4").tobytes()).hexdigest()
+
+
+def drawn(
+    documents: Sequence[TokenizedDocument], share: float, seed: int
+) -> tuple[list[TokenizedDocument], list[TokenizedDocument]]:
+    """Documents with this share of the tokens, and the others, in stream order; neither is empty.
+
+    Args:
+        documents: At least two.
+        share: Of the tokens.
+        seed: Of the draw.
+    """
+    order = np.random.default_rng([seed, 11]).permutation(len(documents))
+    reached = np.cumsum([len(documents[place]) for place in order])
+    count = int(np.searchsorted(reached, share * reached[-1])) + 1
+    chosen = {int(place) for place in order[: min(max(1, count), len(documents) - 1)]}
+    return (
+        [document for place, document in enumerate(documents) if place in chosen],
+        [document for place, document in enumerate(documents) if place not in chosen],
+    )

@@ -21,13 +21,14 @@ from sparsescope.analysis.dictionary_quality.entries import BASELINE, DICTIONARY
 from sparsescope.analysis.dictionary_quality.measure import Place, evaluate
 from sparsescope.analysis.dictionary_quality.over_seeds import family_rows, rule_rows
 from sparsescope.analysis.dictionary_quality.probes import absorption_rows, probe_rows
-from sparsescope.analysis.dictionary_quality.read import FitRows, fit_rows, sites_of
 from sparsescope.analysis.dictionary_quality.report import Reporter
 from sparsescope.analysis.dictionary_quality.scalars import add_scalars
 from sparsescope.analysis.dictionary_quality.seeds import seed_rows
 from sparsescope.analysis.dictionary_quality.splice import Spliced, splice, variants_of
 from sparsescope.analysis.dictionary_quality.trained_here import Made, train_here
 from sparsescope.core.result import Result
+from sparsescope.dictionaries.places import site_named
+from sparsescope.dictionaries.site_rows import FitRows, fit_rows, sites_of
 from sparsescope.metrics.estimates import note_few_documents
 from sparsescope.models.doctor import precision_note
 
@@ -60,7 +61,7 @@ def compute(params: DictionaryQualityParams, context: Context) -> Result:
     if given:
         sites = sites_of([(entry.reads, entry.writes) for entry in entries])
     else:
-        sites = [_site(params, context)]
+        sites = [site_named(subject, params.site)]
     with clock.part("read activations", parts.fit.n_tokens):
         read = fit_rows(context, parts.fit, sites, params.seed)
     if not given:
@@ -99,13 +100,6 @@ def compute(params: DictionaryQualityParams, context: Context) -> Result:
     _notes(out, params, context, parts, read, report, losses)
     _trained_notes(out, params, entries, made, others, read)
     return out
-
-
-def _site(params: DictionaryQualityParams, context: Context) -> Any:
-    """Where dictionaries are trained."""
-    if params.site:
-        return given_entries.one_site(context.subject, params.site)
-    return given_entries.default_site(context.subject)
 
 
 def _splice(

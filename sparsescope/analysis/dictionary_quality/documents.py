@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from sparsescope.dictionaries.documents import document_digest
+from sparsescope.dictionaries.documents import document_digest, drawn
 from sparsescope.errors import SubjectError
 
 if TYPE_CHECKING:
@@ -73,22 +71,8 @@ def divide(corpus: TokenizedCorpus, entries: Sequence[Entry], share: float, seed
             + (f", {gone} of which they were trained on or have their thresholds from" if gone else ""),
             next_step="read other text: another --seed or --corpus, or more of it (--tokens)",
         )
-    first, rest = _drawn(left, 0.5 if entries else share, seed)
+    first, rest = drawn(left, 0.5 if entries else share, seed)
     return Parts(_of(corpus, first), _of(corpus, rest), len(corpus.documents) - len(left))
-
-
-def _drawn(
-    documents: Sequence[TokenizedDocument], share: float, seed: int
-) -> tuple[list[TokenizedDocument], list[TokenizedDocument]]:
-    """Documents with this share of the tokens, and the others, in stream order; neither is empty."""
-    order = np.random.default_rng([seed, 11]).permutation(len(documents))
-    reached = np.cumsum([len(documents[place]) for place in order])
-    count = int(np.searchsorted(reached, share * reached[-1])) + 1
-    chosen = {int(place) for place in order[: min(max(1, count), len(documents) - 1)]}
-    return (
-        [document for place, document in enumerate(documents) if place in chosen],
-        [document for place, document in enumerate(documents) if place not in chosen],
-    )
 
 
 def beginnings(corpus: TokenizedCorpus, tokens: int, of_document: int) -> TokenizedCorpus:

@@ -6,7 +6,7 @@ Shapes: rows [row, d].
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ from sparsescope.dictionaries.baselines import (
 )
 from sparsescope.dictionaries.choice import BatchTopKSAE
 from sparsescope.dictionaries.jumprelu import JumpReLUSAE
+from sparsescope.dictionaries.places import place_given, unique
 from sparsescope.dictionaries.thresholds import set_thresholds
-from sparsescope.errors import SparsescopeError, SpecError, SubjectError
+from sparsescope.errors import SpecError
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +35,6 @@ CLOSE = 0.1
 """Numbers of active features that differ by less than this share count as equal."""
 MOST_LEVELS = 4
 DICTIONARY, BASELINE = "dictionary", "baseline"
-HIDDEN = "blocks.*.mlp.hook_post"
-#: Older names of TransformerLens, which files of other tools have.
-_OLDER = {"hook_mlp_out": "mlp.hook_out", "hook_attn_out": "attn.hook_out"}
 
 
 @dataclass(slots=True)
@@ -90,58 +88,6 @@ def close(first: float, second: float) -> bool:
     return abs(first - second) <= CLOSE * max(abs(first), abs(second))
 
 
-def unique(label: str, taken: Iterable[str], *more: str) -> str:
-    """A label that is not taken: with what else tells it apart in brackets, or a number."""
-    taken = set(taken)
-    for extra in ("", *(f" ({part})" for part in more if part)):
-        if label + extra not in taken:
-            return label + extra
-    number = 2
-    while f"{label} ({number})" in taken:
-        number += 1
-    return f"{label} ({number})"
-
-
-def default_site(subject: Subject) -> Site:
-    """The hidden layer of an MLP in the middle of the model; where no layer has a dense one, the output of
-    the middle block.
-    """
-    try:
-        hidden = subject.sites(HIDDEN)
-    except SubjectError:  # mixtures of experts in some layers
-        numbers = range(subject.n_layers)
-        hidden = tuple(site for n in numbers for site in _hidden_of(subject, n))
-    if hidden:
-        return hidden[len(hidden) // 2]
-    return subject.sites(f"blocks.{subject.n_layers // 2}.hook_out")[0]
-
-
-def _hidden_of(subject: Subject, layer: int) -> tuple[Site, ...]:
-    try:
-        return subject.sites(HIDDEN.replace("*", str(layer)))
-    except SubjectError:
-        return ()
-
-
-def one_site(subject: Subject, name: str) -> Site:
-    """The site of this name.
-
-    Raises:
-        SpecError: The name matches several sites, or is that of an expert.
-        SubjectError: It matches none.
-    """
-    found = subject.sites(name)
-    if len(found) != 1 or found[0].kind == "experts":
-        raise SpecError(
-            "dictionaries are of one site that every token has",
-            where="site",
-            allowed="a name such as blocks.3.mlp.hook_post, without *",
-            got=f"{name}: {len(found)} sites" if len(found) != 1 else f"{name}, a site of an expert",
-            next_step=f"see the sites: sparsescope doctor {subject.id}",
-        )
-    return found[0]
-
-
 def read_given(given: Sequence[GivenDictionary], subject: Subject, site: str) -> list[Entry]:
     """Read dictionaries and find their places.
 
@@ -154,57 +100,18 @@ def read_given(given: Sequence[GivenDictionary], subject: Subject, site: str) ->
         SubjectError: A site does not exist in the model or has another width.
         ArtifactError: Files are damaged.
     """
-    found: list[Entry] = []
-    for one in given:
-        dictionary = one.load().to_inference()
-        label = unique(one.label, (entry.label for entry in found), one.artifact.id)
-        reads = _placed(dictionary.site or site, dictionary.d_in, label, "reads", subject)
-        target = getattr(dictionary, "site_out", "") or ""
-        writes = _placed(target, dictionary.d_out, label, "writes", subject) if target else reads
-        if not target and dictionary.d_out != dictionary.d_in:
-            raise _misplaced(label, "writes", "", dictionary.d_out, subject)
-        thresholds = "as in its file" if _has_thresholds(dictionary) else "none"
-        found.append(Entry(label, dictionary, reads, writes, DICTIONARY, one.training, thresholds))
-    return found
-
-
-def _placed(name: str, width: int, label: str, verb: str, subject: Subject) -> Site:
-    """The site of this name, of this width."""
-    block, _, role = name.rpartition(".")
-    try:
-        sites = subject.sites(f"{block}.{_OLDER[role]}" if role in _OLDER else name) if name else ()
-    except SparsescopeError:
-        sites = ()
-    if len(sites) != 1 or sites[0].width != width or sites[0].kind == "experts":
-        raise _misplaced(label, verb, name, width, subject, sites)
-    return sites[0]
-
-
-def _misplaced(
-    label: str, verb: str, name: str, width: int, subject: Subject, sites: Sequence[Site] = ()
-) -> SubjectError:
-    """The error for a dictionary that has no place in the model."""
-    fitting = dict.fromkeys(
-        site.name.replace(f"blocks.{site.layer}.", "blocks.*.")
-        for site in subject.sites("blocks.*.*")
-        if site.width == width and site.kind != "experts"
-    )
-    if not name:
-        what = f"it is not known which site this dictionary {verb}"
-    elif len(sites) == 1:
-        what = f"the site that this dictionary {verb} has another width in this model"
-    else:
-        what = f"this model has no such site as this dictionary {verb}"
-    got = f"{name or 'no site'}, dictionary of width {width}"
-    return SubjectError(
-        what,
-        where=f"dictionary {label}, {subject.id}",
-        allowed=f"sites of width {width}: {', '.join(fitting)}" if fitting else f"no site has width {width}",
-        got=got + (f", site of width {sites[0].width}" if len(sites) == 1 else ""),
-        next_step="name it (--set site=...)"
-        if not name and fitting
-        else "give the model that it was trained on",
-    )
+    return [
+        Entry(
+            one.label,
+            one.dictionary,
+            one.reads,
+            one.writes,
+            DICTIONARY,
+            one.training,
+            "as in its file" if _has_thresholds(one.dictionary) else "none",
+        )
+        for one in place_given(given, subject, site)
+    ]
 
 
 def _has_thresholds(dictionary: Dictionary) -> bool:

@@ -18,7 +18,7 @@ import torch
 
 from sparsescope.activations.capture import capture
 from sparsescope.analysis.dictionary_quality.entries import DICTIONARY, Entry
-from sparsescope.analysis.dictionary_quality.read import counted, sites_of
+from sparsescope.dictionaries.site_rows import counted, sites_of
 from sparsescope.errors import SubjectError
 from sparsescope.metrics.feature_counts import NEVER, first_active_rows
 from sparsescope.metrics.reconstruction import ReconstructionSums

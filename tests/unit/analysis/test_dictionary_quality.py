@@ -17,12 +17,12 @@ from sparsescope.activations.losses import token_losses
 from sparsescope.analysis.dictionary_quality import ANALYSIS, report, trained_here
 from sparsescope.analysis.dictionary_quality import splice as splicing
 from sparsescope.analysis.dictionary_quality.documents import beginnings, divide
-from sparsescope.analysis.dictionary_quality.entries import default_site
-from sparsescope.analysis.dictionary_quality.read import fit_rows
 from sparsescope.analysis.dictionary_quality.statements import statements
 from sparsescope.core.registry import analyses
 from sparsescope.dictionaries.given import GivenDictionary
+from sparsescope.dictionaries.places import default_site
 from sparsescope.dictionaries.rows import RowFacts
+from sparsescope.dictionaries.site_rows import fit_rows
 from sparsescope.dictionaries.snmf import SNMFDictionary
 from sparsescope.metrics.probing import sparse_probes, split_by_document
 from sparsescope.metrics.token_labels import is_punctuation
