@@ -154,6 +154,33 @@ def fit_hierarchy(
         SpecError: Ranks do not descend.
     """
     ranks = [int(rank) for rank in ranks]
+    _check_ranks(ranks)
+    model = clone(SNMF() if snmf is None else snmf)
+    base = clone(model).set_params(n_components=ranks[0])
+    codes = np.asarray(base.fit_transform(X, sample_weight=sample_weight), np.float64)
+    explained = base.total_explained_variance_ratio_
+    return _above(model, base, codes, explained, X, ranks[1:], sample_weight)
+
+
+def hierarchy_above(base: SNMF, X: np.ndarray, ranks: Sequence[int], sample_weight: Any = None) -> Hierarchy:
+    """Fit levels above a factorization that is there.
+
+    Args:
+        base: Fitted; level 0, with whose parameters the others are fitted.
+        X: Rows that say how much its components are used, [n, d].
+        ranks: Components of the further levels, descending, fewer than ``base`` has.
+        sample_weight: [n], or None for 1.
+
+    Raises:
+        SpecError: Ranks do not descend.
+    """
+    _check_ranks([base.n_components_, *ranks])
+    codes = np.asarray(base.transform(X), np.float64)
+    explained = base.score(X, sample_weight=sample_weight)
+    return _above(clone(base), base, codes, explained, X, [int(rank) for rank in ranks], sample_weight)
+
+
+def _check_ranks(ranks: Sequence[int]) -> None:
     if not ranks or any(low >= high for high, low in pairwise(ranks)) or ranks[-1] < 1:
         raise SpecError(
             "each level has fewer components than the level below",
@@ -161,14 +188,22 @@ def fit_hierarchy(
             allowed="descending numbers of 1 or more",
             got=str(ranks),
         )
-    model = clone(SNMF() if snmf is None else snmf)
-    base = clone(model).set_params(n_components=ranks[0])
-    codes = np.asarray(base.fit_transform(X, sample_weight=sample_weight), np.float64)
-    explained = base.total_explained_variance_ratio_
+
+
+def _above(
+    model: SNMF,
+    base: SNMF,
+    codes: Array,
+    explained: float,
+    X: np.ndarray,
+    ranks: Sequence[int],
+    sample_weight: Any,
+) -> Hierarchy:
+    """The levels above a fitted one."""
     levels = [Level(base, codes, None, explained, explained)]
     rows = base.rows(X, sample_weight)
     _, variance = rows.energy()
-    for rank in ranks[1:]:
+    for rank in ranks:
         below = levels[-1]
         use = rows.row_weights @ below.codes**2
         upper = clone(model).set_params(n_components=rank, center=False, scale=False)
