@@ -169,7 +169,8 @@ def draw(result: Result, view: View, value: Any = None) -> go.Figure | Panel:
 def choice_text(result: Result, view: View, value: Any) -> str:
     """A value of the column that a view selects by, as people read it, for example ``layer 3``."""
     column = next(column for column in result.columns[view.table] if column.name == view.select)
-    return f"{view.select.replace('_', ' ')} {format_cell(value, column)}"
+    shown = format_cell(value, column)
+    return shown if column.kind == "label" else f"{view.select.replace('_', ' ')} {shown}"
 
 
 def section(

@@ -25,14 +25,20 @@ from sparsescope.errors import SpecError
 from sparsescope.viz import theme
 from sparsescope.viz.tokens import display
 
-TAGS = frozenset({"div", "span", "p", "b", "br"})
+TAGS = frozenset({"div", "span", "p", "b", "br", "details", "summary", "input"})
 ATTRIBUTES = frozenset(
-    {"class", "title", "tabindex", "role", "aria-label", "aria-live", "data-mark", "data-readout"}
+    {
+        *("class", "title", "tabindex", "role", "aria-label", "aria-live", "type", "placeholder"),
+        # For the script: tokens and where they are said; a field, what it filters, the count
+        *("data-mark", "data-readout", "data-filter", "data-item", "data-count"),
+    }
 )
+_EMPTY = frozenset({"br", "input"})
 SHADES = 8  # steps of the color scale on each side of its middle
 KINDS = len(theme.CATEGORIES["light"])  # colors of categories, the last of them gray
 _LONGEST = 4000
 _ROWS_IN_FRAME = 15
+BARS = 20  # heights of the bars of a small histogram
 _SIGNS: Mapping[str, theme.Hue] = {"plus": "blue", "minus": "vermilion"}
 
 
@@ -67,8 +73,8 @@ class Tag:
     def html(self) -> str:
         """The element as HTML; every text in it is escaped."""
         attributes = "".join(f' {name}="{escaped(value)}"' for name, value in self.attributes.items())
-        if self.name == "br":
-            return "<br>"
+        if self.name in _EMPTY:
+            return f"<{self.name}{attributes}>"
         inside = "".join(part.html() if isinstance(part, Tag) else escaped(part) for part in self.parts)
         return f"<{self.name}{attributes}>{inside}</{self.name}>"
 
@@ -106,6 +112,7 @@ class Panel:
         caption: How to read it.
         rows: Lines of text that it takes, roughly; of many the frame of a panel shows some, and the
             others by scrolling.
+        most_rows: How many the frame shows at most.
     """
 
     title: str
@@ -114,11 +121,12 @@ class Panel:
     body: tuple[Tag, ...]
     caption: str = ""
     rows: int = 12
+    most_rows: int = _ROWS_IN_FRAME
 
     @property
     def height(self) -> int:
         """Height of a frame that holds it, in pixels."""
-        return 140 + 28 * min(self.rows, _ROWS_IN_FRAME)
+        return 140 + 28 * min(self.rows, self.most_rows)
 
     def html(self) -> str:
         """The panel as a part of a page that has ``css`` and ``script``."""
@@ -235,9 +243,11 @@ def _scale(mode: theme.Mode) -> dict[str, str]:
 def _marks() -> str:
     names = [f"{sign}-{level}" for sign in _SIGNS for level in range(1, SHADES + 1)]
     names += [f"kind-{number}" for number in range(1, KINDS + 1)]
-    return "".join(
+    colored = (
         f".panel .{name} {{ background: var(--{name}); color: var(--{name}-ink); }}\n" for name in names
     )
+    heights = (f".panel .bar-{step} {{ height: {100 * step / BARS:g}%; }}\n" for step in range(BARS + 1))
+    return "".join((*colored, *heights))
 
 
 def _schemes(colors: Mapping[str, Mapping[str, str]]) -> str:

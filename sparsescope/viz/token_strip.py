@@ -110,7 +110,7 @@ def token_strip(
     marks: list[Tag] = []
     rows = zip(shown[token.name], numbers[: len(shown)], positions, strict=True)
     for index, (text, number, position) in enumerate(rows):
-        marks += _mark(
+        marks += mark(
             str("" if missing(text) else text), number, position, of, scale.shade(number), first=index == 0
         )
     cut = (
@@ -138,7 +138,7 @@ def token_strip(
             tag("div", *marks, class_="strip", role="group", aria_label="Tokens"),
         ),
         caption=caption or of.description,
-        rows=sum(mark.name == "br" for mark in marks)
+        rows=sum(one.name == "br" for one in marks)
         + sum(len(str(t)) + 1 for t in shown[token.name]) // 90
         + 1,
     )
@@ -296,8 +296,17 @@ def _document(table: str, frame: pd.DataFrame, column: Column, asked: Any) -> tu
     return frame[frame[column.name] == chosen], format_cell(chosen, column)
 
 
-def _mark(text: str, number: float, position: Any, of: Column, shade: str, *, first: bool) -> list[Tag]:
-    """One token, and the line breaks that it holds."""
+def mark(text: str, number: float, position: Any, of: Column, shade: str, *, first: bool) -> list[Tag]:
+    """One token, and the line breaks that it holds.
+
+    Args:
+        text: The token.
+        number: Its value.
+        position: Where it is.
+        of: What the value is.
+        shade: CSS class of its color.
+        first: Whether the keyboard reaches it first.
+    """
     shown = display(text, spaces=True, limit=_LONGEST, markup=False)
     # Invisible characters become words
     shown = shown if len(shown) <= 2 * _LONGEST else shown[: 2 * _LONGEST] + "…"
@@ -307,12 +316,12 @@ def _mark(text: str, number: float, position: Any, of: Column, shade: str, *, fi
     )
     classes = " ".join(["mark", *([shade] if shade else [])])
     mark = tag(
-        "span", *_visible(shown or "∅"), class_=classes, title=says, data_mark="", tabindex=0 if first else -1
+        "span", *visible(shown or "∅"), class_=classes, title=says, data_mark="", tabindex=0 if first else -1
     )
     return [mark, *[tag("br")] * min(text.count("\n"), 2)]
 
 
-def _visible(shown: str) -> list[Tag | str]:
+def visible(shown: str) -> list[Tag | str]:
     """The signs of white space are paler than the text."""
     parts: list[Tag | str] = []
     for char in shown:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
+from components import browse
 from components.boundary import boundary
 from components.text import plain
 from pandas.io.formats.style import Styler
@@ -26,7 +26,6 @@ from sparsescope.reporting.page import figure_page
 from sparsescope.reporting.sections import (
     Card,
     card,
-    choice_text,
     draw,
     flat,
     origin_rows,
@@ -119,7 +118,7 @@ def figure(result: Result, view: View, key: str, *, heading_text: bool = True) -
     if heading_text:
         st.subheader(plain(view.title), anchor=view.name)
     with boundary("draw this figure"):
-        drawn = draw(result, view, _choice(result, view, key))
+        drawn = draw(result, view, browse.choice(result, view, key))
         alt = _show(drawn, view, key)
         st.caption(plain(view.caption, limit=2000))
         row = st.container(horizontal=True)
@@ -155,18 +154,6 @@ def figure(result: Result, view: View, key: str, *, heading_text: bool = True) -
             f"Table {plain(view.table.replace('_', ' '))}: {len(result.tables[view.table]):,} rows"
         ):
             table(result, view.table, f"{key}-table")
-
-
-def _choice(result: Result, view: View, key: str) -> Any:
-    """Ask which value a view shall show; None of a view that shows all."""
-    choices = view.choices(result)
-    if not choices:
-        return None
-    texts = [display(choice_text(result, view, value), limit=120, markup=False) for value in choices]
-    label = plain(view.select.replace("_", " ").capitalize())
-    return choices[
-        st.selectbox(label, range(len(choices)), key=f"select-{key}", format_func=lambda index: texts[index])
-    ]
 
 
 def _show(drawn: go.Figure | Panel, view: View, key: str) -> str:

@@ -8,6 +8,7 @@ from components import blocks
 from components.boundary import boundary
 from components.text import plain
 
+from sparsescope.core.result import Result
 from sparsescope.reporting.build import render
 from sparsescope.reporting.sections import views_of
 
@@ -32,6 +33,7 @@ def _page() -> None:
         return
     left, right = st.columns([3, 1])
     run_id = state.choose("Run", list(found), "run", name=lambda key: found[key].label, where=left)
+    _forget_choices(run_id)
     result = state.open_result(run_id)
     views = {view.name: view for view in views_of(result)}
     titles = {_ALL: "All views", **{name: view.title for name, view in views.items()}}
@@ -41,14 +43,15 @@ def _page() -> None:
     record = state.record_of(run.analysis)
     if record:
         st.caption(plain(record.summary))
-    blocks.findings(result)
-    blocks.notes(result)
-    blocks.headline(result)
+    if view == _ALL:
+        _head(result)
     if not result.tables:
         st.info("This run has no tables.")
     for name, entry in views.items():
         if view in (_ALL, name):
             blocks.figure(result, entry, f"{run_id}-{name}")
+    if view != _ALL:  # who asked for one figure sees it first
+        _head(result)
     covered = {entry.table for entry in views.values()}
     further = [name for name in result.tables if name not in covered]
     if further and view == _ALL:
@@ -66,6 +69,22 @@ def _page() -> None:
         icon=":material/description:",
     )
     blocks.provenance(result)
+
+
+def _head(result: Result) -> None:
+    """What the run found, what there is to know about it, and its numbers."""
+    blocks.findings(result)
+    blocks.notes(result)
+    blocks.headline(result)
+
+
+def _forget_choices(run_id: str) -> None:
+    """What was chosen in the views of one run is no choice in another."""
+    before = st.session_state.get("shown-run")
+    if before not in (None, run_id):
+        for name in set(st.query_params) - {"run", "view"}:
+            del st.query_params[name]
+    st.session_state["shown-run"] = run_id
 
 
 with boundary("show this run"):
