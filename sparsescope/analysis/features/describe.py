@@ -275,12 +275,13 @@ def levels_of(text: Text, of: Described) -> tuple[NDArray[np.int64], int, NDArra
         level = text.classes[:, place].astype(np.int64)
         inside = text.scored_class[:, place : place + 1]
         return level, 2, np.concatenate([text.scored_tokens[:, None] - inside, inside], axis=1)
-    order = of.members[np.argsort(of.weights, kind="stable")]
+    odds, number = np.unique(of.weights, return_inverse=True)  # equal odds are a tie
     level = np.zeros(len(text.types) + 1, np.int64)
-    level[order] = np.arange(1, len(order) + 1)
-    inside = text.scored[of.kind][:, order].toarray()
+    level[of.members] = number + 1
+    named = text.scored[of.kind][:, of.members].toarray()
+    inside = named @ (number[:, None] == np.arange(len(odds)))
     rest = text.scored_tokens[:, None] - inside.sum(1, keepdims=True)
-    return level, len(order) + 1, np.concatenate([rest, inside], axis=1)
+    return level, len(odds) + 1, np.concatenate([rest, inside], axis=1)
 
 
 def _levels(text: Text, kind: str, level: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:

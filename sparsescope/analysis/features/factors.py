@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 
 from sparsescope.dictionaries.snmf import SNMFDictionary
 from sparsescope.dictionaries.snmf.hierarchy import hierarchy_above
@@ -100,7 +102,11 @@ def _levels(
     snmf = entry.dictionary.snmf
     ranks = params.levels
     context.progress("levels", 0, len(ranks), "levels")
-    made = hierarchy_above(snmf, read.rows[entry.reads.name].numpy(), ranks)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # of a level, as of the SNMF: a coarse description
+        made = hierarchy_above(snmf, read.rows[entry.reads.name].numpy(), ranks)
     context.progress("levels", len(ranks), len(ranks), "levels")
     for number, level in enumerate(made.levels):
         rows["levels"].append(

@@ -44,7 +44,7 @@ def labels(result: Result) -> fig.Figure:
         figure.data[-1].update(error_x=fig.error_bars(middle, rows["lower_quarter"], rows["upper_quarter"]))
     figure.add_vline(x=0.5, line=theme.LEVEL)
     order = [display(name, limit=40) for name in names][::-1]
-    figure.update_yaxes(categoryorder="array", categoryarray=order, automargin=True)
+    figure.update_yaxes(categoryorder="array", categoryarray=order, automargin=True, title_text="dictionary")
     figure.update_xaxes(title_text="area under the ROC curve of firing in other documents")
     fig.legend_below(figure)
     own = table[table["predictor"] == "its own label"]
@@ -149,6 +149,7 @@ def domains(result: Result) -> fig.Figure:
         color = hues[number % len(hues)]
         fig.bars(figure, at, rows["share"].to_numpy(), str(domain), color=color, texts=texts)
     figure.update_layout(barmode="stack")
+    figure.update_xaxes(title_text="dictionary")
     fig.y_axes(figure, "share of the features that fire", tickformat=".0%", range=[0, 1])
     fig.legend_below(figure)
     sums = table.groupby("dictionary", sort=False)[["share", "null_share"]].sum()
