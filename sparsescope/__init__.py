@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sparsescope.models.sources import load as load
     from sparsescope.models.sources import wrap as wrap
     from sparsescope.reporting.build import build
+    from sparsescope.reporting.export import export as export
     from sparsescope.reporting.study import figure as figure
     from sparsescope.runner.run import run as run
     from sparsescope.runner.study_run import study as study
@@ -41,6 +42,7 @@ _PUBLIC = {
     "figure": ("sparsescope.reporting.study", "figure"),
     "open": ("sparsescope.core.run_store", "open_run"),
     "report": ("sparsescope.reporting.build", "build"),
+    "export": ("sparsescope.reporting.export", "export"),
     "analyses": ("sparsescope.core.registry", "analyses"),
 }
 

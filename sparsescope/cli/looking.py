@@ -92,6 +92,29 @@ def compare(
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run: its id, or its folder.")],
+    format: Annotated[
+        str, typer.Argument(help="csv (every table), or a format of its analysis: features have neuronpedia.")
+    ],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="The folder to write: it is not there yet, or is empty.")
+    ],
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Write a stored run as files for other tools."""
+    from sparsescope.cli import console, listing
+    from sparsescope.reporting.export import export as write
+
+    files = [str(path) for path in write(listing.open_run(run, home), format, output)]
+    if json:
+        console.out_json({"files": files})
+    else:
+        console.out("".join(f"{name}\n" for name in files))
+
+
+@app.command()
 def verify(
     folder: Annotated[
         str | None,

@@ -148,6 +148,8 @@ class Analysis(Shown):
             ``core/inputs.py``. A parameter whose field has ``json_schema_extra={"role": ROLE}`` names further
             inputs of that role. They are opened in this order: a text comes after who reads it.
         unit: What its ``progress`` counts; a phase that counts something else says so when it is told.
+        exports: By format, ``"module:function"``, which writes a result for another tool. The function takes
+            the result and an empty folder, and returns the paths of the files that it wrote.
         presets: By name, what differs from the defaults, for example ``{"quick": {"tokens": 1024}}``. A
             preset makes intervals wider, not wrong: a report takes ``quick``. Its name is a label of a stored
             run, not part of the digest. The defaults are called ``full``.
@@ -171,6 +173,7 @@ class Analysis(Shown):
     inputs: tuple[str, ...] = ("subject", "text")
     unit: str = "tokens"
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    exports: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def _shown(self) -> dict[str, object]:
         return {

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sparsescope.models.structure.sites import Site
     from sparsescope.models.subject import Subject
 
+BINS = 40
 _AT_ONCE = 64
 # What is added to the residual stream as it is, and what a matrix makes of it.
 _RESIDUAL = ("hook_in", "hook_out", "attn.hook_out", "mlp.hook_out")
@@ -40,6 +41,8 @@ class LogitEffects:
         lowered_by: float32 [feature, top].
         spread: float32 [feature], standard deviation over the vocabulary.
         kurtosis: float32 [feature], excess kurtosis: large where few tokens stand out.
+        histogram: int32 [feature, BINS], tokens between the smallest effect and the largest, in bins of equal
+            width.
     """
 
     raised: NDArray[np.int32]
@@ -48,6 +51,7 @@ class LogitEffects:
     lowered_by: NDArray[np.float32]
     spread: NDArray[np.float32]
     kurtosis: NDArray[np.float32]
+    histogram: NDArray[np.int32]
 
 
 def why_no_logits(subject: Subject, site: Site) -> str:
@@ -109,8 +113,18 @@ def logit_effects(subject: Subject, directions: torch.Tensor, site: Site, *, top
         low, lowered = effects.topk(top, dim=1, largest=False)
         spread = effects.std(1, correction=0)
         kurtosis = (effects / spread[:, None].clamp(min=1e-20)).pow(4).mean(1) - 3
-        parts.append((raised.int(), high, lowered.int(), low, spread, kurtosis))
+        parts.append(
+            (raised.int(), high, lowered.int(), low, spread, kurtosis, _histogram(effects, low, high))
+        )
     return LogitEffects(*(torch.cat(found).cpu().numpy() for found in zip(*parts, strict=True)))
+
+
+def _histogram(effects: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Tokens by effect, int32 [feature, BINS], from the smallest effect of each feature to its largest."""
+    begin, end = low[:, :1], high[:, :1]
+    places = ((effects - begin) / (end - begin).clamp(min=1e-20) * BINS).long().clamp(0, BINS - 1)
+    counts = torch.zeros(len(effects), BINS, dtype=torch.int32, device=effects.device)
+    return counts.scatter_add_(1, places, torch.ones_like(places, dtype=torch.int32))
 
 
 def final_norm(subject: Subject) -> tuple[torch.Tensor, bool]:

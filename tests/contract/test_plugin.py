@@ -225,8 +225,8 @@ def test_it_is_in_the_explorer(toy):
 def test_numbers_of_tokens_are_shown_as_text(toy):
     found, folder = toy
     report = re.sub(r"<script.*?</script>", "", (folder / "report.html").read_text(), flags=re.S)
-    # Six of the plug-in, three of what every token reads (sparse_inference)
-    assert "Some tokens get more from the layer than others" in report and report.count('class="panel"') == 9
+    # Six of the plug-in, three of what every token reads (sparse_inference), four of features
+    assert "Some tokens get more from the layer than others" in report and report.count('class="panel"') == 13
     assert "Norm of each token: document " in report and 'data-mark=""' in report
     shown = found["tokens page"]
     assert not shown["exceptions"] and not shown["charts"] and len(shown["frames"]) == 2

@@ -166,6 +166,7 @@ ANALYSIS = Analysis(
     ),
     tables=TABLES,
     statements="sparsescope.analysis.features.statements",
+    exports={"neuronpedia": "sparsescope.analysis.features.neuronpedia:write_neuronpedia"},
     inputs=("subject", "text", "dictionary*?"),
     presets={
         "quick": {

@@ -246,6 +246,7 @@ def _logits(context: Context, entry: Entry, arrays: dict[str, Any]) -> tuple[dic
         "lowered_by": made.lowered_by,
         "logit_spread": made.spread,
         "logit_kurtosis": made.kurtosis,
+        "logit_histogram": made.histogram,
     }
     tokenizer = context.subject.tokenizer
     ids = np.unique(np.concatenate([made.raised, made.lowered], axis=1))

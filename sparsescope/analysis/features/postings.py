@@ -84,7 +84,7 @@ def written(
         masks: dict[str, list[NDArray[np.bool_]]] = {entry.reads.name: [] for entry in entries}
         row = 0
         for number, part in enumerate(_parts(corpus)):
-            make = partial(_encode, context, part, entries, facts, row)
+            make = partial(encode_part, context, part, entries, facts, row)
             found = context.step(f"codes-{number:05d}", make)
             for place, writer in enumerate(writers):
                 begin = f"{place}."
@@ -121,14 +121,22 @@ def _parts(corpus: TokenizedCorpus) -> Iterator[TokenizedCorpus]:
 
 
 @torch.no_grad()
-def _encode(
+def encode_part(
     context: Context,
     part: TokenizedCorpus,
     entries: Sequence[Entry],
     facts: dict[str, RowFacts],
     first_row: int,
 ) -> Arrays:
-    """Codes of some documents, sorted by feature, and which tokens were encoded."""
+    """Codes of some documents, sorted by feature, and which tokens were encoded.
+
+    Args:
+        context: Of the run.
+        part: The documents.
+        entries: Dictionaries.
+        facts: By site, the median norm beyond ten times which tokens are left out.
+        first_row: Number of their first token in the whole text.
+    """
     begins = dict(
         zip(
             (document.index for document in part.documents),

@@ -40,7 +40,7 @@ def test_list_benchmarks_alone(command, home):
     code, found, _ = command("list", "benchmarks", "--json")
     assert code == 0 and list(found) == ["benchmarks"]
     names = [record["name"] for record in found["benchmarks"]]
-    assert names == ["capture", "decode", "dictionaries", "kernels", "prune"]
+    assert names == ["capture", "decode", "dictionaries", "feature_store", "kernels", "prune"]
 
 
 def test_list_without_runs_says_how_to_make_one(command, empty_home):
