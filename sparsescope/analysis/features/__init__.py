@@ -71,6 +71,7 @@ class FeaturesParams(Params):
         description="Components of the levels above an SNMF, descending, for example 50, 25.",
         max_length=6,
     )
+    queries: int = Field(100, ge=0, le=10_000, description="Windows that search is tried with; 0 for none.")
     permutations: int = Field(
         500, ge=20, le=100_000, description="Permutations of the domains over documents."
     )
@@ -140,6 +141,23 @@ ANALYSIS = Analysis(
             table="domains",
         ),
         View(
+            "retrieval",
+            "Finding text by features",
+            "Mean reciprocal rank of the right window of 128 tokens: the one that an excerpt is from, and "
+            "the one that follows another in its document. BM25 on the tokens of the same windows stands "
+            "beside it. Bars are document-cluster bootstrap intervals.",
+            table="retrieval",
+            citation="Robertson & Zaragoza 2009; SPLADE, arXiv:2107.05720",
+        ),
+        View(
+            "pruning",
+            "What pruned search reads and misses",
+            "Recall of the ten best against the share of the postings that are read, with block-max pruning. "
+            "At alpha 1 nothing is lost; below it bounds are taken for smaller than they are.",
+            table="pruning",
+            citation="Mallia et al. 2024, arXiv:2405.01117",
+        ),
+        View(
             "map",
             "A map of the features",
             "Directions in two dimensions (t-SNE of their cosines): near on the map is near in direction, "
@@ -174,6 +192,7 @@ ANALYSIS = Analysis(
             "iterations": 15,
             "shown": 12,
             "top": 5,
+            "queries": 0,
             "permutations": 100,
             "resamples": 100,
         }

@@ -14,6 +14,7 @@ from sparsescope.analysis.features.factors import check_levels, factor_rows
 from sparsescope.analysis.features.neighbours import by_direction, by_firing, counterparts, flat_map
 from sparsescope.analysis.features.postings import TRAINED, UNTRAINED, Entry, written
 from sparsescope.analysis.features.report import NEURONS, Found, add_tables
+from sparsescope.analysis.features.retrieval import retrieval_rows
 from sparsescope.core.result import Result
 from sparsescope.dictionaries.baselines import neuron_basis, random_directions
 from sparsescope.dictionaries.documents import drawn
@@ -67,6 +68,8 @@ def compute(params: FeaturesParams, context: Context) -> Result:
     seconds = {"fit": time.perf_counter() - begun}
     entries += _baselines(params, entries, read)
     begun = time.perf_counter()
+    searched: list[dict[str, Any]] = []
+    cut: list[dict[str, Any]] = []
     with written(context, entries, read.facts) as writers:
         seconds["encode"] = time.perf_counter() - begun
         begun = time.perf_counter()
@@ -84,6 +87,16 @@ def compute(params: FeaturesParams, context: Context) -> Result:
         add_tables(out, params, found, draws)
         if pairs:
             out.add("counterparts", pairs)
+        for one in found:
+            if one.entry.kind == TRAINED:
+                context.progress(f"search {one.entry.label}", 0, 1, "dictionaries")
+                ranks, pruned = retrieval_rows(params, one)
+                searched += ranks
+                cut += pruned
+                context.progress(f"search {one.entry.label}", 1, 1, "dictionaries")
+        if searched:
+            out.add("retrieval", searched)
+            out.add("pruning", cut)
     factors = factor_rows(params, entries, found, read, context)
     for name, rows in factors.items():
         if rows:

@@ -2,8 +2,8 @@
 
 The keys are those of its converter of July 2025, which is what SAEDashboard writes: for each feature neuron
 alignment, effects on logits, histograms and contexts. The strongest contexts have ``bin_min`` and
-``bin_contains`` -1 and the largest activation as ``bin_max``; those of a quarter of the activations have its
-ends and 0.25. What is not computed here (correlated neurons and features, the weights of heads, the vector) is
+``bin_contains`` -1 and the largest activation as ``bin_max``; those of a quarter have its
+ends and 0.25. What is not computed here (correlated neurons and features, weights of heads, the vector) is
 an empty list, which the converter takes.
 """
 

@@ -162,6 +162,77 @@ def domains(result: Result) -> fig.Figure:
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 
+def retrieval(result: Result) -> fig.Figure:
+    """Draw how well features and BM25 find the right window."""
+    table = result.tables["retrieval"]
+    tasks = list(dict.fromkeys(table["task"]))
+    figure = fig.panels(
+        1, len(tasks), titles=[task[0].upper() + task[1:] for task in tasks], height=240, share_y=True
+    )
+    for column, task in enumerate(tasks, 1):
+        rows = table[table["task"] == task]
+        for index, color in (("features", theme.BLUE), ("BM25 of tokens", theme.OCHRE)):
+            part = rows[rows["index"] == index]
+            texts = [
+                f"{row.dictionary}, {index}: {_shown(row.mrr, row.low, row.high)}, first answer right for "
+                f"{percent(row.first)} of {row.queries} queries"
+                for row in part.itertuples()
+            ]
+            at = [display(name, limit=40) for name in part["dictionary"]]
+            values = part["mrr"].to_numpy()
+            bars = fig.error_bars(values, part["low"], part["high"])
+            fig.bars(figure, at, values, index, color=color, texts=texts, row=1, column=column, error_y=bars)
+        figure.update_xaxes(title_text="dictionary", row=1, col=column)
+    fig.y_axes(figure, "mean reciprocal rank", range=[0, 1.05])
+    fig.legend_below(figure)
+    parts = [
+        f"{row.dictionary} {row.mrr:.2f}"
+        for row in table[(table["task"] == tasks[0]) & (table["index"] == "features")].itertuples()
+    ]
+    beside = table[(table["task"] == tasks[0]) & (table["index"] != "features")]["mrr"]
+    title = f"Features find {tasks[0]}: {', '.join(parts)}; BM25 {float(beside.iloc[0]):.2f}"
+    alt = f"Bars of mean reciprocal rank. {title}."
+    row = table.iloc[0]
+    subtitle = (
+        f"{int(row['queries'])} queries of {int(row['documents'])} documents; {int(row['windows']):,} windows"
+    )
+    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
+
+
+def pruning(result: Result) -> fig.Figure:
+    """Draw recall against the share of the postings that are read."""
+    table = result.tables["pruning"]
+    figure = fig.panels(height=_HEIGHT)
+    hues = theme.CATEGORIES["light"]
+    lines = list(table.groupby(["dictionary", "unit"], sort=False))
+    for number, ((name, unit), rows) in enumerate(lines):
+        texts = [
+            f"{name}, {unit}s, alpha {row.alpha:g}: recall {percent(row.recall)}, {percent(row.read)} read"
+            for row in rows.itertuples()
+        ]
+        fig.line(
+            figure,
+            rows["read"].to_numpy(),
+            rows["recall"].to_numpy(),
+            f"{name}, {unit}s",
+            color=hues[number % len(hues)],
+            dash=theme.DASHES[number % len(theme.DASHES)],
+            symbol=theme.MARKERS[number % len(theme.MARKERS)],
+            texts=texts,
+            legend=True,
+        )
+    figure.update_xaxes(title_text="share of the postings that are read", tickformat=".0%", range=[0, 1.02])
+    fig.y_axes(figure, "recall of the ten best", tickformat=".0%", range=[0, 1.05])
+    fig.legend_below(figure)
+    safe = table[table["alpha"] == 1]
+    parts = [f"{row.dictionary}, {row.unit}s {percent(row.read)}" for row in safe.itertuples()]
+    title = f"Read without a loss: {', '.join(parts[:3])}"
+    alt = f"Lines of recall against postings read. {title}."
+    alphas = ", ".join(f"{alpha:g}" for alpha in sorted(table["alpha"].unique(), reverse=True))
+    subtitle = f"alpha {alphas} from right to left; {int(table['tokens'].max()):,} tokens"
+    return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
+
+
 def map(result: Result, value: str) -> fig.Figure:
     """Draw the directions of a dictionary in two dimensions."""
     table = result.tables["map"]
