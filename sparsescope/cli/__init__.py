@@ -11,11 +11,11 @@ import os
 import sys
 from pathlib import Path
 
-from sparsescope.cli import looking, measuring, pages, pruning, sparsifying
+from sparsescope.cli import looking, measuring, pages, pruning, searching, sparsifying
 from sparsescope.cli.root import app
 
 # The verbs add themselves when they are imported
-__all__ = ["app", "looking", "main", "measuring", "pages", "pruning", "sparsifying"]
+__all__ = ["app", "looking", "main", "measuring", "pages", "pruning", "searching", "sparsifying"]
 
 
 def main() -> None:
