@@ -15,6 +15,7 @@ from sparsescope.analysis.features.neighbours import by_direction, by_firing, co
 from sparsescope.analysis.features.postings import TRAINED, UNTRAINED, Entry, written
 from sparsescope.analysis.features.report import NEURONS, Found, add_tables
 from sparsescope.analysis.features.retrieval import retrieval_rows
+from sparsescope.core.escaping import well_formed
 from sparsescope.core.result import Result
 from sparsescope.dictionaries.baselines import neuron_basis, random_directions
 from sparsescope.dictionaries.documents import drawn
@@ -263,7 +264,7 @@ def _logits(context: Context, entry: Entry, arrays: dict[str, Any]) -> tuple[dic
     }
     tokenizer = context.subject.tokenizer
     ids = np.unique(np.concatenate([made.raised, made.lowered], axis=1))
-    return {int(token): tokenizer.decode([int(token)]) for token in ids}, ""
+    return {int(token): well_formed(tokenizer.decode([int(token)])) for token in ids}, ""
 
 
 def _notes(

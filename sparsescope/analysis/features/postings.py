@@ -18,6 +18,7 @@ import scipy.sparse
 import torch
 
 from sparsescope.activations.capture import capture
+from sparsescope.core.escaping import well_formed
 from sparsescope.core.feature_store import FORMAT, KIND, FeatureWriter, StoredText, shard_of
 from sparsescope.dictionaries.site_rows import counted, sites_of
 from sparsescope.errors import SubjectError
@@ -203,5 +204,5 @@ def _text(context: Context) -> dict[str, Any]:
         "documents": [document.id for document in corpus.documents],
         "domains": corpus.domains,
         "domain_of": np.array([corpus.domains.index(d.domain) for d in corpus.documents], np.int32),
-        "vocabulary": {int(token): tokenizer.decode([token]) for token in present},
+        "vocabulary": {int(token): well_formed(tokenizer.decode([token])) for token in present},
     }
