@@ -1,7 +1,11 @@
-"""Which documents a dictionary has seen: a digest of each, so that no score is computed on them."""
+"""Which documents a dictionary has seen (a digest of each, so that no score is computed on them); parts of
+a text by document.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sparsescope.activations.text.tokenized import TokenizedDocument
+    from sparsescope.activations.text.tokenized import TokenizedCorpus, TokenizedDocument
 
 BEGINNING = 128
 
@@ -53,3 +57,31 @@ def drawn(
         [document for place, document in enumerate(documents) if place in chosen],
         [document for place, document in enumerate(documents) if place not in chosen],
     )
+
+
+def beginnings(corpus: TokenizedCorpus, tokens: int, of_document: int) -> TokenizedCorpus:
+    """The first tokens of documents from the end of a stream, until there are enough: many documents tell
+    more than long ones.
+
+    Args:
+        corpus: The documents.
+        tokens: Wanted; the last document may exceed it.
+        of_document: Most tokens of a document.
+    """
+    chosen: list[TokenizedDocument] = []
+    taken = 0
+    for document in reversed(corpus.documents):
+        if taken >= tokens:
+            break
+        if len(document) + len(corpus.prefix) < 2:
+            continue  # nothing in it has a context
+        whole = document.whole and len(document) <= of_document
+        chosen.append(replace(document, ids=document.ids[:of_document], whole=whole))
+        taken += len(chosen[-1])
+    return of_documents(corpus, chosen[::-1])
+
+
+def of_documents(corpus: TokenizedCorpus, documents: list[TokenizedDocument]) -> TokenizedCorpus:
+    """The corpus of some documents, or beginnings of them."""
+    mark = f"{corpus.digest} {[(document.index, len(document)) for document in documents]}"
+    return replace(corpus, documents=tuple(documents), digest=hashlib.sha256(mark.encode()).hexdigest())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sparsescope.activations.context import Context
 from sparsescope.analysis.dictionary_quality import DictionaryQualityParams
 from sparsescope.analysis.dictionary_quality import entries as given_entries
-from sparsescope.analysis.dictionary_quality.documents import Parts, beginnings, divide
+from sparsescope.analysis.dictionary_quality.documents import Parts, divide
 from sparsescope.analysis.dictionary_quality.entries import BASELINE, DICTIONARY, Entry
 from sparsescope.analysis.dictionary_quality.measure import Place, evaluate
 from sparsescope.analysis.dictionary_quality.over_seeds import family_rows, rule_rows
@@ -27,6 +27,7 @@ from sparsescope.analysis.dictionary_quality.seeds import seed_rows
 from sparsescope.analysis.dictionary_quality.splice import Spliced, splice, variants_of
 from sparsescope.analysis.dictionary_quality.trained_here import Made, train_here
 from sparsescope.core.result import Result
+from sparsescope.dictionaries.documents import beginnings
 from sparsescope.dictionaries.places import site_named
 from sparsescope.dictionaries.site_rows import FitRows, fit_rows, sites_of
 from sparsescope.metrics.estimates import note_few_documents

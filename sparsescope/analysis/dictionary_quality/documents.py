@@ -4,16 +4,15 @@ that its thresholds were set on.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sparsescope.dictionaries.documents import document_digest, drawn
+from sparsescope.dictionaries.documents import document_digest, drawn, of_documents
 from sparsescope.errors import SubjectError
 
 if TYPE_CHECKING:
-    from sparsescope.activations.text.tokenized import TokenizedCorpus, TokenizedDocument
+    from sparsescope.activations.text.tokenized import TokenizedCorpus
     from sparsescope.analysis.dictionary_quality.entries import Entry
 
 LEAST = 8
@@ -72,32 +71,4 @@ def divide(corpus: TokenizedCorpus, entries: Sequence[Entry], share: float, seed
             next_step="read other text: another --seed or --corpus, or more of it (--tokens)",
         )
     first, rest = drawn(left, 0.5 if entries else share, seed)
-    return Parts(_of(corpus, first), _of(corpus, rest), len(corpus.documents) - len(left))
-
-
-def beginnings(corpus: TokenizedCorpus, tokens: int, of_document: int) -> TokenizedCorpus:
-    """The first tokens of documents from the end of a stream, until there are enough: many documents tell
-    more than long ones.
-
-    Args:
-        corpus: The documents.
-        tokens: Wanted; the last document may exceed it.
-        of_document: Most tokens of a document.
-    """
-    chosen: list[TokenizedDocument] = []
-    taken = 0
-    for document in reversed(corpus.documents):
-        if taken >= tokens:
-            break
-        if len(document) + len(corpus.prefix) < 2:
-            continue  # nothing in it has a context
-        whole = document.whole and len(document) <= of_document
-        chosen.append(replace(document, ids=document.ids[:of_document], whole=whole))
-        taken += len(chosen[-1])
-    return _of(corpus, chosen[::-1])
-
-
-def _of(corpus: TokenizedCorpus, documents: list[TokenizedDocument]) -> TokenizedCorpus:
-    """The corpus of some documents, or beginnings of them."""
-    mark = f"{corpus.digest} {[(document.index, len(document)) for document in documents]}"
-    return replace(corpus, documents=tuple(documents), digest=hashlib.sha256(mark.encode()).hexdigest())
+    return Parts(of_documents(corpus, first), of_documents(corpus, rest), len(corpus.documents) - len(left))

@@ -16,9 +16,10 @@ from sparsescope.activations.context import Context
 from sparsescope.activations.losses import token_losses
 from sparsescope.analysis.dictionary_quality import ANALYSIS, report, trained_here
 from sparsescope.analysis.dictionary_quality import splice as splicing
-from sparsescope.analysis.dictionary_quality.documents import beginnings, divide
+from sparsescope.analysis.dictionary_quality.documents import divide
 from sparsescope.analysis.dictionary_quality.statements import statements
 from sparsescope.core.registry import analyses
+from sparsescope.dictionaries.documents import beginnings
 from sparsescope.dictionaries.given import GivenDictionary
 from sparsescope.dictionaries.places import default_site
 from sparsescope.dictionaries.rows import RowFacts
