@@ -259,6 +259,7 @@ def test_a_report_holds_what_fits(family):
     assert found["report with inputs"]["code"] == 0, found["report with inputs"]["err"]
     assert runs(found["report with inputs"]["out"]) & toys == {"listed_words", "mean_code", "code_distance"}
     assert runs(found["report of a series"]["out"]) == {
+        "convergent_learning",
         "grokking",
         "pathways",
         "weight_drift",

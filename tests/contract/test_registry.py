@@ -49,6 +49,7 @@ def test_analyses_of_series_are_told_apart():
     """
     model = [Known("subject", "a model", whole=True, has=frozenset({"tokenizer"})), Known("text", "a text")]
     assert {r.name for r in analyses() if "reads a series" in (r.fits(model) or "")} == {
+        "convergent_learning",
         "grokking",
         "mixture_gates",
         "moe_routing_over_training",

@@ -27,7 +27,9 @@ def test_every_folder_is_in_the_list_and_every_analysis_is_there(frozen):
     listed = {run["run"] for run in frozen["runs"].values()} | set(frozen["study"])
     assert set(FOLDERS) == listed
     later = {
+        "convergent_learning",
         "dictionary_quality",
+        "features",
         "mixture_gates",
         "moe_routing",
         "moe_routing_over_training",

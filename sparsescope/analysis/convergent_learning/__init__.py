@@ -22,7 +22,11 @@ _LI = "Li et al. 2016, arXiv:1511.07543"
 class ConvergentLearningParams(Params):
     """Parameters of ``convergent_learning``."""
 
-    sites: str = Field("blocks.*.mlp.hook_post", description="Whose units are compared; dense layers only.")
+    sites: str = Field(
+        "",
+        description="Whose units are compared, for example blocks.*.hook_out; the hidden layers of dense "
+        "MLPs when left out, or the residual stream where a model has none.",
+    )
     rows: int = Field(4096, ge=200, le=200_000, description="Most inputs (tokens, or pairs of an addition).")
     earlier: int = Field(
         3, ge=0, le=50, description="Earlier checkpoints that the last one is compared with."

@@ -12,7 +12,7 @@ import numpy as np
 
 from sparsescope.analysis.convergent_learning import ConvergentLearningParams
 from sparsescope.analysis.convergent_learning.compare import compare
-from sparsescope.analysis.convergent_learning.read import Inputs, inputs_of, units_of
+from sparsescope.analysis.convergent_learning.read import Inputs, inputs_of, sites_of, units_of
 from sparsescope.analysis.convergent_learning.report import add_tables
 from sparsescope.core.result import Result
 from sparsescope.errors import SpecError
@@ -146,6 +146,14 @@ def _notes(
     pairs: list[Pair],
 ) -> None:
     out.note("info", f"units are compared on {inputs.words}", place="pairs")
+    sites = sites_of(series[0].subject(series[0].steps[-1]), params)
+    if not params.sites and sites[0].role != "mlp.hook_post":
+        out.note(
+            "info",
+            "this model has no dense hidden layer: entries of the residual stream are compared, a basis that "
+            "nothing singles out, so one-to-one matches are not to be expected",
+            place="classes",
+        )
     possible = len(series) * (len(series) - 1) // 2
     seeds = sum(pair.kind == SEEDS for pair in pairs)
     if seeds < possible:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sparsescope.models.structure.sites import Site
     from sparsescope.models.subject import Subject
 
+HIDDEN, RESIDUAL = "blocks.*.mlp.hook_post", "blocks.*.hook_out"
 LEAST = 100
 """Inputs that units can be compared on."""
 _AT_ONCE = 4096
@@ -98,15 +99,21 @@ def _later_tokens(corpus: TokenizedCorpus, document: TokenizedDocument) -> int:
 
 
 def sites_of(subject: Subject, params: ConvergentLearningParams) -> tuple[Site, ...]:
-    """The dense layers that are compared.
+    """The layers that are compared.
 
     Raises:
-        SpecError: There is none.
+        SpecError: A pattern names experts, which not every row reaches.
+        SubjectError: It matches nothing.
     """
-    found = tuple(site for site in subject.sites(params.sites) if site.kind != "experts")
-    if not found:
+    if not params.sites:
+        try:
+            return subject.sites(HIDDEN)
+        except SubjectError:  # mixtures
+            return subject.sites(RESIDUAL)
+    found = subject.sites(params.sites)
+    if any(site.kind == "experts" for site in found):
         raise SpecError(
-            "no dense layer is named",
+            "not every input reaches an expert, so units of experts cannot be compared",
             where=f"sites, {subject.id}",
             allowed="a pattern of dense sites, for example blocks.*.hook_out",
             got=params.sites,

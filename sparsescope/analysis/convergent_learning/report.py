@@ -148,7 +148,7 @@ def _scalars(out: Result, found: Sequence[tuple[Any, str, dict[str, NDArray[Any]
     """Means over the pairs of a kind, with the range over pairs in the definition."""
     for kind in dict.fromkeys(pair.kind for pair, _, _ in found):
         of_it = [made for pair, _, made in found if pair.kind == kind]
-        for name, title in (("one-to-one", "Units found one-to-one"), ("unique", "Units that are unique")):
+        for name, title in (("one-to-one", "Units found one-to-one"), ("unique", "Unique units")):
             place = CLASSES.index(name)
             shares = [float((made["classes"] == place).mean()) for made in of_it]
             null = [float(made["null_shares"][:, place].mean()) for made in of_it]

@@ -8,8 +8,8 @@ from sparsescope.core.statements import Statement, rows, said
 TITLES = {
     "one_to_one_{}": "Units found one-to-one, {}",
     "one_to_one_{}_null": "Units found one-to-one, {}, chance",
-    "unique_{}": "Units that are unique, {}",
-    "unique_{}_null": "Units that are unique, {}, chance",
+    "unique_{}": "Unique units, {}",
+    "unique_{}_null": "Unique units, {}, chance",
     "cka_{}": "Alignment of layers (CKA), {}",
 }
 _WORDS = {"seeds": "Between two seeds", "checkpoints": "Between the last checkpoint and an earlier one"}

@@ -83,6 +83,12 @@ def test_text_series_are_compared_layer_by_layer():
     assert "dictionaries" not in made.tables and made.tables["blocks"]["truth_first"].isna().all()
 
 
+def test_mixtures_are_compared_in_the_residual_stream():
+    made = ss.run(NAME, ss.open_series("grokking-moe"), **{**SMALL, "components": 0, "targets": 20})
+    assert any("nothing singles out" in note.message for note in made.notes)
+    assert (made.tables["pairs"]["units_first"] == 64).all() or made.tables["pairs"]["units_first"].min() > 1
+
+
 def test_views_and_sentences(found):
     check_statements(found)
     record = analyses().get(NAME)
@@ -95,7 +101,7 @@ def test_views_and_sentences(found):
     [
         (["grokking-short", "lazy-relu"], {}, "other inputs"),
         (["grokking-short"], {"earlier": 0}, "nothing to compare"),
-        (["grokking-moe"], {}, "site"),
+        (["grokking-moe"], {"sites": "blocks.*.mlp.experts.*.hook_post"}, "expert"),
     ],
 )
 def test_what_cannot_be_compared_says_why(names, params, said):

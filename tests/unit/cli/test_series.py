@@ -18,7 +18,7 @@ def test_run_and_report_open_the_same_run(command, tiny_series, tmp_path, empty_
     runs = [run["run"] for run in report["runs"]]
     assert code == 0 and found["run"] in runs
     names = {run.rpartition("-")[0] for run in runs}
-    assert names == {"grokking", "pathways", "weight_sparsity_over_training"}
+    assert names == {"convergent_learning", "grokking", "pathways", "weight_sparsity_over_training"}
     text = out.read_text()
     assert "From memorizing to generalizing" in text and "Frequencies, checkpoint by checkpoint" in text
     assert "Units that" not in text, "an analysis of models is in a report about a series"
@@ -37,13 +37,18 @@ def test_a_report_about_a_model_has_no_analysis_of_series():
 
 
 def test_what_a_report_about_a_series_holds_depends_on_what_its_models_read(tiny_series):
-    assert fitting(tiny_series) == {"grokking", "pathways", "weight_sparsity_over_training"}
+    assert fitting(tiny_series) == {
+        "convergent_learning",
+        "grokking",
+        "pathways",
+        "weight_sparsity_over_training",
+    }
     names = fitting("lazy-relu")
     assert "sparsity_over_training" in names and "activation_sparsity" in names and "grokking" not in names
 
 
 def test_a_folder_of_checkpoints_is_a_series_and_no_model(words):
-    assert fitting(words) == {"pathways", "sparsity_over_training"}
+    assert fitting(words) == {"convergent_learning", "pathways", "sparsity_over_training"}
 
 
 def test_what_has_no_meaning_for_a_series_is_refused(command, tiny_series, empty_home):
