@@ -144,7 +144,8 @@ ANALYSIS = Analysis(
             "retrieval",
             "Finding text by features",
             "Mean reciprocal rank of the right window of 128 tokens: the one that an excerpt is from, and "
-            "the one that follows another in its document. BM25 on the tokens of the same windows stands "
+            "the one that follows another in its document. The model reads both sides apart: activations "
+            "carry what it has read. BM25 on the tokens of the same windows stands "
             "beside it. Bars are document-cluster bootstrap intervals.",
             table="retrieval",
             citation="Robertson & Zaragoza 2009; SPLADE, arXiv:2107.05720",

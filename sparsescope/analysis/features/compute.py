@@ -91,7 +91,7 @@ def compute(params: FeaturesParams, context: Context) -> Result:
         for one in found:
             if one.entry.kind == TRAINED:
                 context.progress(f"search {one.entry.label}", 0, 1, "dictionaries")
-                ranks, pruned = retrieval_rows(params, one)
+                ranks, pruned = retrieval_rows(params, context, one)
                 searched += ranks
                 cut += pruned
                 context.progress(f"search {one.entry.label}", 1, 1, "dictionaries")

@@ -1,25 +1,31 @@
 """How well features find text, beside BM25 on the same units, and what pruning saves and loses.
 
 Two tasks have a right answer: the window that an excerpt is from, and the window that follows another in its
-document. Excerpts carry the activations that they have in their context.
+document. The model reads an excerpt alone, and a window that follows in another pass than the one before:
+activations carry what the model has read, and would find their own context in each other.
 Shapes: U units; Q queries; D documents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse
+import torch
 
+from sparsescope.activations.capture import capture
 from sparsescope.analysis.features.search import WINDOW, FeatureSearch
+from sparsescope.dictionaries.documents import of_documents
 from sparsescope.metrics.estimates import DocumentBootstrap
 from sparsescope.metrics.sparse_retrieval import Hits, SparseIndex, bm25_weights, recall, reciprocal_rank
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from sparsescope.activations.context import Context
     from sparsescope.analysis.features import FeaturesParams
     from sparsescope.analysis.features.report import Found
 
@@ -34,11 +40,14 @@ FEATURES, BM25 = "features", "BM25 of tokens"
 EXCERPT_TASK, NEXT_TASK = f"the window of an excerpt of {EXCERPT} tokens", "the window that follows"
 
 
-def retrieval_rows(params: FeaturesParams, one: Found) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def retrieval_rows(
+    params: FeaturesParams, context: Context, one: Found
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of ``retrieval`` and of ``pruning``; empty where the text has too few windows.
 
     Args:
         params: Parameters of the analysis.
+        context: Of the run: its model reads the excerpts.
         one: A dictionary with its store.
     """
     search = FeatureSearch(one.store)
@@ -51,15 +60,17 @@ def retrieval_rows(params: FeaturesParams, one: Found) -> tuple[list[dict[str, A
     asked = np.sort(random.choice(whole, min(params.queries, len(whole)), replace=False))
     counts = _counts(one, search)
     beside = SparseIndex(bm25_weights(counts))
-    follows = [
-        int(unit) for unit in asked if unit + 1 < len(document) and document[unit + 1] == document[unit]
-    ]
+    reach = context.corpus.window
+    later = [int(unit) for unit in whole if _follows(search, document, int(unit), reach)]
+    follows = (
+        sorted(random.choice(later, min(params.queries, len(later)), replace=False).tolist()) if later else []
+    )
     activations = search.activations
     rows: list[dict[str, Any]] = []
     excerpts = {
         int(unit): int(search.bounds[unit] + random.integers(0, WINDOW - EXCERPT + 1)) for unit in asked
     }
-    queries = {unit: search.query_of_rows(begin, begin + EXCERPT) for unit, begin in excerpts.items()}
+    queries = _encoded(context, one, search, excerpts)
     tokens = {
         unit: np.bincount(one.text.named[begin : begin + EXCERPT], minlength=counts.shape[1]).astype(float)
         for unit, begin in excerpts.items()
@@ -80,6 +91,36 @@ def retrieval_rows(params: FeaturesParams, one: Found) -> tuple[list[dict[str, A
             if ranks:
                 rows.append(_row(params, one, task, name, ranks, document[units], len(windows)))
     return rows, list(_pruning(one, search, queries, random))
+
+
+def _follows(search: FeatureSearch, document: NDArray[np.int64], unit: int, reach: int) -> bool:
+    """Whether another window follows in the document, and the model read it in another pass."""
+    if unit + 1 >= len(document) or document[unit + 1] != document[unit]:
+        return False
+    begin = int(search.store.offsets[document[unit]])
+    first, second = (int(search.bounds[place]) - begin for place in (unit, unit + 1))
+    return (first + WINDOW - 1) // reach < second // reach
+
+
+def _encoded(
+    context: Context, one: Found, search: FeatureSearch, excerpts: dict[int, int]
+) -> dict[int, NDArray[np.float64]]:
+    """What excerpts ask for that the model reads alone; their first token does not count."""
+    by_document = {document.id: document for document in context.corpus.documents}
+    made = []
+    for unit, begin in excerpts.items():
+        name = one.store.documents[int(one.store.document_of(np.array([begin]))[0])]
+        ids = np.asarray(one.store.ids[begin : begin + EXCERPT])
+        made.append(replace(by_document[name], index=unit, ids=ids, whole=False))
+    found = {unit: np.zeros(one.store.n_features) for unit in excerpts}
+    site = one.entry.reads.name
+    with capture(context.subject, of_documents(context.corpus, made), [site]) as source:
+        for batch in source:
+            rows = batch.values[site][torch.from_numpy(batch.positions > 0)].float()
+            codes = one.entry.dictionary.encode(rows)
+            values = np.maximum(codes.values.detach().cpu().numpy(), 0)
+            np.maximum.at(found[batch.document], codes.indices.cpu().numpy(), values)
+    return {unit: search.weighted(values) for unit, values in found.items()}
 
 
 def _counts(one: Found, search: FeatureSearch) -> scipy.sparse.csr_array:
