@@ -19,6 +19,7 @@ from pathlib import Path
 from sparsescope.activations.text.documents import CorpusEntry, Document
 from sparsescope.activations.text.packaged import read_bible, wheel_path
 from sparsescope.activations.text.splits import SplitRule, unread
+from sparsescope.activations.text.wordnet import wordnet_nouns
 from sparsescope.errors import DependencyError, SpecError, unknown_name
 
 ENTRY_POINT_GROUP = "sparsescope.corpora"
@@ -125,6 +126,7 @@ _LOADERS: Mapping[str, Callable[[str], Iterator[Document]]] = {
     "python-source": python_source,
     "licenses": licenses,
     "kjv": king_james_bible,
+    "wordnet-nouns": wordnet_nouns,
 }
 
 
