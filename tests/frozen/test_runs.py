@@ -36,6 +36,7 @@ def test_every_folder_is_in_the_list_and_every_analysis_is_there(frozen):
         "pathways",
         "router_drift",
         "sparse_inference",
+        "steering",
         "trained_block_sparsity",
         "weight_sparsity",
         "weight_sparsity_over_training",
