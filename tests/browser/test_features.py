@@ -26,7 +26,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def found(glass):
-    text = ss.corpus("python-docs+kjv", tokens=2600, context=64)
+    text = ss.corpus("python-docs+python-source", tokens=2600, context=64)
     return ss.run("features", glass, text, map=False, baselines=(), **SMALL)
 
 

@@ -13,10 +13,11 @@ LICENSE = "  1 This software and database is being provided to you, the LICENSEE
 LINES = (
     "00001740 03 n 01 entity 0 003 ~ 00001930 n 0000 ~ 00002137 n 0000 ~ 04424418 n 0000 | that which is "
     "perceived or known or inferred to have its own distinct existence (living or nonliving)  ",
-    "00002684 03 n 02 object 0 physical_object 0 001 @ 00001930 n 0000 | a tangible and visible entity; an entity "
-    'that can cast a shadow; "it was full of rackets, balls and other objects"  ',
-    "02084071 05 n 03 dog 0 domestic_dog 0 Canis_familiaris 0 001 @ 02083346 n 0000 | a member of the genus "
-    "Canis (probably descended from the common wolf) that has been domesticated by man since prehistoric times  ",
+    "00002684 03 n 02 object 0 physical_object 0 001 @ 00001930 n 0000 | a tangible and visible entity; "
+    'an entity that can cast a shadow; "it was full of rackets, balls and other objects"  ',
+    "02084071 05 n 03 dog 0 domestic_dog 0 Canis_familiaris 0 001 @ 02083346 n 0000 | a member of "
+    "the genus Canis (probably descended from the common wolf) that has been domesticated by man since "
+    "prehistoric times  ",
     "15113229 28 n 02 time_period 0 period_of_time 0 001 @ 00033615 n 0000 | an amount of time  ",
 )
 

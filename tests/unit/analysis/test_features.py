@@ -37,7 +37,7 @@ SMALL = {
 
 
 def text(tokens=2600, seed=0):
-    return ss.corpus("python-docs+kjv", tokens=tokens, context=64, seed=seed)
+    return ss.corpus("python-docs+python-source", tokens=tokens, context=64, seed=seed)
 
 
 def topk(width=48, k=4, seed=0):

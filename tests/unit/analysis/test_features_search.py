@@ -14,7 +14,7 @@ from sparsescope.errors import SparsescopeError, SpecError
 @pytest.fixture(scope="module")
 def found(glass):
     dictionary = TopKSAE(341, 120, k=5, site="blocks.2.mlp.hook_post", seed=0)
-    text = ss.corpus("python-docs+kjv", tokens=9000, context=128)
+    text = ss.corpus("python-docs+python-source", tokens=9000, context=128)
     small = {"resamples": 100, "permutations": 40, "shown": 3, "map": False, "queries": 25, "baselines": ()}
     return ss.run("features", glass, text, dictionary=dictionary, **small)
 

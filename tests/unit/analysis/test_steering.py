@@ -27,7 +27,7 @@ SMALL = {
 
 
 def text():
-    return ss.corpus("python-docs+kjv+python-source", tokens=6000, context=64)
+    return ss.corpus("python-docs+python-source+licenses", tokens=6000, context=64)
 
 
 @pytest.fixture(scope="module")

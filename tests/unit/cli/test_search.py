@@ -19,7 +19,7 @@ def run_id(glass, tmp_path_factory):
         "shown": 3,
         "queries": 0,
     }
-    text = ss.corpus("python-docs+kjv", tokens=3000, context=128)
+    text = ss.corpus("python-docs+python-source", tokens=3000, context=128)
     found = ss.run("features", glass, text, store=folder, map=False, **small)
     return str(folder / found.run_id)
 

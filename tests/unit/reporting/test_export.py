@@ -51,7 +51,7 @@ ACTIVATION = {
 @pytest.fixture(scope="module")
 def found(glass):
     dictionary = TopKSAE(341, 200, k=6, site="blocks.2.mlp.hook_post", seed=0)
-    text = ss.corpus("python-docs+kjv", tokens=2000, context=64)
+    text = ss.corpus("python-docs+python-source", tokens=2000, context=64)
     return ss.run(
         "features", glass, text, dictionary=dictionary, resamples=100, permutations=40, shown=3, map=False
     )

@@ -144,6 +144,40 @@ def on_a_small_budget(name, folder):
                     text = text.replace(old, new)
                 text = re.sub(r"^tokens = .*$", "tokens = 3000\\ncontext = 64", text, flags=re.M)
                 (home / recipe.name).write_text(text.replace("width = 100", "width = 8"))
+    if name in ("features", "steering"):
+        few["tokens"] = "4000"
+        study = study.replace("+kjv", "").replace("wordnet-nouns", "python-source+python-docs")
+        study = study.replace(
+            "levels = [50, 20]", "levels = [4, 2], permutations = 20, queries = 0, map = false"
+        )
+        if name == "steering":
+            small = "targets = [0.1], own_documents = 1, other_documents = 2, neutral_documents = 1"
+            study = study.replace(
+                'name = "steering"\n\n[[finding]]',
+                f'name = "steering"\nparams = {{ {small}, document_tokens = 24 }}\n\n[[finding]]',
+            )
+        for recipe in (ROOT / "analyses" / name).glob("*.toml"):
+            if recipe.name != "study.toml":
+                text = recipe.read_text().replace("smollm2-135m", MODELS["smollm2-135m"])
+                for old, new in (
+                    ("+kjv", ""),
+                    ("wordnet-nouns", "python-source+python-docs"),
+                    ("blocks.15", "blocks.1"),
+                    ("4608", "64"),
+                    ("k = 32", "k = 8"),
+                    ("= 1024", "= 128"),
+                    ("width = 100", "width = 8"),
+                ):
+                    text = text.replace(old, new)
+                text = re.sub(r"^tokens = .*$", "tokens = 3000\ncontext = 64", text, flags=re.M)
+                (home / recipe.name).write_text(text)
+    if name == "convergent_learning":
+        study = study.replace(
+            "earlier = 5", "earlier = 1, targets = 12, shifts = 4, path_shifts = 1, rows = 400"
+        )
+        study = re.sub(
+            r"^inputs = \{ series = .*$", 'inputs = { series = ["grokking-short-seed1"] }', study, flags=re.M
+        )
     if name == "sparse_inference":
         few["tokens"] = "3000"
         small = (
