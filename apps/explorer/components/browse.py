@@ -65,7 +65,7 @@ def _from_table(result: Result, view: View, choices: Sequence[Any], key: str, na
         placeholder=f"words of {_fields(columns)}",
         help="Rows that hold all of the words, in any order.",
     )
-    left = _matching(frame, columns, words)
+    left = _matching(frame, columns, words, view.select)
     values = left[view.select].dropna().unique().tolist()
     if not values:
         st.info(f"Nothing in this table holds {plain(words, limit=80)}; all rows are shown.")
@@ -105,7 +105,7 @@ def _table(left: pd.DataFrame, columns: Sequence[Column], key: str) -> int | Non
         sent,
         hide_index=True,
         column_config=config,
-        height=260,
+        height=210,
         key=key,
         on_select="rerun",
         selection_mode="single-row",
@@ -116,8 +116,8 @@ def _table(left: pd.DataFrame, columns: Sequence[Column], key: str) -> int | Non
     return int(rows[0]) if rows else None
 
 
-def _matching(frame: pd.DataFrame, columns: Sequence[Column], words: str) -> pd.DataFrame:
-    """Rows whose texts hold all words, whatever the case."""
+def _matching(frame: pd.DataFrame, columns: Sequence[Column], words: str, select: str) -> pd.DataFrame:
+    """Rows whose texts hold all words, whatever the case; the one of that very name first."""
     texts = [column.name for column in columns if column.kind in TEXT_KINDS]
     wanted = words.lower().split()
     if not wanted or not texts:
@@ -126,7 +126,9 @@ def _matching(frame: pd.DataFrame, columns: Sequence[Column], words: str) -> pd.
     mask = pd.Series(True, index=frame.index)
     for word in wanted:
         mask &= joined.str.contains(word, regex=False)
-    return frame[mask]
+    found = frame[mask]
+    named = found[select].astype(str).str.lower() == words.strip().lower()
+    return pd.concat([found[named], found[~named]]) if named.any() else found
 
 
 def _fields(columns: Sequence[Column]) -> str:
