@@ -73,7 +73,7 @@ def fit_rows(context: Context, corpus: TokenizedCorpus, sites: Sequence[Site], s
             taken += int(kept.sum())
             for name in names:
                 parts[name].append(batch.values[name][torch.from_numpy(kept)].float().cpu())
-            context.progress("read", seen, source.n_tokens)
+            context.progress("read", seen, source.n_tokens, "tokens")
     rows, facts, left = {}, {}, []
     for name in names:
         values = torch.cat(parts.pop(name))

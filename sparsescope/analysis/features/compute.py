@@ -20,7 +20,7 @@ from sparsescope.core.result import Result
 from sparsescope.dictionaries.baselines import neuron_basis, random_directions
 from sparsescope.dictionaries.documents import drawn
 from sparsescope.dictionaries.logit_effects import logit_effects, why_no_logits
-from sparsescope.dictionaries.places import place_given, site_named
+from sparsescope.dictionaries.places import place_given, site_named, unique
 from sparsescope.dictionaries.site_rows import FitRows, fit_rows, sites_of
 from sparsescope.dictionaries.small import keep_here, small_snmf, snmf_of, training_said
 from sparsescope.errors import SubjectError
@@ -154,7 +154,7 @@ def _fitted(
 
 def _baselines(params: FeaturesParams, entries: Sequence[Entry], read: FitRows) -> list[Entry]:
     """What nobody trained, one of each kind for each site."""
-    out = []
+    out: list[Entry] = []
     sites = {entry.reads.name: entry.reads for entry in entries}
     for name, site in sites.items():
         rows = read.rows[name]
@@ -168,7 +168,8 @@ def _baselines(params: FeaturesParams, entries: Sequence[Entry], read: FitRows) 
                 width = max(entry.dictionary.width for entry in entries if entry.reads.name == name)
                 made = random_directions(rows, max(width, 4 * active), active, seed=params.seed, site=name)
                 label = f"Random, largest {active}{where}"
-            out.append(Entry(label, made, site, site, UNTRAINED))
+            taken = [entry.label for entry in (*entries, *out)]
+            out.append(Entry(unique(label, taken), made, site, site, UNTRAINED))
     return out
 
 
