@@ -124,4 +124,4 @@ def _encoded(result: Result, found: FeatureSearch, label: str, text: str) -> Any
             where=f"{subject.id}, run {result.run_id}",
             next_step="search with --feature, or run the analysis again",
         )
-    return found.weighted(text_activations(subject, given, text))
+    return found.weighted(text_activations(subject, given, text, **found.encoding))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sparsescope.core.columns import STRICT
 
 Direction = Literal["higher", "lower", "none"]
+_LONGEST_SLUG = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +100,19 @@ def format_scalar(scalar: Scalar) -> str:
         i = scalar.interval
         text += f" [{format_number(i.low, scalar.unit)}, {format_number(i.high, scalar.unit)}], n = {i.n}"
     return text
+
+
+def slug_of(label: str, taken: set[str]) -> str:
+    """A label as part of the name of a number, unlike those that are taken, which it joins.
+
+    Example:
+        >>> taken = set()
+        >>> slug_of("Feature Choice", taken), slug_of("feature-choice", taken)
+        ('feature_choice', 'feature_choice_2')
+    """
+    plain = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")[:_LONGEST_SLUG].strip("_") or "unnamed"
+    found, number = plain, 2
+    while found in taken:
+        found, number = f"{plain}_{number}", number + 1
+    taken.add(found)
+    return found

@@ -58,6 +58,8 @@ def why_no_logits(subject: Subject, site: Site) -> str:
     """The reason why directions of a site have no effect on logits that can be told, or an empty string."""
     if "logits" not in subject.capabilities:
         return "this model gives no logits"
+    if "causal" not in subject.capabilities:  # masked language models transform before their output head
+        return "this model is no causal language model"
     if site.role not in _RESIDUAL and site.role not in _MATRIX:
         return f"what is at {site.name} reaches the residual stream through a nonlinearity"
     if site.role in _RESIDUAL and site.width != subject.d_model:
@@ -80,7 +82,7 @@ def residual_directions(subject: Subject, directions: torch.Tensor, site: Site) 
     Raises:
         SubjectError: The model has no such matrix.
     """
-    rows = directions.float()
+    rows = directions.float().to(subject.device)
     if site.role in _RESIDUAL:
         return rows
     weight = subject.parameter(f"weight:blocks.{site.layer}.{_MATRIX[site.role]}")
@@ -130,8 +132,8 @@ def _histogram(effects: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> 
 def final_norm(subject: Subject) -> tuple[torch.Tensor, bool]:
     """What the last norm of a model multiplies each entry with, and whether it takes the mean out.
 
-    It is asked with rows of +-1, whose length and mean are known, so that norms that store 1 + gain, or none,
-    need no case of their own. A model without a last norm multiplies with 1.
+    It is asked with rows of +-1, whose length and mean are known, so that norms that store 1 + gain need no
+    case of their own. A model without a last norm, or with one that has no parameters, multiplies with 1.
 
     Returns:
         float32 [model], and a bool.

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 RANKS = 50
+FEWEST = 5
 _ITERATIONS = 60
 
 
@@ -95,7 +96,9 @@ def _varying(units: NDArray[np.float32]) -> Array:
 def _paths(
     u: Array, v: Array, fit: NDArray[np.bool_], targets: NDArray[np.int64], params: ConvergentLearningParams
 ) -> FewPredictors:
-    return few_predictors(u, v, fit, targets, most=params.predictors, candidates=params.candidates)
+    # Five rows for each candidate at least: with fewer, what all say of other rows is mostly noise
+    candidates = max(FEWEST, min(params.candidates, int(fit.sum()) // FEWEST))
+    return few_predictors(u, v, fit, targets, most=params.predictors, candidates=candidates)
 
 
 def _mean(explained: Array) -> Array:

@@ -132,7 +132,8 @@ def _compare(
     same = pair.kind == CHECKPOINTS
     out: Arrays = {}
     for layer in first:
-        if layer in second:
+        varies = layer in second and min(np.ptp(part, axis=0).any() for part in (first[layer], second[layer]))
+        if varies:
             made = compare(first[layer], second[layer], inputs.group, inputs.modulus, same, params)
             out |= {f"{layer} {key}": values for key, values in made.items()}
     return out

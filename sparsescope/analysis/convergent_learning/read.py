@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sparsescope.activations.capture import capture
+from sparsescope.activations.text.vocabulary import check_vocabulary
 from sparsescope.dictionaries.documents import beginnings
 from sparsescope.errors import SpecError, SubjectError
 
@@ -95,7 +96,7 @@ def inputs_of(
 def _later_tokens(corpus: TokenizedCorpus, document: TokenizedDocument) -> int:
     """Tokens of a document that are not at position 0 of a window."""
     windows = -(-len(document) // corpus.window_of(document))
-    return len(document) - (0 if corpus.prefix else windows)
+    return len(document) - (0 if corpus.prefix or len(document.before) else windows)
 
 
 def sites_of(subject: Subject, params: ConvergentLearningParams) -> tuple[Site, ...]:
@@ -111,6 +112,14 @@ def sites_of(subject: Subject, params: ConvergentLearningParams) -> tuple[Site, 
         except SubjectError:  # mixtures
             return subject.sites(RESIDUAL)
     found = subject.sites(params.sites)
+    layers = [site.layer for site in found]
+    if len(set(layers)) < len(layers):
+        raise SpecError(
+            "a layer is named by several sites",
+            where=f"sites, {subject.id}",
+            allowed="a pattern with one site in each layer, for example blocks.*.hook_out",
+            got=params.sites,
+        )
     if any(site.kind == "experts" for site in found):
         raise SpecError(
             "not every input reaches an expert, so units of experts cannot be compared",
@@ -125,6 +134,8 @@ def units_of(
     subject: Subject, inputs: Inputs, params: ConvergentLearningParams
 ) -> dict[str, NDArray[np.float32]]:
     """The units of every layer on the inputs, by layer number: float32 [row, unit]."""
+    if inputs.corpus is not None:
+        check_vocabulary(subject.tokenizer, inputs.corpus, subject.id)
     sites = sites_of(subject, params)
     parts: dict[str, list[NDArray[np.float32]]] = {str(site.layer): [] for site in sites}
     if inputs.tokens is not None:

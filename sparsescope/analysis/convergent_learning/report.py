@@ -166,7 +166,7 @@ def _scalars(out: Result, found: Sequence[tuple[Any, str, dict[str, NDArray[Any]
                 float(np.mean(null)),
                 "fraction",
                 "the same with the rows of one shifted against those of the other, mean over shifts",
-                title=f"{title}, {kind}, chance",
+                title=f"{title}, {kind}, rows shifted",
             )
         out.add_scalar(
             f"cka_{kind}",

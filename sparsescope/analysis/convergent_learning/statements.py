@@ -7,9 +7,9 @@ from sparsescope.core.statements import Statement, rows, said
 
 TITLES = {
     "one_to_one_{}": "Units found one-to-one, {}",
-    "one_to_one_{}_null": "Units found one-to-one, {}, chance",
+    "one_to_one_{}_null": "Units found one-to-one, {}, rows shifted",
     "unique_{}": "Unique units, {}",
-    "unique_{}_null": "Unique units, {}, chance",
+    "unique_{}_null": "Unique units, {}, rows shifted",
     "cka_{}": "Alignment of layers (CKA), {}",
 }
 _WORDS = {"seeds": "Between two seeds", "checkpoints": "Between the last checkpoint and an earlier one"}
@@ -28,9 +28,9 @@ def _kind(result: Result, kind: str) -> list[Statement]:
     table = rows(result, "pairs", kind=kind)
     pairs = 0 if table is None else len(table)
     text = (
-        f"{_WORDS[kind]}, {said(one)} of the units have a partner one-to-one (chance {said(nulls[0])}), and "
-        f"{said(unique)} are unlike all units of the other (chance {said(nulls[1])}); means over {pairs} "
-        "pairs and layers."
+        f"{_WORDS[kind]}, {said(one)} of the units have a partner one-to-one (rows shifted: "
+        f"{said(nulls[0])}), and {said(unique)} are unlike all units of the other (rows shifted: "
+        f"{said(nulls[1])}); means over {pairs} pairs and layers."
     )
     return [Statement(text, "classes", (one.name, unique.name))]
 

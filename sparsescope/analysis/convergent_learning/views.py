@@ -51,13 +51,11 @@ def classes(result: Result) -> fig.Figure:
     for kind in dict.fromkeys(table["kind"]):
         of_it = table[(table["kind"] == kind) & (table["class"] == "one-to-one")]
         parts.append(
-            f"{kind} {percent(of_it['share'].mean())} (chance {percent(of_it['null_share'].mean())})"
+            f"{kind} {percent(of_it['share'].mean())} (rows shifted {percent(of_it['null_share'].mean())})"
         )
     title = f"Units with a one-to-one partner: {', '.join(parts)}"
     alt = f"Stacked bars of classes by pair. {title}."
-    subtitle = (
-        f"{int(table['units'].max())} units of a layer at most; chance: rows shifted against each other"
-    )
+    subtitle = f"{int(table['units'].max())} units of a layer at most"
     return fig.describe(figure, title=title, subtitle=subtitle, alt=alt, result=result)
 
 

@@ -21,6 +21,7 @@ from sparsescope.dictionaries.baselines import neuron_basis, random_directions
 from sparsescope.dictionaries.documents import drawn
 from sparsescope.dictionaries.logit_effects import logit_effects, why_no_logits
 from sparsescope.dictionaries.places import place_given, site_named, unique
+from sparsescope.dictionaries.rows import NORM_LIMIT
 from sparsescope.dictionaries.site_rows import FitRows, fit_rows, sites_of
 from sparsescope.dictionaries.small import keep_here, small_snmf, snmf_of, training_said
 from sparsescope.errors import SubjectError
@@ -91,7 +92,9 @@ def compute(params: FeaturesParams, context: Context) -> Result:
         for one in found:
             if one.entry.kind == TRAINED:
                 context.progress(f"search {one.entry.label}", 0, 1, "dictionaries")
-                ranks, pruned = retrieval_rows(params, context, one)
+                ranks, pruned = retrieval_rows(
+                    params, context, one, NORM_LIMIT * read.facts[one.entry.reads.name].median_norm
+                )
                 searched += ranks
                 cut += pruned
                 context.progress(f"search {one.entry.label}", 1, 1, "dictionaries")

@@ -64,7 +64,7 @@ class Described:
         replicates: float64 [B] of it.
         recall: Share of the firings there that the label covers.
         precision: Share of the tokens there that the label names on which it fires.
-        by_document: int64 [D], firings in each document.
+        by_document: int32 [D], firings in each document.
     """
 
     active: int
@@ -82,7 +82,7 @@ class Described:
     replicates: NDArray[np.float64] | None = None
     recall: float = float("nan")
     precision: float = float("nan")
-    by_document: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    by_document: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 
 
 class Text:
@@ -198,7 +198,7 @@ def _describe(
         max=float(values.max()),
         purity=float(counts.max() / len(best)),
         strongest=found[order][:6].astype(np.int64),
-        by_document=np.bincount(text.document[firing], minlength=len(store.documents)),
+        by_document=np.bincount(text.document[firing], minlength=len(store.documents)).astype(np.int32),
     )
     _label(text, out, firing[text.describing[firing]], label_types)
     _score(text, out, firing[text.scoring[firing]], weights)
@@ -210,7 +210,11 @@ def _threshold(values: NDArray[np.float32], counted: int, share: float) -> float
     most = max(1, int(share * counted))
     if len(values) <= most:
         return 0.0
-    return float(np.partition(values, len(values) - most - 1)[len(values) - most - 1])
+    found = float(np.partition(values, len(values) - most - 1)[len(values) - most - 1])
+    if found < values.max():
+        return found
+    below = values[values < found]  # so many are equal to the largest: they fire
+    return float(below.max()) if len(below) else 0.0
 
 
 def _label(text: Text, out: Described, firing: NDArray[np.int64], label_types: int) -> None:

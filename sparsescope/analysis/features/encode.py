@@ -5,6 +5,7 @@ Shapes: F features.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,21 +51,26 @@ def dictionary_of(result: Result, label: str) -> GivenDictionary:
 
 
 @torch.no_grad()
-def text_activations(subject: Subject, given: GivenDictionary, text: str) -> NDArray[np.float64]:
+def text_activations(
+    subject: Subject, given: GivenDictionary, text: str, site: str = "", norm_limit: float = math.inf
+) -> NDArray[np.float64]:
     """The largest activation of each feature on the tokens of a text, float64 [F].
 
-    As in the store, the first token of a window does not count: attention sinks sit there.
+    As in the store, the first token of a window, where attention sinks sit, and tokens of larger norms do not
+    count.
 
     Args:
         subject: The model.
         given: The dictionary.
         text: The text, of which the first ``MOST_TOKENS`` tokens are read.
+        site: Where the dictionary is, where it does not say it.
+        norm_limit: Norm beyond which tokens do not count.
 
     Raises:
         SpecError: The text has fewer than two tokens.
         SubjectError: The dictionary has no place in the model.
     """
-    (placed,) = place_given([given], subject, "")
+    (placed,) = place_given([given], subject, site)
     tokens = corpus([text], tokens=MOST_TOKENS, context=min(256, subject.max_positions or 256)).tokenize(
         subject.tokenizer, subject.max_positions
     )
@@ -72,7 +78,8 @@ def text_activations(subject: Subject, given: GivenDictionary, text: str) -> NDA
     read = 0
     with capture(subject, tokens, [placed.reads.name]) as source:
         for batch in source:
-            rows = batch.values[placed.reads.name][torch.from_numpy(batch.positions > 0)].float()
+            rows = batch.values[placed.reads.name][torch.from_numpy(batch.positions > 0)].float().cpu()
+            rows = rows[rows.norm(dim=1) <= norm_limit]
             read += len(rows)
             if len(rows):
                 codes = placed.dictionary.encode(rows)

@@ -125,10 +125,10 @@ def _levels(
                     {
                         "dictionary": entry.label,
                         "level": number,
-                        "parent": f"level {number}/{parent}",
+                        "parent": f"{entry.label} level {number}/{parent}",
                         "child": f"{entry.label}/{child['component']}"
                         if leaf
-                        else f"level {number - 1}/{child['component']}",
+                        else f"{entry.label} level {number - 1}/{child['component']}",
                         "weight": child["weight"],
                         "label": one.features[child["component"]].label if leaf else "",
                     }

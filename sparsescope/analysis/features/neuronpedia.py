@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +56,7 @@ def write_neuronpedia(result: Result, folder: Path) -> list[Path]:
     """
     out: list[Path] = []
     features = result.tables["features"]
-    kinds = result.tables["label_scores"].drop_duplicates("dictionary").set_index("dictionary")["kind"]
     for label in features["dictionary"].unique():
-        if kinds.get(label) == "baseline":
-            continue
         artifact = next(
             (
                 a
@@ -73,7 +71,8 @@ def write_neuronpedia(result: Result, folder: Path) -> list[Path]:
                 where=f"{result.run_id or 'result'}, {label}",
                 next_step="run the analysis again",
             )
-        out += _write(result, folder, str(label), artifact)
+        if artifact.meta.get("kind") != "baseline":
+            out += _write(result, folder, str(label), artifact)
     return out
 
 
@@ -82,6 +81,11 @@ def _write(result: Result, folder: Path, label: str, artifact: Artifact) -> list
     site = str(artifact.meta.get("site", ""))
     layer = int(re.sub(r"\D", "", site.partition(".")[2].partition(".")[0]) or 0)
     named = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "dictionary"
+    named = next(
+        name
+        for name in chain([named], (f"{named}-{n}" for n in count(2)))
+        if not (folder / f"{layer}-{name}").exists()
+    )
     place = folder / f"{layer}-{named}"
     place.mkdir()
     subject, corpus = result.provenance.get("subject") or {}, result.provenance.get("corpus") or {}

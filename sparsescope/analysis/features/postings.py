@@ -20,6 +20,7 @@ import torch
 from sparsescope.activations.capture import capture
 from sparsescope.core.escaping import well_formed
 from sparsescope.core.feature_store import FORMAT, KIND, FeatureWriter, StoredText, shard_of
+from sparsescope.dictionaries.rows import NORM_LIMIT
 from sparsescope.dictionaries.site_rows import counted, sites_of
 from sparsescope.errors import SubjectError
 
@@ -78,7 +79,13 @@ def written(
     with ExitStack() as stack:
         writers = []
         for number, entry in enumerate(entries):
-            meta = {"dictionary": entry.label, "subject": context.subject.id, "site": entry.reads.name}
+            meta = {
+                "dictionary": entry.label,
+                "kind": entry.kind,
+                "subject": context.subject.id,
+                "site": entry.reads.name,
+                "norm_limit": NORM_LIMIT * facts[entry.reads.name].median_norm,
+            }
             name = "activations" if number == 0 else f"activations_{number}"
             kept = stack.enter_context(context.keep(KIND, name, format=FORMAT, meta=meta))
             writers.append(FeatureWriter(kept, entry.dictionary.width))
@@ -163,7 +170,7 @@ def encode_part(
                 masks[name][place[mask]] = 1
             for number, entry in enumerate(entries):
                 mask = used[entry.reads.name]
-                values = batch.values[entry.reads.name][torch.from_numpy(mask)].float()
+                values = batch.values[entry.reads.name][torch.from_numpy(mask)].float().cpu()
                 if len(values):
                     codes[number].append(entry.dictionary.encode(values).csr())
                     rows[number].append(place[mask])

@@ -6,7 +6,6 @@ Shapes: F features; D documents; B resamples.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from sparsescope.analysis.features.describe import CLASS, NONE, PREVIOUS, TOKEN,
 from sparsescope.analysis.features.domains import FOUND, DomainLinks, domain_links
 from sparsescope.analysis.features.postings import TRAINED, Entry
 from sparsescope.core.escaping import display
+from sparsescope.core.numbers import slug_of
 from sparsescope.metrics.feature_counts import density_histogram
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ NEURONS = 8
 MOST_SHOWN = 50
 """Features whose contexts are kept as tables, all dictionaries together: a report holds all of them."""
 _WORDS = 5
-_MOST = 40
 
 
 @dataclass(slots=True)
@@ -91,7 +90,7 @@ def add_tables(out: Result, params: FeaturesParams, found: Sequence[Found], draw
         domains += list(_domains(one, links))
         of_it = list(_scores(one, draws))
         scores += of_it
-        _scalars(out, one, of_it, links, draws, _slug(one.entry.label, taken))
+        _scalars(out, one, of_it, links, draws, slug_of(one.entry.label, taken))
     out.add("features", rows)
     placed = [row for one in found for row in _map(one)]
     if placed:
@@ -113,7 +112,7 @@ def _links(params: FeaturesParams, one: Found) -> DomainLinks | None:
     text = one.text
     firings = np.stack(
         [
-            f.by_document if len(f.by_document) else np.zeros(len(one.store.documents), np.int64)
+            f.by_document if len(f.by_document) else np.zeros(len(one.store.documents), np.int32)
             for f in one.features
         ],
         axis=1,
@@ -356,13 +355,3 @@ def _scalars(
                 f"{100 * FOUND:g} % (mutual information against permuted documents) / those that fire",
                 title=f"Features of one domain, {label}" + (", chance" if name.endswith("null") else ""),
             )
-
-
-def _slug(label: str, taken: set[str]) -> str:
-    """A label as part of a name, unique."""
-    plain = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")[:_MOST].strip("_") or "dictionary"
-    found, number = plain, 2
-    while found in taken:
-        found, number = f"{plain}_{number}", number + 1
-    taken.add(found)
-    return found

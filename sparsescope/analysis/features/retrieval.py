@@ -34,14 +34,15 @@ DEEPEST = 100
 TOP = 10
 ALPHAS = (1.0, 0.8, 0.6, 0.4)
 TOKEN_QUERIES = 30
-SPARSE = 0.25
-"""Share of the features that may be active on a token for single tokens to be indexed."""
+MOST_POSTINGS = 2 * 10**7
+"""Entries up to which single tokens are indexed: the index holds them in double precision."""
+LEAST_QUERIES = 10
 FEATURES, BM25 = "features", "BM25 of tokens"
 EXCERPT_TASK, NEXT_TASK = f"the window of an excerpt of {EXCERPT} tokens", "the window that follows"
 
 
 def retrieval_rows(
-    params: FeaturesParams, context: Context, one: Found
+    params: FeaturesParams, context: Context, one: Found, norm_limit: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of ``retrieval`` and of ``pruning``; empty where the text has too few windows.
 
@@ -49,6 +50,7 @@ def retrieval_rows(
         params: Parameters of the analysis.
         context: Of the run: its model reads the excerpts.
         one: A dictionary with its store.
+        norm_limit: Norm beyond which tokens do not count.
     """
     search = FeatureSearch(one.store)
     windows = np.diff(search.bounds)
@@ -70,7 +72,7 @@ def retrieval_rows(
     excerpts = {
         int(unit): int(search.bounds[unit] + random.integers(0, WINDOW - EXCERPT + 1)) for unit in asked
     }
-    queries = _encoded(context, one, search, excerpts)
+    queries = _encoded(context, one, search, excerpts, norm_limit)
     tokens = {
         unit: np.bincount(one.text.named[begin : begin + EXCERPT], minlength=counts.shape[1]).astype(float)
         for unit, begin in excerpts.items()
@@ -88,7 +90,7 @@ def retrieval_rows(
     ):
         for name, index in ((FEATURES, search.index), (BM25, beside)):
             ranks = [_rank(index, made[name][unit], unit, task) for unit in units]
-            if ranks:
+            if len(ranks) >= LEAST_QUERIES:
                 rows.append(_row(params, one, task, name, ranks, document[units], len(windows)))
     return rows, list(_pruning(one, search, queries, random))
 
@@ -103,21 +105,20 @@ def _follows(search: FeatureSearch, document: NDArray[np.int64], unit: int, reac
 
 
 def _encoded(
-    context: Context, one: Found, search: FeatureSearch, excerpts: dict[int, int]
+    context: Context, one: Found, search: FeatureSearch, excerpts: dict[int, int], norm_limit: float
 ) -> dict[int, NDArray[np.float64]]:
     """What excerpts ask for that the model reads alone; their first token does not count."""
-    by_document = {document.id: document for document in context.corpus.documents}
     made = []
     for unit, begin in excerpts.items():
-        name = one.store.documents[int(one.store.document_of(np.array([begin]))[0])]
+        whole = context.corpus.documents[int(one.store.document_of(np.array([begin]))[0])]
         ids = np.asarray(one.store.ids[begin : begin + EXCERPT])
-        made.append(replace(by_document[name], index=unit, ids=ids, whole=False))
+        made.append(replace(whole, index=unit, ids=ids, whole=False))
     found = {unit: np.zeros(one.store.n_features) for unit in excerpts}
     site = one.entry.reads.name
     with capture(context.subject, of_documents(context.corpus, made), [site]) as source:
         for batch in source:
-            rows = batch.values[site][torch.from_numpy(batch.positions > 0)].float()
-            codes = one.entry.dictionary.encode(rows)
+            rows = batch.values[site][torch.from_numpy(batch.positions > 0)].float().cpu()
+            codes = one.entry.dictionary.encode(rows[rows.norm(dim=1) <= norm_limit])
             values = np.maximum(codes.values.detach().cpu().numpy(), 0)
             np.maximum.at(found[batch.document], codes.indices.cpu().numpy(), values)
     return {unit: search.weighted(values) for unit, values in found.items()}
@@ -175,8 +176,7 @@ def _pruning(
 ) -> Iterator[dict[str, Any]]:
     """What pruned searches find of the exact ten, and how much of the index they read."""
     yield from _pruned(one, search, list(queries.values()))
-    active = float(one.arrays["active"].sum()) / max(1, one.store.n_counted) / one.store.n_features
-    if active > SPARSE:
+    if int(one.arrays["active"].sum()) > MOST_POSTINGS:
         return
     by_token = FeatureSearch(one.store, "token")
     rows = random.choice(np.flatnonzero(one.store.counted), TOKEN_QUERIES, replace=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -37,15 +37,18 @@ class FeatureSearch:
     Args:
         store: The activations and their text.
         unit: What is found.
+        encoding: How new text is encoded as the store was: ``site`` and ``norm_limit``.
 
     Attributes:
         bounds: int64 [U + 1], where units begin; the last one is the number of tokens.
     """
 
-    def __init__(self, store: FeatureStore, unit: Unit = "window") -> None:
+    def __init__(
+        self, store: FeatureStore, unit: Unit = "window", encoding: Mapping[str, Any] | None = None
+    ) -> None:
         if unit not in ("window", "token"):
             raise unknown_name("unit", unit, ("window", "token"), next_step="choose one of them")
-        self.store, self.unit = store, unit
+        self.store, self.unit, self.encoding = store, unit, dict(encoding or {})
         if unit == "token":
             self.bounds = np.arange(store.n_rows + 1)
         else:
@@ -85,7 +88,9 @@ class FeatureSearch:
                 where=kept[name].id,
                 next_step="run the analysis again",
             )
-        return cls(FeatureStore.of(kept[name]), unit)
+        meta = kept[name].meta
+        encoding: dict[str, Any] = {key: meta[key] for key in ("site", "norm_limit") if key in meta}
+        return cls(FeatureStore.of(kept[name]), unit, encoding)
 
     @cached_property
     def activations(self) -> scipy.sparse.csr_array:

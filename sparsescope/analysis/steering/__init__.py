@@ -38,10 +38,12 @@ class SteeringParams(Params):
     iterations: int = Field(60, ge=1, le=10_000, description="Its most iterations.")
     neuron_share: float = Field(0.05, gt=0, le=1, description="Share of the neurons of each.")
     own_documents: int = Field(
-        4, ge=1, le=1000, description="Documents of a concept that are scored, of each half."
+        4, ge=1, le=1000, description="Test documents of a concept that are scored; half as many of training."
     )
-    other_documents: int = Field(12, ge=2, le=1000, description="Documents of other concepts, of each half.")
-    neutral_documents: int = Field(4, ge=1, le=1000, description="Documents that strengths are set on.")
+    other_documents: int = Field(
+        8, ge=2, le=1000, description="Test documents of other concepts; half as many of training."
+    )
+    neutral_documents: int = Field(3, ge=1, le=1000, description="Documents that strengths are set on.")
     document_tokens: int = Field(
         96, ge=16, le=10_000, description="Most tokens of a document that is scored."
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sparsescope.activations.losses import Reference, token_losses
+from sparsescope.activations.losses import Reference, TokenLosses, token_losses
 from sparsescope.analysis.steering import SteeringParams
 from sparsescope.analysis.steering.calibrate import REACHED, Calibration
 from sparsescope.analysis.steering.directions import Direction, directions_of, document_means
@@ -129,12 +129,14 @@ def _texts(params: SteeringParams, corpus: TokenizedCorpus, parts: Parts) -> tup
     for half in (True, False):
         of_half = np.flatnonzero((parts.train == half) & (parts.concept >= 0))
         for number in range(len(parts.names)):
-            chosen += of_half[parts.concept[of_half] == number][: params.own_documents].tolist()
-    rest = random.permutation(len(chosen))
+            most = max(1, params.own_documents // 2) if half else params.own_documents
+            chosen += of_half[parts.concept[of_half] == number][:most].tolist()
     cut = [_cut(corpus.documents[place], params.document_tokens) for place in chosen]
     train = random.permutation(np.flatnonzero(parts.train))[: params.neutral_documents]
     neutral = [_cut(corpus.documents[place], params.document_tokens) for place in sorted(train.tolist())]
-    scored = _Scored(corpus, cut, parts.concept[chosen], parts.train[chosen], rest, params.other_documents)
+    scored = _Scored(
+        corpus, cut, parts.concept[chosen], parts.train[chosen], params.other_documents, params.seed
+    )
     return scored, of_documents(corpus, neutral)
 
 
@@ -150,18 +152,19 @@ class _Scored:
     documents: list[TokenizedDocument]
     concept: NDArray[np.int64]
     train: NDArray[np.bool_]
-    order: NDArray[np.int64]
     others: int
+    seed: int
 
     def of(self, concept: int) -> tuple[TokenizedCorpus, dict[str, NDArray[np.int64]]]:
         """The text for a concept, and the numbers of its documents: its own and others, of both halves."""
         groups: dict[str, list[int]] = {}
+        # Others of its own: what they have in common would be an error of all concepts at once
+        order = np.random.default_rng([self.seed, 67, concept]).permutation(len(self.documents))
         for half, name in ((True, "train"), (False, "test")):
-            rest = [int(place) for place in self.order if self.train[place] == half]
+            rest = [int(place) for place in order if self.train[place] == half]
             groups[f"{name} own"] = [place for place in rest if self.concept[place] == concept]
-            groups[f"{name} others"] = [place for place in rest if self.concept[place] != concept][
-                : self.others
-            ]
+            most = max(1, self.others // 2) if half else self.others
+            groups[f"{name} others"] = [place for place in rest if self.concept[place] != concept][:most]
         places = sorted(place for group in groups.values() for place in group)
         numbers = {
             name: np.array([self.documents[place].index for place in group]) for name, group in groups.items()
@@ -178,13 +181,18 @@ class _Bench:
         self.subject, self.site, self.norm = context.subject, site, norm
         self.scored, self.neutral = scored, neutral
         self._reference: Reference | None = None
+        self._base: dict[int, TokenLosses] = {}
 
     def steer(self, params: SteeringParams, direction: Direction, concept: int) -> dict[str, NDArray[Any]]:
         """All tries of a direction: [try, (sign, target, achieved, strength, reached, own, others, train own,
         train others)].
         """
         text, numbers = self.scored.of(concept)
-        base = token_losses(self.subject, text)
+        if concept not in self._base:
+            self._base = {
+                concept: token_losses(self.subject, text)
+            }  # methods of a concept follow one another
+        base = self._base[concept]
         groups = [
             np.isin(base.document, numbers[name])
             for name in ("test own", "test others", "train own", "train others")
@@ -195,10 +203,7 @@ class _Bench:
             calibration = Calibration(partial(self._divergence, vector), START)
             for target in params.targets:
                 made = calibration.at(target)
-                found = token_losses(
-                    self.subject, text, sites=[self.site], replace=_adding(made.strength * vector)
-                )
-                fall = base.nll - found.nll
+                fall = base.nll - self._losses(text, made.strength * vector, len(base))
                 rows.append(
                     [
                         sign,
@@ -210,6 +215,13 @@ class _Bench:
                     ]
                 )
         return {"tries": np.array(rows)}
+
+    def _losses(self, text: TokenizedCorpus, vector: torch.Tensor, targets: int) -> NDArray[np.float64]:
+        """Loss of every target with a vector added; NaN where the model breaks down."""
+        try:
+            return token_losses(self.subject, text, sites=[self.site], replace=_adding(vector)).nll
+        except SubjectError:
+            return np.full(targets, np.nan)
 
     def _divergence(self, vector: torch.Tensor, strength: float) -> float:
         """Mean KL(model || steered model) of the next token on the neutral text."""
@@ -299,9 +311,9 @@ def _notes(
     )
     out.note(
         "info",
-        f"of each concept at most {params.own_documents} documents of each half are scored beside "
+        f"of each concept at most {params.own_documents} test documents are scored beside "
         f"{params.other_documents} of others, {params.document_tokens} tokens each at most; the try that is "
-        "reported as chosen was chosen on the training half",
+        "reported as chosen was chosen on half as many of the training half",
         place="methods",
     )
     if made_here:

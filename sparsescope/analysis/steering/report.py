@@ -5,6 +5,8 @@ Shapes: M methods; C concepts.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sparsescope.core.numbers import Interval
+from sparsescope.core.numbers import Interval, slug_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,6 +49,8 @@ def add_tables(
         documents: Test documents.
     """
     frame = pd.DataFrame(tries)
+    # A strength that does not move the predictions by the target is no try at that divergence
+    frame.loc[frame["status"] != "reached", ["lift", "own", "others", "train_lift"]] = np.nan
     methods = list(dict.fromkeys(frame["method"]))
     concepts = list(dict.fromkeys(frame["concept"]))
     random = np.random.default_rng([params.seed, 61])
@@ -64,11 +68,11 @@ def add_tables(
                 {
                     "method": method,
                     "target": target,
-                    "lift": float(values.mean()),
+                    "lift": float(np.nanmean(values)) if np.isfinite(values).any() else math.nan,
                     "low": low,
                     "high": high,
                     "positive": float((values > 0).mean()),
-                    "contrast": float(contrast.mean()),
+                    "contrast": float(np.nanmean(contrast)) if np.isfinite(contrast).any() else math.nan,
                     "contrast_low": contrast_low,
                     "contrast_high": contrast_high,
                     "cost": float(-of_it["others"].mean()),
@@ -105,10 +109,11 @@ def add_tables(
 
 
 def _scalars(out: Result, params: SteeringParams, rows: Sequence[dict[str, Any]], concepts: int) -> None:
+    taken: set[str] = set()
     for row in rows:
         if row["target"] != CHOSEN:
             continue
-        slug = "".join(c if c.isalnum() else "_" for c in row["method"].lower()).strip("_")
+        slug = slug_of(row["method"], taken)
         for name, ends, text in (
             (
                 LIFT,
@@ -140,9 +145,10 @@ def _lifts(frame: pd.DataFrame, methods: list[str], concepts: list[str], params:
     for target in params.targets:
         by = added[added["target"] == target].set_index(["method", "concept"])["lift"]
         out[f"{target:g}"] = {m: np.array([by[m, c] for c in concepts]) for m in methods}
-    best = frame.loc[frame.groupby(["method", "concept"])["train_lift"].idxmax()]
+    known = frame.dropna(subset=["train_lift"])
+    best = known.loc[known.groupby(["method", "concept"])["train_lift"].idxmax()]
     by = best.set_index(["method", "concept"])["lift"]
-    out[CHOSEN] = {m: np.array([by[m, c] for c in concepts]) for m in methods}
+    out[CHOSEN] = {m: np.array([by.get((m, c), np.nan) for c in concepts]) for m in methods}
     return out
 
 
@@ -153,15 +159,21 @@ def _contrasts(
     out: ByConcept = {}
     signed = frame.assign(half=frame["sign"] * frame["lift"] / 2)
     for target in params.targets:
-        by = signed[signed["target"] == target].groupby(["method", "concept"])["half"].sum()
+        by = signed[signed["target"] == target].groupby(["method", "concept"])["half"].sum(min_count=2)
         out[f"{target:g}"] = {m: np.array([by[m, c] for c in concepts]) for m in methods}
-    out[CHOSEN] = {m: np.mean([out[f"{target:g}"][m] for target in params.targets], axis=0) for m in methods}
+    out[CHOSEN] = {
+        m: np.nanmean([out[f"{target:g}"][m] for target in params.targets], axis=0) for m in methods
+    }
     return out
 
 
 def _ends(values: NDArray[np.float64], draws: NDArray[np.int64], level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
-    low, high = np.nanquantile(np.nanmean(values[draws], axis=1), [tail, 1 - tail])
+    if np.isfinite(values).sum() < 2:
+        return math.nan, math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a draw of concepts without a number
+        low, high = np.nanquantile(np.nanmean(values[draws], axis=1), [tail, 1 - tail])
     return float(low), float(high)
 
 
@@ -178,7 +190,7 @@ def _comparisons(
                 "second": second,
                 "target": target,
                 "measure": measure,
-                "difference": float(values.mean()),
+                "difference": float(np.nanmean(values)) if np.isfinite(values).any() else math.nan,
                 "low": low,
                 "high": high,
                 "concepts": len(values),
