@@ -28,8 +28,8 @@ LIFT, CONTRAST = "lift", "contrast"
 OVER_CONCEPTS = "bootstrap over concepts, percentile"
 
 if TYPE_CHECKING:
-    #: By target and method, a number of each concept.
-    ByConcept = dict[str, dict[str, NDArray[np.float64]]]
+    ByMethod = dict[str, NDArray[np.float64]]  # a number of each concept
+    ByConcept = dict[str, ByMethod]  # by target
 
 
 def add_tables(
@@ -68,16 +68,16 @@ def add_tables(
                 {
                     "method": method,
                     "target": target,
-                    "lift": float(np.nanmean(values)) if np.isfinite(values).any() else math.nan,
+                    "lift": _mean(values),
                     "low": low,
                     "high": high,
-                    "positive": float((values > 0).mean()),
-                    "contrast": float(np.nanmean(contrast)) if np.isfinite(contrast).any() else math.nan,
+                    "positive": _mean((values > 0)[np.isfinite(values)]),
+                    "contrast": _mean(contrast),
                     "contrast_low": contrast_low,
                     "contrast_high": contrast_high,
                     "cost": float(-of_it["others"].mean()),
                     "reached": float((of_it["status"] == "reached").mean()),
-                    "concepts": len(concepts),
+                    "concepts": int(np.isfinite(values).sum()),
                     "tries": len(of_it) // len(concepts),
                 }
             )
@@ -105,10 +105,12 @@ def add_tables(
         ],
     )
     out.add("tries", frame)
-    _scalars(out, params, rows, len(concepts))
+    _scalars(out, params, rows, {LIFT: lifts[CHOSEN], CONTRAST: contrasts[CHOSEN]})
 
 
-def _scalars(out: Result, params: SteeringParams, rows: Sequence[dict[str, Any]], concepts: int) -> None:
+def _scalars(
+    out: Result, params: SteeringParams, rows: Sequence[dict[str, Any]], by_measure: dict[str, ByMethod]
+) -> None:
     taken: set[str] = set()
     for row in rows:
         if row["target"] != CHOSEN:
@@ -126,6 +128,7 @@ def _scalars(out: Result, params: SteeringParams, rows: Sequence[dict[str, Any]]
                 "half of adding minus subtracting, mean over divergences",
             ),
         ):
+            concepts = int(np.isfinite(by_measure[name][row["method"]]).sum())
             out.add_scalar(
                 f"{name}_{slug}",
                 row[name],
@@ -161,10 +164,15 @@ def _contrasts(
     for target in params.targets:
         by = signed[signed["target"] == target].groupby(["method", "concept"])["half"].sum(min_count=2)
         out[f"{target:g}"] = {m: np.array([by[m, c] for c in concepts]) for m in methods}
-    out[CHOSEN] = {
-        m: np.nanmean([out[f"{target:g}"][m] for target in params.targets], axis=0) for m in methods
-    }
+    # Without one of the divergences a mean would be of others than that of the next method
+    out[CHOSEN] = {m: np.mean([out[f"{target:g}"][m] for target in params.targets], axis=0) for m in methods}
     return out
+
+
+def _mean(values: NDArray[Any]) -> float:
+    """Mean of what is known."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _ends(values: NDArray[np.float64], draws: NDArray[np.int64], level: float) -> tuple[float, float]:
@@ -190,10 +198,10 @@ def _comparisons(
                 "second": second,
                 "target": target,
                 "measure": measure,
-                "difference": float(np.nanmean(values)) if np.isfinite(values).any() else math.nan,
+                "difference": _mean(values),
                 "low": low,
                 "high": high,
-                "concepts": len(values),
+                "concepts": int(np.isfinite(values).sum()),
             }
 
 
@@ -211,9 +219,9 @@ def _detection(
         low, high = _ends(values, draws, level)
         yield {
             "method": method,
-            "auroc": float(np.nanmean(values)),
+            "auroc": _mean(values),
             "low": low,
             "high": high,
-            "concepts": len(concepts),
+            "concepts": int(np.isfinite(values).sum()),
             "documents": documents,
         }

@@ -8,13 +8,18 @@ import torch
 
 import sparsescope as ss
 from sparsescope.activations.losses import Reference, token_losses
+from sparsescope.analysis.steering import SteeringParams
 from sparsescope.analysis.steering.calibrate import Calibration
 from sparsescope.analysis.steering.compute import _adding, _divide
+from sparsescope.analysis.steering.directions import Direction
+from sparsescope.analysis.steering.report import add_tables
 from sparsescope.core.registry import analyses
+from sparsescope.core.result import Result
 from sparsescope.dictionaries.topk import TopKSAE
 from sparsescope.errors import SpecError
 from sparsescope.testing import check_figure, check_statements
 
+LEFT = {("weak", 0.2, "c1")}
 NAME, SITE = "steering", "blocks.2.mlp.hook_post"
 SMALL = {
     "targets": (0.05, 0.2),
@@ -115,6 +120,40 @@ def test_a_divergence_that_cannot_be_reached_is_said():
     assert made.status == "not reached" and made.achieved == pytest.approx(0.2)
     jump = Calibration(lambda strength: 0.0 if strength < 1 else float("inf"), 0.3).at(0.1)
     assert jump.status == "not reached"
+
+
+def test_what_was_not_reached_is_left_out_and_counted():
+    """Strengths of one direction never reach the larger divergence: it has no mean over both."""
+    vector = np.eye(4)[0]
+    chosen = [(f"c{n}", Direction(m, m, vector, 0.8, 0.9)) for n in range(3) for m in ("weak", "strong")]
+    tries = [
+        {
+            "concept": concept,
+            "method": direction.method,
+            "direction": direction.name,
+            "sign": sign,
+            "target": target,
+            "achieved": target,
+            "strength": 1.0,
+            "status": "not reached" if (direction.method, target, concept) in LEFT else "reached",
+            "lift": sign * target,
+            "own": 0.0,
+            "others": -sign * target,
+            "train_lift": sign * target,
+        }
+        for concept, direction in chosen
+        for target in (0.05, 0.2)
+        for sign in (1.0, -1.0)
+    ]
+    out = Result(NAME)
+    add_tables(out, SteeringParams(targets=(0.05, 0.2), resamples=100), tries, chosen, 6)
+    weak = out.tables["methods"].query("method == 'weak'").set_index("target")
+    assert weak["concepts"].tolist() == [3, 2, 3] and weak["reached"].tolist()[:2] == [1.0, 2 / 3]
+    assert weak["positive"].tolist() == [1.0, 1.0, 1.0]  # of those that there are
+    assert out.scalars["contrast_weak"].value == pytest.approx(0.125)
+    assert out.scalars["contrast_weak"].interval.n == 2 and out.scalars["contrast_strong"].interval.n == 3
+    pairs = out.tables["comparisons"].query("measure == 'contrast'").set_index("target")
+    assert pairs["concepts"].tolist() == [3, 2, 2] and (pairs["difference"] == 0).all()
 
 
 def test_a_text_of_one_kind_is_said(glass):
