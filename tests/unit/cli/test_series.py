@@ -21,7 +21,7 @@ def test_run_and_report_open_the_same_run(command, tiny_series, tmp_path, empty_
     assert names == {"convergent_learning", "grokking", "pathways", "weight_sparsity_over_training"}
     text = out.read_text()
     assert "From memorizing to generalizing" in text and "Frequencies, checkpoint by checkpoint" in text
-    assert "Units that" not in text, "an analysis of models is in a report about a series"
+    assert "Units that a text never uses" not in text, "an analysis of models is in a report about a series"
 
 
 def fitting(name, **text):

@@ -151,11 +151,8 @@ def on_a_small_budget(name, folder):
             "levels = [50, 20]", "levels = [4, 2], permutations = 20, queries = 0, map = false"
         )
         if name == "steering":
-            small = "targets = [0.1], own_documents = 1, other_documents = 2, neutral_documents = 1"
-            study = study.replace(
-                'name = "steering"\n\n[[finding]]',
-                f'name = "steering"\nparams = {{ {small}, document_tokens = 24 }}\n\n[[finding]]',
-            )
+            small = "targets = [0.01], own_documents = 1, other_documents = 2, neutral_documents = 1"
+            study = study.replace("concepts = 20", f"concepts = 2, {small}, document_tokens = 24")
         for recipe in (ROOT / "analyses" / name).glob("*.toml"):
             if recipe.name != "study.toml":
                 text = recipe.read_text().replace("smollm2-135m", MODELS["smollm2-135m"])
