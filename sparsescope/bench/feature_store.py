@@ -62,6 +62,7 @@ ANALYSIS = Analysis(
         ),
     },
     headline=("open_longest", "make_ratio"),
+    statements="sparsescope.bench.feature_store_statements",
     measures_time=True,
 )
 
