@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from sparsescope.core.result import Result
@@ -14,9 +16,8 @@ _MOST = 24
 _HUES = (theme.BLUE, theme.GREEN, theme.OCHRE, theme.VERMILION, theme.SLATE)
 
 
-def _where(row: object, layers: bool) -> str:
-    name = str(getattr(row, "pair"))  # noqa: B009
-    return display(f"{name}, layer {getattr(row, 'layer')}" if layers else name, limit=60)  # noqa: B009
+def _where(row: Any, layers: bool) -> str:
+    return display(f"{row.pair}, layer {row.layer}" if layers else str(row.pair), limit=60)
 
 
 def classes(result: Result) -> fig.Figure:
